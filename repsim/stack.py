@@ -1,0 +1,117 @@
+"""The model itself follows a plan: `planned` swaps the layer stack, so that generation and training run a plan.
+
+Each application of a layer becomes one entry of the model's module list, with its own KV-cache slot; the model's
+configuration is told how many entries there are and which kind each is, so that its own code builds the masks and the
+cache. Tracing does not use this module; both call layers through `repsim.layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from repsim.families import resolve
+from repsim.layers import Call, Mean, Stack, find_stack, replaced_layers, run_application, state_of, with_state
+from repsim.models import Model
+from repsim.plans import Application, Plan
+from repsim.schema import RepsimError
+
+# Lists in a configuration with one entry a layer that a model's forward or its cache reads.
+PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "kv_sharing_modes")
+
+
+class AppliedLayer(nn.Module):
+    """One application of a layer inside a planned stack.
+
+    Members of a parallel step stand one after the other: all but the last pass the step's input on unchanged, the last
+    returns the mean of all their outputs. Any attribute a model asks of its layer is the layer's own.
+    """
+
+    def __init__(self, stack: Stack, application: Application, slot: int, mean: Mean, first: bool) -> None:
+        super().__init__()
+        self.layer = stack.layers[application.layer]
+        self._stack, self._application, self._slot = stack, application, slot
+        self._mean, self._first = mean, first
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = Call(args, kwargs)
+        if self._first:
+            self._mean.clear()
+        with _cache_slot(self.layer, self._slot):
+            output = run_application(self._stack, self._application, call)
+        mean = self._mean.add(state_of(output))
+        return with_state(output, call.state if mean is None else mean)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+@contextmanager
+def _cache_slot(layer: nn.Module, slot: int) -> Iterator[None]:
+    """A layer's modules ask the KV cache for `layer_idx`; this points them at another slot for one call."""
+    modules: list[Any] = [module for module in layer.modules() if "layer_idx" in vars(module)]
+    indexed = [(module, module.layer_idx) for module in modules]
+    for module, _ in indexed:
+        module.layer_idx = slot
+    try:
+        yield
+    finally:
+        for module, index in indexed:
+            module.layer_idx = index
+
+
+@contextmanager
+def _configured(config: Any, applications: list[Application], layers: int) -> Iterator[None]:
+    """The configuration of a model with one layer for each application."""
+    changes: dict[str, Any] = {"num_hidden_layers": len(applications)}
+    for name in PER_LAYER_LISTS:
+        values = getattr(config, name, None)
+        if isinstance(values, (list, tuple)) and len(values) == layers:
+            changes[name] = [values[application.layer] for application in applications]
+    before = {name: getattr(config, name) for name in changes}
+    for name, value in changes.items():
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+@contextmanager
+def planned(model: Model | nn.Module, plan: str | Plan) -> Iterator[nn.Module]:
+    """The model under a plan: inside the block its forward and `generate` run the plan's steps.
+
+    Every application of a layer has a KV-cache slot of its own, so generation with the cache equals generation without
+    it. On leaving, also by an exception, stack and configuration are what they were; weights are never copied.
+
+    Args:
+        model: what `repsim.models.load` gave, or any Hugging Face model.
+        plan: a plan, its text or a family, e.g. `skip:start=10`.
+    Yields:
+        The Hugging Face model.
+    Raises:
+        RepsimError: the plan does not fit the model or stands for several plans.
+    """
+    module = model.module if isinstance(model, Model) else model
+    stack = model.stack if isinstance(model, Model) else find_stack(module)
+    found = resolve(plan, len(stack))
+    if len(found) != 1:
+        raise RepsimError(f"{plan}: stands for {len(found)} plans; a model follows one at a time")
+    applied: list[AppliedLayer] = []
+    applications: list[Application] = []
+    for step in found[0].plan.steps:
+        mean = Mean(len(step))
+        for application in step:
+            first = application == step[0]
+            applied.append(AppliedLayer(stack, application, len(applied), mean, first))
+            applications.append(application)
+    config: Any = module.config
+    with replaced_layers(stack, applied), _configured(config.get_text_config(decoder=True), applications, len(stack)):
+        yield module

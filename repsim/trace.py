@@ -1,0 +1,138 @@
+"""A model, a trie and a batch give node states, by nnsight. The only module that imports nnsight.
+
+One trace a batch. As the model's forward reaches each layer, the trace reads what the layer was called with (its
+mask, its positions, in whatever form the architecture uses) and lets the layer's input pass it by unchanged; at the
+last layer it holds one call for every layer and runs the whole trie, depth first, on the state that entered the stack.
+So each layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and full attention), and no more
+states are alive than the path under way has branches. Nothing here touches a disk.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import nnsight
+import torch
+from torch import Tensor
+
+from repsim.corpus import Batch
+from repsim.layers import Call, Mean, Stack, logits_of, run_application, state_of
+from repsim.models import Model
+from repsim.plans import PlanTrie, Step
+
+LOGIT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What one batch's trace found at one node; padding is gone.
+
+    node: index in the trie; 0 is the state that enters the stack.
+    hidden: `[token, unit]`, the batch's samples one after the other, on the model's device.
+    logprob: `[token]`, log-probability in nats of each token's successor, float32; NaN at a sample's last token. None
+        unless asked for and the node ends a plan.
+    """
+
+    node: int
+    hidden: Tensor
+    logprob: Tensor | None
+
+
+class Tracer:
+    """Runs tries of plans on one model; makes the nnsight envoys once."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        with warnings.catch_warnings():
+            # BERT's submodules named `output` are reached through their layer; that nnsight renames them is no news.
+            warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
+            self._envoy = nnsight.NNsight(model.module)
+        layers = self._envoy
+        for part in model.stack.path.split("."):
+            layers = getattr(layers, part)
+        # The envoys stand in for the layers: calling one inside a trace runs the layer with the trace stood down.
+        self._stack: Stack = replace(model.stack, layers=[layers[i] for i in range(model.layers)])
+        accepted = inspect.signature(type(model.module).forward).parameters
+        self._no_cache = {"use_cache": False} if "use_cache" in accepted else {}
+
+    @torch.inference_mode()
+    def run(
+        self, trie: PlanTrie, batch: Batch, consume: Callable[[NodeState], None], *, logprobs: bool = False
+    ) -> None:
+        """Hands every node's state of one batch to `consume`, parents before children.
+
+        Args:
+            trie: the plans' nodes.
+            batch: token ids and mask, padded on the right.
+            consume: takes each node's state; a state it does not keep is freed at once.
+            logprobs: whether to score the next token at the nodes that end a plan.
+        """
+        token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
+        mask = torch.from_numpy(batch.mask).to(self._model.device)
+        scored = frozenset(trie.ends) if logprobs else frozenset()
+        targets = next_tokens(token_ids, mask) if logprobs else None
+        tokens = mask.flatten().nonzero()[:, 0]
+        with self._envoy.trace(input_ids=token_ids, attention_mask=mask.long(), **self._no_cache) as tracer:
+            calls: list[Call] = []
+            for layer in self._stack.layers:
+                args, kwargs = layer.inputs
+                calls.append(Call(args, kwargs))
+                if len(calls) == 1:
+                    as_tuple = isinstance(layer(*args, **kwargs), tuple)
+                if len(calls) < len(self._stack):
+                    layer.skip((calls[-1].state,) if as_tuple else calls[-1].state)
+            for node, state in self._depth_first(trie, calls):
+                hidden = _without_padding(state, tokens)
+                logprob = self._logprob(hidden, targets, as_tuple) if node in scored else None
+                consume(NodeState(node, hidden, logprob))
+            tracer.stop()
+
+    def _depth_first(self, trie: PlanTrie, calls: list[Call]) -> Iterator[tuple[int, Tensor]]:
+        """Node and state `[sample, position, unit]`; a state lives until its last child has begun."""
+        root = calls[0].state
+        yield 0, root
+        waiting = [(child, root) for child in reversed(trie.children[0])]
+        del root
+        while waiting:
+            node, parent = waiting.pop()
+            state = self._step(trie.steps[node], calls, parent)
+            del parent
+            yield node, state
+            waiting.extend((child, state) for child in reversed(trie.children[node]))
+            del state
+
+    def _step(self, step: Step | None, calls: list[Call], state: Tensor) -> Tensor:
+        assert step is not None, "only the root has no step"
+        mean = Mean(len(step))
+        for application in step:
+            output = run_application(self._stack, application, calls[application.layer].on(state))
+            result = mean.add(state_of(output))
+        assert result is not None, "the last member completes the mean"
+        return result
+
+    def _logprob(self, hidden: Tensor, targets: Tensor | None, as_tuple: bool) -> Tensor:
+        assert targets is not None
+        pieces = []
+        for first in range(0, len(hidden), LOGIT_TOKENS):
+            piece = slice(first, first + LOGIT_TOKENS)
+            logits = logits_of(self._envoy, self._model.stack, hidden[piece], as_tuple=as_tuple).float()
+            picked = logits.gather(-1, targets[piece, None].clamp(min=0).to(logits.device))[:, 0]
+            pieces.append(picked - logits.logsumexp(-1))
+        return torch.cat(pieces).masked_fill(targets.to(logits.device) < 0, torch.nan)
+
+
+def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:
+    """`[sample, position, unit]` → `[token, unit]`; a view where nothing is padding."""
+    flat = state.flatten(0, 1)
+    tokens = tokens.to(flat.device)
+    return flat if len(tokens) == len(flat) else flat.index_select(0, tokens)
+
+
+def next_tokens(token_ids: Tensor, mask: Tensor) -> Tensor:
+    """The id that follows each real token in its sample, `[token]`; -1 at a sample's last token."""
+    following = torch.full_like(token_ids, -1)
+    following[:, :-1] = torch.where(mask[:, 1:], token_ids[:, 1:], -1)
+    return following[mask]
