@@ -139,9 +139,7 @@ class Capture:
         for row, named in enumerate(self.plans):
             if named.plan == found[0].plan:
                 return row
-        names = [named.name for named in self.plans]
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        raise RepsimError(f"plan {str(plan)!r} is not in {self.path}; it holds: {', '.join(names[:8])}{more}")
+        raise RepsimError(f"plan {str(plan)!r} is not in {self.path}; it holds: {_names(self.plans)}")
 
     def _nodes(self, plan: str | Plan) -> NDArray[np.int64]:
         path: NDArray[np.int64] = self.dataset["path"].values[self._row(plan)]
@@ -170,6 +168,12 @@ class Capture:
         return f"<b>repsim.Capture</b> {table.to_html(header=False)}{self.dataset._repr_html_()}"
 
 
+def _names(plans: Sequence[NamedPlan]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(plans) - 8} more" if len(plans) > 8 else ""
+    return ", ".join(named.name for named in plans[:8]) + more
+
+
 def _as_slice(nodes: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """Neighbouring nodes as a slice, which reads faster."""
     first, last = int(nodes[0]), int(nodes[-1])
@@ -187,10 +191,10 @@ def open(path: str | Path) -> Capture:
 
 
 def capture(
-    model: str | Model = DEFAULT_MODEL,
+    model: str | Path | Model = DEFAULT_MODEL,
     *,
     plan: str | Plan | Sequence[str | Plan] = "baseline",
-    corpus: str = BUILTIN,
+    corpus: str | Path = BUILTIN,
     field: str = "text",
     limit: int | None = None,
     max_tokens: int | None = None,
@@ -203,7 +207,8 @@ def capture(
 ) -> Capture:
     """Captures the hidden states of a model over a corpus under layer plans.
 
-    Every prefix that plans share is computed and stored once. A finished store of the same capture is opened as it is.
+    Every prefix that plans share is computed and stored once. Where `out` is a finished store of the same capture that
+    has the plans asked for, it is opened as it is.
 
     Args:
         model: a name for `repsim.models.load`, or what that gave.
@@ -225,19 +230,14 @@ def capture(
         raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
-    texts = read_corpus(corpus, field=field, limit=limit)
+    model = str(model) if isinstance(model, Path) else model
+    texts = read_corpus(str(corpus), field=field, limit=limit)
     path = Path(out) if out is not None else _default_path(model, texts, plan)
     _check_target(path)
     loaded = _loaded(model, load_options)
     layout = _layout(loaded, texts, plan, max_tokens, dtype, logprobs)
     if path.exists():
         return _finished(path, layout)
-    log.info(
-        "%s plans, %s nodes, %s samples, %s tokens: %.1f MB in %s",
-        *(f"{n:,}" for n in (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)),
-        layout.bytes / 1e6,
-        path,
-    )
     _write(path, loaded, layout, batch_tokens, progress)
     return open(path)
 
@@ -266,6 +266,8 @@ def _loaded(model: str | Model, options: dict[str, Any]) -> Model:
     from repsim.models import load
 
     if not isinstance(model, str):
+        if options:
+            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
         return model
     options = dict(options)
     if "model_dtype" in options:
@@ -277,7 +279,9 @@ def _layout(model: Model, texts: Corpus, plan: Any, max_tokens: int | None, dtyp
     if logprobs and not model.predicts_next_token:
         raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
     plans = resolve(plan, model.layers)
-    longest = min(max_tokens or model.context_length, model.context_length)
+    if not plans:
+        raise RepsimError("no plan: name at least one, e.g. baseline")
+    longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
     samples, cut = tokenize(texts, model.tokenizer, longest)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
@@ -299,17 +303,28 @@ def _layout(model: Model, texts: Corpus, plan: Any, max_tokens: int | None, dtyp
 def _finished(path: Path, layout: store.Layout) -> Capture:
     """The store at `path`, if it is what was asked for; otherwise what is different."""
     found = open(path)
-    differences = (
-        Identity(**found.identity).difference(layout.identity),
-        None if found.dataset["hidden"].dtype == layout.dtype else f"its dtype is {found.dataset['hidden'].dtype}",
-        None if [named.plan for named in found.plans] == [named.plan for named in layout.plans] else "its plans differ",
-        None if ("logprob" in found.dataset) == layout.logprobs else "only one of the two has log-probabilities",
-        None if found.complete == layout.tokens else f"stopped at {found.complete:,} of {layout.tokens:,} tokens",
-    )
-    for difference in filter(None, differences):
+    if difference := _difference(found, layout):
         raise RepsimError(f"{path}: holds another capture: {difference}; choose another --out or remove it")
+    if found.complete < layout.tokens:
+        progress = f"{found.complete:,} of {layout.tokens:,} tokens"
+        raise RepsimError(f"{path}: a capture that stopped at {progress}; remove it and capture again")
     log.info("%s: complete already", path)
     return found
+
+
+def _difference(found: Capture, layout: store.Layout) -> str | None:
+    """In what a store is not what was asked for."""
+    stored = found.dataset["hidden"].dtype
+    if difference := layout.identity.difference(Identity(**found.identity)):
+        return difference
+    if stored != layout.dtype:
+        return f"its states are {stored}"
+    held = {named.plan for named in found.plans}
+    if missing := [named for named in layout.plans if named.plan not in held]:
+        return f"it has {_names(found.plans)}, not {_names(missing)}"
+    if ("logprob" in found.dataset) != layout.logprobs:
+        return f"it has {'no ' if layout.logprobs else ''}log-probabilities"
+    return None
 
 
 def _write(
@@ -323,6 +338,12 @@ def _write(
 
     tracer = Tracer(model)
     writer = store.create(path, layout)
+    log.info(
+        "plans %s, nodes %s, samples %s, tokens %s: %.2f GB of states to %s",
+        *(f"{n:,}" for n in (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)),
+        layout.bytes / 1e9,
+        path,
+    )
     done = 0
     try:
         for batch in batches(layout.samples, batch_tokens, model.tokenizer.pad_token_id or 0):
@@ -332,7 +353,8 @@ def _write(
             if progress is not None:
                 progress(Progress(done, layout.tokens))
     except RepsimError:
-        writer.remove()
+        if not done:  # what is finished is worth keeping: readers see it
+            writer.remove()
         raise
 
 
@@ -364,4 +386,5 @@ def _misfit(state: NodeState, stored: Tensor, layout: store.Layout, batch: Batch
     largest = state.hidden[token].abs().max().item()
     if np.isfinite(largest):
         return f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32"
-    return f"{place}: not finite in {state.hidden.dtype}; another --model-dtype or another plan"
+    computed = str(state.hidden.dtype).removeprefix("torch.")
+    return f"{place}: not finite in {computed}; use another --model-dtype or another plan"

@@ -7,9 +7,11 @@ little is padding, and a batch that does not fit into memory fails at once and n
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -108,25 +110,29 @@ def _read_file(path: Path, field: str) -> Iterator[str]:
         )
     if not path.is_file():
         raise RepsimError(f"corpus {str(path)!r}: no such file")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise RepsimError(f"corpus {str(path)!r}: cannot be read: {problem.strerror or problem}") from None
     if b"\0" in data[: 1 << 16]:
         raise RepsimError(f"corpus {str(path)!r}: a binary file; expected text in UTF-8")
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as problem:
-        line = data[: problem.start].count(b"\n") + 1
+        line = problem.object[: problem.start].count(b"\n") + 1
         raise RepsimError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
-    return iter(lines) if path.suffix == ".txt" else _fields(lines, path, field)
+    lines = io.StringIO(text, newline=None)  # str.splitlines would also end a line at U+2028, which JSON may hold
+    return lines if path.suffix == ".txt" else _fields(lines, path, field)
 
 
-def _fields(lines: Sequence[str], path: Path, field: str) -> Iterator[str]:
+def _fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             yield ""
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # endless digits or brackets, too
             raise RepsimError(f"corpus {str(path)!r}: line {number} is not JSON") from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -144,7 +150,16 @@ def _read_hub(source: str) -> tuple[str, Iterator[str]]:
     rows = _load_rows(path, split, source)
     if field not in rows.column_names:
         raise RepsimError(f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}")
-    return f"{path.replace('/', '-')}-{split}", (str(text) for text in rows[field])
+    return f"{path.replace('/', '-')}-{split}", _column(rows, field, source)
+
+
+def _column(rows: Any, field: str, source: str) -> Iterator[str]:
+    """A data set's texts; a missing value counts as an empty one."""
+    for number, value in enumerate(rows[field], 1):
+        if not isinstance(value, str | None):
+            found = type(value).__name__
+            raise RepsimError(f"corpus {source!r}: row {number} has no text in field {field!r}, but: {found}")
+        yield value or ""
 
 
 def _load_rows(path: str, split: str, source: str) -> Any:
@@ -154,12 +169,14 @@ def _load_rows(path: str, split: str, source: str) -> Any:
     name, _, config = path.rpartition("/")
     candidates: list[tuple[str, str | None]] = [(path, None)] if path.count("/") < 2 else []
     candidates += [(name, config)] if name else []
-    problem: Exception | None = None
+    problems: list[Exception] = []
     for repository, configuration in candidates:
         try:
             return datasets.load_dataset(repository, configuration, split=split)
-        except (OSError, ValueError) as error:
-            problem = problem or error
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            problems.append(error)
+    # Where one reading of the name exists, what is wrong with it says more than that the other does not exist.
+    problem = min(problems, key=lambda error: isinstance(error, OSError))
     reason = " ".join(str(problem).split())[:200]
     raise RepsimError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
 
@@ -168,11 +185,14 @@ def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> C
     """Texts with keys; empty ones and second copies are left out and counted."""
     found: dict[str, Text] = {}
     empty = copies = 0
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if limit is not None and len(found) == limit:
             break
         text = line.strip()
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        except UnicodeEncodeError:  # JSON can escape half a surrogate pair
+            raise RepsimError(f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it") from None
         empty += not text
         copies += bool(text) and key in found
         if text:
@@ -193,7 +213,7 @@ def tokenize(
         tokenizer: a Hugging Face tokenizer; its special tokens are added as it does by default.
         max_tokens: longer samples keep their first so many tokens and are counted.
     Raises:
-        RepsimError: `max_tokens` is below 1, or no text gives a token.
+        RepsimError: `max_tokens` leaves no room, or no text gives a token.
     """
     if max_tokens < 1:
         raise RepsimError(f"max_tokens={max_tokens}: at least 1")
@@ -203,6 +223,8 @@ def tokenize(
     none = sum(not ids for ids in encoded)
     if cut:  # again, so that special tokens stay at the end
         encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        if any(len(ids) > max_tokens for ids in encoded):
+            raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
     samples = [
         Sample(text.key, np.asarray(ids, np.int32)) for text, ids in zip(corpus.texts, encoded, strict=True) if ids
     ]

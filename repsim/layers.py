@@ -8,6 +8,7 @@ are both built from these, so they cannot disagree. This module knows nothing of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,14 +16,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from repsim.plans import Application
 from repsim.schema import RepsimError
 
-# Paths, inside a layer, of the module whose output is what that half adds to the residual stream. The first that
-# exists is taken; BERT's halves end in a dense layer that sits beside the norm.
-ATTENTION_PATHS = ("attention.output.dense", "self_attn", "attn", "self_attention", "attention", "temporal_block")
-MLP_PATHS = ("output.dense", "mlp", "ffn", "feed_forward", "fc2", "block_sparse_moe", "moe", "mlp_block")
+# Paths, inside a layer, of the modules whose output is what that half adds to the residual stream; attention stands for
+# whatever mixes positions. Of nested paths the inner one is taken: BERT's halves end in a dense layer beside the norm,
+# and some modules (Bloom's, MPT's) add the residual themselves after their last dense layer.
+ATTENTION_PATHS = (
+    "attention.output.dense",
+    "self_attention.dense",
+    "self_attn",
+    "linear_attn",
+    "attn",
+    "self_attention",
+    "attention",
+    "temporal_block",
+    "mamba",
+    "conv",
+)
+MLP_PATHS = (
+    "output.dense",
+    "mlp.dense_4h_to_h",
+    "ffn.down_proj",
+    "mlp",
+    "ffn",
+    "feed_forward",
+    "fc2",
+    "block_sparse_moe",
+    "shared_mlp",
+    "moe",
+    "mlp_block",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +58,8 @@ class Stack:
     path: dotted path of the module list, e.g. `model.layers`.
     owner: the module that holds the list and loops over it.
     layers: the module list, one entry a layer; inside a trace, an envoy for each entry.
-    attention, mlp: path inside a layer of the half's output module; None where none was found.
+    attention, mlp: path inside the first layer of the half's output module; None where none was found. Layers of other
+        kinds are looked up as they run.
     norm: the norm between the last layer and the head; None for post-norm encoders.
     head: the module that gives logits; None for a model without one.
     """
@@ -67,10 +94,10 @@ class Call:
         return state
 
     def on(self, state: Tensor) -> Call:
-        """The same call on another state."""
-        if self.args:
-            return Call((state, *self.args[1:]), self.kwargs)
-        return Call((), {**self.kwargs, "hidden_states": state})
+        """The same call on another state, without the model's own KV cache: the state may not be one of the model's."""
+        args = tuple(None if isinstance(value, Cache) else value for value in self.args)
+        kwargs = {name: None if isinstance(value, Cache) else value for name, value in self.kwargs.items()}
+        return Call((state, *args[1:]), kwargs) if args else Call((), {**kwargs, "hidden_states": state})
 
 
 def find_stack(module: nn.Module, path: str | None = None) -> Stack:
@@ -83,7 +110,9 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         RepsimError: no list or several fit, or `path` names none. The message lists the module lists seen.
     """
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
-    seen = ", ".join(f"{name} ({len(child)})" for name, child in lists.items()) or "none"
+    # Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them.
+    names = {f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()}
+    seen = ", ".join(names) or "none"
     if path is None:
         fits = _likely_stacks(module, lists)
         if len(fits) != 1:
@@ -100,8 +129,8 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         path=path,
         owner=owner,
         layers=layers,
-        attention=_first_path(layers[0], ATTENTION_PATHS),
-        mlp=_first_path(layers[0], MLP_PATHS),
+        attention=next(iter(half_paths(layers[0], ATTENTION_PATHS)), None),
+        mlp=next(iter(half_paths(layers[0], MLP_PATHS)), None),
         norm=_final_norm(owner),
         head=getattr(module, "get_output_embeddings", lambda: None)(),
     )
@@ -115,14 +144,26 @@ def _likely_stacks(module: nn.Module, lists: dict[str, nn.ModuleList]) -> list[s
     return [name for name in outermost if depth is None or len(lists[name]) == depth]
 
 
-def _first_path(layer: nn.Module, paths: Sequence[str]) -> str | None:
-    modules = dict(layer.named_modules())
-    return next((path for path in paths if path in modules), None)
+def half_paths(layer: nn.Module, paths: Sequence[str]) -> list[str]:
+    """Those of the paths that a layer has, without the ones that contain another of them."""
+    found = [path for path in paths if _has(layer, path)]
+    return [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:
+    """The last of the norms beside the layers; those of embeddings are called so (`layernorm_embedding`)."""
     norms = [
-        child for name, child in owner.named_children() if "norm" in type(child).__name__.lower() and "emb" not in name
+        child
+        for name, child in owner.named_children()
+        if "norm" in type(child).__name__.lower() and not name.endswith(("emb", "embedding", "embeddings"))
     ]
     return norms[-1] if norms else None
 
@@ -133,28 +174,27 @@ def run_application(stack: Stack, application: Application, call: Call) -> Any:
     Half of a layer is the layer with the other half's contribution set to zero: the residual and the norms stay.
     """
     layer = stack.layers[application.layer]
-    with _without_other_half(stack, layer, application) if application.half else nullcontext():
+    with _without_other_half(layer, application) if application.half else nullcontext():
         return layer(*call.args, **call.kwargs)
 
 
-def _without_other_half(stack: Stack, layer: nn.Module, application: Application) -> Any:
-    dropped, path = ("mlp", stack.mlp) if application.half == "attn" else ("attention", stack.attention)
-    if path is None:
-        parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(f"{application.text}: no {dropped} module is known in {type(layer).__name__}; seen: {parts}")
-    return _silenced(layer.get_submodule(path))
-
-
 @contextmanager
-def _silenced(module: nn.Module) -> Iterator[None]:
-    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return with_state(output, torch.zeros_like(state_of(output)))
-
-    handle = module.register_forward_hook(zero)
+def _without_other_half(layer: Any, application: Application) -> Iterator[None]:
+    dropped, paths = ("mlp", MLP_PATHS) if application.half == "attn" else ("attention", ATTENTION_PATHS)
+    modules = [layer.get_submodule(path) for path in half_paths(layer, paths)]
+    if not modules:
+        parts = ", ".join(name for name, _ in layer.named_children())
+        raise RepsimError(f"{application.text}: no {dropped} module is known in {layer._get_name()}; seen: {parts}")
+    handles = [module.register_forward_hook(_zero) for module in modules]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+    return with_state(output, torch.zeros_like(state_of(output)))
 
 
 def state_of(output: Any) -> Tensor:
@@ -200,13 +240,14 @@ class Mean:
 
 @contextmanager
 def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model with other modules in place of its layers; the old ones are back whatever happens."""
+    """The model with other modules in place of its layers; what was there is back whatever happens."""
     name = stack.path.rpartition(".")[2]
+    before = getattr(stack.owner, name)
     setattr(stack.owner, name, nn.ModuleList(modules))
     try:
         yield
     finally:
-        setattr(stack.owner, name, stack.layers)
+        setattr(stack.owner, name, before)
 
 
 class _Given(nn.Module):

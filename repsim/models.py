@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -113,9 +114,12 @@ class Model:
 
     @cached_property
     def tokenizer_digest(self) -> str:
+        """sha256 over all that decides how a text becomes token ids; how long it may be is left out."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        return hashlib.sha256(text.encode()).hexdigest()
+        form = json.loads(backend.to_str()) if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        if isinstance(form, dict):  # these two are what the last call asked for
+            form |= {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
 
 
 def load(
@@ -156,7 +160,7 @@ def load(
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
         module = _auto_class(config).from_pretrained(str(source), config=config, **options)
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
-    module.eval().requires_grad_(False)
+    module.eval()
     if device_map is None:
         module.to(target)
     public = name if name in EMBEDDED or not Path(name).exists() else Path(name).resolve().name

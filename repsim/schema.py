@@ -21,6 +21,13 @@ SAMPLE = "sample"
 
 STORE_DTYPES = ("float16", "float32")
 
+# What to call a field in which two captures differ, where its own name does not say it.
+DIFFERS = {
+    "weights": "other weights",
+    "tokenizer": "another tokenizer",
+    "corpus_digest": "other texts, --limit or --max-tokens",
+}
+
 
 class RepsimError(ValueError):
     """A request that cannot be met, in one line: what was asked, what was found, what to do."""
@@ -55,12 +62,19 @@ class Identity:
         return asdict(self)
 
     def difference(self, other: Identity) -> str | None:
-        """The first field in which the numbers of two captures could differ, with both values, or None.
+        """The first field that lets the numbers of two captures differ, with both values, digests cut short; or None.
 
         Versions and the kind of device move numbers by floating-point noise only and do not count.
         """
         ours, theirs = self.to_dict(), other.to_dict()
-        for name in ours.keys() - {"versions", "device"}:
-            if ours[name] != theirs[name]:
-                return f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
+        for name in ours:
+            if name not in {"versions", "device"} and ours[name] != theirs[name]:
+                there, here = (_short(values[name]) for values in (theirs, ours))
+                return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"
         return None
+
+
+def _short(value: object) -> str:
+    """A digest by its first digits, anything else whole."""
+    text = str(value)
+    return text[:8] if len(text) == 64 else text

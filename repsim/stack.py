@@ -20,7 +20,17 @@ from repsim.plans import Application, Plan
 from repsim.schema import RepsimError
 
 # Lists in a configuration with one entry a layer that a model's forward or its cache reads.
-PER_LAYER_LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "kv_sharing_modes")
+PER_LAYER_LISTS = (
+    "layer_types",
+    "layers_block_type",
+    "attention_layers",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "layer_rope_theta",
+    "indexer_types",
+    "kv_sharing_modes",
+)
+SLOT_NAMES = ("layer_idx", "layer_id")  # what a layer's modules call their slot in the KV cache
 
 
 class AppliedLayer(nn.Module):
@@ -54,34 +64,43 @@ class AppliedLayer(nn.Module):
 
 @contextmanager
 def _cache_slot(layer: nn.Module, slot: int) -> Iterator[None]:
-    """A layer's modules ask the KV cache for `layer_idx`; this points them at another slot for one call."""
-    modules: list[Any] = [module for module in layer.modules() if "layer_idx" in vars(module)]
-    indexed = [(module, module.layer_idx) for module in modules]
-    for module, _ in indexed:
-        module.layer_idx = slot
+    """A layer's modules ask the KV cache for their own slot; this points them at another one for one call."""
+    indexed = [
+        (module, name, vars(module)[name]) for module in layer.modules() for name in SLOT_NAMES if name in vars(module)
+    ]
+    for module, name, _ in indexed:
+        setattr(module, name, slot)
     try:
         yield
     finally:
-        for module, index in indexed:
-            module.layer_idx = index
+        for module, name, index in indexed:
+            setattr(module, name, index)
 
 
 @contextmanager
 def _configured(config: Any, applications: list[Application], layers: int) -> Iterator[None]:
-    """The configuration of a model with one layer for each application."""
+    """The configuration of a model with one layer for each application.
+
+    A class laid over the configuration's own says so, since some configurations derive these values and let nobody
+    set them; the configuration itself never changes.
+    """
     changes: dict[str, Any] = {"num_hidden_layers": len(applications)}
     for name in PER_LAYER_LISTS:
         values = getattr(config, name, None)
         if isinstance(values, (list, tuple)) and len(values) == layers:
             changes[name] = [values[application.layer] for application in applications]
-    before = {name: getattr(config, name) for name in changes}
-    for name, value in changes.items():
-        setattr(config, name, value)
+    own = type(config)
+    names = getattr(config, "attribute_map", {})
+    overlay = {names.get(name, name): _constant(value) for name, value in changes.items()}
+    config.__class__ = type(own.__name__, (own,), overlay)
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        config.__class__ = own
+
+
+def _constant(value: Any) -> property:
+    return property(lambda _config: value)
 
 
 @contextmanager
@@ -97,10 +116,12 @@ def planned(model: Model | nn.Module, plan: str | Plan) -> Iterator[nn.Module]:
     Yields:
         The Hugging Face model.
     Raises:
-        RepsimError: the plan does not fit the model or stands for several plans.
+        RepsimError: the plan does not fit the model or stands for several plans, or the model follows one already.
     """
     module = model.module if isinstance(model, Model) else model
     stack = model.stack if isinstance(model, Model) else find_stack(module)
+    if isinstance(module.get_submodule(stack.path)[0], AppliedLayer):
+        raise RepsimError(f"{plan}: the model follows another plan; leave that block first")
     found = resolve(plan, len(stack))
     if len(found) != 1:
         raise RepsimError(f"{plan}: stands for {len(found)} plans; a model follows one at a time")

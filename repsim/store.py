@@ -9,7 +9,8 @@ hold the finished tokens. This module takes arrays; it knows neither models nor 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Writer:
             hidden: `[token, unit]`, of the store's dtype.
             logprob: `[token]`, or None where the node ends no plan.
         Raises:
-            RepsimError: shape or dtype are not the store's.
+            RepsimError: shape or dtype are not the store's, or the disk is full.
         """
         last = self._tokens + len(hidden)
         fits = hidden.shape[1:] == self._hidden.shape[2:] and last <= self._hidden.shape[1]
@@ -105,14 +106,19 @@ class Writer:
                 f"block {hidden.dtype}{list(hidden.shape)} at token {self._tokens} does not fit "
                 f"{self._hidden.dtype}{list(self._hidden.shape)} in {self._path}"
             )
-        self._hidden[node, self._tokens : last] = hidden
-        if logprob is not None:
-            self._logprob[node, self._tokens : last] = logprob
+        if logprob is not None and (logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32):
+            found = f"{logprob.dtype}{list(logprob.shape)}"
+            raise RepsimError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._path}")
+        with _one_line(self._path):
+            self._hidden[node, self._tokens : last] = hidden
+            if logprob is not None:
+                self._logprob[node, self._tokens : last] = logprob
 
     def finish(self, tokens: int) -> None:
         """Declares the batch under way, of so many tokens, complete at every node."""
         self._tokens += tokens
-        self._complete[:] = self._tokens
+        with _one_line(self._path):
+            self._complete[:] = self._tokens
 
     def remove(self) -> None:
         """Deletes the store: the capture it was begun for cannot be made."""
@@ -127,17 +133,29 @@ def create(path: Path, layout: Layout) -> Writer:
     """
     if layout.dtype not in STORE_DTYPES:
         raise RepsimError(f"dtype {layout.dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
-    if path.exists():
-        raise RepsimError(f"{path}: exists already; choose another --out or remove it")
-    try:
-        _frame(layout).to_zarr(path, zarr_format=3, consolidated=False)
-        group = zarr.open_group(path, mode="r+", zarr_format=3)
-        group.create_group(RESULTS)
-        _add_arrays(group, layout)
-    except OSError as problem:
-        shutil.rmtree(path, ignore_errors=True)
-        raise RepsimError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    with _one_line(path):
+        try:
+            path.mkdir(parents=True)  # of two captures at once, one makes it and the other one is refused
+        except FileExistsError:
+            raise RepsimError(f"{path}: exists already; choose another --out or remove it") from None
+        try:
+            _frame(layout).to_zarr(path, zarr_format=3, consolidated=False)
+            group = zarr.open_group(path, mode="r+", zarr_format=3)
+            group.create_group(RESULTS)
+            _add_arrays(group, layout)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
     return Writer(path, group)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What the operating system refuses, in one line."""
+    try:
+        yield
+    except OSError as problem:
+        raise RepsimError(f"{path}: cannot be written: {problem.strerror or problem}; choose another --out") from None
 
 
 def _frame(layout: Layout) -> xr.Dataset:
@@ -170,16 +188,6 @@ def _frame(layout: Layout) -> xr.Dataset:
 def _add_arrays(group: zarr.Group, layout: Layout) -> None:
     """The arrays that batches fill; NaN where nothing was measured."""
     tokens, chunk = layout.tokens, layout.chunk_tokens
-    group.create_array(
-        "hidden",
-        shape=(len(layout.trie), tokens, layout.units),
-        chunks=(1, chunk, layout.units),
-        dtype=layout.dtype,
-        fill_value=np.nan,
-        compressors=None,
-        dimension_names=(NODE, TOKEN, UNIT),
-        config={"write_empty_chunks": True},
-    )
     if layout.logprobs:
         group.create_array(
             "logprob",
@@ -190,6 +198,16 @@ def _add_arrays(group: zarr.Group, layout: Layout) -> None:
             dimension_names=(NODE, TOKEN),
             attributes={"units": "nat", "long_name": "log-probability of the next token"},
         )
+    group.create_array(  # last: where it is, the store is whole
+        "hidden",
+        shape=(len(layout.trie), tokens, layout.units),
+        chunks=(1, chunk, layout.units),
+        dtype=layout.dtype,
+        fill_value=np.nan,
+        compressors=None,
+        dimension_names=(NODE, TOKEN, UNIT),
+        config={"write_empty_chunks": True},
+    )
 
 
 def open_dataset(path: Path) -> xr.Dataset:
@@ -202,7 +220,10 @@ def open_dataset(path: Path) -> xr.Dataset:
         raise RepsimError(f"{path}: no such store; make one with repsim capture --out {path}")
     if not (path / "zarr.json").is_file():
         raise RepsimError(f"{path}: not a repsim capture (no zarr.json in it)")
-    dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+    try:
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+    except (OSError, ValueError, KeyError) as problem:
+        raise RepsimError(f"{path}: not a repsim capture: {' '.join(str(problem).split())[:200]}") from None
     schema = dataset.attrs.get(SCHEMA_ATTRIBUTE)
     if schema is None:
         raise RepsimError(f"{path}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
@@ -211,9 +232,16 @@ def open_dataset(path: Path) -> xr.Dataset:
             f"{path}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
             "capture again, or read it with the repsim that wrote it"
         )
+    if "hidden" not in dataset:
+        raise RepsimError(f"{path}: stopped before its arrays were made; remove it and capture again")
     return dataset
 
 
 def write_result(path: Path, name: str, result: xr.Dataset) -> None:
-    """Keeps an analysis's result with the store; a result of the same name is replaced."""
-    result.to_zarr(path / RESULTS / name, mode="w", zarr_format=3, consolidated=False)
+    """Keeps an analysis's result with the store; a result of the same name is replaced.
+
+    Raises:
+        RepsimError: the store cannot be written to.
+    """
+    with _one_line(path):
+        result.to_zarr(path / RESULTS / name, mode="w", zarr_format=3, consolidated=False)

@@ -56,6 +56,7 @@ class Tracer:
         # The envoys stand in for the layers: calling one inside a trace runs the layer with the trace stood down.
         self._stack: Stack = replace(model.stack, layers=[layers[i] for i in range(model.layers)])
         accepted = inspect.signature(type(model.module).forward).parameters
+        self._as_tuple: bool | None = None  # whether layers return tuples; known after the first call of one
         self._no_cache = {"use_cache": False} if "use_cache" in accepted else {}
 
     @torch.inference_mode()
@@ -80,29 +81,29 @@ class Tracer:
             for layer in self._stack.layers:
                 args, kwargs = layer.inputs
                 calls.append(Call(args, kwargs))
-                if len(calls) == 1:
-                    as_tuple = isinstance(layer(*args, **kwargs), tuple)
+                if self._as_tuple is None:
+                    self._as_tuple = isinstance(layer(*args, **kwargs), tuple)
                 if len(calls) < len(self._stack):
-                    layer.skip((calls[-1].state,) if as_tuple else calls[-1].state)
+                    layer.skip((calls[-1].state,) if self._as_tuple else calls[-1].state)
             for node, state in self._depth_first(trie, calls):
                 hidden = _without_padding(state, tokens)
-                logprob = self._logprob(hidden, targets, as_tuple) if node in scored else None
+                logprob = self._logprob(hidden, targets) if node in scored else None
                 consume(NodeState(node, hidden, logprob))
             tracer.stop()
 
     def _depth_first(self, trie: PlanTrie, calls: list[Call]) -> Iterator[tuple[int, Tensor]]:
-        """Node and state `[sample, position, unit]`; a state lives until its last child has begun."""
-        root = calls[0].state
-        yield 0, root
-        waiting = [(child, root) for child in reversed(trie.children[0])]
-        del root
-        while waiting:
-            node, parent = waiting.pop()
-            state = self._step(trie.steps[node], calls, parent)
-            del parent
+        """Node and state `[sample, position, unit]`; a state is let go once its last child has begun."""
+        state, alive = calls[0].state, {0: calls[0].state}
+        begun = [0] * len(trie)
+        for node in trie.depth_first():
+            if node:
+                parent = trie.parents[node]
+                begun[parent] += 1
+                last = begun[parent] == len(trie.children[parent])
+                state = alive[node] = self._step(trie.steps[node], calls, alive.pop(parent) if last else alive[parent])
+            if not trie.children[node]:
+                del alive[node]
             yield node, state
-            waiting.extend((child, state) for child in reversed(trie.children[node]))
-            del state
 
     def _step(self, step: Step | None, calls: list[Call], state: Tensor) -> Tensor:
         assert step is not None, "only the root has no step"
@@ -113,12 +114,12 @@ class Tracer:
         assert result is not None, "the last member completes the mean"
         return result
 
-    def _logprob(self, hidden: Tensor, targets: Tensor | None, as_tuple: bool) -> Tensor:
+    def _logprob(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None
         pieces = []
         for first in range(0, len(hidden), LOGIT_TOKENS):
             piece = slice(first, first + LOGIT_TOKENS)
-            logits = logits_of(self._envoy, self._model.stack, hidden[piece], as_tuple=as_tuple).float()
+            logits = logits_of(self._envoy, self._model.stack, hidden[piece], as_tuple=bool(self._as_tuple)).float()
             picked = logits.gather(-1, targets[piece, None].clamp(min=0).to(logits.device))[:, 0]
             pieces.append(picked - logits.logsumexp(-1))
         return torch.cat(pieces).masked_fill(targets.to(logits.device) < 0, torch.nan)

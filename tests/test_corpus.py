@@ -1,0 +1,346 @@
+"""Texts, their keys, tokens and batches; the data-set library's loading is played."""
+
+import json
+from itertools import pairwise
+
+import datasets
+import numpy as np
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repsim.corpus import Batch, Corpus, Sample, Text, batches, corpus_digest, read_corpus, tokenize
+from repsim.schema import RepsimError
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    return [text.text for text in corpus.texts]
+
+
+def write_jsonl(path, records, **options):
+    path.write_text("".join(json.dumps(record, **options) + "\n" for record in records), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes bytes or text to a file of this name and gives its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with `glue/sst2`, `org/name` and `org/name/config`; records what was asked for."""
+    rows = datasets.Dataset.from_dict({"sentence": ["one", "", "two"], "label": [0, 1, 0], "gap": ["one", None, "two"]})
+    there = {("glue", "sst2"), ("org/name", None), ("org/name", "config")}
+    asked = []
+
+    def load_dataset(repository, configuration=None, *, split):
+        asked.append((repository, configuration, split))
+        if (repository, configuration) not in there:
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{repository}'\ndoesn't exist on the Hub")
+        if split != "train":
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def words(tiny_folder):
+    return transformers.AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def marked_words(tiny_encoder_folder):
+    """Adds [CLS], id 1, and [SEP], id 2."""
+    return transformers.AutoTokenizer.from_pretrained(tiny_encoder_folder)
+
+
+def corpus_of(*texts: str) -> Corpus:
+    return Corpus("own", tuple(Text(f"key{row}", text) for row, text in enumerate(texts)))
+
+
+def sample_of(key: str, *ids: int) -> Sample:
+    return Sample(key, np.array(ids, np.int32))
+
+
+# Values worked out by hand
+
+
+def test_the_built_in_passages():
+    corpus = read_corpus()
+    assert corpus.name == "builtin"
+    assert corpus.notes == ()
+    assert len(corpus.texts) >= 64
+    assert all(40 <= len(text.split()) <= 200 for text in texts_of(corpus))
+    assert len({text.key for text in corpus.texts}) == len(set(texts_of(corpus))) == len(corpus.texts)
+    assert read_corpus() == corpus
+    assert read_corpus(limit=3).texts == corpus.texts[:3]
+
+
+def test_a_text_file_has_a_text_a_line(file):
+    path = file("my.texts.txt", "one\n\n  two \none\n \nthree\none\n")
+    corpus = read_corpus(path)
+    assert corpus.name == "my.texts"
+    assert texts_of(corpus) == ["one", "two", "three"]
+    assert corpus.notes == ("2 empty texts left out", "2 repeated texts left out")
+    assert corpus.texts[0].key == "7692c3ad3540bb80"  # sha256 of `one`
+    assert read_corpus(path, limit=2).texts == corpus.texts[:2]
+    assert read_corpus(path, limit=2).notes == ("1 empty texts left out",)
+
+
+def test_a_jsonl_file_has_a_text_a_field(tmp_path):
+    path = write_jsonl(tmp_path / "c.jsonl", [{"text": "one", "body": "eins"}, {"text": " ", "body": "zwei\ndrei"}])
+    assert texts_of(read_corpus(path)) == ["one"]
+    assert read_corpus(path).notes == ("1 empty texts left out",)
+    assert texts_of(read_corpus(path, field="body")) == ["eins", "zwei\ndrei"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.txt", b"\xef\xbb\xbfone\ntwo"),
+        ("c.txt", b"one\r\ntwo\r\n"),
+        ("c.txt", b"one\rtwo\r"),
+        ("c.jsonl", b'\xef\xbb\xbf{"text": "one"}\n{"text": "two"}'),
+        ("c.jsonl", b'{"text": "one"}\r\n\r\n{"text": "two"}\r\n'),
+    ],
+)
+def test_byte_order_marks_and_line_ends_are_no_text(file, name, content):
+    assert texts_of(read_corpus(file(name, content))) == ["one", "two"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_line_ends_end_a_line(tmp_path, file, separator):
+    text = f"one{separator}two"
+    assert texts_of(read_corpus(file("c.txt", text + "\n"))) == [text]
+    path = write_jsonl(tmp_path / "c.jsonl", [{"text": text}], ensure_ascii=False)
+    assert texts_of(read_corpus(path)) == [text]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "asked"),
+    [
+        ("hf:glue/sst2:train:sentence", "glue-sst2-train", [("glue/sst2", None, "train"), ("glue", "sst2", "train")]),
+        ("hf:org/name:train:sentence", "org-name-train", [("org/name", None, "train")]),
+        ("hf:org/name/config:train:sentence", "org-name-config-train", [("org/name", "config", "train")]),
+    ],
+)
+def test_a_data_set_of_the_hub(hub, source, name, asked):
+    corpus = read_corpus(source)
+    assert (corpus.name, texts_of(corpus)) == (name, ["one", "two"])
+    assert corpus.notes == ("1 empty texts left out",)
+    assert hub == asked
+    assert texts_of(read_corpus(source, limit=1)) == ["one"]
+
+
+def test_a_missing_value_of_the_hub_is_no_text(hub):
+    corpus = read_corpus("hf:org/name:train:gap")
+    assert (texts_of(corpus), corpus.notes) == (["one", "two"], ("1 empty texts left out",))
+
+
+def test_samples_are_longest_first(words):
+    samples, notes = tokenize(corpus_of("the of", "the", "", "of and the", "and"), words, 9)
+    assert [sample.key for sample in samples] == ["key3", "key0", "key1", "key4"]
+    assert [words.decode(sample.token_ids) for sample in samples] == ["of and the", "the of", "the", "and"]
+    assert notes == ("1 texts without a token left out",)
+    assert all(sample.token_ids.dtype == np.int32 for sample in samples)
+
+
+def test_special_tokens_stay_when_a_sample_is_cut(marked_words):
+    samples, notes = tokenize(corpus_of("the of", "the of and the of and", "the the the the"), marked_words, 5)
+    the, of, end = marked_words.convert_tokens_to_ids(["the", "of", "and"])
+    assert [sample.token_ids.tolist() for sample in samples] == [
+        [1, the, of, end, 2],
+        [1, the, the, the, 2],
+        [1, the, of, 2],
+    ]
+    assert notes == ("2 samples cut to 5 tokens",)
+    assert tokenize(corpus_of("the of"), marked_words, 4)[1] == ()
+
+
+def test_batches_by_hand():
+    samples = [sample_of("a", 5, 6, 7), sample_of("b", 8, 9), sample_of("c", 4)]
+    first, second = batches(samples, 6, 0)
+    assert (first.first_sample, second.first_sample) == (0, 2)
+    assert first.token_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert first.mask.tolist() == [[True, True, True], [True, True, False]]
+    assert (first.tokens, second.tokens) == (5, 1)
+    assert [batch.tokens for batch in batches(samples, 1, 0)] == [3, 2, 1]
+    assert [batch.tokens for batch in batches(samples, 9, 0)] == [6]
+    assert list(batches([], 9, 0)) == []
+
+
+# Identities
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_keys_stay_when_a_file_is_reordered_or_grows(tmp_path, suffix):
+    def keys(*texts):
+        path = tmp_path / f"c{suffix}"
+        path.write_text("".join((json.dumps({"text": t}) if suffix == ".jsonl" else t) + "\n" for t in texts))
+        return {text.text: text.key for text in read_corpus(str(path)).texts}
+
+    before = keys("one", "two", "three")
+    assert keys("three", "one", "two") == before
+    assert keys("zero", "one", "two", "three", "four").items() >= before.items()
+    assert len(set(before.values())) == 3
+
+
+def test_the_digest_of_a_corpus():
+    samples = [sample_of("a", 5, 6), sample_of("b", 7)]
+    others = [
+        [sample_of("c", 5, 6), sample_of("b", 7)],
+        [sample_of("a", 5, 8), sample_of("b", 7)],
+        [sample_of("a", 5, 6, 6), sample_of("b", 7)],
+        [sample_of("a", 5), sample_of("b", 6, 7)],
+        samples[::-1],
+        samples[:1],
+    ]
+    assert corpus_digest([sample_of("a", 5, 6), sample_of("b", 7)]) == corpus_digest(samples)
+    assert len({corpus_digest(these) for these in [samples, *others]}) == 1 + len(others)
+
+
+# Round trips
+
+token_lists = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=12), max_size=12)
+
+
+@given(token_lists, st.integers(1, 40))
+def test_batches_hold_every_sample_once_and_in_order(lists, budget):
+    samples = [sample_of(f"key{row}", *ids) for row, ids in enumerate(lists)]
+    found = list(batches(samples, budget, pad_id=99))
+    assert [row for batch in found for row in _rows(batch)] == lists
+    assert [batch.first_sample for batch in found] == [0, *np.cumsum([len(batch.mask) for batch in found])[:-1]][
+        : len(found)
+    ]
+    for batch in found:
+        assert batch.mask.size <= budget or len(batch.mask) == 1
+        assert batch.mask.any(0).all()  # no position is padding for everyone
+        assert (np.diff(batch.mask.astype(int)) <= 0).all()  # padding on the right
+        assert (batch.token_ids[~batch.mask] == 99).all()
+        assert batch.tokens == batch.mask.sum()
+    for batch, following in pairwise(found):  # a batch ends only where one more sample does not fit
+        more = samples[following.first_sample]
+        assert max(batch.mask.shape[1], len(more)) * (len(batch.mask) + 1) > budget
+
+
+def _rows(batch: Batch) -> list[list[int]]:
+    return [ids[real].tolist() for ids, real in zip(batch.token_ids, batch.mask, strict=True)]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", b"one\n", "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field"),
+        ("c", b"one\n", "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field"),
+        ("c.txt", b"PK\x03\x04\0\0one\n", "a binary file; expected text in UTF-8"),
+        ("c.txt", "one\n".encode("utf-16"), "a binary file; expected text in UTF-8"),
+        ("c.txt", b"one\ntwo\ncaf\xe9\n", "line 3 is not UTF-8; convert the file first"),
+        ("c.txt", b"\xef\xbb\xbfone\n\xe9\n", "line 2 is not UTF-8; convert the file first"),
+        ("c.txt", b"", "no text in it (0 empty lines)"),
+        ("c.txt", b"\n \n", "no text in it (2 empty lines)"),
+        ("c.jsonl", b'{"text": "one"}\n\n{"text": \n', "line 3 is not JSON"),
+        ("c.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("c.jsonl", b"1" * 5000, "line 1 is not JSON"),
+        ("c.jsonl", b'{"body": "one", "id": 3}\n', "line 1 has no text in field 'text'; found: body, id; use --field"),
+        ("c.jsonl", b'{"text": 3}\n', "line 1 has no text in field 'text'; found: text; use --field"),
+        ("c.jsonl", b'["one"]\n', "line 1 has no text in field 'text'; found: list; use --field"),
+        ("c.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}\n', "text 2 is not valid Unicode; mend or remove it"),
+    ],
+)
+def test_files_that_are_refused(file, name, content, message):
+    path = file(name, content)
+    with pytest.raises(RepsimError) as caught:
+        read_corpus(path)
+    assert str(caught.value).startswith(f"corpus {path!r}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("absent.txt", "corpus 'absent.txt': no such file"),
+        ("absent", "corpus 'absent': there is builtin, a .txt"),
+        ("hf:glue", "corpus 'hf:glue': write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence"),
+        ("hf:glue/sst2:train", "corpus 'hf:glue/sst2:train': write hf:name/config:split:field"),
+        ("hf:glue/sst2::text", "corpus 'hf:glue/sst2::text': write hf:name/config:split:field"),
+        ("hf:a:b:c:d", "corpus 'hf:a:b:c:d': write hf:name/config:split:field"),
+        (
+            "hf:org/name:train:text",
+            "corpus 'hf:org/name:train:text': no field 'text'; found: sentence, label, gap",
+        ),
+        (
+            "hf:org/name:train:label",
+            "corpus 'hf:org/name:train:label': row 1 has no text in field 'label', but: int",
+        ),
+        (
+            "hf:absent:train:text",
+            "corpus 'hf:absent:train:text': not to be had from the hub or its cache: Dataset 'absent' doesn't exist",
+        ),
+        ("hf:glue/sst2:test:text", "corpus 'hf:glue/sst2:test:text': not to be had from the hub or its cache: Unknown"),
+        ("hf:org/name:test:text", "corpus 'hf:org/name:test:text': not to be had from the hub or its cache: Unknown"),
+    ],
+)
+def test_sources_that_are_refused(hub, source, message):
+    with pytest.raises(RepsimError) as caught:
+        read_corpus(source)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, ConnectionError, datasets.exceptions.DatasetGenerationError])
+def test_whatever_the_data_set_library_raises_is_one_line(monkeypatch, problem):
+    def fail(*_args, **_options):
+        raise problem("no\nluck " * 200)
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(RepsimError, match=r"^corpus 'hf:a/b:c:d': not to be had .*: no luck no luck") as caught:
+        read_corpus("hf:a/b:c:d")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_that_cannot_be_read(monkeypatch, file):
+    path = file("c.txt", "one")
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(RepsimError, match="cannot be read: Permission denied"):
+        read_corpus(path)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(RepsimError, match=f"^limit={limit}: at least 1$"):
+        read_corpus(limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "message"),
+    [
+        ("the of", 0, "max_tokens=0: at least 1"),
+        ("the of", 1, "max_tokens=1: the tokenizer's special tokens alone are more"),
+    ],
+)
+def test_token_limits_that_are_refused(marked_words, text, max_tokens, message):
+    with pytest.raises(RepsimError, match=message):
+        tokenize(corpus_of(text), marked_words, max_tokens)
+
+
+def test_texts_without_tokens_are_refused(words):
+    with pytest.raises(RepsimError, match=r"^corpus 'own': no text gives a token$"):
+        tokenize(corpus_of("", " "), words, 5)
