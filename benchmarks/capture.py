@@ -1,6 +1,6 @@
 """Ratios of capture times, each pair measured in one run on the embedded model. Run by hand:
 
-    .venv/bin/python benchmarks/capture.py
+    .venv/bin/python benchmarks/capture.py [equal] [natural] [trie]
 
 Rounds alternate between the ways, so that a slow moment of the machine hits all of them; the median over rounds counts.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from repsim.plans import PlanTrie
 from repsim.trace import Tracer
 
 ROUNDS = 5
-EQUAL_SAMPLES, EQUAL_LENGTH = 32, 128
+EQUAL_SAMPLES, EQUAL_LENGTH = 48, 128
 PAPER_BATCH = 8
 TRIE_TOKENS = 64
 
@@ -72,12 +73,17 @@ def as_they_come(samples: tuple[Sample, ...]) -> Iterator[Batch]:
         yield from batches(eight, PAPER_BATCH * max(map(len, eight)), 0)
 
 
-def equal_lengths(model: Model, folder: Path) -> None:
+def equal(model: Model) -> None:
     """Samples of one length: no padding for anybody."""
-    tokens = [token for sample in _samples(model) for token in sample.token_ids.tolist()]
-    rows = [tokens[i * EQUAL_LENGTH : (i + 1) * EQUAL_LENGTH] for i in range(EQUAL_SAMPLES)]
+    with tempfile.TemporaryDirectory() as folder:
+        _equal(model, Path(folder))
+
+
+def _equal(model: Model, folder: Path) -> None:
     corpus = folder / "equal.jsonl"
-    corpus.write_text("".join(json.dumps({"text": model.tokenizer.decode(row)}) + "\n" for row in rows))
+    long = {sample.key for sample in _samples(model) if len(sample) >= EQUAL_LENGTH}
+    texts = [{"text": text.text} for text in read_corpus().texts if text.key in long]
+    corpus.write_text("\n".join(map(json.dumps, texts[:EQUAL_SAMPLES])))
     samples, _ = tokenize(read_corpus(str(corpus)), model.tokenizer, EQUAL_LENGTH)
     made = list(batches(samples, 2048, 0))
     times = medians(
@@ -91,7 +97,7 @@ def equal_lengths(model: Model, folder: Path) -> None:
     _report("equal lengths, capture / output_hidden_states + torch.save", times["capture"] / times["torch.save"], 0.95)
 
 
-def natural_lengths(model: Model) -> None:
+def natural(model: Model) -> None:
     """The built-in corpus, 43 to 195 words a passage; padding counts."""
     unsorted = sorted(_samples(model), key=lambda sample: _order(sample.key))
     paper = list(as_they_come(tuple(unsorted)))
@@ -143,13 +149,9 @@ def _report(name: str, ratio: float, bound: float, times: dict[str, float] | Non
 def main() -> None:
     model = load()
     print(f"{model.name}, {model.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        equal_lengths(model, folder)
-        natural_lengths(model)
-        trie(model)
-    finally:
-        shutil.rmtree(folder)
+    for part in (equal, natural, trie):
+        if len(sys.argv) == 1 or part.__name__ in sys.argv[1:]:
+            part(model)
 
 
 if __name__ == "__main__":

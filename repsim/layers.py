@@ -107,7 +107,8 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         module: a Hugging Face model.
         path: dotted path of the module list, e.g. `model.layers`; needed only where the search is not unique.
     Raises:
-        RepsimError: no list or several fit, or `path` names none. The message lists the module lists seen.
+        RepsimError: no list or several fit, or `path` names none (the message lists the module lists seen), or the layers
+            cannot run apart from each other.
     """
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
     # Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them.
@@ -124,6 +125,11 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
     elif path not in lists:
         raise RepsimError(f"stack={path}: {type(module).__name__} has no such module list; seen: {seen}")
     layers = lists[path]
+    if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):  # Gemma 3n, Gemma 4 E2B and E4B
+        raise RepsimError(
+            f"{type(module).__name__}: its last {shared} layers read the keys and values of layers before them, "
+            "so they cannot run by themselves; take a model without shared keys and values"
+        )
     owner = module.get_submodule(path.rpartition(".")[0])
     return Stack(
         path=path,
@@ -138,10 +144,14 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
 
 def _likely_stacks(module: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]:
     """Outermost lists as long as the configuration says the model is deep."""
-    config = getattr(module, "config", None)
-    depth = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
+    depth = getattr(_text_config(module), "num_hidden_layers", None)
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     return [name for name in outermost if depth is None or len(lists[name]) == depth]
+
+
+def _text_config(module: nn.Module) -> Any:
+    config: Any = getattr(module, "config", None)
+    return None if config is None else config.get_text_config()
 
 
 def half_paths(layer: nn.Module, paths: Sequence[str]) -> list[str]:
@@ -205,7 +215,7 @@ def state_of(output: Any) -> Tensor:
 
 def with_state(output: Any, state: Tensor) -> Any:
     """A layer's output in its own form, with another state in it."""
-    return (state, *output[1:]) if isinstance(output, (tuple, list)) else state
+    return type(output)([state, *output[1:]]) if isinstance(output, (tuple, list)) else state
 
 
 class Mean:
@@ -251,16 +261,21 @@ def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None
 
 
 class _Given(nn.Module):
-    """Stands in for a whole stack and returns a given state in the form that the layers use."""
+    """Stands in for a whole stack and returns a given state in the form that the layers use.
+
+    What a model asks of its layer, e.g. which mask it wants (`attention_type`), is the first layer's.
+    """
 
     def __init__(self, output: Any, layer: nn.Module) -> None:
         super().__init__()
         self.output = output
-        # Some models ask the layer which mask it wants (ModernBERT's `attention_type`).
-        self.attention_type = getattr(layer, "attention_type", None)
+        self._layer = [layer]  # in a list, so that it is no submodule
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         return self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer[0], name)
 
 
 def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, as_tuple: bool) -> Tensor:

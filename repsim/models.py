@@ -13,8 +13,10 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +34,7 @@ from repsim.schema import RepsimError
 log = logging.getLogger("repsim")
 
 DEFAULT_MODEL = "smollm2-135m"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -98,8 +101,10 @@ class Model:
         """The most tokens that a sample may have: the smaller of the model's positions and the tokenizer's limit."""
         config = self.module.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-            positions -= config.pad_token_id + 1  # RoBERTa's positions begin after the padding index
+        for name, child in self.module.named_modules():
+            padding = getattr(child, "padding_idx", None)
+            if padding is not None and name.endswith("position_embeddings"):
+                positions -= padding + 1  # RoBERTa's and MPNet's positions begin after the padding index
         return int(min(positions, self.tokenizer.model_max_length))
 
     @cached_property
@@ -142,28 +147,28 @@ def load(
         trust_remote_code: run code that a hub repository brings.
         stack: dotted path of the module list with the layers, where it is not found by itself.
     Raises:
-        RepsimError: nothing goes by that name, its weights are pickled, or its stack is not found.
+        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, or its stack is not found.
     """
-    source = _locate(name)
-    options: dict[str, Any] = {
-        "dtype": _dtype(dtype),
-        "device_map": device_map,
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-        "use_safetensors": source.suffix not in PICKLE_SUFFIXES,
-    }
+    options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
         target = _device(device)
+    source = _locate(name)
+    options["use_safetensors"] = source.suffix not in PICKLE_SUFFIXES
     if source.suffix in PICKLE_SUFFIXES:
         source = source.parent
-    with _one_line(name):
-        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
-        module = _auto_class(config).from_pretrained(str(source), config=config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
+    if revision is not None and source.exists():
+        raise RepsimError(f"revision={revision}: {name} is not from the hub, where revisions are; leave it out")
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _one_line(name, "configuration"):
+        config = AutoConfig.from_pretrained(str(source), **hub)
+    module = _with_weights(name, _auto_class(config), source, config=config, **options, **hub)
+    with _one_line(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(source), **hub)
     module.eval()
     if device_map is None:
         module.to(target)
-    public = name if name in EMBEDDED or not Path(name).exists() else Path(name).resolve().name
+    local = Path(name) if options["use_safetensors"] else source
+    public = name if name in EMBEDDED or not local.exists() else local.resolve().name
     return Model(module, tokenizer, public, revision, find_stack(module, stack))
 
 
@@ -177,15 +182,28 @@ def _locate(name: str) -> Path:
     if name in EMBEDDED:
         return _converted(_embedded_file(name), name)
     path = Path(name)
+    if path.suffix in {".gguf", *PICKLE_SUFFIXES} and not path.is_file():
+        raise RepsimError(f"model {name!r}: no such file")
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise RepsimError(f"model {name!r}: no such file")
         return _converted(path, path.stem)
+    if path.suffix in PICKLE_SUFFIXES and not path.name.startswith("pytorch_model"):
+        raise RepsimError(f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file")
     if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
         raise RepsimError(f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise RepsimError(f"model {name!r}: the folder has no config.json; is it a Hugging Face model?")
+    if path.is_dir():
+        _check_folder(path, name)
+    elif not path.is_file() and name.startswith((".", "/", "~")):
+        raise RepsimError(f"model {name!r}: no such folder")
     return path
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise RepsimError(f"model {name!r}: the folder has no config.json; is it a Hugging Face model?")
+    if not any(folder.glob("*.safetensors")):
+        pickled = next(folder.glob("pytorch_model*.bin"), None)
+        remedy = "is it whole?" if pickled is None else f"to load pickled weights, name the file (.../{pickled.name})"
+        raise RepsimError(f"model {name!r}: the folder has no weights in safetensors; {remedy}")
 
 
 def _embedded_file(name: str) -> Path:
@@ -204,36 +222,52 @@ def _converted(source: Path, name: str) -> Path:
     """The folder itself, or a GGUF file as a safetensors folder under the cache, written once and whole."""
     if source.is_dir():
         return source
-    key = hashlib.sha256(f"{source.stat().st_size} {_head(source)}".encode()).hexdigest()[:12]
+    with source.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     folder = cache_folder() / "models" / f"{name}-{key}"
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         return folder
     log.info("model %s: converting %s to safetensors, once", name, source.name)
-    with _one_line(name):
-        options: dict[str, Any] = {"gguf_file": source.name}
-        module = AutoModelForCausalLM.from_pretrained(
-            str(source.parent),
-            dtype=torch.float32,
-            quantization_config=GgufConfig(gguf_file=source.name, dequantize=True),
-            **options,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **options)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
-    try:
-        module.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        with contextlib.suppress(OSError):  # another process may have finished the same folder first
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    gguf = {"gguf_file": source.name}
+    module = _with_weights(
+        source.name,
+        AutoModelForCausalLM,
+        source.parent,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(**gguf, dequantize=True),
+        **gguf,
+    )
+    with _one_line(source.name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **gguf)
+    with _one_line(source.name, f"conversion, written to {folder.parent}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+        try:
+            module.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            if not folder.exists():  # another process may have finished the same folder first
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _head(path: Path) -> str:
-    """Digest of a file's first megabyte: its metadata and first tensors."""
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(1 << 20)).hexdigest()
+def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
+    """A model whose every weight came from its files; transformers fills gaps with random numbers."""
+    with _one_line(name, "weights"):
+        module, report = cls.from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        raise RepsimError(
+            f"model {name!r}: {key} has shape {tuple(found)} in its files and {tuple(expected)} by its configuration"
+        )
+    missing = sorted(report["missing_keys"])
+    if lost := [key for key in missing if "pooler" not in key]:
+        raise RepsimError(f"model {name!r}: {len(lost)} weights are not in its files, e.g. {lost[0]}; is it whole?")
+    for key in missing:  # a pooler stands behind the last layer; zeros keep the digest of the weights the same
+        module.get_parameter(key).data.zero_()
+    return module
 
 
 def _auto_class(config: Any) -> Any:
@@ -242,6 +276,8 @@ def _auto_class(config: Any) -> Any:
         return AutoModelForCausalLM
     if architecture.endswith("ForMaskedLM"):
         return AutoModelForMaskedLM
+    if architecture.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
+        return getattr(transformers, architecture, AutoModel)  # decoders that also take images or sound
     return AutoModel
 
 
@@ -249,7 +285,7 @@ def _dtype(dtype: str | torch.dtype | None) -> Any:
     if dtype is None:
         return "auto"
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+    if named not in DTYPES:
         raise RepsimError(f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16")
     return named
 
@@ -259,31 +295,54 @@ def _device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
+        torch.empty(1, device=target).item()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        raise RepsimError(f"device {device!r}: {str(problem).splitlines()[0]}") from None
+        usable = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
+        raise RepsimError(f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}") from None
     return target
 
 
 @contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what to do."""
+def _one_line(name: str, part: str) -> Iterator[None]:
+    """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what to do.
+
+    Damaged files and odd configurations fail in whatever way the code that meets them does, so every exception counts.
+    """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
             yield
-    except (OSError, ValueError, ImportError, KeyError) as problem:
-        raise RepsimError(f"model {name!r}: {_advice(name, problem)}") from problem
+    except Exception as problem:
+        raise RepsimError(f"model {name!r}: {_advice(name, part, problem)}") from problem
     finally:
         transformers.logging.set_verbosity(verbosity)
 
 
-def _advice(name: str, problem: Exception) -> str:
+def _advice(name: str, part: str, problem: Exception) -> str:
+    text = str(problem)
+    if "trust_remote_code" in text:
+        return "it brings its own code; read that, then allow it with trust_remote_code=True (--trust-remote-code)"
+    if "safetensors" in text and isinstance(problem, OSError):
+        return "its weights are not in safetensors; download it and name the pickled file (FOLDER/pytorch_model.bin)"
+    if "instantiate the backend tokenizer" in text:
+        return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
+    if part == "configuration" and isinstance(problem, OSError) and not Path(name).exists():
+        return (
+            f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the hub "
+            f"({_brief(problem)}); check the name and the connection, and `hf auth login` for a gated model"
+        )
+    return f"{part} cannot be read: {_brief(problem)}"
+
+
+def _brief(problem: Exception) -> str:
+    """The first sentences of a message, 200 characters or the first one."""
     text = " ".join(str(problem).split())
-    if "safetensors" in text and "use_safetensors" not in text:
-        return "its weights are not in safetensors; to load pickled weights, name the file (FOLDER/pytorch_model.bin)"
-    if not Path(name).exists() and isinstance(problem, OSError):
-        known = ", ".join(EMBEDDED)
-        return f"not embedded ({known}), no local folder, and not to be had from the hub: {text[:160]}"
-    return text[:240]
+    if " " not in text:
+        return repr(problem)
+    kept, *more = re.split(r"(?<=[.!?]) ", text)
+    for sentence in more:
+        if len(kept) + len(sentence) > 200:
+            break
+        kept = f"{kept} {sentence}"
+    return textwrap.shorten(kept, 300, placeholder=" ...").removesuffix(".")

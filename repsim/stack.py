@@ -120,7 +120,7 @@ def planned(model: Model | nn.Module, plan: str | Plan) -> Iterator[nn.Module]:
     """
     module = model.module if isinstance(model, Model) else model
     stack = model.stack if isinstance(model, Model) else find_stack(module)
-    if isinstance(module.get_submodule(stack.path)[0], AppliedLayer):
+    if any(isinstance(layer, AppliedLayer) for layer in module.modules()):
         raise RepsimError(f"{plan}: the model follows another plan; leave that block first")
     found = resolve(plan, len(stack))
     if len(found) != 1:

@@ -36,7 +36,7 @@ from repsim.schema import (
     RepsimError,
 )
 
-CHUNK_BYTES = 1 << 20  # of float16 states; see docs in README, "What a store holds"
+CHUNK_BYTES = 2 << 20  # of float16 states
 SCHEMA_ATTRIBUTE = "repsim_schema"
 RESULTS = "analyses"
 
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens a chunk: a power of two, 64 to 4096, about 1 MiB of float16 states, no more than there are."""
+        """Tokens a chunk: a power of two, 64 to 4096, about 2 MiB of float16 states, no more than there are."""
         fits = max(64, min(4096, CHUNK_BYTES // (2 * self.units)))
         return min(1 << (fits.bit_length() - 1), self.tokens)
 
