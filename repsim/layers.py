@@ -107,8 +107,8 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         module: a Hugging Face model.
         path: dotted path of the module list, e.g. `model.layers`; needed only where the search is not unique.
     Raises:
-        RepsimError: no list or several fit, or `path` names none (the message lists the module lists seen), or the layers
-            cannot run apart from each other.
+        RepsimError: no list or several fit, or `path` names none (the message lists the module lists seen); or the
+            layers cannot run apart from each other.
     """
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
     # Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them.

