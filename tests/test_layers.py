@@ -1,0 +1,599 @@
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from test_stack import last_states
+from torch import Tensor, nn
+
+import repsim
+from conftest import ARCHITECTURES, DECODER, DECODERS, MIXED, SMALL, VOCABULARY, T, batch_of, make
+from repsim.corpus import Batch
+from repsim.families import resolve
+from repsim.layers import (
+    ATTENTION_PATHS,
+    MLP_PATHS,
+    Call,
+    Mean,
+    find_stack,
+    half_paths,
+    logits_of,
+    run_application,
+    state_of,
+)
+from repsim.models import Model
+from repsim.plans import Application, Plan, PlanTrie
+from repsim.schema import RepsimError
+from repsim.trace import NodeState, Tracer
+from test_trace import FAMILIES, naive, recorded_calls, traced
+
+TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {**TOKENS, "n_embd": 32, "n_layer": T, "n_head": 4}
+LONG = {**TOKENS, "hidden_size": 32, "n_layer": T, "n_head": 4}
+HEAD = {**DECODER, "head_dim": 8}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SHARED = {"shared_expert_intermediate_size": 16}
+LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
+
+# More architectures, and other forms of those in conftest: (model class, configuration, where the layers are).
+MORE = {
+    "gpt_neox_sequential": (
+        "GPTNeoXForCausalLM",
+        {**SMALL, **TOKENS, "use_parallel_residual": False},
+        "gpt_neox.layers",
+    ),
+    "opt_post_norm": (
+        "OPTForCausalLM",
+        {**SMALL, **TOKENS, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        "model.decoder.layers",
+    ),
+    "falcon_two_norms": (
+        "FalconForCausalLM",
+        {**SMALL, **TOKENS, "new_decoder_architecture": True, "num_kv_heads": 2},
+        "transformer.h",
+    ),
+    "falcon_alibi": (
+        "FalconForCausalLM",
+        {**SMALL, **TOKENS, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+        "transformer.h",
+    ),
+    "gptj": ("GPTJForCausalLM", {**GPT, "rotary_dim": 4}, "transformer.h"),
+    "gpt_neo": (
+        "GPTNeoForCausalLM",
+        {**TOKENS, "hidden_size": 32, "num_layers": T, "num_heads": 4, "window_size": 4}
+        | {"attention_types": [[["global", "local"], 3]]},
+        "transformer.h",
+    ),
+    "phi": ("PhiForCausalLM", DECODER, "model.layers"),
+    "phi3": ("Phi3ForCausalLM", DECODER, "model.layers"),
+    "gemma": ("GemmaForCausalLM", HEAD, "model.layers"),
+    "gemma2": ("Gemma2ForCausalLM", {**HEAD, "sliding_window": 4, "query_pre_attn_scalar": 8}, "model.layers"),
+    "qwen2": ("Qwen2ForCausalLM", DECODER, "model.layers"),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", {**DECODER, **MOE, **SHARED}, "model.layers"),
+    "qwen3_next": ("Qwen3NextForCausalLM", {**HEAD, **MOE, **SHARED, **LINEAR}, "model.layers"),
+    "cohere": ("CohereForCausalLM", {**DECODER, "logit_scale": 0.3}, "model.layers"),
+    "granite": (
+        "GraniteForCausalLM",
+        {**DECODER, "logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+        "model.layers",
+    ),
+    "granitemoe": ("GraniteMoeForCausalLM", {**DECODER, "num_local_experts": 4}, "model.layers"),
+    "granitemoehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        {**DECODER, **MAMBA, "num_local_experts": 4, "shared_intermediate_size": 32, "mamba_n_groups": 1}
+        | {"layer_types": ["mamba", "attention", "mamba"] * 2},
+        "model.layers",
+    ),
+    "stablelm": ("StableLmForCausalLM", {**DECODER, "use_parallel_residual": True}, "model.layers"),
+    "bloom": ("BloomForCausalLM", LONG, "transformer.h"),
+    "mpt": (
+        "MptForCausalLM",
+        {**TOKENS, "d_model": 32, "n_layers": T, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
+        "transformer.blocks",
+    ),
+    "olmo2": ("Olmo2ForCausalLM", DECODER, "model.layers"),
+    "electra": ("ElectraModel", {**SMALL, "embedding_size": 16}, "encoder.layer"),
+    "mpnet": ("MPNetModel", SMALL, "encoder.layer"),
+    "mamba": (
+        "MambaForCausalLM",
+        {**TOKENS, "hidden_size": 32, "num_hidden_layers": T, "state_size": 8},
+        "backbone.layers",
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        {**DECODER, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4}
+        | {"mamba_d_state": 8, "mamba_dt_rank": 4},
+        "model.layers",
+    ),
+    "falcon_h1": ("FalconH1ForCausalLM", {**HEAD, **MAMBA, "mamba_d_ssm": 64}, "model.layers"),
+    "lfm2": ("Lfm2ForCausalLM", {**DECODER, "layer_types": ["conv", "full_attention", "conv"] * 2}, "model.layers"),
+    "smollm3": ("SmolLM3ForCausalLM", DECODER, "model.layers"),
+    "ernie4_5": ("Ernie4_5ForCausalLM", HEAD, "model.layers"),
+    "glm4": ("Glm4ForCausalLM", HEAD, "model.layers"),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+        "model.layers",
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM",
+        {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+        | {"first_k_dense_replace": 2},
+        "model.layers",
+    ),
+}
+MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
+PLANS = (
+    "reverse:start=1",
+    "looped_parallel:start=1,loops=2",
+    "drop:layer=1",
+    "drop:layer=3,part=attn",
+    "drop:layer=2,part=mlp",
+    "repeat:layer=4,times=3",
+    "0, 3-5",
+)  # each keeps an attention layer of the hybrids: transformers' cache cannot do without one
+WITHOUT_HALVES = {"mamba"}
+POST_NORM = {"bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
+
+
+def build(class_name: str, config: dict[str, object]) -> nn.Module:
+    cls = getattr(transformers, class_name)
+    torch.manual_seed(7)
+    module = cls(cls.config_class(**copy.deepcopy(config))).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return module
+
+
+@functools.cache
+def made(name: str) -> Model:
+    """A model of either dictionary."""
+    if name in ARCHITECTURES:
+        return make(name)
+    module = build(*MORE[name][:2])
+    return Model(module, None, name, None, find_stack(module))
+
+
+def calls_of(model: Model, batch: Batch) -> list[Call]:
+    no_cache = {"use_cache": False} if model.module.can_generate() else {}
+    return recorded_calls(model, batch, **no_cache)
+
+
+def run(model: Model, layer: int, half: str, call: Call) -> Tensor:
+    with torch.inference_mode():
+        return state_of(run_application(model.stack, Application(layer, half), call))
+
+
+# The halves of a layer, written by hand. `attend` calls the layer's own attention with the layer's arguments.
+Attend = Callable[[nn.Module, Tensor], Tensor]
+Half = Callable[[nn.Module, Attend, Tensor], Tensor]
+
+
+def pre_norm(norm: str, attention: str, second_norm: str, mlp: str) -> tuple[Half, Half]:
+    return (
+        lambda layer, attend, x: x + attend(getattr(layer, attention), getattr(layer, norm)(x)),
+        lambda layer, attend, x: x + getattr(layer, mlp)(getattr(layer, second_norm)(x)),
+    )
+
+
+def opt_mlp(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer.fc2(layer.activation_fn(layer.fc1(x)))
+
+
+def bert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+    return layer.output.LayerNorm(attend(layer.attention, x))
+
+
+def bert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+    x = layer.attention.output.LayerNorm(x)
+    return layer.output.LayerNorm(x + layer.output.dense(layer.intermediate(x)))
+
+
+def distilbert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+    return layer.output_layer_norm(layer.sa_layer_norm(x + attend(layer.attention, x)))
+
+
+def distilbert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+    x = layer.sa_layer_norm(x)
+    return layer.output_layer_norm(x + layer.ffn(x))
+
+
+def opt_post_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+    x = layer.self_attn_layer_norm(x)
+    return layer.final_layer_norm(x + opt_mlp(layer, x))
+
+
+LLAMA = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+SEQUENTIAL = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen3": LLAMA,
+    "mixtral": LLAMA,
+    "gpt2": pre_norm("ln_1", "attn", "ln_2", "mlp"),
+    "modernbert": pre_norm("attn_norm", "attn", "mlp_norm", "mlp"),
+    "opt": (
+        lambda layer, attend, x: x + attend(layer.self_attn, layer.self_attn_layer_norm(x)),
+        lambda layer, attend, x: x + opt_mlp(layer, layer.final_layer_norm(x)),
+    ),
+    "gemma3_text": (
+        lambda layer, attend, x: x + layer.post_attention_layernorm(attend(layer.self_attn, layer.input_layernorm(x))),
+        lambda layer, attend, x: x + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x))),
+    ),
+    "gpt_neox_sequential": pre_norm("input_layernorm", "attention", "post_attention_layernorm", "mlp"),
+    "falcon_alibi": pre_norm("input_layernorm", "self_attention", "post_attention_layernorm", "mlp"),
+    "bloom": (
+        lambda layer, attend, x: attend(layer.self_attention, layer.input_layernorm(x)),  # adds the residual itself
+        lambda layer, attend, x: layer.mlp(layer.post_attention_layernorm(x), x),
+    ),
+    "mpt": (
+        lambda layer, attend, x: x + attend(layer.attn, layer.norm_1(x)),
+        lambda layer, attend, x: layer.ffn(layer.norm_2(x), x),
+    ),
+    "granitemoehybrid": (
+        lambda layer, attend, x: x + attend(layer.mamba, layer.input_layernorm(x)) * layer.residual_multiplier,
+        lambda layer, attend, x: (
+            x
+            + (layer.block_sparse_moe(h := layer.post_attention_layernorm(x)) + layer.shared_mlp(h))
+            * layer.residual_multiplier
+        ),
+    ),
+}
+PARALLEL = {
+    "gpt_neox": pre_norm("input_layernorm", "attention", "post_attention_layernorm", "mlp"),
+    "falcon": pre_norm("input_layernorm", "self_attention", "input_layernorm", "mlp"),
+    "falcon_two_norms": pre_norm("ln_attn", "self_attention", "ln_mlp", "mlp"),
+    "gptj": pre_norm("ln_1", "attn", "ln_1", "mlp"),
+}
+POST = {
+    "bert": (bert_attention, bert_mlp),
+    "roberta": (bert_attention, bert_mlp),
+    "distilbert": (distilbert_attention, distilbert_mlp),
+    "opt_post_norm": (
+        lambda layer, attend, x: layer.final_layer_norm(layer.self_attn_layer_norm(x + attend(layer.self_attn, x))),
+        opt_post_mlp,
+    ),
+}
+BY_HAND = SEQUENTIAL | PARALLEL | POST
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_halves_by_hand(name: str, batch: Batch) -> None:
+    model, index = made(name), 2
+    layer, call = model.stack.layers[index], calls_of(model, batch)[index]
+    arguments = inspect.signature(type(layer).forward).bind(layer, *call.args, **call.kwargs).arguments
+    for name in ("self", "hidden_states", "x"):
+        arguments.pop(name, None)
+    arguments |= arguments.pop("kwargs", {})
+
+    def attend(module: nn.Module, x: Tensor) -> Tensor:
+        accepted = inspect.signature(type(module).forward).parameters
+        own = {name: value for name, value in arguments.items() if name in accepted or "kwargs" in accepted}
+        if "residual" in accepted:
+            own["residual"] = call.state
+        return state_of(module(x, **own))
+
+    for half, by_hand in zip(("attn", "mlp"), BY_HAND[model.name], strict=True):
+        with torch.inference_mode():
+            expected = by_hand(layer, attend, call.state)
+        torch.testing.assert_close(run(model, index, half, call), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_halves_one_after_the_other_are_the_layer(name: str, batch: Batch) -> None:
+    model = made(name)
+    call = calls_of(model, batch)[2]
+    halves = run(model, 2, "mlp", call.on(run(model, 2, "attn", call)))
+    torch.testing.assert_close(halves, run(model, 2, "", call), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_parallel_halves_add_up_to_the_layer(name: str, batch: Batch) -> None:
+    model = made(name)
+    call = calls_of(model, batch)[2]
+    x, whole, attn, mlp = call.state, *(run(model, 2, half, call) for half in ("", "attn", "mlp"))
+    torch.testing.assert_close(whole - x, (attn - x) + (mlp - x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_HALVES)])
+def test_halves_of_every_layer(name: str, batch: Batch) -> None:
+    """Without attention a position does not see the others; without both halves a pre-norm layer changes nothing."""
+    model = made(name)
+    for index, call in enumerate(calls_of(model, batch)):
+        other = call.state.clone()
+        other[0, 2] = torch.randn(model.units)
+        elsewhere = torch.arange(9) != 2
+        here = call.state.clone()
+        alone, alone_other = (run(model, index, "mlp", call.on(state)) for state in (here, other))
+        torch.testing.assert_close(alone[0, elsewhere], alone_other[0, elsewhere], rtol=1e-6, atol=1e-6)
+        mixed, mixed_other = (run(model, index, "attn", call.on(state)) for state in (here, other))
+        assert not torch.allclose(mixed[0, elsewhere], mixed_other[0, elsewhere], rtol=1e-4, atol=1e-4)
+        assert torch.equal(here, call.state), "a layer wrote into its input"
+        if name in POST_NORM:
+            continue
+        layer = model.stack.layers[index]
+        hooks = [
+            layer.get_submodule(path).register_forward_hook(
+                lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+            )
+            for path in half_paths(layer, ATTENTION_PATHS)
+        ]
+        nothing = run(model, index, "attn", call)
+        for hook in hooks:
+            hook.remove()
+        assert torch.equal(nothing, call.state)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
+def test_find_stack(name: str) -> None:
+    stack = made(name).stack
+    assert stack.path == (ARCHITECTURES | MORE)[name][2]
+    assert len(stack) == T
+    assert stack.head is made(name).module.get_output_embeddings()
+    known = [bool(half_paths(layer, paths)) for layer in stack.layers for paths in (ATTENTION_PATHS, MLP_PATHS)]
+    assert known == [name not in WITHOUT_HALVES] * 2 * T
+    assert (stack.norm is None) == (name in POST_NORM)
+    assert find_stack(made(name).module, stack.path) == stack
+
+
+@pytest.mark.parametrize("name", [name for name in (*ARCHITECTURES, *MORE) if name != "opt_post_norm"])
+def test_the_final_norm_is_all_there_is_between_the_stack_and_the_last_hidden_state(name: str, batch: Batch) -> None:
+    """Post-norm OPT alone widens its states behind the stack."""
+    model = made(name)
+    ends: list[Tensor] = []
+    hook = model.stack.layers[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
+    base = getattr(model.module, model.module.base_model_prefix, model.module)
+    with torch.inference_mode():
+        output = base(
+            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long()
+        ).last_hidden_state
+        hook.remove()
+        assert torch.equal(ends[0] if model.stack.norm is None else model.stack.norm(ends[0]), output)
+
+
+def own_states(model: Model, batch: Batch) -> list[Tensor]:
+    """What enters and leaves each layer in the model's own forward, `[token, unit]`."""
+    states: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out))) for layer in model.stack.layers
+    ]
+    first = recorded_calls(model, batch)[0].state
+    for hook in hooks:
+        hook.remove()
+    mask = torch.from_numpy(batch.mask)
+    return [state[mask] for state in (first, *states)]
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
+    """The baseline bit for bit, every family against the naive loop, with one trace of one trie."""
+    model = made(name)
+    plans = [resolve(text, T)[0].plan for text in FAMILIES if "part" not in text]
+    baseline, *others = traced(model, plans, batch)
+    for ours, theirs in zip(baseline, own_states(model, batch), strict=True):
+        assert torch.equal(ours, theirs)
+    for plan, states in zip(plans[1:], others, strict=True):
+        for ours, theirs in zip(states, naive(model, plan, batch), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_planned_more_architectures(name: str, batch: Batch) -> None:
+    model = made(name)
+    texts = [text for text in PLANS if name not in WITHOUT_HALVES or "part" not in text]
+    for text, states in zip(texts, traced(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True):
+        torch.testing.assert_close(last_states(model, text, batch), states[-1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MORE_DECODERS)
+def test_generation_of_more_architectures(name: str) -> None:
+    """With the cache as without it, step by step, for a plan that is longer than the model and one that is shorter."""
+    model = made(name)
+    prompt, settings = torch.tensor([[11, 23, 42, 7, 77]]), {"max_new_tokens": 4, "do_sample": False}
+    for text in ("0, (1|2|4)*2, 3*2, 5", "reverse:start=1", "0, 3-5"):
+        with repsim.planned(model, text) as module:
+            runs = [
+                module.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    use_cache=cached,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                    eos_token_id=None,
+                    **settings,
+                )
+                for cached in (True, False)
+            ]
+        for cached, plain in zip(runs[0].logits, runs[1].logits, strict=True):
+            torch.testing.assert_close(cached, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MORE_DECODERS)
+def test_logprobs_of_more_architectures(name: str, batch: Batch) -> None:
+    """Scaled and capped logits (Cohere, Granite, Gemma 2) included."""
+    model = made(name)
+    trie = PlanTrie.build([Plan.from_steps(range(T))])
+    found: list[NodeState] = []
+    Tracer(model).run(trie, batch, found.append, logprobs=True)
+    ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask)
+    with torch.inference_mode():
+        logprobs = model.module(input_ids=ids, attention_mask=mask.long()).logits.log_softmax(-1)
+    expected = logprobs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0][mask[:, 1:]]
+    ours = found[-1].logprob
+    assert ours is not None
+    torch.testing.assert_close(ours[~ours.isnan()], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
+    model, ids = made(name), torch.from_numpy(batch.token_ids)
+    outputs: list[object] = []
+    hook = model.stack.layers[-1].register_forward_hook(lambda _m, _a, output: outputs.append(output))
+    with torch.inference_mode():
+        logits = model.module(input_ids=ids).logits
+        hook.remove()
+        states = state_of(outputs[0]).flatten(0, 1)
+        ours = logits_of(model.module, model.stack, states, as_tuple=isinstance(outputs[0], tuple))
+    torch.testing.assert_close(ours, logits.flatten(0, 1), rtol=1e-5, atol=1e-5)
+    assert model.module.get_submodule(model.stack.path) is model.stack.layers
+
+
+def test_a_replayed_call_leaves_the_models_cache_alone(llama: Model) -> None:
+    """Some models make a cache whatever they are told (GraniteMoe takes `use_cache` only further in)."""
+    cache, state = transformers.DynamicCache(), torch.ones(1, 2, 32)
+    call = Call((state, cache), {"past_key_values": cache, "use_cache": True}).on(state * 2)
+    assert call.args[1] is None
+    assert call.kwargs == {"past_key_values": None, "use_cache": True}
+    assert torch.equal(call.state, state * 2)
+    assert torch.equal(Call((), {"hidden_states": state, "layer_past": cache}).on(state * 3).state, state * 3)
+
+
+class Blocks(nn.Module):
+    """A module with lists of these lengths, and a configuration of this depth."""
+
+    def __init__(self, depth: int, **lists: int) -> None:
+        super().__init__()
+        self.config = transformers.LlamaConfig(num_hidden_layers=depth)
+        for name, length in lists.items():
+            self.add_module(name, nn.ModuleList(nn.Linear(1, 1) for _ in range(length)))
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "message"),
+    [
+        (Blocks(3, blocks=2), None, "no module list fits its layers; seen: blocks (2); name one with stack=PATH"),
+        (Blocks(3), None, "no module list fits its layers; seen: none"),
+        (Blocks(3, a=3, b=3, c=1), None, "several module lists could be the layers; seen: a (3), b (3), c (1); name"),
+        (Blocks(3, a=3), "layers", "stack=layers: Blocks has no such module list; seen: a (3)"),
+    ],
+)
+def test_no_stack_or_several(module: nn.Module, path: str | None, message: str) -> None:
+    with pytest.raises(RepsimError) as caught:
+        find_stack(module, path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path or "--stack PATH" in str(caught.value)
+
+
+def test_a_path_decides() -> None:
+    assert find_stack(Blocks(3, a=3, b=3), "b").path == "b"
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "message"),
+    [
+        (
+            "AlbertModel",
+            {**SMALL, "embedding_size": 16},
+            "seen: encoder.albert_layer_groups (1), encoder.albert_layer_",
+        ),
+        (
+            "T5ForConditionalGeneration",
+            {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4, "vocab_size": VOCABULARY},
+            "several module lists could be the layers; seen: encoder.block (6), encoder.block.*.layer (2), "
+            "decoder.block (6), decoder.block.*.layer (3); name one",
+        ),
+        (
+            "Gemma3nForCausalLM",
+            {**HEAD, "num_kv_shared_layers": 2, "layer_types": MIXED, "vocab_size_per_layer_input": VOCABULARY}
+            | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "intermediate_size": [48] * T}
+            | {"activation_sparsity_pattern": [0.0] * T},
+            "its last 2 layers read the keys and values of layers before them",
+        ),
+    ],
+)
+def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, object], message: str) -> None:
+    """ALBERT runs one layer over and over, T5 has two stacks, Gemma 3n's layers share keys and values."""
+    with pytest.raises(RepsimError) as caught:
+        find_stack(build(class_name, config))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("half", ["attn", "mlp"])
+def test_an_unknown_half(half: str, batch: Batch) -> None:
+    """The same line from a trace, where layers are envoys, and from the planned stack."""
+    plan, lost = f"0-1, 2.{half}, 3-5", {"attn": "mlp", "mlp": "attention"}[half]
+    message = f"2.{half}: no {lost} module is known in MambaBlock; seen: norm, mixer"
+    with pytest.raises(RepsimError) as caught:
+        last_states(made("mamba"), plan, batch)
+    assert str(caught.value) == message
+    with pytest.raises(RepsimError) as caught:
+        traced(made("mamba"), [repsim.Plan.from_steps([0, 1, f"2.{half}", 3, 4, 5])], batch)
+    assert str(caught.value) == message
+
+
+def test_replaced_layers_put_back_what_was_there(batch: Batch) -> None:
+    """Also a plan's layers: finishing a state in the middle of a plan does not end the plan."""
+    model = make("llama")
+    with repsim.planned(model, "0, 3-5") as module:
+        planned = module.get_submodule(model.stack.path)
+        logits_of(module, model.stack, torch.ones(2, 32), as_tuple=False)
+        assert module.get_submodule(model.stack.path) is planned
+        with pytest.raises(RepsimError, match="follows another plan"), repsim.planned(model, "skip:start=1"):
+            pass
+    assert module.get_submodule(model.stack.path) is model.stack.layers
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mamba", "jamba"])
+def test_a_planned_model_says_how_deep_it_is(name: str) -> None:
+    """Depth and kinds of layers, also where a configuration derives them (Mamba, Jamba) or calls them otherwise."""
+    model = made(name)
+    config, kinds = model.module.config, getattr(model.module.config, "layer_types", None)
+    before = config.to_dict()
+    with repsim.planned(model, "0, 4*2, 2"):
+        assert config.num_hidden_layers == 4
+        assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in (0, 4, 4, 2)])
+    assert config.num_hidden_layers == T
+    assert getattr(config, "layer_types", None) == kinds
+    assert config.to_dict() == before
+    assert type(config) is type(model.module).config_class
+
+
+def test_mean_by_hand() -> None:
+    mean = Mean(3)
+    assert mean.add(torch.tensor([1.0, 10.0])) is None
+    assert mean.add(torch.tensor([2.0, 20.0])) is None
+    assert mean.add(torch.tensor([6.0, 60.0])).tolist() == [3.0, 30.0]
+    assert [mean.add(torch.tensor([float(i)])) for i in range(2)] == [None, None]  # begins anew
+    assert mean.add(torch.tensor([2.0])).tolist() == [1.0]
+
+
+def test_the_mean_of_one_is_that_very_state() -> None:
+    state = torch.tensor([0.1], dtype=torch.bfloat16)
+    assert Mean(1).add(state) is state
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (torch.float16, [60000.0, 60000.0, -60000.0], 20000.0),  # the sum would overflow
+        (torch.bfloat16, [256.0, 1.0, 1.0, 1.0, 1.0], 52.0),  # 256 + 1 is 256 in bfloat16, and the mean 51.25
+        (torch.float64, [1.0, 2.0**-40], (1.0 + 2.0**-40) / 2),
+    ],
+)
+def test_sums_are_wide_and_rounded_once(dtype: torch.dtype, values: list[float], expected: float) -> None:
+    mean = Mean(len(values))
+    *_, result = [mean.add(torch.tensor([value], dtype=dtype)) for value in values]
+    assert result.dtype == dtype
+    assert result.item() == expected
+
+
+def test_clear_forgets_a_step_cut_short() -> None:
+    mean = Mean(2)
+    mean.add(torch.tensor([100.0]))
+    mean.clear()
+    assert mean.add(torch.tensor([1.0])) is None
+    assert mean.add(torch.tensor([3.0])).item() == 2.0
+
+
+def test_a_batch_of_one_sample(batch: Batch) -> None:
+    """Shapes with a single sample and a single token do not confuse tuples, lists and tensors."""
+    single = batch_of((1,))
+    for name in ("llama", "falcon", "mpt", "bloom"):
+        (states,) = traced(made(name), [Plan.from_steps(range(T))], single)
+        for ours, theirs in zip(states, own_states(made(name), single), strict=True):
+            assert torch.equal(ours, theirs)

