@@ -278,17 +278,17 @@ class _Given(nn.Module):
         return getattr(self._layer[0], name)
 
 
-def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, as_tuple: bool) -> Tensor:
+def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> Tensor:
     """Logits that the model's own code gives to states which leave the stack: final norm, head, any scaling.
 
     Args:
         module: the model, or an envoy of it inside a trace.
         states: `[token, unit]`; the code after a stack works on each position by itself.
-        as_tuple: whether this model's layers return tuples.
+        form: what one of the model's layers returned; only its form counts.
     Returns:
         `[token, vocabulary]`.
     """
-    output = (states[None],) if as_tuple else states[None]
+    output = with_state(form, states[None])
     stand_in = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
     with replaced_layers(stack, [_Given(output, stack.layers[0])]):
         logits: Tensor = module(input_ids=stand_in, use_cache=False).logits[0]

@@ -37,6 +37,7 @@ from repsim.schema import (
 )
 
 CHUNK_BYTES = 2 << 20  # of float16 states
+WRITE_BYTES = 16 << 20  # of states that are written together
 SCHEMA_ATTRIBUTE = "repsim_schema"
 RESULTS = "analyses"
 
@@ -90,9 +91,10 @@ class Writer:
         self._logprob: Any = group.get("logprob")
         self._complete: Any = group["complete"]
         self._tokens = 0
+        self._waiting: list[tuple[int, NDArray[Any]]] = []
 
     def write(self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None) -> None:
-        """One node's states for the batch under way.
+        """One node's states for the batch under way; they reach the disk with their neighbours', at `finish` at last.
 
         Args:
             node: index in the trie.
@@ -111,13 +113,27 @@ class Writer:
         if logprob is not None and (logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32):
             found = f"{logprob.dtype}{list(logprob.shape)}"
             raise RepsimError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._path}")
-        with _one_line(self._path):
-            self._hidden[node, self._tokens : last] = hidden
-            if logprob is not None:
+        if logprob is not None:
+            with _one_line(self._path):
                 self._logprob[node, self._tokens : last] = logprob
+        if self._waiting and node != self._waiting[-1][0] + 1:
+            self._flush()
+        self._waiting.append((node, hidden))
+        if sum(states.nbytes for _, states in self._waiting) >= WRITE_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Writes the waiting nodes, which are neighbours, in one call: zarr writes their chunks side by side."""
+        if not self._waiting:
+            return
+        first, states = self._waiting[0][0], np.stack([hidden for _, hidden in self._waiting])
+        self._waiting.clear()
+        with _one_line(self._path):
+            self._hidden[first : first + len(states), self._tokens : self._tokens + states.shape[1]] = states
 
     def finish(self, tokens: int) -> None:
         """Declares the batch under way, of so many tokens, complete at every node."""
+        self._flush()
         self._tokens += tokens
         with _one_line(self._path):
             self._complete[:] = self._tokens

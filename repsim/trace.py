@@ -13,15 +13,17 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import nnsight
 import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.layers import Call, Mean, Stack, logits_of, run_application, state_of
+from repsim.layers import Call, Mean, Stack, logits_of, run_application, state_of, with_state
 from repsim.models import Model
 from repsim.plans import PlanTrie, Step
+from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
 
@@ -56,8 +58,10 @@ class Tracer:
         # The envoys stand in for the layers: calling one inside a trace runs the layer with the trace stood down.
         self._stack: Stack = replace(model.stack, layers=[layers[i] for i in range(model.layers)])
         accepted = inspect.signature(type(model.module).forward).parameters
-        self._as_tuple: bool | None = None  # whether layers return tuples; known after the first call of one
-        self._no_cache = {"use_cache": False} if "use_cache" in accepted else {}
+        # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
+        self._form: Any = None
+        takes_use_cache = "use_cache" in accepted or model.module.can_generate()  # GraniteMoe hides it in **kwargs
+        self._no_cache = {"use_cache": False} if takes_use_cache else {}
 
     @torch.inference_mode()
     def run(
@@ -81,15 +85,30 @@ class Tracer:
             for layer in self._stack.layers:
                 args, kwargs = layer.inputs
                 calls.append(Call(args, kwargs))
-                if self._as_tuple is None:
-                    self._as_tuple = isinstance(layer(*args, **kwargs), tuple)
+                self._check(calls, token_ids)
+                if len(calls) == 1 and not isinstance(self._form, Tensor):
+                    self._form = layer(*args, **kwargs)
                 if len(calls) < len(self._stack):
-                    layer.skip((calls[-1].state,) if self._as_tuple else calls[-1].state)
+                    layer.skip(with_state(self._form, calls[-1].state))
             for node, state in self._depth_first(trie, calls):
                 hidden = _without_padding(state, tokens)
                 logprob = self._logprob(hidden, targets) if node in scored else None
                 consume(NodeState(node, hidden, logprob))
             tracer.stop()
+
+    def _check(self, calls: list[Call], token_ids: Tensor) -> None:
+        """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
+        root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
+        if state.shape != (expected := (*token_ids.shape, self._model.units)):
+            raise RepsimError(
+                f"{self._model.name}: layer {last} takes states of shape {tuple(state.shape)}, not {tuple(expected)} "
+                "(sample, position, unit); models that fold, pad or multiply positions cannot be traced"
+            )
+        if state is not root and not torch.equal(state.to(root.device), root):  # each layer passed its input by
+            raise RepsimError(
+                f"{self._model.name}: the model itself changes the states between layers {last - 1} and {last}, "
+                "so its layers alone are not the model; it cannot be traced"
+            )
 
     def _depth_first(self, trie: PlanTrie, calls: list[Call]) -> Iterator[tuple[int, Tensor]]:
         """Node and state `[sample, position, unit]`; a state is let go once its last child has begun."""
@@ -119,7 +138,7 @@ class Tracer:
         pieces = []
         for first in range(0, len(hidden), LOGIT_TOKENS):
             piece = slice(first, first + LOGIT_TOKENS)
-            logits = logits_of(self._envoy, self._model.stack, hidden[piece], as_tuple=bool(self._as_tuple)).float()
+            logits = logits_of(self._envoy, self._model.stack, hidden[piece], form=self._form).float()
             picked = logits.gather(-1, targets[piece, None].clamp(min=0).to(logits.device))[:, 0]
             pieces.append(picked - logits.logsumexp(-1))
         return torch.cat(pieces).masked_fill(targets.to(logits.device) < 0, torch.nan)

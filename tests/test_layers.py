@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
-from test_stack import last_states
 from torch import Tensor, nn
 
 import repsim
@@ -28,6 +27,7 @@ from repsim.models import Model
 from repsim.plans import Application, Plan, PlanTrie
 from repsim.schema import RepsimError
 from repsim.trace import NodeState, Tracer
+from test_stack import last_states
 from test_trace import FAMILIES, naive, recorded_calls, traced
 
 TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -38,6 +38,7 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHARED = {"shared_expert_intermediate_size": 16}
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
 
 # More architectures, and other forms of those in conftest: (model class, configuration, where the layers are).
@@ -99,6 +100,9 @@ MORE = {
     "olmo2": ("Olmo2ForCausalLM", DECODER, "model.layers"),
     "electra": ("ElectraModel", {**SMALL, "embedding_size": 16}, "encoder.layer"),
     "mpnet": ("MPNetModel", SMALL, "encoder.layer"),
+    "deberta": ("DebertaModel", {**SMALL, **RELATIVE}, "encoder.layer"),
+    "deberta_v2": ("DebertaV2Model", {**SMALL, **RELATIVE, "position_buckets": 8}, "encoder.layer"),
+    "bamba": ("BambaForCausalLM", {**DECODER, **MAMBA, "attn_layer_indices": [1, 4]}, "model.layers"),
     "mamba": (
         "MambaForCausalLM",
         {**TOKENS, "hidden_size": 32, "num_hidden_layers": T, "state_size": 8},
@@ -138,7 +142,7 @@ PLANS = (
     "0, 3-5",
 )  # each keeps an attention layer of the hybrids: transformers' cache cannot do without one
 WITHOUT_HALVES = {"mamba"}
-POST_NORM = {"bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
+POST_NORM = {"deberta", "deberta_v2", "bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
 
 
 def build(class_name: str, config: dict[str, object]) -> nn.Module:
@@ -437,7 +441,7 @@ def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
         logits = model.module(input_ids=ids).logits
         hook.remove()
         states = state_of(outputs[0]).flatten(0, 1)
-        ours = logits_of(model.module, model.stack, states, as_tuple=isinstance(outputs[0], tuple))
+        ours = logits_of(model.module, model.stack, states, form=outputs[0])
     torch.testing.assert_close(ours, logits.flatten(0, 1), rtol=1e-5, atol=1e-5)
     assert model.module.get_submodule(model.stack.path) is model.stack.layers
 
@@ -513,6 +517,31 @@ def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("class_name", "config", "message"),
+    [
+        (
+            "DebertaV2Model",
+            {**SMALL, **RELATIVE, "conv_kernel_size": 3},
+            "the model itself changes the states between layers 0 and 1",
+        ),
+        ("LongformerModel", {**SMALL, "attention_window": 4}, "takes states of shape (3, 12, 32), not (3, 9, 32)"),
+        (
+            "XLNetModel",
+            {"d_model": 32, "n_layer": T, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY},
+            "takes states of shape (9, 3, 32), not (3, 9, 32)",
+        ),
+    ],
+)
+def test_models_that_are_more_than_their_layers(
+    class_name: str, config: dict[str, object], message: str, batch: Batch
+) -> None:
+    module = build(class_name, config)
+    with pytest.raises(RepsimError) as caught:
+        traced(Model(module, None, "odd", None, find_stack(module)), [Plan.from_steps(range(T))], batch)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("half", ["attn", "mlp"])
 def test_an_unknown_half(half: str, batch: Batch) -> None:
     """The same line from a trace, where layers are envoys, and from the planned stack."""
@@ -531,7 +560,7 @@ def test_replaced_layers_put_back_what_was_there(batch: Batch) -> None:
     model = make("llama")
     with repsim.planned(model, "0, 3-5") as module:
         planned = module.get_submodule(model.stack.path)
-        logits_of(module, model.stack, torch.ones(2, 32), as_tuple=False)
+        logits_of(module, model.stack, torch.ones(2, 32), form=torch.empty(0))
         assert module.get_submodule(model.stack.path) is planned
         with pytest.raises(RepsimError, match="follows another plan"), repsim.planned(model, "skip:start=1"):
             pass
