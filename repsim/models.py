@@ -63,7 +63,7 @@ class Model:
     module: the Hugging Face model, in evaluation mode.
     tokenizer: its tokenizer.
     name: hub id, embedded name or last part of a local path; what stores and figures call it.
-    revision: the hub commit asked for, None elsewhere.
+    revision: the hub commit that was loaded, None for local and embedded models.
     stack: where its layers are.
     """
 
@@ -169,7 +169,8 @@ def load(
         module.to(target)
     local = Path(name) if options["use_safetensors"] else source
     public = name if name in EMBEDDED or not local.exists() else local.resolve().name
-    return Model(module, tokenizer, public, revision, find_stack(module, stack))
+    commit = getattr(module.config, "_commit_hash", None) or revision
+    return Model(module, tokenizer, public, commit, find_stack(module, stack))
 
 
 def cache_folder() -> Path:

@@ -167,7 +167,8 @@ def test_complete_counts_finished_batches_and_the_rest_is_nan(path, small_chunks
     writer = store.create(path, layout)
     assert np.isnan(store.open_dataset(path)["hidden"].values).all()
     write(writer, layout, ends, states)
-    writer.write(0, states[0, 77:100], None)  # a batch cut short
+    writer.write(0, states[0, 77:100], None)
+    writer.write(2, states[2, 77:100], None)  # no neighbour, so node 0 goes to the disk; then the batch is cut short
     dataset = store.open_dataset(path)
     assert dataset["complete"].values.tolist() == [77] * 8
     assert_array_equal(dataset["hidden"].values[:, :77], states[:, :77])
