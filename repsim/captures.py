@@ -25,7 +25,7 @@ from repsim import store
 from repsim.corpus import BUILTIN, Batch, Corpus, batches, corpus_digest, read_corpus, tokenize
 from repsim.families import NamedPlan, resolve
 from repsim.plans import Plan, PlanTrie, parse_plan
-from repsim.schema import NODE, PLAN, SAMPLE, STATE, STORE_DTYPES, TOKEN, Identity, RepsimError
+from repsim.schema import DEFAULT_MODEL, NODE, PLAN, SAMPLE, STATE, STORE_DTYPES, TOKEN, Identity, RepsimError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from repsim.models import Model
     from repsim.trace import NodeState
 
-DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_BATCH_TOKENS = 2048
 PER_TOKEN = ("token_id", "position", "sample")
 VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")

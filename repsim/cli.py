@@ -22,13 +22,12 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from repsim.schema import RepsimError
+from repsim.schema import DEFAULT_MODEL, RepsimError
 
 if TYPE_CHECKING:
     from repsim.captures import Capture, Progress
 
 ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
-DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
 
@@ -117,7 +116,9 @@ def capture(
         )
     if not quiet:
         print(capture)
-        print(f"Next: repsim analyze cosine {capture.path}")
+        names = [named.name for named in capture.plans]
+        option = "" if "baseline" in names else f" --plan '{names[0]}'"
+        print(f"Next: repsim analyze cosine {capture.path}{option}")
 
 
 @plans_app.callback()

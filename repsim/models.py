@@ -29,11 +29,10 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
 
 from repsim.layers import Stack, find_stack
-from repsim.schema import RepsimError
+from repsim.schema import DEFAULT_MODEL, RepsimError
 
 log = logging.getLogger("repsim")
 
-DEFAULT_MODEL = "smollm2-135m"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -323,15 +322,18 @@ def _one_line(name: str, failure: str) -> Iterator[None]:
 
     Damaged files and odd configurations fail in whatever way the code that meets them does, so every exception counts.
     """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
+    loggers = [logging.getLogger(library) for library in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
             yield
     except Exception as problem:
         raise RepsimError(f"model {name!r}: {_advice(name, failure, problem)}") from problem
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _advice(name: str, failure: str, problem: Exception) -> str:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
+DEFAULT_MODEL = "smollm2-135m"
 
 NODE = "node"
 TOKEN = "token"
