@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Callable
 
 import numpy as np
@@ -171,15 +172,19 @@ def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch)
     plans = [named.plan for named in resolve("painters", T)]
     trie = PlanTrie.build(plans)
     assert len(trie) > 10 * trie.depth
-    import gc
+    shape = (*batch.mask.shape, llama.units)
+
+    def states() -> list[Tensor]:
+        return [t for t in gc.get_objects() if type(t) is Tensor and t.shape == shape]
 
     def alive(trie: PlanTrie) -> int:
-        shape, most = (*batch.mask.shape, llama.units), 0
+        gc.collect()
+        earlier, most = states(), 0  # what other tests left behind stays and is not counted
+        others = {t.data_ptr() for t in earlier}
 
         def consume(_state: NodeState) -> None:
             nonlocal most
-            held = [t for t in gc.get_objects() if type(t) is Tensor and t.shape == shape]
-            most = max(most, len({t.data_ptr() for t in held}))
+            most = max(most, len({t.data_ptr() for t in states()} - others))
 
         Tracer(llama).run(trie, batch, consume)
         return most
