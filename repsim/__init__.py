@@ -6,7 +6,19 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["captures", "corpus", "figures", "layers", "measures", "models", "plans", "schema", "store", "trace"],
+    submodules=[
+        "captures",
+        "corpus",
+        "families",
+        "figures",
+        "layers",
+        "measures",
+        "models",
+        "plans",
+        "schema",
+        "store",
+        "trace",
+    ],
     submod_attrs={
         "captures": ["Capture", "capture", "open"],
         "plans": ["Plan"],

@@ -1,5 +1,4 @@
 import gc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -207,6 +206,5 @@ def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable
     with pytest.raises(Refused, match="node 2"):
         tracer.run(trie, batch, refuse)
     nodes: list[int] = []
-    record: Callable[[NodeState], None] = lambda state: nodes.append(state.node)  # noqa: E731
-    tracer.run(trie, batch, record)
+    tracer.run(trie, batch, lambda state: nodes.append(state.node))
     assert nodes == list(range(T + 1))
