@@ -1,14 +1,12 @@
 """How alike are the states of a plan? Mean cosine similarity between every two of them.
 
-This module streams states from a capture into the kernels of `repsim.measures` and turns their
-sums into a mean with a standard error. It knows nothing of models, of files or of pictures.
+This module takes the sums that the kernels of `repsim.measures` make of each sample's states, stored or not, and turns
+them into a mean with a standard error. It knows nothing of models, of files or of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby, pairwise
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -16,14 +14,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.measures import cosine_from_gram, grams, token_cosine_sums
-from repsim.schema import SAMPLE, STATE, TOKEN, RepsimError
+from repsim.schema import STATE, RepsimError
+from repsim.statistics import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Average = Literal["token", "sequence"]
-
-RUN_BYTES = 64 * 2**20  # one run of tokens over all states, counted as float32
 
 DESCRIPTION = {
     "token": "Mean over tokens of the cosine between two states at the same token.",
@@ -35,14 +32,36 @@ class Capture(Protocol):
     """What this analysis asks of a capture; see `repsim.captures.Capture`."""
 
     @property
-    def chunk_tokens(self) -> int: ...
-
-    @property
     def identity(self) -> Mapping[str, Any]: ...
 
-    def hidden(self, plan: str) -> xr.DataArray: ...
+    def steps(self, plan: str) -> list[str]: ...
 
     def plan_name(self, plan: str) -> str: ...
+
+    def plan_text(self, plan: str) -> str: ...
+
+    def per_sample(self, plan: str, statistic: Statistic) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
+
+
+def _upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A symmetric matrix's upper triangle, row by row."""
+    packed: NDArray[np.float64] = matrix[np.triu_indices(len(matrix))]
+    return packed
+
+
+def _whole(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
+    """The symmetric matrix of an upper triangle."""
+    matrix = np.empty((states, states))
+    rows, columns = np.triu_indices(states)
+    matrix[rows, columns] = matrix[columns, rows] = packed
+    return matrix
+
+
+# What a capture that keeps no states takes of each sample for this analysis.
+STATISTICS = {
+    "token": lambda states: _upper(token_cosine_sums(states)),
+    "sequence": lambda states: _upper(grams(states)),
+}
 
 
 def compute(capture: Capture, *, plan: str = "baseline", average: Average = "token") -> xr.Dataset:
@@ -58,8 +77,7 @@ def compute(capture: Capture, *, plan: str = "baseline", average: Average = "tok
     sqrt(samples); NaN where there is only one sample. A zero vector has no direction: a state
     that holds one is NaN against all states.
 
-    States are read in runs of whole chunks, about 64 MiB as float32 or one chunk if that is
-    more; memory does not grow with the number of tokens.
+    Works on a capture that keeps its states, and on one that keeps the statistic `cosine` of them.
 
     Args:
         capture: an open capture.
@@ -78,11 +96,12 @@ def compute(capture: Capture, *, plan: str = "baseline", average: Average = "tok
     """
     if average not in get_args(Average):
         raise RepsimError(f"average={average!r}: choose {' or '.join(get_args(Average))}")
-    hidden = capture.hidden(plan)
-    name = capture.plan_name(plan)
-    _check(hidden, name)
-    cosine, standard_error, samples = _ratio(_sample_totals(hidden, capture.chunk_tokens, average))
-    layer = hidden["layer"].values.astype(object)  # zarr has no stable type for fixed lengths
+    name, steps = capture.plan_name(plan), capture.steps(plan)
+    if len(steps) < 2:
+        raise RepsimError(f"plan {name!r} runs no layer: a comparison needs at least two states")
+    statistic = Statistic(f"cosine.{average}", STATISTICS[average])
+    cosine, standard_error, tokens, samples = _ratio(_totals(capture.per_sample(plan, statistic), len(steps), average))
+    layer = np.array(steps, object)  # zarr has no stable type for fixed lengths
     return xr.Dataset(
         {
             "cosine": ((STATE, "state_other"), cosine),
@@ -94,10 +113,10 @@ def compute(capture: Capture, *, plan: str = "baseline", average: Average = "tok
             "description": DESCRIPTION[average],
             "average": average,
             "plan": name,
-            "plan_text": str(hidden["plan"].item()) if "plan" in hidden.coords else str(plan),
+            "plan_text": capture.plan_text(plan),
             "model": capture.identity["model"],
             "corpus": capture.identity["corpus"],
-            "tokens": hidden.sizes[TOKEN],
+            "tokens": tokens,
             "samples": samples,
         },
     )
@@ -110,72 +129,33 @@ def plot(result: xr.Dataset) -> Figure:
     return figures.similarity_matrix(result)
 
 
-def _check(hidden: xr.DataArray, name: str) -> None:
-    """Raises where there is nothing to compare."""
-    if hidden.sizes[STATE] < 2:
-        raise RepsimError(f"plan {name!r} runs no layer: a comparison needs at least two states")
-    if hidden.sizes[TOKEN] == 0:
-        raise RepsimError("this capture holds no tokens: capture a corpus with at least one")
-
-
-def _sample_totals(
-    hidden: xr.DataArray, chunk_tokens: int, average: Average
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Each sample's weight in the mean and its cosines times that weight, `[state, state]`."""
-    pieces = _pieces(hidden, chunk_tokens)
-    if average == "token":
-        yield from _sample_sums(pieces, token_cosine_sums)
-    else:
-        for _, gram in _sample_sums(pieces, grams):
-            yield 1, cosine_from_gram(gram)
-
-
-def _sample_sums(
-    pieces: Iterator[tuple[int, NDArray[Any]]],
-    kernel: Callable[[NDArray[Any]], NDArray[np.float64]],
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Each sample's number of tokens and the kernel's sum over its pieces, `[state, state]`."""
-    for _, sample in groupby(pieces, key=itemgetter(0)):
-        tokens, total = 0, np.zeros(())
-        for _, states in sample:
-            tokens += states.shape[1]
-            total = total + kernel(states)
-        yield tokens, total
-
-
-def _pieces(hidden: xr.DataArray, chunk_tokens: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """(sample, its states `[state, token, unit]`); several in a row where it straddles runs."""
-    step = _run_tokens(hidden, chunk_tokens)
-    for first in range(0, hidden.sizes[TOKEN], step):
-        run = hidden.isel({TOKEN: slice(first, first + step)})
-        states, sample = run.values, run[SAMPLE].values
-        starts = [0, *(np.flatnonzero(np.diff(sample)) + 1), len(sample)]
-        for start, stop in pairwise(starts):
-            yield int(sample[start]), states[:, start:stop]
+def _totals(
+    samples: Iterable[tuple[int, NDArray[np.float64]]], states: int, average: Average
+) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+    """Each sample's tokens, its weight in the mean and its cosines times that weight, `[state, state]`."""
+    for tokens, packed in samples:
+        matrix = _whole(packed, states)
+        yield (tokens, tokens, matrix) if average == "token" else (tokens, 1, cosine_from_gram(matrix))
 
 
 def _ratio(
-    totals: Iterator[tuple[int, NDArray[np.float64]]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Sum of totals / sum of weights, its standard error over samples, the number of samples.
+    totals: Iterable[tuple[int, int, NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
+    """Sum of totals / sum of weights, its standard error over samples, the numbers of tokens and of samples.
 
     The samples are not kept: the squared residuals (total - mean * weight)^2 are summed from
     their expanded terms, which leaves a standard error below about 1e-8 to rounding.
     """
-    samples, weights, squared_weights = 0, 0, 0
+    tokens, samples, weights, squared_weights = 0, 0, 0, 0
     sums = squares = products = np.zeros(())
-    for weight, total in totals:
-        samples, weights = samples + 1, weights + weight
+    for length, weight, total in totals:
+        tokens, samples, weights = tokens + length, samples + 1, weights + weight
         squared_weights += weight**2
         sums, squares, products = sums + total, squares + total**2, products + weight * total
+    if not samples:
+        raise RepsimError("this capture holds no finished tokens: run it to the end of a block at least")
     mean = sums / weights
     if samples == 1:
-        return mean, np.full_like(mean, np.nan), samples
+        return mean, np.full_like(mean, np.nan), tokens, samples
     residuals = np.maximum(squares - 2 * mean * products + mean**2 * squared_weights, 0)
-    return mean, np.sqrt(residuals * samples / (samples - 1)) / weights, samples
-
-
-def _run_tokens(hidden: xr.DataArray, chunk_tokens: int) -> int:
-    """Tokens to read at once: whole chunks, at least one, about `RUN_BYTES`."""
-    chunk_bytes = 4 * chunk_tokens * hidden.sizes[STATE] * hidden.sizes["unit"]
-    return chunk_tokens * max(1, RUN_BYTES // chunk_bytes)
+    return mean, np.sqrt(residuals * samples / (samples - 1)) / weights, tokens, samples

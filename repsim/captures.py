@@ -1,59 +1,43 @@
-"""A capture from end to end: joins trace to store, and gives a finished store names.
+"""A capture that is on disk: gives its states names.
 
-`capture` loads, tokenizes, traces and writes; `open` reads. A `Capture` speaks of plans, layers and samples where the
-store speaks of nodes and tokens. Progress goes to a callable and remarks to the logger `repsim`, so that the command
-line and a notebook show them in their own way.
+A `Capture` speaks of plans, layers and samples where the store speaks of nodes, tokens and blocks, and shows what is
+finished and nothing else. How one is made is `repsim.recording`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import store
-from repsim.corpus import BUILTIN, Batch, Corpus, batches, corpus_digest, read_corpus, tokenize
 from repsim.families import NamedPlan, resolve
-from repsim.plans import Plan, PlanTrie, parse_plan
-from repsim.schema import DEFAULT_MODEL, NODE, PLAN, SAMPLE, STATE, STORE_DTYPES, TOKEN, Identity, RepsimError
+from repsim.places import Folder, Place, place_of
+from repsim.plans import Plan, parse_plan
+from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError
+from repsim.statistics import Statistic
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from repsim.models import Model
-    from repsim.trace import NodeState
-
-DEFAULT_BATCH_TOKENS = 2048
 PER_TOKEN = ("token_id", "position", "sample")
-VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
-
-log = logging.getLogger("repsim")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a capture is: `tokens` finished of `total`."""
-
-    tokens: int
-    total: int
+RUN_BYTES = 256 * 2**20  # of states that are read at once, counted as float32
 
 
 class Capture:
     """Hidden states of one model over one corpus under some plans, read from disk as they are asked for."""
 
-    def __init__(self, path: Path, dataset: xr.Dataset) -> None:
-        self.path = path
+    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
+        self.place = place
         self.dataset = dataset
+
+    @property
+    def path(self) -> Path | str:
+        """Where the store is: a folder's path, or a URL."""
+        return self.place.path if isinstance(self.place, Folder) else self.place.text
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,8 +69,18 @@ class Capture:
 
     @property
     def complete(self) -> int:
-        """Tokens finished at every node; fewer than there are where a capture was stopped."""
-        return int(self.dataset["complete"].min())
+        """Kept tokens finished under every plan; fewer than there are where a capture was stopped."""
+        return int(self._token_starts[self._finished_blocks(self._wanted)])
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the states are stored, or only statistics of them."""
+        return bool(self.dataset.attrs["keep"] == "all")
+
+    @property
+    def missing(self) -> int:
+        """How many blocks of how many nodes are not finished, counted one by one."""
+        return int((~self.dataset["done"].values[self._wanted]).sum())
 
     @property
     def chunk_tokens(self) -> int:
@@ -97,6 +91,14 @@ class Capture:
         """The name a plan was captured by, e.g. `skip:start=3`."""
         return self.plans[self._row(plan)].name
 
+    def plan_text(self, plan: str | Plan) -> str:
+        """A plan's canonical text, e.g. `0-3, 26-29`."""
+        return self.plans[self._row(plan)].plan.text
+
+    def steps(self, plan: str | Plan) -> list[str]:
+        """What each of a plan's states is the output of, the root (`embed`) first."""
+        return [str(text) for text in self.dataset["step_text"].values[self._nodes(plan)]]
+
     def hidden(self, plan: str | Plan = "baseline") -> xr.DataArray:
         """Hidden states of a plan, lazily.
 
@@ -106,14 +108,18 @@ class Capture:
             Dims `state, token, unit`; the first state is the one that enters the stack, the last one comes before the
             final norm. Coordinates: `layer` (what each state is the output of), `token_id`, `position`, `sample`.
         Raises:
-            RepsimError: the plan is not in the store.
+            RepsimError: the plan is not in the store, or the states were not kept.
         """
+        if not self.keeps_states:
+            kept = ", ".join(self.dataset.attrs["statistics"])
+            raise RepsimError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
         nodes = self._nodes(plan)
-        hidden = self.dataset["hidden"].isel({NODE: _as_slice(nodes), TOKEN: slice(self.complete)})
-        layer = hidden["step_text"].values.astype(object)  # figures and NetCDF know these
+        tokens = int(self._token_starts[self._finished_blocks(nodes)])
+        hidden = self.dataset["hidden"].isel({NODE: _as_slice(nodes), TOKEN: slice(tokens)})
+        layer = np.array(self.steps(plan), object)  # figures and NetCDF know these
         hidden = hidden.reset_coords(drop=True).rename({NODE: STATE})
-        coords: dict[str, Any] = {name: (TOKEN, self.dataset[name].values[: self.complete]) for name in PER_TOKEN}
-        coords |= {"layer": (STATE, layer), "plan": self.plans[self._row(plan)].plan.text}
+        coords: dict[str, Any] = {name: (TOKEN, self.dataset[name].values[:tokens]) for name in PER_TOKEN}
+        coords |= {"layer": (STATE, layer), "plan": self.plan_text(plan)}
         return hidden.assign_coords(coords)
 
     def logprob(self, plan: str | Plan = "baseline") -> xr.DataArray:
@@ -124,12 +130,104 @@ class Capture:
         """
         if "logprob" not in self.dataset:
             raise RepsimError(f"{self.path}: holds no log-probabilities; capture with --logprobs")
-        logprob = self.dataset["logprob"].isel({NODE: int(self._nodes(plan)[-1]), TOKEN: slice(self.complete)})
-        return logprob.drop_vars(["parent", "step_text", "complete"])
+        end = self._nodes(plan)[-1:]
+        tokens = int(self._token_starts[self._finished_blocks(end)])
+        return (
+            self.dataset["logprob"].isel({NODE: int(end[0]), TOKEN: slice(tokens)}).drop_vars(["parent", "step_text"])
+        )
+
+    def per_sample(self, plan: str | Plan, statistic: Statistic) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """A statistic of each finished sample under a plan: how many kept tokens it has, and its values.
+
+        From the states if they were kept, in runs of whole samples of about 256 MiB as float32; otherwise as they were
+        taken while capturing. The values are the same.
+
+        Raises:
+            RepsimError: the plan is not in the store, or neither states nor this statistic are.
+        """
+        if self.keeps_states:
+            yield from self._from_states(plan, statistic)
+            return
+        if statistic.name not in self.dataset.attrs["statistics"]:
+            kept = ", ".join(self.dataset.attrs["statistics"])
+            raise RepsimError(f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all")
+        nodes = self._nodes(plan)
+        width = statistic.width(len(nodes), self.dataset.attrs["units"])
+        samples = int(self._sample_starts[self._finished_blocks(nodes[-1:])])
+        kept_tokens = self._kept_tokens
+        for first in range(0, samples, 256):
+            run = slice(first, min(first + 256, samples))
+            values = store.read_statistic(self.place, statistic.name, self._row(plan), run)
+            yield from zip(kept_tokens[run].tolist(), values[:, :width], strict=True)
+
+    def _from_states(self, plan: str | Plan, statistic: Statistic) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        hidden = self.hidden(plan)
+        room = max(2 * self.chunk_tokens, RUN_BYTES // (4 * hidden.sizes[STATE] * hidden.sizes["unit"]))
+        kept_tokens = self._kept_tokens[: int(self._sample_starts[self._finished_blocks(self._nodes(plan))])]
+        ends = np.cumsum(kept_tokens)
+        first_sample = first = 0
+        while first_sample < len(ends):
+            last_sample = max(first_sample + 1, int(np.searchsorted(ends, first + room, side="right")))
+            states = hidden.isel({TOKEN: slice(first, int(ends[last_sample - 1]))}).values
+            start = 0
+            for tokens in kept_tokens[first_sample:last_sample].tolist():
+                yield tokens, statistic.kernel(states[:, start : start + tokens])
+                start += tokens
+            first_sample, first = last_sample, int(ends[last_sample - 1])
 
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
-        store.write_result(self.path, name, result)
+        store.write_result(self.place, name, result)
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that made this capture, one after the other; folders of corpus files are left out."""
+        requests = self.dataset.attrs["requests"]
+        return [_command(request, self.path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
+
+    @property
+    def info(self) -> dict[str, str]:
+        """Everything that identifies the capture and says how far it is, for the eye."""
+        identity, sizes = self.identity, self.dataset.sizes
+        versions = identity.pop("versions")
+        kept = "states" if self.keeps_states else f"statistics ({', '.join(self.dataset.attrs['statistics'])})"
+        wanted = len(self._wanted) * sizes["block"]
+        return {
+            **self._facts(),
+            "kept": f"{kept} of {identity['tokens']} tokens, compression {self.dataset.attrs['compression']}",
+            "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
+            "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
+            "revision": str(identity["revision"]),
+            **{name.replace("_", " "): identity[name] for name in ("weights", "config", "tokenizer", "corpus_digest")},
+            "plan digests": " ".join(str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8])
+            + (" ..." if sizes[PLAN] > 8 else ""),
+            "device": identity["device"],
+            "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "schema": str(self.dataset.attrs[store.SCHEMA_ATTRIBUTE]),
+            "made by": "; then ".join(self.commands),
+        }
+
+    @cached_property
+    def _token_starts(self) -> NDArray[np.int64]:
+        return store.block_starts(self.dataset)[0]
+
+    @cached_property
+    def _sample_starts(self) -> NDArray[np.int64]:
+        return store.block_starts(self.dataset)[1]
+
+    @property
+    def _kept_tokens(self) -> NDArray[np.int64]:
+        return np.bincount(self.dataset["sample"].values, minlength=self.dataset.sizes[SAMPLE])
+
+    @property
+    def _wanted(self) -> NDArray[np.int64]:
+        ends = store.plan_ends(self.dataset)
+        return np.arange(self.dataset.sizes[NODE]) if self.keeps_states else ends
+
+    def _finished_blocks(self, nodes: NDArray[np.int64]) -> int:
+        """How many blocks from the first on are finished at all of these nodes."""
+        done = self.dataset["done"].values[nodes].all(0)
+        return int(np.logical_and.accumulate(done).sum())
 
     def _row(self, plan: str | Plan) -> int:
         found = resolve(plan, self.layers)
@@ -138,7 +236,7 @@ class Capture:
         for row, named in enumerate(self.plans):
             if named.plan == found[0].plan:
                 return row
-        raise RepsimError(f"plan {str(plan)!r} is not in {self.path}; it holds: {_names(self.plans)}")
+        raise RepsimError(f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}")
 
     def _nodes(self, plan: str | Plan) -> NDArray[np.int64]:
         path: NDArray[np.int64] = self.dataset["path"].values[self._row(plan)]
@@ -147,14 +245,20 @@ class Capture:
     def _facts(self) -> dict[str, str]:
         sizes, identity = self.dataset.sizes, self.identity
         names = [named.name for named in self.plans]
-        stored = self.dataset["hidden"]
-        total = sizes[TOKEN]
+        computed, total = int(self.dataset["length"].sum()), sizes[TOKEN]
+        kept = "" if total == computed else f", {total:,} kept"
+        if self.keeps_states:
+            stored = self.dataset["hidden"]
+            states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {stored.nbytes / 1e9:.2f} GB"
+        else:
+            states = f"{sizes[NODE]:,} nodes, not kept; statistics: {', '.join(self.dataset.attrs['statistics'])}"
         return {
-            "model": f"{identity['model']} ({self.layers} layers, {sizes['unit']} units, {identity['compute_dtype']})",
-            "corpus": f"{identity['corpus']} ({sizes[SAMPLE]:,} samples, {total:,} tokens)",
+            "model": f"{identity['model']} ({self.layers} layers, {self.dataset.attrs['units']} units, "
+            f"{identity['compute_dtype']})",
+            "corpus": f"{identity['corpus']} ({sizes[SAMPLE]:,} samples, {computed:,} tokens{kept})",
             "plans": ", ".join(names[:4]) + (f" ... {len(names)} in all" if len(names) > 4 else ""),
-            "states": f"{sizes[NODE]:,} nodes in {stored.dtype}, {stored.nbytes / 1e9:.2f} GB",
-            "complete": "yes" if self.complete == total else f"{self.complete:,} of {total:,} tokens",
+            "states": states,
+            "complete": "yes" if not self.missing else f"{self.complete:,} of {total:,} tokens under every plan",
         }
 
     def __repr__(self) -> str:
@@ -167,7 +271,7 @@ class Capture:
         return f"<b>repsim.Capture</b> {table.to_html(header=False)}{self.dataset._repr_html_()}"
 
 
-def _names(plans: Sequence[NamedPlan]) -> str:
+def names_of(plans: Sequence[NamedPlan]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(plans) - 8} more" if len(plans) > 8 else ""
     return ", ".join(named.name for named in plans[:8]) + more
@@ -182,209 +286,31 @@ def _as_slice(nodes: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 def open(path: str | Path) -> Capture:
     """Opens a store; reads nothing but its coordinates until states are asked for.
 
+    A store that is being written shows what was finished when it was opened.
+
     Raises:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
-    path = Path(path)
-    return Capture(path, store.open_dataset(path))
+    place = place_of(path)
+    return Capture(place, store.open_dataset(place))
 
 
-def capture(
-    model: str | Path | Model = DEFAULT_MODEL,
-    *,
-    plan: str | Plan | Sequence[str | Plan] = "baseline",
-    corpus: str | Path = BUILTIN,
-    field: str = "text",
-    limit: int | None = None,
-    max_tokens: int | None = None,
-    out: str | Path | None = None,
-    dtype: str = "float16",
-    logprobs: bool = False,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    progress: Callable[[Progress], None] | None = None,
-    **load_options: Any,
-) -> Capture:
-    """Captures the hidden states of a model over a corpus under layer plans.
+def verify(path: str | Path) -> store.Check:
+    """Reads every chunk of a store and compares it with its checksum; nothing is changed.
 
-    Every prefix that plans share is computed and stored once. Where `out` is a finished store of the same capture that
-    has the plans asked for, it is opened as it is.
-
-    Args:
-        model: a name for `repsim.models.load`, or what that gave.
-        plan: plans, families, sweeps or named sets.
-        corpus: `builtin`, a .txt or .jsonl file, or `hf:name/config:split:field`.
-        field: the text's field in a .jsonl file.
-        limit: use the first so many texts.
-        max_tokens: keep the first so many tokens of each sample; the model's context length by default.
-        out: the store's path; by default under the cache, named after model, corpus and plan.
-        dtype: dtype of the stored states, `float16` or `float32`.
-        logprobs: also store the log-probability of each next token where a plan ends.
-        batch_tokens: the most positions in one forward.
-        progress: called after each batch.
-        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
     Raises:
-        RepsimError: something asked for cannot be had; nothing is left on disk.
+        RepsimError: nothing is there, or it is not a capture of this schema.
     """
-    if dtype not in STORE_DTYPES:
-        raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
-    if batch_tokens < 1:
-        raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
-    model = str(model) if isinstance(model, Path) else model
-    texts = read_corpus(str(corpus), field=field, limit=limit)
-    path = Path(out) if out is not None else _default_path(model, texts, plan)
-    _check_target(path)
-    loaded = _loaded(model, load_options)
-    layout = _layout(loaded, texts, plan, max_tokens, dtype, logprobs)
-    if path.exists():
-        return _finished(path, layout)
-    _write(path, loaded, layout, batch_tokens, progress)
-    return open(path)
+    return store.check(open(path).place)
 
 
-def _default_path(model: str | Model, corpus: Corpus, plan: Any) -> Path:
-    from repsim.models import cache_folder
-
-    name = model if isinstance(model, str) else model.name
-    plans = [plan] if isinstance(plan, str | Plan) else plan
-    parts = (Path(name).name if Path(name).exists() else name, corpus.name, "+".join(map(str, plans)))
-    slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in parts)
-    return cache_folder() / "captures" / f"{slug[:120]}.zarr"
-
-
-def _check_target(path: Path) -> None:
-    """Refuses a place that cannot hold a store, before a model is loaded."""
-    if path.exists():
-        store.open_dataset(path)
-        return
-    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise RepsimError(f"{path}: {ancestor} is no folder that can be written to; choose another --out")
-
-
-def _loaded(model: str | Model, options: dict[str, Any]) -> Model:
-    from repsim.models import load
-
-    if not isinstance(model, str):
-        if options:
-            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
-        return model
-    options = dict(options)
-    if "model_dtype" in options:
-        options["dtype"] = options.pop("model_dtype")
-    return load(model, **options)
-
-
-def _layout(model: Model, texts: Corpus, plan: Any, max_tokens: int | None, dtype: str, logprobs: bool) -> store.Layout:
-    if logprobs and not model.predicts_next_token:
-        raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
-    plans = resolve(plan, model.layers)
-    if not plans:
-        raise RepsimError("no plan: name at least one, e.g. baseline")
-    longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
-    samples, cut = tokenize(texts, model.tokenizer, longest)
-    for note in (*texts.notes, *cut):
-        log.warning("corpus %s: %s", texts.name, note)
-    identity = Identity(
-        model=model.name,
-        revision=model.revision,
-        weights=model.weights_digest,
-        tokenizer=model.tokenizer_digest,
-        compute_dtype=model.dtype,
-        corpus=texts.name,
-        corpus_digest=corpus_digest(samples),
-        device=model.device.type,
-        versions={name: metadata.version(name) for name in VERSIONED},
-    )
-    trie = PlanTrie.build(named.plan for named in plans)
-    return store.Layout(identity, model.layers, plans, trie, samples, model.units, dtype, logprobs)
-
-
-def _finished(path: Path, layout: store.Layout) -> Capture:
-    """The store at `path`, if it is what was asked for; otherwise what is different."""
-    found = open(path)
-    if difference := _difference(found, layout):
-        raise RepsimError(f"{path}: holds another capture: {difference}; choose another --out or remove it")
-    if found.complete < layout.tokens:
-        progress = f"{found.complete:,} of {layout.tokens:,} tokens"
-        raise RepsimError(f"{path}: a capture that stopped at {progress}; remove it and capture again")
-    log.info("%s: complete already", path)
-    return found
-
-
-def _difference(found: Capture, layout: store.Layout) -> str | None:
-    """In what a store is not what was asked for."""
-    stored = found.dataset["hidden"].dtype
-    if difference := layout.identity.difference(Identity(**found.identity)):
-        return difference
-    if stored != layout.dtype:
-        return f"its states are {stored}"
-    held = {named.plan for named in found.plans}
-    if missing := [named for named in layout.plans if named.plan not in held]:
-        return f"it has {_names(found.plans)}, not {_names(missing)}"
-    if ("logprob" in found.dataset) != layout.logprobs:
-        return f"it has {'no ' if layout.logprobs else ''}log-probabilities"
-    return None
-
-
-def _write(
-    path: Path,
-    model: Model,
-    layout: store.Layout,
-    batch_tokens: int,
-    progress: Callable[[Progress], None] | None,
-) -> None:
-    from repsim.trace import Tracer
-
-    tracer = Tracer(model)
-    writer = store.create(path, layout)
-    log.info(
-        "plans %s, nodes %s, samples %s, tokens %s: %.2f GB of states to %s",
-        *(f"{n:,}" for n in (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)),
-        layout.bytes / 1e9,
-        path,
-    )
-    done = 0
-    try:
-        for batch in batches(layout.samples, batch_tokens, model.tokenizer.pad_token_id or 0):
-            tracer.run(layout.trie, batch, _into(writer, layout, batch), logprobs=layout.logprobs)
-            writer.finish(batch.tokens)
-            done += batch.tokens
-            if progress is not None:
-                progress(Progress(done, layout.tokens))
-    except RepsimError:
-        if not done:  # what is finished is worth keeping: readers see it
-            writer.remove()
-        raise
-
-
-def _into(writer: store.Writer, layout: store.Layout, batch: Batch) -> Callable[[NodeState], None]:
-    """Takes node states of one batch to the store, in its dtype."""
-    import torch
-
-    dtype = getattr(torch, layout.dtype)
-
-    def consume(state: NodeState) -> None:
-        stored = state.hidden.to(dtype)
-        # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
-        if not torch.stack(torch.aminmax(state.hidden)).to(dtype).isfinite().all():
-            raise RepsimError(_misfit(state, stored, layout, batch))
-        logprob = None if state.logprob is None else state.logprob.cpu().numpy()
-        writer.write(state.node, stored.cpu().numpy(), logprob)
-
-    return consume
-
-
-def _misfit(state: NodeState, stored: Tensor, layout: store.Layout, batch: Batch) -> str:
-    """Where a value does not fit the store, and what to do."""
-    token = int((~stored.isfinite()).any(-1).nonzero()[0, 0])
-    row = int(np.flatnonzero(batch.mask.sum(1).cumsum() > token)[0])
-    plan = next(i for i, nodes in enumerate(layout.trie.paths) if state.node in nodes)
-    place = (
-        f"plan {layout.plans[plan].name}, state {layout.trie.paths[plan].index(state.node)}, "
-        f"sample {layout.samples[batch.first_sample + row].key}"
-    )
-    largest = state.hidden[token].abs().max().item()
-    if np.isfinite(largest):
-        return f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32"
-    computed = str(state.hidden.dtype).removeprefix("torch.")
-    return f"{place}: not finite in {computed}; use another --model-dtype or another plan"
+def _command(request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:
+    """A request as a command for the shell."""
+    words = ["repsim", "capture", str(request["model"])]
+    for name, value in request.items():
+        if name == "model":
+            continue
+        option = "--" + name.replace("_", "-")
+        for one in value if isinstance(value, list) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return shlex.join([*words, "--out", str(path), *more])

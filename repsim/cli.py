@@ -22,12 +22,12 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from repsim.schema import DEFAULT_MODEL, RepsimError
+from repsim.schema import ANALYSES, DEFAULT_MODEL, RepsimError, Stopped
 
 if TYPE_CHECKING:
-    from repsim.captures import Capture, Progress
+    from repsim.captures import Capture
+    from repsim.recording import Progress
 
-ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
 
@@ -79,10 +79,28 @@ def capture(
     field: Annotated[str, typer.Option(help="Field of a .jsonl file that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(help="Use the first so many texts.", min=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Keep so many tokens of each sample.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The store; by default under cache/captures.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="The store, a folder or a URL; by default under cache/captures.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the stored states: float16 or float32.")] = "float16",
+    tokens: Annotated[str, typer.Option(help="Kept of each sample: all, last, mean or every:N.")] = "all",
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Also store next-token log-probabilities.")] = False,
-    batch_tokens: Annotated[int, typer.Option(help="The most positions in one forward.", min=1)] = 2048,
+    keep: Annotated[str, typer.Option(help="all states, or none and only --statistics.")] = "all",
+    statistics: Annotated[
+        str, typer.Option(help="With --keep none: analyses to take statistics for, e.g. cosine,norms.")
+    ] = "",
+    compression: Annotated[str, typer.Option(help="Of the states: none, fast or small.")] = "none",
+    append: Annotated[bool, typer.Option("--append", help="Add plans and texts that the store lacks.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read the store; compute again what is damaged or missing.")
+    ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Store infinities and NaNs as they are.")
+    ] = False,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Refuse a larger capture, e.g. 500MB or 2TB.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Compute about so many tokens together.", min=1)] = 2048,
     model_dtype: Annotated[str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,
@@ -104,7 +122,15 @@ def capture(
             max_tokens=max_tokens,
             out=out,
             dtype=dtype,
+            tokens=tokens,
             logprobs=logprobs,
+            keep=keep,
+            statistics=[name for name in statistics.split(",") if name],
+            compression=compression,
+            append=append,
+            repair=repair,
+            allow_nonfinite=allow_nonfinite,
+            max_bytes=None if max_bytes is None else byte_count(max_bytes),
             batch_tokens=batch_tokens,
             progress=progress,
             model_dtype=model_dtype,
@@ -118,7 +144,51 @@ def capture(
         print(capture)
         names = [named.name for named in capture.plans]
         option = "" if "baseline" in names else f" --plan '{names[0]}'"
-        print(f"Next: repsim analyze cosine {capture.path}{option}")
+        analysis = (statistics or "cosine").partition(",")[0]
+        print(f"Next: repsim analyze {analysis} {capture.path}{option}")
+
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A capture: a folder or a URL.")]
+
+
+@app.command()
+def info(store: StoreArgument) -> None:
+    """Prints what a capture is: identity, plans, tokens, completeness, bytes, versions."""
+    import repsim
+
+    for name, value in repsim.open(store).info.items():
+        print(f"{name + ':':<15} {value}")
+
+
+@app.command()
+def verify(store: StoreArgument) -> None:
+    """Reads a whole capture and names every damaged or missing chunk; exits with 1 if there is one."""
+    import repsim
+
+    found = repsim.verify(store)
+    for damage in found.damages:
+        print(damage)
+    read = f"{found.chunks:,} chunks, {found.bytes / 1e6:,.1f} MB read"
+    if not found.damages:
+        print(f"{store}: sound; {read}")
+        return
+    print(f"{store}: {len(found.damages):,} chunks damaged or missing; {read}")
+    for line in found.advice(repsim.open(store).commands[-1]):
+        print(line)
+    raise typer.Exit(1)
+
+
+def byte_count(text: str) -> int:
+    """`500MB`, `1.5 GiB` or plain bytes as a number.
+
+    Raises:
+        RepsimError: it is none of these.
+    """
+    match = re.fullmatch(r"([0-9]+[.]?[0-9]*) *(?:([kmgtp])(i?)b?|b?)", text.strip().lower())
+    if not match:
+        raise RepsimError(f"size {text!r}: write e.g. 500MB, 2TB or 10GiB")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
 
 
 @plans_app.callback()
@@ -170,7 +240,7 @@ def analysis_command(name: str, module: Any) -> Any:
     ]
     help_lines = argument_help(inspect.getdoc(module.compute) or "")
 
-    def command(store: Path, figures: Path, quiet: bool, **options: Any) -> None:
+    def command(store: str, figures: Path, quiet: bool, **options: Any) -> None:
         import repsim
 
         opened = repsim.open(store)
@@ -179,7 +249,7 @@ def analysis_command(name: str, module: Any) -> Any:
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [
-        inspect.Parameter("store", positional, annotation=Annotated[Path, typer.Argument(help="A capture.")]),
+        inspect.Parameter("store", positional, annotation=StoreArgument),
         *(_option(parameter, help_lines.get(parameter.name)) for parameter in parameters),
         inspect.Parameter("figures", positional, default=Path("figures"), annotation=FiguresOption),
         inspect.Parameter("quiet", positional, default=False, annotation=QuietOption),
@@ -266,24 +336,28 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[rate]} tokens/s"),
         TimeRemainingColumn(),
     )
-    began = time.monotonic()
     with Progress(*columns, console=_console(stderr=True)) as bar:
         task = bar.add_task("capture", total=None, rate="-")
+        began = 0.0
 
         def show(state: Any) -> None:
-            rate = state.tokens / (time.monotonic() - began)
-            bar.update(task, completed=state.tokens, total=state.total, rate=f"{rate:,.0f}")
+            nonlocal began
+            began = began or time.monotonic()  # loading the model is no part of the rate
+            rate = f"{state.tokens / (time.monotonic() - began):,.0f}" if state.tokens else "-"
+            bar.update(task, completed=state.tokens, total=state.total, rate=rate)
 
         yield show
 
 
 def _plain() -> Callable[[Progress], None]:
-    began = said = time.monotonic()
+    began = said = 0.0
 
     def show(state: Progress) -> None:
-        nonlocal said
+        nonlocal began, said
         now = time.monotonic()
-        if now - said < PLAIN_SECONDS and state.tokens < state.total:
+        if not state.tokens:
+            began = said = now  # loading the model is no part of the rate
+        if not state.tokens or (now - said < PLAIN_SECONDS and state.tokens < state.total):
             return
         said = now
         rate = state.tokens / (now - began)
@@ -309,6 +383,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and gives its exit status; no traceback reaches a user."""
     try:
         status = app(arguments, standalone_mode=False)
+    except Stopped as stop:
+        return _say(str(stop), 128 + stop.signal)
     except (RepsimError, TyperException) as problem:
         message = problem.format_message() if isinstance(problem, TyperException) else str(problem)
         return _say(message, 2) if message else 2  # help has been shown where no command was given

@@ -1,8 +1,9 @@
-"""Texts → samples with stable keys → padded batches. Knows tokenizers by their call only; no model, no store.
+"""Texts → samples with stable keys → blocks → padded batches. Knows tokenizers by their call only; no model, no store.
 
 A sample's key says which text it is (a built-in passage's name, otherwise a digest of the text), so it stays the same
 when a file is reordered or grows. Samples are stored and computed longest first: neighbours have similar lengths, so
-little is padding, and a batch that does not fit into memory fails at once and not at night's end.
+little is padding, and a block that does not fit into memory fails at once and not at night's end. A block is what is
+computed and finished together; its samples run in several batches where that saves padding.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import codecs
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +69,43 @@ class Sample:
 class Batch:
     """Samples that run together, padded on the right.
 
-    first_sample: index of the first one; they are neighbours in the store's order.
     token_ids: `[sample, position]`, int64.
     mask: `[sample, position]`, True at real tokens.
     """
 
-    first_sample: int
     token_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
     @property
     def tokens(self) -> int:
         return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """Which tokens of a sample are kept: `all`, the `last`, `every:N` from the first on, or their `mean` in one.
+
+    text: as it was asked for.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("all|last|mean|every:[1-9][0-9]*", self.text):
+            raise RepsimError(f"tokens {self.text!r}: choose all, last, mean or every:N")
+
+    @property
+    def is_mean(self) -> bool:
+        return self.text == "mean"
+
+    def positions(self, length: int) -> NDArray[np.int32]:
+        """Positions that are kept of a sample of so many tokens, `[kept]`; -1 where it is their mean."""
+        if self.is_mean:
+            return np.array([-1], np.int32)
+        if self.text == "last":
+            return np.array([length - 1], np.int32)
+        step = 1 if self.text == "all" else int(self.text.removeprefix("every:"))
+        return np.arange(0, length, step, dtype=np.int32)
 
 
 def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None = None) -> Corpus:
@@ -243,27 +271,62 @@ def corpus_digest(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def batches(samples: Sequence[Sample], budget: int, pad_id: int) -> Iterator[Batch]:
-    """Batches of neighbouring samples, in order; each has at most `budget` positions, padding counted.
+def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
+    """How many samples each block takes: neighbours, at most so many tokens together, at least one sample.
 
-    A single sample longer than the budget is a batch of its own.
+    Cut from the front, so what is left of a corpus after some blocks is cut as it would have been with them.
     """
-    first = 0
-    while first < len(samples):
-        width = last = 0
-        for last in range(first, len(samples)):
-            width = max(width, len(samples[last]))
-            if last > first and width * (last - first + 1) > budget:
-                break
+    blocks: list[int] = []
+    room = 0
+    for sample in samples:
+        if blocks and len(sample) <= room:
+            blocks[-1] += 1
         else:
-            last = len(samples)
-        yield _pad(samples[first:last], first, pad_id)
-        first = last
+            blocks.append(1)
+            room = tokens
+        room -= len(sample)
+    return tuple(blocks)
 
 
-def _pad(samples: Sequence[Sample], first: int, pad_id: int) -> Batch:
+def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float) -> tuple[Batch, ...]:
+    """A block's samples, in order, in the batches that cost least.
+
+    Args:
+        samples: of one block; the closer their lengths, the fewer batches they take.
+        pad_id: token id at padded positions.
+        overhead: what one more forward costs, counted in positions.
+        waste: the most of all positions that may be padding, 0 to 1; more batches are made where it takes them.
+    """
+    lengths = np.array([len(sample) for sample in samples])
+    ends = _cheapest(lengths, overhead)
+    while _positions(lengths, ends) * (1 - waste) > lengths.sum():
+        overhead /= 2  # below 1 no position is worth wasting
+        ends = _cheapest(lengths, overhead)
+    return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
+
+
+def _cheapest(lengths: NDArray[np.int64], overhead: float) -> list[int]:
+    """Where the batches end that cost least: positions, and `overhead` for each of them."""
+    total = len(lengths)
+    cost, end = np.zeros(total + 1), np.zeros(total, np.int64)
+    for first in range(total - 1, -1, -1):  # the cheapest way to run the samples from `first` on
+        width = np.maximum.accumulate(lengths[first:])
+        costs = width * np.arange(1, total - first + 1) + overhead + cost[first + 1 :]
+        end[first] = first + 1 + costs.argmin()
+        cost[first] = costs.min()
+    ends = [0]
+    while ends[-1] < total:
+        ends.append(int(end[ends[-1]]))
+    return ends[1:]
+
+
+def _positions(lengths: NDArray[np.int64], ends: Sequence[int]) -> int:
+    return sum(int(lengths[first:last].max()) * (last - first) for first, last in pairwise((0, *ends)))
+
+
+def _pad(samples: Sequence[Sample], pad_id: int) -> Batch:
     lengths = np.array([len(sample) for sample in samples])
     mask = np.arange(lengths.max()) < lengths[:, None]
     token_ids = np.full(mask.shape, pad_id, np.int64)
     token_ids[mask] = np.concatenate([sample.token_ids for sample in samples])
-    return Batch(first, token_ids, mask)
+    return Batch(token_ids, mask)

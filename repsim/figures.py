@@ -53,6 +53,7 @@ STYLE = {
     "text.parse_math": False,  # a dollar in a corpus' name is a dollar
 }
 PALETTE = "viridis"  # even in lightness, so it survives grey printing and colour blindness
+LINE = "#440154"  # the palette's darkest
 UNDEFINED = "0.85"  # grey of a cell that has no value
 LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100)
 MOST_LABELS = 13
@@ -110,8 +111,7 @@ def similarity_matrix(result: xr.Dataset, *, width: Width = "column") -> Figure:
     Raises:
         RepsimError: an unknown width.
     """
-    if width not in get_args(Width):
-        raise RepsimError(f"width={width!r}: choose {' or '.join(get_args(Width))}")
+    _check_width(width)
     with _style():
         inches = WIDTHS[width]
         figure = Figure(figsize=(inches, 1.5 * inches), layout="compressed")
@@ -120,6 +120,45 @@ def similarity_matrix(result: xr.Dataset, *, width: Width = "column") -> Figure:
         _heat_map(figure, axes, result["cosine"].values)
         _fit(figure, axes, title, [str(label) for label in result["layer"].values])
     return figure
+
+
+def profile(result: xr.Dataset, name: str, label: str, *, width: Width = "column") -> Figure:
+    """A quantity of each state against the states, with a band of two standard errors; logarithmic where it is positive.
+
+    Args:
+        result: `name` and `standard_error` over state, with the coordinate `layer`; attributes model, plan, corpus and
+            tokens, for the title.
+        name: the quantity.
+        label: what the y axis says.
+        width: `column` (3.35 in) or `page` (6.9 in).
+    Raises:
+        RepsimError: an unknown width.
+    """
+    _check_width(width)
+    with _style():
+        inches = WIDTHS[width]
+        figure = Figure(figsize=(inches, 0.75 * inches), layout="constrained")
+        figure.suptitle(_title(result, inches))
+        axes = figure.add_subplot(xlabel="state after layer", ylabel=label)
+        values, error = result[name].values, 2 * result["standard_error"].values
+        states = np.arange(len(values))
+        axes.fill_between(states, values - error, values + error, color=LINE, alpha=0.3, linewidth=0)
+        axes.plot(states, values, color=LINE, linewidth=1, marker="o", markersize=2)
+        if (values > 0).all():
+            axes.set_yscale("log")
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        figure.draw_without_rendering()
+        cell = axes.get_window_extent().width / figure.dpi * POINTS / len(values)
+        runs = _labelled(_runs([str(text) for text in result["layer"].values]), cell)
+        axes.set_xticks([run.middle for run in runs], [run.text for run in runs])
+        for text in axes.get_xticklabels():
+            text.set_rotation(90 if len(text.get_text()) > 2 else 0)
+    return figure
+
+
+def _check_width(width: str) -> None:
+    if width not in get_args(Width):
+        raise RepsimError(f"width={width!r}: choose {' or '.join(get_args(Width))}")
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
@@ -150,7 +189,7 @@ def _title(result: xr.Dataset, inches: float) -> str:
     of = result.attrs
     lines = (
         f"{of['model']} · {of['plan']}",
-        f"{of['corpus']} · {of['tokens']:,} tokens · {of['average']} average",
+        f"{of['corpus']} · {of['tokens']:,} tokens" + (f" · {of['average']} average" if "average" in of else ""),
     )
     characters = int(inches * POINTS / (0.62 * FONT))
     return "\n".join(textwrap.fill(line, characters, break_on_hyphens=False) for line in lines)

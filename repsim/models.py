@@ -21,11 +21,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import align_module_device
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
 
 from repsim.layers import Stack, find_stack
@@ -109,12 +111,25 @@ class Model:
     @cached_property
     def weights_digest(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of all weights and buffers that are saved with the model."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
-        return digest.hexdigest()
+        digests = {}
+        for path, module in self.module.named_modules():
+            with align_module_device(module):  # brings what accelerate has moved to memory or disk
+                passing = module._non_persistent_buffers_set
+                named = chain(module._parameters.items(), module._buffers.items())
+                for name, tensor in named:
+                    if tensor is not None and name not in passing:
+                        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                        of = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                        of.update(memoryview(raw.numpy()))
+                        digests[f"{path}.{name}"] = of.hexdigest()
+        return _digest(digests)
+
+    @cached_property
+    def config_digest(self) -> str:
+        """sha256 over the configuration; where it was loaded from, by what and in which dtype is left out."""
+        config = self.module.config.to_dict()
+        changing = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+        return _digest({name: value for name, value in config.items() if name not in changing and name[0] != "_"})
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -123,7 +138,11 @@ class Model:
         form = json.loads(backend.to_str()) if backend is not None else sorted(self.tokenizer.get_vocab().items())
         if isinstance(form, dict):  # these two are what the last call asked for
             form |= {"truncation": None, "padding": None}
-        return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
+        return _digest(form)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load(

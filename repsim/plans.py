@@ -313,6 +313,15 @@ class PlanTrie:
         """How many layer applications it takes to compute every node once."""
         return sum(len(step) for step in self.steps if step is not None)
 
+    def with_ancestors(self, nodes: Iterable[int]) -> frozenset[int]:
+        """These nodes, the root and everything between."""
+        found = {0}
+        for node in nodes:
+            while node not in found:
+                found.add(node)
+                node = self.parents[node]
+        return frozenset(found)
+
     def depth_first(self) -> Iterator[int]:
         """Every node once, the root first; a node's descendants directly follow it."""
         waiting = [0]

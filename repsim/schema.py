@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_MODEL = "smollm2-135m"
+ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
 
 NODE = "node"
 TOKEN = "token"
@@ -19,6 +20,7 @@ UNIT = "unit"
 PLAN = "plan"
 STATE = "state"
 SAMPLE = "sample"
+BLOCK = "block"
 
 STORE_DTYPES = ("float16", "float32")
 
@@ -26,6 +28,8 @@ STORE_DTYPES = ("float16", "float32")
 DIFFERS = {
     "weights": "other weights",
     "tokenizer": "another tokenizer",
+    "config": "another configuration of the model",
+    "tokens": "other tokens kept",
     "corpus_digest": "other texts, --limit or --max-tokens",
 }
 
@@ -41,10 +45,12 @@ class Identity:
     model: hub id, embedded name, or the last part of a local path.
     revision: hub commit or branch, None for local weights.
     weights: sha256 of the loaded weights, as hexadecimal digits.
+    config: sha256 of the model's configuration, likewise: attention scaling, positions and more that no weight shows.
     tokenizer: sha256 of the tokenizer's serialised form, likewise.
     compute_dtype: dtype the layers ran in, e.g. `float32`.
     corpus: short name of the corpus.
     corpus_digest: sha256 over sample keys and token ids, in the store's order.
+    tokens: which of a sample's tokens are kept: `all`, `last`, `mean` or `every:N`.
     device: `cpu`, `cuda`, `mps`: the kind, not the machine.
     versions: package name to version.
     """
@@ -52,10 +58,12 @@ class Identity:
     model: str
     revision: str | None
     weights: str
+    config: str
     tokenizer: str
     compute_dtype: str
     corpus: str
     corpus_digest: str
+    tokens: str
     device: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,6 +81,17 @@ class Identity:
                 there, here = (_short(values[name]) for values in (theirs, ours))
                 return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"
         return None
+
+
+class Stopped(RepsimError):
+    """A signal ended a capture between two pieces of work; everything finished is on disk.
+
+    signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def _short(value: object) -> str:

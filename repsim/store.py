@@ -1,29 +1,33 @@
-"""What is on disk: one zarr v3 group a capture, written batch by batch, opened by xarray. The only zarr import.
+"""What is on disk: one zarr v3 group a capture, written block by block, opened by xarray.
 
 `hidden[node, token, unit]` is chunked one node by a run of tokens, so a state, or a run of tokens at every node, reads
-in few pieces. `complete[node]` says how many tokens of a node are there; it is written after them, and what lies
-beyond it is not believed. A chunk that a batch's end falls into is rewritten whole by the next batch; both versions
-hold the finished tokens. This module takes arrays; it knows neither models nor plans' meaning.
+in few pieces. `done[node, block]` says which nodes' states of which samples are there; it is written after them, and
+what it does not name is not believed. A chunk that a block's end falls into is rewritten whole by the next block; both
+versions hold the finished tokens. The root's attribute `extent` says how much of the arrays counts, so that a store
+grows in one step, whenever the process dies. Every chunk carries a checksum. This module takes arrays; it knows neither
+models nor plans' meaning.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim.corpus import Sample
+from repsim import locks
+from repsim.corpus import Sample, TokenRule
 from repsim.families import NamedPlan
+from repsim.places import Place, one_line, one_line_errors
 from repsim.plans import PlanTrie, step_text
 from repsim.schema import (
+    BLOCK,
     NODE,
     PLAN,
     SAMPLE,
@@ -35,24 +39,39 @@ from repsim.schema import (
     Identity,
     RepsimError,
 )
+from repsim.statistics import Statistic
 
 CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
+STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
 SCHEMA_ATTRIBUTE = "repsim_schema"
 RESULTS = "analyses"
+STATISTICS = "statistics"
+# Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
+CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
+DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
+CHECK_ADDRESS = "check the address and the rights"
+GO_ON = "make that good, and the same command goes on"
+COMPRESSION = ("none", "fast", "small")
+KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a new store is to hold.
+    """What a store is to hold.
 
     identity: what the numbers depend on.
     layers: the model's T.
     plans: with their names; `trie` is built from them in this order.
     samples: in the store's order.
+    blocks: how many samples each block takes, in order.
     units: width of a state.
     dtype: of the stored states, `float16` or `float32`.
     logprobs: whether next-token log-probabilities are stored.
+    keep: whether states are stored; otherwise only `statistics` are.
+    statistics: numbers of each sample and plan.
+    compression: of the states, `none`, `fast` or `small`.
+    requests: the options of every capture that made it.
     """
 
     identity: Identity
@@ -60,13 +79,48 @@ class Layout:
     plans: tuple[NamedPlan, ...]
     trie: PlanTrie
     samples: tuple[Sample, ...]
+    blocks: tuple[int, ...]
     units: int
     dtype: str
-    logprobs: bool
+    logprobs: bool = False
+    keep: bool = True
+    statistics: tuple[Statistic, ...] = ()
+    compression: str = "none"
+    requests: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORE_DTYPES:
+            raise RepsimError(f"dtype {self.dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
+        if self.compression not in COMPRESSION:
+            raise RepsimError(f"compression {self.compression!r}: choose {', '.join(COMPRESSION)}")
+
+    @cached_property
+    def positions(self) -> tuple[NDArray[np.int32], ...]:
+        """`[sample]`, positions that are kept of each."""
+        rule = TokenRule(self.identity.tokens)
+        return tuple(rule.positions(len(sample)) for sample in self.samples)
+
+    @cached_property
+    def sample_starts(self) -> NDArray[np.int64]:
+        """Index of the first sample of each block, and how many samples there are, `[block + 1]`."""
+        return np.cumsum((0, *self.blocks))
+
+    @cached_property
+    def token_starts(self) -> NDArray[np.int64]:
+        """Index of the first kept token of each block, and how many there are, `[block + 1]`."""
+        return np.cumsum((0, *map(len, self.positions)))[self.sample_starts]
 
     @property
     def tokens(self) -> int:
-        return sum(len(sample) for sample in self.samples)
+        """Kept tokens."""
+        return int(self.token_starts[-1])
+
+    @property
+    def wanted(self) -> NDArray[np.bool_]:
+        """`[node]`, whether a node counts: all where states are kept, the plans' ends otherwise."""
+        wanted = np.full(len(self.trie), self.keep)
+        wanted[list(self.trie.ends)] = True
+        return wanted
 
     @property
     def chunk_tokens(self) -> int:
@@ -75,26 +129,57 @@ class Layout:
         return min(1 << (fits.bit_length() - 1), self.tokens)
 
     @property
-    def bytes(self) -> int:
-        """Size of the states on disk."""
-        return len(self.trie) * self.tokens * self.units * np.dtype(self.dtype).itemsize
+    def extent(self) -> dict[str, int]:
+        """Sizes of the store's dimensions."""
+        sizes = {NODE: len(self.trie), PLAN: len(self.plans), STATE: self.trie.depth + 1}
+        return {**sizes, TOKEN: self.tokens, SAMPLE: len(self.samples), BLOCK: len(self.blocks)}
+
+    def bytes_of(self, blocks: NDArray[np.bool_]) -> int:
+        """Size on disk of these states and statistics, `[node, block]`, before compression."""
+        tokens, samples = np.diff(self.token_starts), np.array(self.blocks)
+        chunks = -(-(blocks @ tokens) // self.chunk_tokens)  # `[node]`; a chunk is whole on disk
+        states = chunks.sum() * self.chunk_tokens * self.units * np.dtype(self.dtype).itemsize
+        ends = list(self.trie.ends)
+        widths = np.array([sum(self.widths(len(path)).values()) for path in self.trie.paths], np.int64)
+        total = 8 * widths @ (blocks[ends] @ samples) + states * self.keep
+        return int(total + 4 * chunks[ends].sum() * self.chunk_tokens * self.logprobs)
+
+    def widths(self, states: int) -> dict[str, int]:
+        """How many values each statistic has for a plan of so many states."""
+        return {statistic.name: statistic.width(states, self.units) for statistic in self.statistics}
 
 
 class Writer:
-    """Appends whole batches of tokens to a store, in order."""
+    """Puts blocks into a store; `prepare` makes one.
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self._path = path
-        # Otherwise zarr compares every chunk with NaN before it writes it, which takes longer than writing.
-        hidden: Any = group["hidden"]
-        self._hidden = hidden.with_config({"write_empty_chunks": True})
-        self._logprob: Any = group.get("logprob")
-        self._complete: Any = group["complete"]
-        self._tokens = 0
-        self._waiting: list[tuple[int, NDArray[Any]]] = []
+    done: `[node, block]`, what is finished.
+    """
 
-    def write(self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None) -> None:
-        """One node's states for the batch under way; they reach the disk with their neighbours', at `finish` at last.
+    def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: locks.Lock) -> None:
+        self._place, self._layout, self._lock = place, layout, lock
+        self._hidden, self._logprob = _writable(group, "hidden"), _writable(group, "logprob")
+        self._statistics = {item.name: _writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
+        self._done = _writable(group, "done")
+        self.done: NDArray[np.bool_] = np.asarray(self._done[:])
+        self._block = 0
+        self._waiting: list[tuple[int, NDArray[Any], NDArray[np.float32] | None]] = []
+
+    def pending(self, block: int) -> frozenset[int]:
+        """Nodes that this block lacks."""
+        return frozenset(np.flatnonzero(self._layout.wanted & ~self.done[:, block]).tolist())
+
+    def begin(self, block: int) -> None:
+        """The block that the next states are of.
+
+        Raises:
+            RepsimError: another writer has taken the store over.
+        """
+        with one_line_errors(self._place):
+            self._lock.check()
+        self._block = block
+
+    def write(self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None = None) -> None:
+        """One node's states for the block under way; they reach the disk with their neighbours', at `flush` at last.
 
         Args:
             node: index in the trie.
@@ -103,162 +188,453 @@ class Writer:
         Raises:
             RepsimError: shape or dtype are not the store's, or the disk is full.
         """
-        last = self._tokens + len(hidden)
-        fits = hidden.shape[1:] == self._hidden.shape[2:] and last <= self._hidden.shape[1]
-        if not fits or hidden.dtype != self._hidden.dtype:
+        first, last = self._layout.token_starts[self._block : self._block + 2]
+        expected = (int(last - first), self._layout.units)
+        if hidden.shape != expected or hidden.dtype != self._layout.dtype:
             raise RepsimError(
-                f"block {hidden.dtype}{list(hidden.shape)} at token {self._tokens} does not fit "
-                f"{self._hidden.dtype}{list(self._hidden.shape)} in {self._path}"
+                f"states {hidden.dtype}{list(hidden.shape)} do not fit block {self._block} of {self._place}: "
+                f"{self._layout.dtype}{list(expected)}"
             )
         if logprob is not None and (logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32):
             found = f"{logprob.dtype}{list(logprob.shape)}"
-            raise RepsimError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._path}")
-        if logprob is not None:
-            with _one_line(self._path):
-                self._logprob[node, self._tokens : last] = logprob
+            raise RepsimError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}")
         if self._waiting and node != self._waiting[-1][0] + 1:
-            self._flush()
-        self._waiting.append((node, hidden))
-        if sum(states.nbytes for _, states in self._waiting) >= WRITE_BYTES:
-            self._flush()
+            self.flush()
+        self._waiting.append((node, hidden, logprob))
+        if sum(states.nbytes for _, states, _ in self._waiting) >= WRITE_BYTES:
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Writes the waiting nodes, which are neighbours, in one call: zarr writes their chunks side by side."""
         if not self._waiting:
             return
-        first, states = self._waiting[0][0], np.stack([hidden for _, hidden in self._waiting])
+        nodes = [node for node, _, _ in self._waiting]
+        first, last = self._layout.token_starts[self._block : self._block + 2]
+        states = np.stack([hidden for _, hidden, _ in self._waiting])
+        with one_line_errors(self._place, advice=GO_ON):
+            self._hidden[nodes[0] : nodes[-1] + 1, first:last] = states
+            for node, _, logprob in self._waiting:
+                if logprob is not None:
+                    self._logprob[node, first:last] = logprob
         self._waiting.clear()
-        with _one_line(self._path):
-            self._hidden[first : first + len(states), self._tokens : self._tokens + states.shape[1]] = states
+        self._finish(nodes)
 
-    def finish(self, tokens: int) -> None:
-        """Declares the batch under way, of so many tokens, complete at every node."""
-        self._flush()
-        self._tokens += tokens
-        with _one_line(self._path):
-            self._complete[:] = self._tokens
+    def write_statistics(
+        self, plan: int, values: Mapping[str, NDArray[np.float64]], logprob: NDArray[np.float32] | None = None
+    ) -> None:
+        """One plan's statistics of the block under way: name → `[sample, value]`, and `[token]` log-probabilities."""
+        first, last = self._layout.sample_starts[self._block : self._block + 2]
+        node = self._layout.trie.ends[plan]
+        with one_line_errors(self._place, advice=GO_ON):
+            for name, array in values.items():
+                self._statistics[name][plan, first:last, : array.shape[1]] = array
+            if logprob is not None:
+                first, last = self._layout.token_starts[self._block : self._block + 2]
+                self._logprob[node, first:last] = logprob
+        self._finish([node])
 
-    def remove(self) -> None:
-        """Deletes the store: the capture it was begun for cannot be made."""
-        shutil.rmtree(self._path, ignore_errors=True)
+    def _finish(self, nodes: Sequence[int]) -> None:
+        """Declares the block under way finished at these nodes."""
+        self.done[nodes, self._block] = True
+        rows, columns = self._done.chunks
+        left = self._block // columns * columns
+        with one_line_errors(self._place, advice=GO_ON):
+            for top in sorted({node // rows * rows for node in nodes}):
+                piece = slice(top, top + rows), slice(left, left + columns)  # a whole chunk: nothing is read
+                self._done[piece] = self.done[piece]
 
 
-def create(path: Path, layout: Layout) -> Writer:
-    """A new store, empty but for its plans and tokens.
+def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
+    """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Raises:
-        RepsimError: the dtype is not one of the store's, something else is at `path`, or it cannot be written.
+        RepsimError: it cannot be written.
     """
-    if layout.dtype not in STORE_DTYPES:
-        raise RepsimError(f"dtype {layout.dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
-    with _one_line(path):
-        try:
-            path.mkdir(parents=True)  # of two captures at once, one makes it and the other one is refused
-        except FileExistsError:
-            raise RepsimError(f"{path}: exists already; choose another --out or remove it") from None
-        try:
-            _frame(layout).to_zarr(path, zarr_format=3, consolidated=False)
-            group = zarr.open_group(path, mode="r+", zarr_format=3)
-            group.create_group(RESULTS)
-            _add_arrays(group, layout)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-    return Writer(path, group)
+    with one_line_errors(place):
+        if not is_begun(place):
+            for key in place.sizes():
+                if key != locks.KEY:
+                    place.delete(key)
+            group = zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
+        else:
+            group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        if dict(group.attrs) != _attributes(layout):
+            write_frame(group, layout)
+        return Writer(place, group, layout, lock)
 
 
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """What the operating system refuses, in one line."""
-    try:
-        yield
-    except OSError as problem:
-        raise RepsimError(f"{path}: cannot be written: {problem.strerror or problem}; choose another --out") from None
+def is_begun(place: Place) -> bool:
+    """Whether a store is there; one that was stopped while it was made is not.
+
+    Raises:
+        RepsimError: something else is there.
+    """
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        if place.read("zarr.json") is None:
+            if others := place.some_keys() - {locks.KEY}:
+                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it, but {min(others)})")
+            return False
+        return "extent" in _root(place).attrs
+
+
+def write_frame(group: zarr.Group, layout: Layout) -> None:
+    """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
+    for name, variable in _frame(layout).variables.items():
+        dims = tuple(map(str, variable.dims))
+        array = _array(group, str(name), dims, variable.shape, variable.dtype)
+        if name != "done":
+            array[...] = variable.values
+    extent, chunk = layout.extent, layout.chunk_tokens
+    if layout.keep:
+        shape = (extent[NODE], extent[TOKEN], layout.units)
+        chunks = (1, chunk, layout.units)
+        codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
+        _array(group, "hidden", (NODE, TOKEN, UNIT), shape, layout.dtype, chunks, codecs)
+    if layout.logprobs:
+        about = {"units": "nat", "long_name": "log-probability of the next token"}
+        shape = (extent[NODE], extent[TOKEN])
+        _array(group, "logprob", (NODE, TOKEN), shape, "float32", (1, chunk), (Crc32cCodec(),), about)
+    for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
+        group.require_group(part)
+    for name, width in layout.widths(extent[STATE]).items():
+        chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
+        shape = (extent[PLAN], extent[SAMPLE], width)
+        _array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
+    group.attrs.put(_attributes(layout))
+
+
+def _attributes(layout: Layout) -> dict[str, Any]:
+    coordinates = [str(name) for name in _frame(layout).coords if name != PLAN]
+    return {
+        SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
+        "layers": layout.layers,
+        "units": layout.units,
+        "identity": layout.identity.to_dict(),
+        "dtype": layout.dtype,
+        "keep": "all" if layout.keep else "none",
+        "statistics": [statistic.name for statistic in layout.statistics],
+        "compression": layout.compression,
+        "requests": [dict(request) for request in layout.requests],
+        "extent": layout.extent,
+        "coordinates": " ".join(coordinates),
+    }
 
 
 def _frame(layout: Layout) -> xr.Dataset:
-    """Everything but the states: plans, trie, tokens and samples, with the identity as attributes."""
+    """Plans, trie, tokens and samples."""
     trie, samples, plans = layout.trie, layout.samples, layout.plans
-    path = np.full((len(plans), max(len(nodes) for nodes in trie.paths)), -1, np.int64)
+    path = np.full((len(plans), trie.depth + 1), -1, np.int64)
     for row, nodes in zip(path, trie.paths, strict=True):
         row[: len(nodes)] = nodes
-    lengths = [len(sample) for sample in samples]
+    kept = list(map(len, layout.positions))
+    # `.mean` tokens are no token's; token_ids[-1] would be the last one's
+    ids = [np.where(at < 0, -1, sample.token_ids[at]) for sample, at in zip(samples, layout.positions, strict=True)]
     strings = np.dtypes.StringDType()
     coords: Mapping[str, Any] = {
         PLAN: (PLAN, np.array([named.plan.text for named in plans], strings)),
         "plan_name": (PLAN, np.array([named.name for named in plans], strings)),
+        "plan_digest": (PLAN, np.array([named.plan.digest for named in plans], strings)),
         "parent": (NODE, np.array(trie.parents, np.int64)),
         "step_text": (NODE, np.array(["embed" if step is None else step_text(step) for step in trie.steps], strings)),
-        "complete": (NODE, np.zeros(len(trie), np.int64)),
-        "token_id": (TOKEN, np.concatenate([sample.token_ids for sample in samples])),
-        "position": (TOKEN, np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])),
-        "sample": (TOKEN, np.repeat(np.arange(len(samples), dtype=np.int64), lengths)),
+        "done": ((NODE, BLOCK), np.zeros((len(trie), len(layout.blocks)), bool)),
+        "token_id": (TOKEN, np.concatenate(ids).astype(np.int32)),
+        "position": (TOKEN, np.concatenate(layout.positions)),
+        "sample": (TOKEN, np.repeat(np.arange(len(samples), dtype=np.int64), kept)),
         "sample_key": (SAMPLE, np.array([sample.key for sample in samples], strings)),
+        "length": (SAMPLE, np.array([len(sample) for sample in samples], np.int64)),
+        "block": (SAMPLE, np.repeat(np.arange(len(layout.blocks), dtype=np.int64), layout.blocks)),
     }
-    attributes = {
-        SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
-        "layers": layout.layers,
-        "identity": layout.identity.to_dict(),
-    }
-    return xr.Dataset({"path": ((PLAN, STATE), path)}, coords, attributes)
+    return xr.Dataset({"path": ((PLAN, STATE), path)}, coords)
 
 
-def _add_arrays(group: zarr.Group, layout: Layout) -> None:
-    """The arrays that batches fill; NaN where nothing was measured."""
-    tokens, chunk = layout.tokens, layout.chunk_tokens
-    if layout.logprobs:
-        group.create_array(
-            "logprob",
-            shape=(len(layout.trie), tokens),
-            chunks=(1, chunk),
-            dtype="float32",
-            fill_value=np.nan,
-            dimension_names=(NODE, TOKEN),
-            attributes={"units": "nat", "long_name": "log-probability of the next token"},
+def _array(
+    group: zarr.Group,
+    name: str,
+    dims: Sequence[str],
+    shape: Sequence[int],
+    dtype: Any,
+    chunks: Sequence[int] | None = None,
+    codecs: Sequence[Any] = (ZstdCodec(level=1), Crc32cCodec()),
+    attributes: Mapping[str, Any] | None = None,
+) -> Any:
+    """An array of this shape, made or resized; NaN or nothing where it has not been written."""
+    if name in group:
+        array: Any = group[name]
+        if array.shape != tuple(shape):
+            array.resize(tuple(shape))
+    else:
+        sizes = DONE_CHUNKS if name == "done" else CHUNKS
+        array = group.create_array(
+            name,
+            shape=tuple(shape),
+            chunks=tuple(chunks or [sizes[dim] for dim in dims]),
+            dtype=dtype,
+            fill_value=np.nan if np.issubdtype(dtype, np.floating) else None,
+            compressors=tuple(codecs),
+            dimension_names=tuple(dims),
+            attributes=dict(attributes or {}),
         )
-    group.create_array(  # last: where it is, the store is whole
-        "hidden",
-        shape=(len(layout.trie), tokens, layout.units),
-        chunks=(1, chunk, layout.units),
-        dtype=layout.dtype,
-        fill_value=np.nan,
-        compressors=None,
-        dimension_names=(NODE, TOKEN, UNIT),
-    )
+    return array.with_config(KEEP_WHOLE)
 
 
-def open_dataset(path: Path) -> xr.Dataset:
-    """A store as xarray reads it, lazily.
+def _codecs(compression: str, itemsize: int) -> tuple[Any, ...]:
+    """How states are packed; benchmarks/RESULTS.md has what was tried."""
+    if compression == "none":
+        return (Crc32cCodec(),)
+    if compression == "fast":
+        return ZstdCodec(level=1), Crc32cCodec()
+    return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=itemsize), Crc32cCodec()
+
+
+def _writable(group: zarr.Group, name: str) -> Any:
+    array: Any = group.get(name)
+    return None if array is None else array.with_config(KEEP_WHOLE)  # forgotten since it was made
+
+
+def _root(place: Place) -> zarr.Group:
+    """The store's group, for reading.
+
+    Raises:
+        RepsimError: it is no capture, or of another schema.
+    """
+    try:
+        group = zarr.open_group(place.zarr, mode="r", zarr_format=3)
+    except (OSError, ValueError, KeyError) as problem:
+        raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
+    schema = group.attrs.get(SCHEMA_ATTRIBUTE)
+    if schema is None:
+        raise RepsimError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
+    if schema != SCHEMA_VERSION:
+        raise RepsimError(
+            f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
+            "capture again, or read it with the repsim that wrote it"
+        )
+    return group
+
+
+def open_dataset(place: Place) -> xr.Dataset:
+    """A store as xarray reads it, lazily; what counts of it when it is opened.
 
     Raises:
         RepsimError: nothing is there, it is not a capture, or it is of another schema.
     """
-    if not path.exists():
-        raise RepsimError(f"{path}: no such store; make one with repsim capture --out {path}")
-    if not (path / "zarr.json").is_file():
-        raise RepsimError(f"{path}: not a repsim capture (no zarr.json in it)")
-    try:
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
-    except (OSError, ValueError, KeyError) as problem:
-        raise RepsimError(f"{path}: not a repsim capture: {' '.join(str(problem).split())[:200]}") from None
-    schema = dataset.attrs.get(SCHEMA_ATTRIBUTE)
-    if schema is None:
-        raise RepsimError(f"{path}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
-    if schema != SCHEMA_VERSION:
-        raise RepsimError(
-            f"{path}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
-            "capture again, or read it with the repsim that wrote it"
-        )
-    if "hidden" not in dataset:
-        raise RepsimError(f"{path}: stopped before its arrays were made; remove it and capture again")
-    return dataset
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        if place.read("zarr.json") is None:
+            if place.some_keys():
+                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
+            raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
+        group = _root(place)
+        if "extent" not in group.attrs:
+            raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
+        extent: Any = group.attrs["extent"]
+        names = list(group.array_keys())
+        try:
+            dataset = _open_zarr(place)
+        except ValueError:  # an extension of the store was cut short: its arrays differ in size, each taken by itself
+            parts = [_open_zarr(place, drop_variables=[other for other in names if other != name]) for name in names]
+            dataset = xr.merge([_within(part, extent) for part in parts], compat="equals", join="exact")
+        return _within(dataset, extent)
 
 
-def write_result(path: Path, name: str, result: xr.Dataset) -> None:
+def _open_zarr(place: Place, **options: Any) -> xr.Dataset:
+    return xr.open_zarr(place.zarr.with_read_only(True), consolidated=False, chunks=None, **options)
+
+
+def _within(dataset: xr.Dataset, extent: Mapping[str, int]) -> xr.Dataset:
+    return dataset.isel({dim: slice(extent[dim]) for dim in dataset.dims if dim in extent})  # type: ignore[index]
+
+
+def read_statistic(place: Place, name: str, plan: int, samples: slice) -> NDArray[np.float64]:
+    """One plan's values of a statistic, `[sample, value]`; NaN past the plan's own."""
+    array: Any = zarr.open_array(place.zarr.with_read_only(True), path=f"{STATISTICS}/{name}", mode="r")
+    return np.asarray(array[plan, samples])
+
+
+def write_result(place: Place, name: str, result: xr.Dataset) -> None:
     """Keeps an analysis's result with the store; a result of the same name is replaced.
 
     Raises:
         RepsimError: the store cannot be written to.
     """
-    with _one_line(path):
-        result.to_zarr(path / RESULTS / name, mode="w", zarr_format=3, consolidated=False)
+    codecs = {"compressors": (ZstdCodec(level=1), Crc32cCodec())}
+    with one_line_errors(place, advice="choose another place for the store"):
+        result.to_zarr(
+            place.zarr,
+            group=f"{RESULTS}/{name}",
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,
+            encoding={name: codecs for name in result.variables},
+        )
+
+
+# Integrity
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A chunk that is not what was written.
+
+    array: path of the array in the store.
+    chunk: its index along each dimension.
+    region: what it covers, for the eye.
+    missing: whether it is not there at all.
+    """
+
+    array: str
+    chunk: tuple[int, ...]
+    region: str
+    missing: bool
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is an analysis's result, not part of the capture."""
+        return self.array.startswith(f"{RESULTS}/")
+
+    def __str__(self) -> str:
+        what = "missing" if self.missing else "damaged"
+        return f"{what}: {self.array} {self.region} ({self.array}/c/{'/'.join(map(str, self.chunk))})"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What reading a whole store found.
+
+    chunks: how many were read.
+    bytes: how many they hold.
+    damages: those that are damaged or missing.
+    """
+
+    chunks: int
+    bytes: int
+    damages: tuple[Damage, ...]
+
+    def advice(self, command: str) -> list[str]:
+        """What repairs a store that this command made, a line each."""
+        lines = []
+        if any(damage.is_result for damage in self.damages):
+            lines.append("Results of analyses: run repsim analyze again.")
+        if not all(damage.is_result for damage in self.damages):
+            lines.append(f"The capture: {command} --repair")
+        return lines
+
+
+def check(place: Place) -> Check:
+    """Reads every chunk and compares it with its checksum; misses what ought to be there.
+
+    Raises:
+        RepsimError: it is no capture, or cannot be read.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        group = _root(place)
+        sizes = place.sizes()
+        arrays = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
+        tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
+        read = 0
+        expected = _expected(place, group)
+        for path in arrays:
+            array: Any = group[path]
+            if isinstance(array, zarr.Group):
+                continue
+            grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+            wanted = expected.get(path)
+            for chunk in np.ndindex(grid):
+                key = f"{path}/{array.metadata.encode_chunk_key(chunk)}"
+                if key in sizes or wanted is None or chunk in wanted:
+                    tasks.append((array, path, chunk, key in sizes))
+                    read += sizes.get(key, 0)
+        with ThreadPoolExecutor() as pool:
+            found = tuple(damage for damage in pool.map(_damage, tasks) if damage is not None)
+    return Check(len(tasks), read, found)
+
+
+def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
+    array, path, chunk, present = task
+    region = tuple(
+        slice(index * size, min((index + 1) * size, length))
+        for index, size, length in zip(chunk, array.chunks, array.shape, strict=True)
+    )
+    if present:
+        try:
+            array[region]
+            return None
+        except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
+            pass
+    named = zip(array.metadata.dimension_names or (), region, array.shape, strict=False)
+    spans = [f"{dim} {part.start:,} to {part.stop - 1:,}" for dim, part, size in named if part.stop - part.start < size]
+    return Damage(path, chunk, ", ".join(spans) or "whole", not present)
+
+
+def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
+    """The chunks that finished blocks must have, for the arrays that blocks fill; every other array is whole."""
+    arrays: dict[str, Any] = {
+        path: group[path]
+        for path in ("hidden", "logprob", *(f"{STATISTICS}/{name}" for name in group.attrs["statistics"]))  # type: ignore[union-attr]
+        if path in group
+    }
+    found: dict[str, set[tuple[int, ...]]] = {path: set() for path in arrays}
+    try:
+        dataset = open_dataset(place)
+        frame = dataset[["done", "path", "block", "sample"]].load()
+    except (RepsimError, ValueError, RuntimeError):  # a description is damaged, which is reported as such
+        return found
+    ends = plan_ends(frame)
+    starts, samples = block_starts(frame)
+    for path, array in arrays.items():
+        along = array.chunks[1]
+        bounds = samples if path.startswith(STATISTICS) else starts
+        for node, block in np.argwhere(frame["done"].values).tolist():
+            rows = np.flatnonzero(ends == node).tolist() if path.startswith(STATISTICS) else [node]
+            if path == "logprob" and node not in ends:
+                continue
+            chunks = range(bounds[block] // along, -(-bounds[block + 1] // along))
+            found[path] |= {(row, chunk, *(0,) * (array.ndim - 2)) for row in rows for chunk in chunks}
+    return found
+
+
+def plan_ends(dataset: xr.Dataset) -> NDArray[np.int64]:
+    """The node where each plan ends, `[plan]`."""
+    path: NDArray[np.int64] = dataset["path"].values
+    return path[np.arange(len(path)), (path >= 0).sum(1) - 1]
+
+
+def block_starts(dataset: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the first token and of the first sample of each block, and how many there are, `[block + 1]`."""
+    block = dataset["block"].values
+    blocks = np.arange(dataset.sizes[BLOCK] + 1)
+    return np.searchsorted(block[dataset["sample"].values], blocks), np.searchsorted(block, blocks)
+
+
+def forget(place: Place, damages: Collection[Damage]) -> None:
+    """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
+
+    Raises:
+        RepsimError: what describes the store is damaged.
+    """
+    with one_line_errors(place):
+        group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        if flags := [damage for damage in damages if damage.array == "done"]:
+            for damage in flags:
+                _delete(place, group, damage)  # nothing is finished there, then
+        frame = open_dataset(place)[["done", "path", "block", "sample"]].load()
+        done, ends = frame["done"].values.copy(), plan_ends(frame)
+        starts, samples = block_starts(frame)
+        for damage in damages:
+            if damage.array.split("/")[0] not in ("hidden", "logprob", STATISTICS):
+                continue
+            array: Any = group[damage.array]
+            row, chunk = damage.chunk[:2]
+            node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
+            first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
+            done[node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
+        _writable(group, "done")[...] = done
+        for damage in damages:
+            _delete(place, group, damage)
+
+
+def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:
+    array: Any = group[damage.array]
+    place.delete(f"{damage.array}/{array.metadata.encode_chunk_key(damage.chunk)}")

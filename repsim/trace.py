@@ -1,18 +1,18 @@
-"""A model, a trie and a batch give node states, by nnsight. The only module that imports nnsight.
+"""A model, a trie and a block of batches give node states, by nnsight. The only module that imports nnsight.
 
 One trace a batch. As the model's forward reaches each layer, the trace reads what the layer was called with (its
 mask, its positions, in whatever form the architecture uses) and lets the layer's input pass it by unchanged; at the
-last layer it holds one call for every layer and runs the whole trie, depth first, on the state that entered the stack.
-So each layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and full attention), and no more
-states are alive than the path under way has branches. Nothing here touches a disk.
+last layer it holds one call for every layer and stops. Then the trie runs, depth first, on the states that entered the
+stack, each layer with its own calls. So a layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and
+full attention), and no more states are alive than the path under way has branches. Nothing here touches a disk.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nnsight
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.layers import Call, Mean, Stack, logits_of, run_application, state_of, with_state
+from repsim.layers import Call, Mean, logits_of, run_application, state_of, with_state
 from repsim.models import Model
 from repsim.plans import PlanTrie, Step
 from repsim.schema import RepsimError
@@ -30,10 +30,10 @@ LOGIT_TOKENS = 512
 
 @dataclass(frozen=True)
 class NodeState:
-    """What one batch's trace found at one node; padding is gone.
+    """What a block's traces found at one node; padding is gone.
 
     node: index in the trie; 0 is the state that enters the stack.
-    hidden: `[token, unit]`, the batch's samples one after the other, on the model's device.
+    hidden: `[token, unit]`, the block's samples one after the other, on the model's device.
     logprob: `[token]`, log-probability in nats of each token's successor, float32; NaN at a sample's last token. None
         unless asked for and the node ends a plan.
     """
@@ -41,6 +41,20 @@ class NodeState:
     node: int
     hidden: Tensor
     logprob: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one batch runs with.
+
+    calls: `[layer]`.
+    tokens: indices of the real tokens among the flattened positions, `[token]`.
+    following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one.
+    """
+
+    calls: list[Call]
+    tokens: Tensor
+    following: Tensor
 
 
 class Tracer:
@@ -55,8 +69,7 @@ class Tracer:
         layers = self._envoy
         for part in model.stack.path.split("."):
             layers = getattr(layers, part)
-        # The envoys stand in for the layers: calling one inside a trace runs the layer with the trace stood down.
-        self._stack: Stack = replace(model.stack, layers=[layers[i] for i in range(model.layers)])
+        self._envoys = [layers[i] for i in range(model.layers)]
         accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
@@ -65,36 +78,52 @@ class Tracer:
 
     @torch.inference_mode()
     def run(
-        self, trie: PlanTrie, batch: Batch, consume: Callable[[NodeState], None], *, logprobs: bool = False
+        self,
+        trie: PlanTrie,
+        batches: Sequence[Batch],
+        consume: Callable[[NodeState], None],
+        *,
+        nodes: Collection[int] | None = None,
+        logprobs: bool = False,
     ) -> None:
-        """Hands every node's state of one batch to `consume`, parents before children.
+        """Hands node states of one block to `consume`, parents before children.
 
         Args:
             trie: the plans' nodes.
-            batch: token ids and mask, padded on the right.
+            batches: the block's token ids and masks, padded on the right.
             consume: takes each node's state; a state it does not keep is freed at once.
+            nodes: those wanted, all by default; what leads to them is computed and not handed out.
             logprobs: whether to score the next token at the nodes that end a plan.
         """
+        runs = [self._calls(batch) for batch in batches]
+        wanted = range(len(trie)) if nodes is None else nodes
+        scored = frozenset(trie.ends) if logprobs else frozenset()
+        for node, states in self._depth_first(trie, [run.calls for run in runs], trie.with_ancestors(wanted)):
+            if node not in wanted:
+                continue
+            pieces = [_without_padding(state, run.tokens) for state, run in zip(states, runs, strict=True)]
+            logprob = None
+            if node in scored:
+                pairs = zip(pieces, runs, strict=True)
+                logprob = torch.cat([self._logprob(piece, run.following) for piece, run in pairs])
+            consume(NodeState(node, pieces[0] if len(pieces) == 1 else torch.cat(pieces), logprob))
+
+    def _calls(self, batch: Batch) -> _Run:
+        """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
         mask = torch.from_numpy(batch.mask).to(self._model.device)
-        scored = frozenset(trie.ends) if logprobs else frozenset()
-        targets = next_tokens(token_ids, mask) if logprobs else None
-        tokens = mask.flatten().nonzero()[:, 0]
+        calls: list[Call] = []
         with self._envoy.trace(input_ids=token_ids, attention_mask=mask.long(), **self._no_cache) as tracer:
-            calls: list[Call] = []
-            for layer in self._stack.layers:
+            for layer in self._envoys:
                 args, kwargs = layer.inputs
                 calls.append(Call(args, kwargs))
                 self._check(calls, token_ids)
                 if len(calls) == 1 and not isinstance(self._form, Tensor):
                     self._form = layer(*args, **kwargs)
-                if len(calls) < len(self._stack):
+                if len(calls) < len(self._model.stack):
                     layer.skip(with_state(self._form, calls[-1].state))
-            for node, state in self._depth_first(trie, calls):
-                hidden = _without_padding(state, tokens)
-                logprob = self._logprob(hidden, targets) if node in scored else None
-                consume(NodeState(node, hidden, logprob))
             tracer.stop()
+        return _Run(calls, mask.flatten().nonzero()[:, 0], next_tokens(token_ids, mask))
 
     def _check(self, calls: list[Call], token_ids: Tensor) -> None:
         """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
@@ -110,38 +139,48 @@ class Tracer:
                 "so its layers alone are not the model; it cannot be traced"
             )
 
-    def _depth_first(self, trie: PlanTrie, calls: list[Call]) -> Iterator[tuple[int, Tensor]]:
-        """Node and state `[sample, position, unit]`; a state is let go once its last child has begun."""
-        state, alive = calls[0].state, {0: calls[0].state}
-        begun = [0] * len(trie)
+    def _depth_first(
+        self, trie: PlanTrie, calls: list[list[Call]], nodes: Collection[int]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Node and its states, `[sample, position, unit]` a batch; let go once the last child has begun.
+
+        Args:
+            trie: the plans' nodes.
+            calls: `[batch][layer]`.
+            nodes: those to visit, ancestors included.
+        """
+        alive = {0: [these[0].state for these in calls]}
+        left = [sum(child in nodes for child in children) for children in trie.children]
         for node in trie.depth_first():
+            if node not in nodes:
+                continue
             if node:
                 parent = trie.parents[node]
-                begun[parent] += 1
-                last = begun[parent] == len(trie.children[parent])
-                state = alive[node] = self._step(trie.steps[node], calls, alive.pop(parent) if last else alive[parent])
-            if not trie.children[node]:
-                del alive[node]
-            yield node, state
+                left[parent] -= 1
+                states = alive[parent] if left[parent] else alive.pop(parent)
+                alive[node] = [self._step(trie.steps[node], *pair) for pair in zip(calls, states, strict=True)]
+                del states
+            states = alive[node] if left[node] else alive.pop(node)
+            yield node, states
+            del states
 
     def _step(self, step: Step | None, calls: list[Call], state: Tensor) -> Tensor:
         assert step is not None, "only the root has no step"
         mean = Mean(len(step))
         for application in step:
-            output = run_application(self._stack, application, calls[application.layer].on(state))
+            output = run_application(self._model.stack, application, calls[application.layer].on(state))
             result = mean.add(state_of(output))
         assert result is not None, "the last member completes the mean"
         return result
 
-    def _logprob(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
-        assert targets is not None
+    def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
         pieces = []
         for first in range(0, len(hidden), LOGIT_TOKENS):
             piece = slice(first, first + LOGIT_TOKENS)
-            logits = logits_of(self._envoy, self._model.stack, hidden[piece], form=self._form).float()
-            picked = logits.gather(-1, targets[piece, None].clamp(min=0).to(logits.device))[:, 0]
+            logits = logits_of(self._model.module, self._model.stack, hidden[piece], form=self._form).float()
+            picked = logits.gather(-1, following[piece, None].clamp(min=0).to(logits.device))[:, 0]
             pieces.append(picked - logits.logsumexp(-1))
-        return torch.cat(pieces).masked_fill(targets.to(logits.device) < 0, torch.nan)
+        return torch.cat(pieces).masked_fill(following.to(logits.device) < 0, torch.nan)
 
 
 def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:

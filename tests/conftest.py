@@ -112,7 +112,7 @@ def batch_of(lengths: tuple[int, ...], seed: int = 0) -> Batch:
     generator = np.random.default_rng(seed)
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
     token_ids = np.where(mask, generator.integers(3, VOCABULARY, mask.shape), 0)
-    return Batch(0, token_ids, mask)
+    return Batch(token_ids, mask)
 
 
 @pytest.fixture(scope="session")

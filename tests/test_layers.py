@@ -422,7 +422,7 @@ def test_logprobs_of_more_architectures(name: str, batch: Batch) -> None:
     model = made(name)
     trie = PlanTrie.build([Plan.from_steps(range(T))])
     found: list[NodeState] = []
-    Tracer(model).run(trie, batch, found.append, logprobs=True)
+    Tracer(model).run(trie, [batch], found.append, logprobs=True)
     ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask)
     with torch.inference_mode():
         logprobs = model.module(input_ids=ids, attention_mask=mask.long()).logits.log_softmax(-1)

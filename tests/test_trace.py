@@ -36,7 +36,7 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
-    Tracer(model).run(trie, batch, lambda state: states.update({state.node: state.hidden.clone()}))
+    Tracer(model).run(trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}))
     return [[states[node] for node in path] for path in trie.paths]
 
 
@@ -136,7 +136,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: Model) -> None:
     (together,) = traced(model, [plan], whole)
     ends = np.cumsum((0, *lengths))
     for row, length in enumerate(lengths):
-        alone = Batch(row, whole.token_ids[row : row + 1, :length], whole.mask[row : row + 1, :length])
+        alone = Batch(whole.token_ids[row : row + 1, :length], whole.mask[row : row + 1, :length])
         (single,) = traced(model, [plan], alone)
         for ours, theirs in zip(together, single, strict=True):
             piece = ours[ends[row] : ends[row + 1]]
@@ -153,7 +153,7 @@ def test_logprobs_are_those_of_the_models_own_logits(architecture: str, batch: B
         if state.logprob is not None:
             found[state.node] = state.logprob
 
-    Tracer(model).run(trie, batch, consume, logprobs=True)
+    Tracer(model).run(trie, [batch], consume, logprobs=True)
     assert set(found) == set(trie.ends)
     ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask)
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch)
             nonlocal most
             most = max(most, len({t.data_ptr() for t in states()} - others))
 
-        Tracer(llama).run(trie, batch, consume)
+        Tracer(llama).run(trie, [batch], consume)
         return most
 
     assert alive(trie) <= trie.depth + 4
@@ -204,7 +204,7 @@ def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable
             raise Refused("node 2")
 
     with pytest.raises(Refused, match="node 2"):
-        tracer.run(trie, batch, refuse)
+        tracer.run(trie, [batch], refuse)
     nodes: list[int] = []
-    tracer.run(trie, batch, lambda state: nodes.append(state.node))
+    tracer.run(trie, [batch], lambda state: nodes.append(state.node))
     assert nodes == list(range(T + 1))

@@ -1,0 +1,166 @@
+"""One writer a store: a lock that says who holds it, and that outlives nobody.
+
+The lock is an object in the store, made only where there is none. Its owner rewrites it every ten seconds. On the
+owner's own machine a process that is gone has lost it; seen from another machine, an owner that gives no sign of life
+for forty seconds has. Clocks are not compared. A writer that was taken for dead learns of it before it finishes
+anything more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from repsim.places import Place, one_line_errors
+from repsim.schema import RepsimError
+
+KEY = "done/lock"  # inside an array, where zarr does not look for members
+BEAT_SECONDS = 10.0
+MISSED_BEATS = 4
+
+log = logging.getLogger("repsim")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    process: its number.
+    host: the machine's name.
+    started: when the process began, in seconds since 1970.
+    machine: digest of what tells machines, their reboots and their containers apart.
+    token: of this lock and no other.
+    beat: how often it has been renewed.
+    """
+
+    process: int
+    host: str
+    started: float
+    machine: str
+    token: str
+    beat: int = 0
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.started).astimezone().isoformat(" ", "seconds")
+        return f"process {self.process} on {self.host}, started {since}"
+
+    @property
+    def bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+class Lock:
+    """Held while a store is written: `with Lock(place) as lock`.
+
+    after_crash: whether it was taken over from a writer on a machine that has been started anew since, or on another
+        one, so that a power cut may have taken what was written last.
+    Raises:
+        RepsimError: a living writer holds it; on `check`, if another one has taken it over.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._me = Owner(
+            os.getpid(), socket.gethostname(), psutil.Process().create_time(), _machine(), uuid.uuid4().hex
+        )
+        self._stop = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._lost = False
+        self.after_crash = False
+
+    def __enter__(self) -> Self:
+        with one_line_errors(self._place):
+            while not self._place.create(KEY, self._me.bytes):
+                self._take_over()
+            self._place.begin()
+        self._beating.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._beating.join()  # lest it writes the lock again
+        try:
+            if self._is_mine():
+                self._place.delete(KEY)
+        except Exception as failure:  # whatever ends the work must not be hidden by this
+            log.debug("%s: lock not released: %s", self._place, failure)
+
+    def check(self) -> None:
+        """Refuses to go on without the lock."""
+        if self._lost or not self._is_mine():
+            raise RepsimError(f"{self._place}: taken over by {self._read() or 'another writer'}; this one stops")
+
+    def _take_over(self) -> None:
+        """Removes the lock in the way, if its owner is dead."""
+        owner = self._read()
+        if owner is not None and self._alive(owner):
+            raise RepsimError(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
+        if owner == self._read():  # nobody else was faster
+            if owner is not None:
+                log.info("%s: %s is gone; its lock is taken over", self._place, owner)
+                self.after_crash = owner.machine != self._me.machine
+            self._place.delete(KEY)
+
+    def _alive(self, owner: Owner) -> bool:
+        if owner.machine == self._me.machine:
+            try:
+                process = psutil.Process(owner.process)
+                return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner.started) < 1
+            except psutil.NoSuchProcess:
+                return False
+        patience = BEAT_SECONDS * MISSED_BEATS
+        log.info("%s: held by %s; waiting %.0f s for a sign of life", self._place, owner, patience)
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            time.sleep(BEAT_SECONDS / 20)
+            if self._read() != owner:
+                return True
+        return False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                if not self._is_mine():
+                    self._lost = True
+                    return
+                self._me = replace(self._me, beat=self._me.beat + 1)
+                self._place.write(KEY, self._me.bytes)
+            except Exception as problem:  # a full disk or a slow network: try again
+                log.debug("%s: lock not renewed: %s", self._place, problem)
+
+    def _is_mine(self) -> bool:
+        owner = self._read()
+        return owner is not None and owner.token == self._me.token
+
+    def _read(self) -> Owner | None:
+        data = self._place.read(KEY)
+        try:
+            return None if data is None else Owner(**json.loads(data))
+        except (ValueError, TypeError):  # damaged: nobody's
+            return None
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    container = Path("/proc/self/ns/pid")
+    parts = (
+        socket.gethostname(),
+        boot.read_text() if boot.exists() else str(int(psutil.boot_time())),
+        os.readlink(container) if container.is_symlink() else "",
+    )
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,617 @@
+"""A capture from end to end: joins trace to store.
+
+`capture` loads, tokenizes, traces and writes what a store still lacks: all of it, the rest of a capture that was
+stopped, or what an extension adds. On a GPU, computing, copying to the host and writing go on side by side. Progress
+goes to a callable and remarks to the logger `repsim`, so that the command line and a notebook show them in their own
+way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repsim import captures, store
+from repsim.captures import Capture, names_of
+from repsim.corpus import BUILTIN, Corpus, Sample, TokenRule, batches, corpus_digest, cut_blocks, read_corpus, tokenize
+from repsim.families import resolve
+from repsim.locks import Lock
+from repsim.places import Folder, Place, place_of
+from repsim.plans import Plan, PlanTrie
+from repsim.schema import DEFAULT_MODEL, STORE_DTYPES, Identity, RepsimError, Stopped
+from repsim.statistics import statistics_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repsim.models import Model
+    from repsim.trace import NodeState
+
+DEFAULT_BATCH_TOKENS = 2048
+WAITING_STATES = 8  # on the way to the disk before the computation waits
+# What one more forward costs, in positions: about 15 ms of Python and kernels. On a CPU that is some 16 positions of a
+# small model; a GPU does hundreds meanwhile, and padding costs it little.
+OVERHEAD = {"cpu": 16.0}
+GPU_OVERHEAD = 256.0
+WASTE = {"cpu": 0.02}
+GPU_WASTE = 0.25
+VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
+
+log = logging.getLogger("repsim")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a capture is: `tokens` of the `total` that this run computes, those under way counted in part."""
+
+    tokens: int
+    total: int
+
+
+def capture(
+    model: str | Path | Model = DEFAULT_MODEL,
+    *,
+    plan: str | Plan | Sequence[str | Plan] = "baseline",
+    corpus: str | Path = BUILTIN,
+    field: str = "text",
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    out: str | Path | None = None,
+    dtype: str = "float16",
+    tokens: str = "all",
+    logprobs: bool = False,
+    keep: str = "all",
+    statistics: str | Sequence[str] = (),
+    compression: str = "none",
+    append: bool = False,
+    repair: bool = False,
+    allow_nonfinite: bool = False,
+    max_bytes: int | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: Callable[[Progress], None] | None = None,
+    **load_options: Any,
+) -> Capture:
+    """Captures the hidden states of a model over a corpus under layer plans.
+
+    Every prefix that plans share is computed and stored once. Where `out` holds a part of the same capture, the rest is
+    computed; where it holds all of it, it is opened as it is.
+
+    Args:
+        model: a name for `repsim.models.load`, or what that gave.
+        plan: plans, families, sweeps or named sets.
+        corpus: `builtin`, a .txt or .jsonl file, or `hf:name/config:split:field`.
+        field: the text's field in a .jsonl file.
+        limit: use the first so many texts.
+        max_tokens: keep the first so many tokens of each sample; the model's context length by default.
+        out: the store, a folder or a URL; by default under the cache, named after model, corpus and plan.
+        dtype: dtype of the stored states, `float16` or `float32`.
+        tokens: which are kept of each sample: `all`, `last`, `mean` (their mean, one a sample) or `every:N`.
+        logprobs: also store the log-probability of each next token where a plan ends.
+        keep: `all` states, or `none` of them and only `statistics`.
+        statistics: analyses whose statistics are taken while capturing, e.g. `cosine,norms`; with `keep="none"`.
+        compression: of the states: `none`, `fast` or `small`.
+        append: add the plans and texts that a finished store lacks.
+        repair: read the store first and compute again what is damaged or missing.
+        allow_nonfinite: store infinities and NaNs as they are.
+        max_bytes: refuse a capture that is larger.
+        batch_tokens: about so many tokens are computed and finished together.
+        progress: called as states reach the disk.
+        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
+    Raises:
+        Stopped: SIGINT or SIGTERM came; the same call goes on.
+        RepsimError: something asked for cannot be had; what is finished stays.
+    """
+    analyses = statistics.split(",") if isinstance(statistics, str) else list(statistics)
+    _check_options(dtype, tokens, keep, analyses, compression, batch_tokens)
+    kernels = statistics_of(analyses)
+    model = str(model) if isinstance(model, Path) else model
+    texts = read_corpus(str(corpus), field=field, limit=limit)
+    place = place_of(out if out is not None else _default_path(model, texts, plan))
+    _check_target(place)
+    loaded = _loaded(model, load_options)
+    chosen = {
+        "corpus": _unpathed(str(corpus)),
+        "field": field,
+        "limit": limit,
+        "max_tokens": max_tokens,
+        "dtype": dtype,
+        "tokens": tokens,
+        "logprobs": logprobs,
+        "keep": keep,
+        "statistics": ",".join(analyses),
+        "compression": compression,
+        "batch_tokens": batch_tokens,
+        "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
+        "revision": load_options.get("revision"),
+    }
+    asked = _layout(loaded, texts, plan, max_tokens, chosen, kernels, batch_tokens)
+    if repair and store.is_begun(place):
+        with Lock(place):
+            _repair(place, asked)
+    layout, missing = _joined(place, asked, batch_tokens, append)
+    if not missing.any():
+        log.info("%s: complete already", place)
+        return captures.open(place.text)
+    _check_room(place, layout, missing, max_bytes)
+    with Lock(place) as lock:
+        if lock.after_crash and isinstance(place, Folder) and store.is_begun(place):
+            log.info("%s: its writer's machine stopped; reading what it had finished", place)
+            _repair(place, asked)
+        layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
+        writer = store.prepare(place, layout, lock)
+        _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
+    return captures.open(place.text)
+
+
+def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
+    """Refuses what no model could give, before one is loaded."""
+    if dtype not in STORE_DTYPES:
+        raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
+    TokenRule(tokens)
+    if compression not in store.COMPRESSION:
+        raise RepsimError(f"compression {compression!r}: choose {', '.join(store.COMPRESSION)}")
+    if keep not in ("all", "none"):
+        raise RepsimError(f"keep {keep!r}: choose all or none")
+    if keep == "none" and not analyses:
+        raise RepsimError("keep 'none': nothing would be left; add --statistics, e.g. cosine,norms")
+    if keep == "all" and analyses:
+        raise RepsimError(f"statistics {','.join(analyses)}: analyses take them from the states; or add --keep none")
+    if batch < 1:
+        raise RepsimError(f"batch_tokens={batch}: at least 1")
+
+
+def _unpathed(corpus: str) -> str:
+    return corpus if corpus == BUILTIN or corpus.startswith("hf:") else Path(corpus).name
+
+
+def _default_path(model: str | Model, corpus: Corpus, plan: Any) -> Path:
+    from repsim.models import cache_folder
+
+    name = model if isinstance(model, str) else model.name
+    plans = [plan] if isinstance(plan, str | Plan) else plan
+    parts = (Path(name).name if Path(name).exists() else name, corpus.name, "+".join(map(str, plans)))
+    slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in parts)
+    return cache_folder() / "captures" / f"{slug[:120]}.zarr"
+
+
+def _check_target(place: Place) -> None:
+    """Refuses a place that cannot hold a store, before a model is loaded."""
+    if store.is_begun(place):
+        captures.open(place.text)
+    if not isinstance(place, Folder):
+        return
+    ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise RepsimError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
+
+
+def _loaded(model: str | Model, options: dict[str, Any]) -> Model:
+    from repsim.models import load
+
+    if not isinstance(model, str):
+        if options:
+            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
+        return model
+    options = dict(options)
+    if "model_dtype" in options:
+        options["dtype"] = options.pop("model_dtype")
+    return load(model, **options)
+
+
+def _layout(
+    model: Model,
+    texts: Corpus,
+    plan: Any,
+    max_tokens: int | None,
+    chosen: dict[str, Any],
+    kernels: tuple[Any, ...],
+    batch_tokens: int,
+) -> store.Layout:
+    """What is asked for, as if nothing were there."""
+    if chosen["logprobs"] and not model.predicts_next_token:
+        raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
+    plans = resolve(plan, model.layers)
+    if not plans:
+        raise RepsimError("no plan: name at least one, e.g. baseline")
+    longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
+    samples, cut = tokenize(texts, model.tokenizer, longest)
+    for note in (*texts.notes, *cut):
+        log.warning("corpus %s: %s", texts.name, note)
+    identity = Identity(
+        model=model.name,
+        revision=model.revision,
+        weights=model.weights_digest,
+        config=model.config_digest,
+        tokenizer=model.tokenizer_digest,
+        compute_dtype=model.dtype,
+        corpus=texts.name,
+        corpus_digest=corpus_digest(samples),
+        tokens=chosen["tokens"],
+        device=model.device.type,
+        versions={name: metadata.version(name) for name in VERSIONED},
+    )
+    plain = plan if isinstance(plan, str | Plan) else list(plan)
+    names = [str(one) for one in (plain if isinstance(plain, list) else [plain])]
+    unset = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
+    unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
+    said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
+    return store.Layout(
+        identity=identity,
+        layers=model.layers,
+        plans=plans,
+        trie=PlanTrie.build(named.plan for named in plans),
+        samples=samples,
+        blocks=cut_blocks(samples, batch_tokens),
+        units=model.units,
+        dtype=chosen["dtype"],
+        logprobs=chosen["logprobs"],
+        keep=chosen["keep"] == "all",
+        statistics=kernels,
+        compression=chosen["compression"],
+        requests=({"model": model.name, "plan": names, **said},),
+    )
+
+
+# What is there and what is missing
+
+
+def _joined(
+    place: Place, asked: store.Layout, batch_tokens: int, append: bool
+) -> tuple[store.Layout, NDArray[np.bool_]]:
+    """The layout of the store once it has what is asked for, and what it lacks now, `[node, block]`.
+
+    Plans, samples and begun blocks that are there stay where they are; the rest follows.
+
+    Raises:
+        RepsimError: another capture is there, or one that would have to be extended without `append`.
+    """
+    if not store.is_begun(place):
+        return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1)
+    found = captures.open(place.text)
+    if difference := _difference(found, asked):
+        raise RepsimError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
+    keys = found.samples.values.tolist()
+    by_key = {sample.key: sample for sample in asked.samples}
+    if missing := [key for key in keys if key not in by_key]:
+        raise RepsimError(
+            f"{place}: holds another capture: {len(missing):,} of its {len(keys):,} samples are not in the corpus "
+            "asked for (--limit, --corpus); choose another --out or remove it"
+        )
+    kept: tuple[Sample, ...] = tuple(by_key.pop(key) for key in keys)
+    there, here = found.identity["corpus_digest"], corpus_digest(kept)
+    if there != here:
+        raise RepsimError(
+            f"{place}: holds another capture: other texts or --max-tokens ({there[:8]} there, {here[:8]} here); "
+            "choose another --out or remove it"
+        )
+    held = {named.plan for named in found.plans}
+    plans = tuple(named for named in asked.plans if named.plan not in held)
+    if (plans or by_key) and not append:
+        lacks = [f"plans {names_of(plans)}"] if plans else []
+        lacks += [f"{len(by_key):,} samples"] if by_key else []
+        raise RepsimError(
+            f"{place}: holds {names_of(found.plans)} over {len(keys):,} samples, not {' nor '.join(lacks)}; "
+            "add --append, or choose another --out"
+        )
+    samples = kept + tuple(by_key.values())
+    done = found.dataset["done"].values
+    begun = np.flatnonzero(done.any(0))
+    blocks = np.bincount(found.dataset["block"].values)[: int(begun[-1]) + 1 if len(begun) else 0].tolist()
+    blocks += cut_blocks(samples[sum(blocks) :], batch_tokens)
+    request = asked.requests[0]
+    earlier = tuple(found.dataset.attrs["requests"])
+    layout = replace(
+        asked,
+        identity=replace(Identity(**found.identity), corpus_digest=corpus_digest(samples)),
+        plans=found.plans + plans,
+        trie=PlanTrie.build(named.plan for named in found.plans + plans),
+        samples=samples,
+        blocks=tuple(blocks),
+        requests=earlier if _same_request(earlier[-1], request) else (*earlier, request),
+    )
+    finished = np.zeros((len(layout.trie), len(blocks)), bool)
+    shared = min(done.shape[1], len(blocks))
+    finished[: len(done), :shared] = done[:, :shared]
+    return layout, layout.wanted[:, None] & ~finished
+
+
+def _same_request(one: Any, other: Any) -> bool:
+    """Whether two requests ask for the same, however it is computed."""
+    return {**one, "batch_tokens": None} == {**other, "batch_tokens": None}
+
+
+def _difference(found: Capture, asked: store.Layout) -> str | None:
+    """In what a store is not what was asked for, texts and plans aside."""
+    attributes = found.dataset.attrs
+    stored = Identity(**found.identity)
+    if difference := replace(asked.identity, corpus_digest=stored.corpus_digest).difference(stored):
+        return difference
+    pairs = {
+        "dtype": (attributes["dtype"], asked.dtype),
+        "--keep": (attributes["keep"], "all" if asked.keep else "none"),
+        "--statistics": (attributes["statistics"], [statistic.name for statistic in asked.statistics]),
+        "--compression": (attributes["compression"], asked.compression),
+        "--logprobs": ("logprob" in found.dataset, asked.logprobs),
+    }
+    for name, (there, here) in pairs.items():
+        if there != here:
+            return f"{name} ({there} there, {here} here)"
+    return None
+
+
+def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> None:
+    """Says how large the capture is; refuses one that does not fit."""
+    needed, free = layout.bytes_of(missing), place.free_bytes
+    size = f"{needed / 1e9:,.2f} GB"
+    room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
+    blocks = "" if missing.all() else f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
+    log.info(
+        "plans %s, nodes %s, samples %s, tokens %s%s: %s to %s%s",
+        *(f"{n:,}" for n in (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)),
+        blocks,
+        size,
+        place,
+        room,
+    )
+    advice = "take fewer plans or texts, --tokens last, or --keep none --statistics cosine"
+    if max_bytes is not None and needed > max_bytes:
+        raise RepsimError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
+    if free is not None and needed > free and layout.compression == "none":
+        raise RepsimError(f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, {advice}")
+
+
+def _repair(place: Place, asked: store.Layout) -> None:
+    """Reads the whole store; what is damaged or missing counts as not computed."""
+    found = store.check(place)
+    for damage in found.damages:
+        log.warning("%s: %s", place, damage)
+    if found.damages:
+        store.forget(place, found.damages)
+
+
+# Computing and writing
+
+
+def _run(
+    model: Model,
+    layout: store.Layout,
+    writer: store.Writer,
+    missing: NDArray[np.bool_],
+    place: Place,
+    allow_nonfinite: bool,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    import torch
+
+    from repsim.trace import Tracer
+
+    tracer = Tracer(model)
+    kind = model.device.type
+    costs = {"overhead": OVERHEAD.get(kind, GPU_OVERHEAD), "waste": WASTE.get(kind, GPU_WASTE)}
+    lengths = np.diff(layout.token_starts)
+    before, total = 0.0, int(lengths[missing.any(0)].sum())
+    progress = progress or (lambda _: None)
+    progress(Progress(0, total))
+    with _signals() as received, _Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
+        for block in np.flatnonzero(missing.any(0)).tolist():
+            pending = writer.pending(block)
+            first, last = layout.sample_starts[block : block + 2]
+            samples = layout.samples[first:last]
+            sink = _Sink(model, layout, writer, lane, block, pending, allow_nonfinite)
+            writer.begin(block)
+            share = lengths[block] / len(pending)
+
+            def consume(state: NodeState, sink: _Sink = sink, before: float = before, share: float = share) -> None:
+                sink.take(state)
+                if received:
+                    sink.finish()
+                    raise Stopped(_farewell(place, received[0]), received[0])
+                progress(Progress(round(before + share * sink.taken), total))
+
+            made = batches(samples, model.tokenizer.pad_token_id or 0, **costs)
+            nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
+            try:
+                tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
+            except torch.OutOfMemoryError as problem:
+                raise RepsimError(
+                    f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...): out of memory on {model.device}; "
+                    "what is finished is kept: go on with fewer --batch-tokens or --max-tokens"
+                ) from problem
+            sink.finish()
+            before += lengths[block]
+
+
+class _Sink:
+    """Takes one block's node states to the store, in its dtype and with the tokens it keeps."""
+
+    def __init__(
+        self,
+        model: Model,
+        layout: store.Layout,
+        writer: store.Writer,
+        lane: _Lane,
+        block: int,
+        pending: frozenset[int],
+        allow_nonfinite: bool,
+    ) -> None:
+        import torch
+
+        self._layout, self._writer, self._lane, self._block = layout, writer, lane, block
+        self._pending, self._allow = pending, allow_nonfinite
+        first, last = layout.sample_starts[block : block + 2]
+        self._lengths = [len(sample) for sample in layout.samples[first:last]]
+        self._first_sample = int(first)
+        positions = layout.positions[first:last]
+        starts = np.cumsum((0, *self._lengths[:-1]))
+        self._index: Tensor | None = None
+        if layout.identity.tokens not in ("all", "mean"):
+            index = np.concatenate([start + at for start, at in zip(starts, positions, strict=True)])
+            self._index = torch.from_numpy(index)
+        self._dtype = getattr(torch, layout.dtype)
+        self._path: list[tuple[int, NDArray[Any]]] = []
+        self._plans = {end: plan for plan, end in enumerate(layout.trie.ends)}
+        self._copies = torch.cuda.Stream() if model.device.type == "cuda" else None
+        self.taken = 0
+
+    def take(self, state: NodeState) -> None:
+        """Starts a state on its way; what is wrong with it, or with one before it, is raised."""
+        import torch
+
+        hidden = self._kept(state.hidden)
+        logprob = None if state.logprob is None else self._kept(state.logprob[:, None])[:, 0]
+        # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
+        bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
+        stored, bounds, scores = (self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob))
+        copied = None
+        if self._copies is not None:
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+        computed = str(state.hidden.dtype).removeprefix("torch.")
+        self._lane.put(lambda: self._write(state.node, stored, bounds, scores, computed, copied))
+        self.taken += state.node in self._pending
+
+    def finish(self) -> None:
+        """Returns once everything taken is on disk."""
+        self._lane.drain()
+        self._writer.flush()
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """`[token, ...]` of the tokens that the store keeps."""
+        import torch
+
+        if self._layout.identity.tokens == "mean":  # not by scatter: its order, and so its rounding, varies on a GPU
+            parts = values.to(torch.float32).split(self._lengths)
+            return torch.stack([part.nanmean(0) if values.shape[1] == 1 else part.mean(0) for part in parts])
+        return values if self._index is None else values.index_select(0, self._index.to(values.device))
+
+    def _to_host(self, value: Tensor | None) -> Any:
+        """On a GPU into pinned memory and beside the computation; `copied` tells when it has arrived."""
+        import torch
+
+        if value is None or self._copies is None:
+            return None if value is None else value.cpu()
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        self._copies.wait_stream(torch.cuda.current_stream(value.device))
+        with torch.cuda.stream(self._copies):
+            host.copy_(value, non_blocking=True)
+        value.record_stream(self._copies)
+        return host
+
+    def _write(self, node: int, hidden: Any, bounds: Any, logprob: Any, computed: str, copied: Any) -> None:
+        if copied is not None:
+            copied.synchronize()
+        if not self._allow and not bounds.to(self._dtype).isfinite().all():
+            raise RepsimError(self._misfit(node, hidden.numpy(), bounds.numpy(), computed))
+        scores = None if logprob is None else logprob.float().numpy()
+        if self._layout.keep:
+            self._writer.write(node, hidden.numpy(), scores)
+            return
+        while self._path and self._path[-1][0] != self._layout.trie.parents[node]:
+            self._path.pop()
+        self._path.append((node, hidden.numpy()))
+        if node in self._pending:
+            self._writer.write_statistics(self._plans[node], self._take_statistics(), scores)
+
+    def _take_statistics(self) -> dict[str, NDArray[np.float64]]:
+        """Statistics of the plan that ends here: name → `[sample, value]`."""
+        states = np.stack([hidden for _, hidden in self._path])
+        kept = list(map(len, self._layout.positions[self._first_sample :][: len(self._lengths)]))
+        pieces = np.split(states, np.cumsum(kept)[:-1], axis=1)
+        return {item.name: np.stack([item.kernel(piece) for piece in pieces]) for item in self._layout.statistics}
+
+    def _misfit(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:
+        """Where a value does not fit the store, and what to do."""
+        token = int(np.flatnonzero(~np.isfinite(stored).all(-1))[0])
+        layout = self._layout
+        ends = np.cumsum(list(map(len, layout.positions)))
+        sample = int(np.searchsorted(ends, layout.token_starts[self._block] + token, side="right"))
+        plan = next(i for i, nodes in enumerate(layout.trie.paths) if node in nodes)
+        place = (
+            f"plan {layout.plans[plan].name}, state {layout.trie.paths[plan].index(node)}, "
+            f"sample {layout.samples[sample].key}"
+        )
+        if np.isfinite(bounds).all():
+            largest = np.abs(bounds).max()
+            return f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32 or --allow-nonfinite"
+        return f"{place}: not finite in {computed}; use another --model-dtype or plan, or --allow-nonfinite"
+
+
+class _Lane:
+    """Work that goes on beside the computation, in order, on a thread of its own; a bounded queue leads to it.
+
+    side_by_side: False does the work at once. On a CPU the computation needs every core, and a thread that takes one
+        away costs more than it saves (benchmarks/RESULTS.md).
+    """
+
+    def __init__(self, side_by_side: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, "repsim-writer") if side_by_side else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Lane:
+        return self
+
+    def __exit__(self, *_problem: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Raises what earlier work raised."""
+        if self._pool is None:
+            work()
+            return
+        while len(self._waiting) >= WAITING_STATES or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(work))
+
+    def drain(self) -> None:
+        """Waits for everything; raises what it raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it short."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in wanted}
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        log.warning("%s: finishing the states under way; once more to stop at once", signal.Signals(number).name)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in wanted:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _farewell(place: Place, number: int) -> str:
+    found = captures.open(place.text)
+    total = found.dataset.sizes["token"]
+    return (
+        f"stopped by {signal.Signals(number).name} with {found.complete:,} of {total:,} tokens finished in {place}; "
+        "the same command goes on from there"
+    )
