@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import store
+from repsim import integrity, store
 from repsim.families import NamedPlan, resolve
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, parse_plan
@@ -295,13 +295,13 @@ def open(path: str | Path) -> Capture:
     return Capture(place, store.open_dataset(place))
 
 
-def verify(path: str | Path) -> store.Check:
+def verify(path: str | Path) -> integrity.Check:
     """Reads every chunk of a store and compares it with its checksum; nothing is changed.
 
     Raises:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
-    return store.check(open(path).place)
+    return integrity.check(place_of(path))
 
 
 def _command(request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ def similarity_matrix(result: xr.Dataset, *, width: Width = "column") -> Figure:
 
 
 def profile(result: xr.Dataset, name: str, label: str, *, width: Width = "column") -> Figure:
-    """A quantity of each state against the states, with a band of two standard errors; logarithmic where it is positive.
+    """A quantity of each state against the states, with a band of two standard errors; logarithmic if positive.
 
     Args:
         result: `name` and `standard_error` over state, with the coordinate `layer`; attributes model, plan, corpus and

@@ -13,7 +13,7 @@ import uuid
 from abc import ABC, abstractmethod
 from asyncio import to_thread
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -209,10 +209,8 @@ class Bucket(Place):
         return True
 
     def delete(self, key: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._bucket.delete(key)
-        except FileNotFoundError:
-            pass
 
     def sizes(self) -> dict[str, int]:
         return {entry["path"]: entry["size"] for page in self._bucket.list() for entry in page}

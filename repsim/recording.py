@@ -13,9 +13,7 @@ import os
 import re
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim import captures, store
+from repsim import captures, integrity, store
 from repsim.captures import Capture, names_of
 from repsim.corpus import BUILTIN, Corpus, Sample, TokenRule, batches, corpus_digest, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
@@ -36,13 +34,10 @@ from repsim.schema import DEFAULT_MODEL, STORE_DTYPES, Identity, RepsimError, St
 from repsim.statistics import statistics_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from repsim.models import Model
     from repsim.trace import NodeState
 
 DEFAULT_BATCH_TOKENS = 2048
-WAITING_STATES = 8  # on the way to the disk before the computation waits
 # What one more forward costs, in positions: about 15 ms of Python and kernels. On a CPU that is some 16 positions of a
 # small model; a GPU does hundreds meanwhile, and padding costs it little.
 OVERHEAD = {"cpu": 16.0}
@@ -246,7 +241,7 @@ def _layout(
     )
     plain = plan if isinstance(plan, str | Plan) else list(plan)
     names = [str(one) for one in (plain if isinstance(plain, list) else [plain])]
-    unset = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
+    unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
     return store.Layout(
@@ -376,11 +371,11 @@ def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], 
 
 def _repair(place: Place, asked: store.Layout) -> None:
     """Reads the whole store; what is damaged or missing counts as not computed."""
-    found = store.check(place)
+    found = integrity.check(place)
     for damage in found.damages:
         log.warning("%s: %s", place, damage)
     if found.damages:
-        store.forget(place, found.damages)
+        integrity.forget(place, found.damages)
 
 
 # Computing and writing
@@ -397,6 +392,7 @@ def _run(
 ) -> None:
     import torch
 
+    from repsim.sinks import Lane, Sink
     from repsim.trace import Tracer
 
     tracer = Tracer(model)
@@ -406,16 +402,16 @@ def _run(
     before, total = 0.0, int(lengths[missing.any(0)].sum())
     progress = progress or (lambda _: None)
     progress(Progress(0, total))
-    with _signals() as received, _Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
+    with _signals() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
         for block in np.flatnonzero(missing.any(0)).tolist():
             pending = writer.pending(block)
             first, last = layout.sample_starts[block : block + 2]
             samples = layout.samples[first:last]
-            sink = _Sink(model, layout, writer, lane, block, pending, allow_nonfinite)
+            sink = Sink(model, layout, writer, lane, block, pending, allow_nonfinite)
             writer.begin(block)
             share = lengths[block] / len(pending)
 
-            def consume(state: NodeState, sink: _Sink = sink, before: float = before, share: float = share) -> None:
+            def consume(state: NodeState, sink: Sink = sink, before: float = before, share: float = share) -> None:
                 sink.take(state)
                 if received:
                     sink.finish()
@@ -433,154 +429,6 @@ def _run(
                 ) from problem
             sink.finish()
             before += lengths[block]
-
-
-class _Sink:
-    """Takes one block's node states to the store, in its dtype and with the tokens it keeps."""
-
-    def __init__(
-        self,
-        model: Model,
-        layout: store.Layout,
-        writer: store.Writer,
-        lane: _Lane,
-        block: int,
-        pending: frozenset[int],
-        allow_nonfinite: bool,
-    ) -> None:
-        import torch
-
-        self._layout, self._writer, self._lane, self._block = layout, writer, lane, block
-        self._pending, self._allow = pending, allow_nonfinite
-        first, last = layout.sample_starts[block : block + 2]
-        self._lengths = [len(sample) for sample in layout.samples[first:last]]
-        self._first_sample = int(first)
-        positions = layout.positions[first:last]
-        starts = np.cumsum((0, *self._lengths[:-1]))
-        self._index: Tensor | None = None
-        if layout.identity.tokens not in ("all", "mean"):
-            index = np.concatenate([start + at for start, at in zip(starts, positions, strict=True)])
-            self._index = torch.from_numpy(index)
-        self._dtype = getattr(torch, layout.dtype)
-        self._path: list[tuple[int, NDArray[Any]]] = []
-        self._plans = {end: plan for plan, end in enumerate(layout.trie.ends)}
-        self._copies = torch.cuda.Stream() if model.device.type == "cuda" else None
-        self.taken = 0
-
-    def take(self, state: NodeState) -> None:
-        """Starts a state on its way; what is wrong with it, or with one before it, is raised."""
-        import torch
-
-        hidden = self._kept(state.hidden)
-        logprob = None if state.logprob is None else self._kept(state.logprob[:, None])[:, 0]
-        # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
-        bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
-        stored, bounds, scores = (self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob))
-        copied = None
-        if self._copies is not None:
-            copied = torch.cuda.Event()
-            copied.record(self._copies)
-        computed = str(state.hidden.dtype).removeprefix("torch.")
-        self._lane.put(lambda: self._write(state.node, stored, bounds, scores, computed, copied))
-        self.taken += state.node in self._pending
-
-    def finish(self) -> None:
-        """Returns once everything taken is on disk."""
-        self._lane.drain()
-        self._writer.flush()
-
-    def _kept(self, values: Tensor) -> Tensor:
-        """`[token, ...]` of the tokens that the store keeps."""
-        import torch
-
-        if self._layout.identity.tokens == "mean":  # not by scatter: its order, and so its rounding, varies on a GPU
-            parts = values.to(torch.float32).split(self._lengths)
-            return torch.stack([part.nanmean(0) if values.shape[1] == 1 else part.mean(0) for part in parts])
-        return values if self._index is None else values.index_select(0, self._index.to(values.device))
-
-    def _to_host(self, value: Tensor | None) -> Any:
-        """On a GPU into pinned memory and beside the computation; `copied` tells when it has arrived."""
-        import torch
-
-        if value is None or self._copies is None:
-            return None if value is None else value.cpu()
-        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        self._copies.wait_stream(torch.cuda.current_stream(value.device))
-        with torch.cuda.stream(self._copies):
-            host.copy_(value, non_blocking=True)
-        value.record_stream(self._copies)
-        return host
-
-    def _write(self, node: int, hidden: Any, bounds: Any, logprob: Any, computed: str, copied: Any) -> None:
-        if copied is not None:
-            copied.synchronize()
-        if not self._allow and not bounds.to(self._dtype).isfinite().all():
-            raise RepsimError(self._misfit(node, hidden.numpy(), bounds.numpy(), computed))
-        scores = None if logprob is None else logprob.float().numpy()
-        if self._layout.keep:
-            self._writer.write(node, hidden.numpy(), scores)
-            return
-        while self._path and self._path[-1][0] != self._layout.trie.parents[node]:
-            self._path.pop()
-        self._path.append((node, hidden.numpy()))
-        if node in self._pending:
-            self._writer.write_statistics(self._plans[node], self._take_statistics(), scores)
-
-    def _take_statistics(self) -> dict[str, NDArray[np.float64]]:
-        """Statistics of the plan that ends here: name → `[sample, value]`."""
-        states = np.stack([hidden for _, hidden in self._path])
-        kept = list(map(len, self._layout.positions[self._first_sample :][: len(self._lengths)]))
-        pieces = np.split(states, np.cumsum(kept)[:-1], axis=1)
-        return {item.name: np.stack([item.kernel(piece) for piece in pieces]) for item in self._layout.statistics}
-
-    def _misfit(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:
-        """Where a value does not fit the store, and what to do."""
-        token = int(np.flatnonzero(~np.isfinite(stored).all(-1))[0])
-        layout = self._layout
-        ends = np.cumsum(list(map(len, layout.positions)))
-        sample = int(np.searchsorted(ends, layout.token_starts[self._block] + token, side="right"))
-        plan = next(i for i, nodes in enumerate(layout.trie.paths) if node in nodes)
-        place = (
-            f"plan {layout.plans[plan].name}, state {layout.trie.paths[plan].index(node)}, "
-            f"sample {layout.samples[sample].key}"
-        )
-        if np.isfinite(bounds).all():
-            largest = np.abs(bounds).max()
-            return f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32 or --allow-nonfinite"
-        return f"{place}: not finite in {computed}; use another --model-dtype or plan, or --allow-nonfinite"
-
-
-class _Lane:
-    """Work that goes on beside the computation, in order, on a thread of its own; a bounded queue leads to it.
-
-    side_by_side: False does the work at once. On a CPU the computation needs every core, and a thread that takes one
-        away costs more than it saves (benchmarks/RESULTS.md).
-    """
-
-    def __init__(self, side_by_side: bool) -> None:
-        self._pool = ThreadPoolExecutor(1, "repsim-writer") if side_by_side else None
-        self._waiting: deque[Future[None]] = deque()
-
-    def __enter__(self) -> _Lane:
-        return self
-
-    def __exit__(self, *_problem: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def put(self, work: Callable[[], None]) -> None:
-        """Raises what earlier work raised."""
-        if self._pool is None:
-            work()
-            return
-        while len(self._waiting) >= WAITING_STATES or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(work))
-
-    def drain(self) -> None:
-        """Waits for everything; raises what it raised."""
-        while self._waiting:
-            self._waiting.popleft().result()
 
 
 @contextmanager

@@ -10,9 +10,11 @@ models nor plans' meaning.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim import locks
+from repsim.chunks import ChunkFiles
 from repsim.corpus import Sample, TokenRule
 from repsim.families import NamedPlan
-from repsim.places import Place, one_line, one_line_errors
+from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie, step_text
 from repsim.schema import (
     BLOCK,
@@ -52,6 +55,7 @@ CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 CHECK_ADDRESS = "check the address and the rights"
 GO_ON = "make that good, and the same command goes on"
+MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory
 COMPRESSION = ("none", "fast", "small")
 KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
 
@@ -137,7 +141,7 @@ class Layout:
     def bytes_of(self, blocks: NDArray[np.bool_]) -> int:
         """Size on disk of these states and statistics, `[node, block]`, before compression."""
         tokens, samples = np.diff(self.token_starts), np.array(self.blocks)
-        chunks = -(-(blocks @ tokens) // self.chunk_tokens)  # `[node]`; a chunk is whole on disk
+        chunks = -(-(blocks.astype(np.int64) @ tokens) // self.chunk_tokens)  # `[node]`; a chunk is whole on disk
         states = chunks.sum() * self.chunk_tokens * self.units * np.dtype(self.dtype).itemsize
         ends = list(self.trie.ends)
         widths = np.array([sum(self.widths(len(path)).values()) for path in self.trie.paths], np.int64)
@@ -157,11 +161,14 @@ class Writer:
 
     def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: locks.Lock) -> None:
         self._place, self._layout, self._lock = place, layout, lock
-        self._hidden, self._logprob = _writable(group, "hidden"), _writable(group, "logprob")
-        self._statistics = {item.name: _writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
-        self._done = _writable(group, "done")
+        self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
+        self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
+        self._done = writable(group, "done")
+        self._chunks = ChunkFiles() if isinstance(place, Folder) and layout.compression == "none" else None
         self.done: NDArray[np.bool_] = np.asarray(self._done[:])
         self._block = 0
+        self._unmarked: set[int] = set()
+        self._marked = time.monotonic()
         self._waiting: list[tuple[int, NDArray[Any], NDArray[np.float32] | None]] = []
 
     def pending(self, block: int) -> frozenset[int]:
@@ -210,14 +217,42 @@ class Writer:
             return
         nodes = [node for node, _, _ in self._waiting]
         first, last = self._layout.token_starts[self._block : self._block + 2]
-        states = np.stack([hidden for _, hidden, _ in self._waiting])
         with one_line_errors(self._place, advice=GO_ON):
-            self._hidden[nodes[0] : nodes[-1] + 1, first:last] = states
+            self._put(nodes[0], first, [hidden for _, hidden, _ in self._waiting])
             for node, _, logprob in self._waiting:
                 if logprob is not None:
                     self._logprob[node, first:last] = logprob
         self._waiting.clear()
         self._finish(nodes)
+
+    def finish(self) -> None:
+        """Everything given so far is on disk and declared finished when this returns."""
+        self.flush()
+        self._mark()
+
+    def _put(self, node: int, first: int, states: list[NDArray[Any]]) -> None:
+        """States of neighbouring nodes from the token `first` on; whole chunks past zarr where that is faster."""
+        if self._chunks is None:
+            self._hidden[node : node + len(states), first : first + len(states[0])] = np.stack(states)
+            return
+        size, last = self._hidden.chunks[1], first + len(states[0])
+        begin, end = -(-first // size), last // size  # chunks that are whole
+        edges = {(first, min(begin * size, last)), (max(end * size, first), last)}
+        for left, right in edges:
+            if left < right:
+                piece = np.stack([hidden[left - first : right - first] for hidden in states])
+                self._hidden[node : node + len(states), left:right] = piece
+        self._chunks.put(
+            [
+                (self._file(node + row, chunk), hidden[chunk * size - first : (chunk + 1) * size - first])
+                for row, hidden in enumerate(states)
+                for chunk in range(begin, end)
+            ]
+        )
+
+    def _file(self, node: int, chunk: int) -> Path:
+        assert isinstance(self._place, Folder)
+        return self._place.path / "hidden" / str(self._hidden.metadata.encode_chunk_key((node, chunk, 0)))
 
     def write_statistics(
         self, plan: int, values: Mapping[str, NDArray[np.float64]], logprob: NDArray[np.float32] | None = None
@@ -234,14 +269,21 @@ class Writer:
         self._finish([node])
 
     def _finish(self, nodes: Sequence[int]) -> None:
-        """Declares the block under way finished at these nodes."""
+        """Takes the block under way for finished at these nodes, on disk within a second of work."""
         self.done[nodes, self._block] = True
+        self._unmarked.update(nodes)
+        if time.monotonic() - self._marked > MARK_SECONDS:
+            self._mark()
+
+    def _mark(self) -> None:
         rows, columns = self._done.chunks
         left = self._block // columns * columns
         with one_line_errors(self._place, advice=GO_ON):
-            for top in sorted({node // rows * rows for node in nodes}):
+            for top in sorted({node // rows * rows for node in self._unmarked}):
                 piece = slice(top, top + rows), slice(left, left + columns)  # a whole chunk: nothing is read
                 self._done[piece] = self.done[piece]
+        self._unmarked.clear()
+        self._marked = time.monotonic()
 
 
 def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
@@ -274,7 +316,7 @@ def is_begun(place: Place) -> bool:
             if others := place.some_keys() - {locks.KEY}:
                 raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it, but {min(others)})")
             return False
-        return "extent" in _root(place).attrs
+        return "extent" in root_group(place).attrs
 
 
 def write_frame(group: zarr.Group, layout: Layout) -> None:
@@ -286,14 +328,21 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
             array[...] = variable.values
     extent, chunk = layout.extent, layout.chunk_tokens
     if layout.keep:
-        shape = (extent[NODE], extent[TOKEN], layout.units)
-        chunks = (1, chunk, layout.units)
+        sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
         codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
-        _array(group, "hidden", (NODE, TOKEN, UNIT), shape, layout.dtype, chunks, codecs)
+        _array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
         about = {"units": "nat", "long_name": "log-probability of the next token"}
-        shape = (extent[NODE], extent[TOKEN])
-        _array(group, "logprob", (NODE, TOKEN), shape, "float32", (1, chunk), (Crc32cCodec(),), about)
+        _array(
+            group,
+            "logprob",
+            (NODE, TOKEN),
+            (extent[NODE], extent[TOKEN]),
+            "float32",
+            (1, chunk),
+            (Crc32cCodec(),),
+            about,
+        )
     for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
         group.require_group(part)
     for name, width in layout.widths(extent[STATE]).items():
@@ -386,12 +435,12 @@ def _codecs(compression: str, itemsize: int) -> tuple[Any, ...]:
     return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=itemsize), Crc32cCodec()
 
 
-def _writable(group: zarr.Group, name: str) -> Any:
+def writable(group: zarr.Group, name: str) -> Any:
     array: Any = group.get(name)
     return None if array is None else array.with_config(KEEP_WHOLE)  # forgotten since it was made
 
 
-def _root(place: Place) -> zarr.Group:
+def root_group(place: Place) -> zarr.Group:
     """The store's group, for reading.
 
     Raises:
@@ -423,7 +472,7 @@ def open_dataset(place: Place) -> xr.Dataset:
             if place.some_keys():
                 raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
             raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
-        group = _root(place)
+        group = root_group(place)
         if "extent" not in group.attrs:
             raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
         extent: Any = group.attrs["extent"]
@@ -441,7 +490,8 @@ def _open_zarr(place: Place, **options: Any) -> xr.Dataset:
 
 
 def _within(dataset: xr.Dataset, extent: Mapping[str, int]) -> xr.Dataset:
-    return dataset.isel({dim: slice(extent[dim]) for dim in dataset.dims if dim in extent})  # type: ignore[index]
+    within: xr.Dataset = dataset.isel({dim: slice(size) for dim, size in extent.items() if dim in dataset.dims})
+    return within
 
 
 def read_statistic(place: Place, name: str, plan: int, samples: slice) -> NDArray[np.float64]:
@@ -469,132 +519,6 @@ def write_result(place: Place, name: str, result: xr.Dataset) -> None:
         )
 
 
-# Integrity
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A chunk that is not what was written.
-
-    array: path of the array in the store.
-    chunk: its index along each dimension.
-    region: what it covers, for the eye.
-    missing: whether it is not there at all.
-    """
-
-    array: str
-    chunk: tuple[int, ...]
-    region: str
-    missing: bool
-
-    @property
-    def is_result(self) -> bool:
-        """Whether it is an analysis's result, not part of the capture."""
-        return self.array.startswith(f"{RESULTS}/")
-
-    def __str__(self) -> str:
-        what = "missing" if self.missing else "damaged"
-        return f"{what}: {self.array} {self.region} ({self.array}/c/{'/'.join(map(str, self.chunk))})"
-
-
-@dataclass(frozen=True)
-class Check:
-    """What reading a whole store found.
-
-    chunks: how many were read.
-    bytes: how many they hold.
-    damages: those that are damaged or missing.
-    """
-
-    chunks: int
-    bytes: int
-    damages: tuple[Damage, ...]
-
-    def advice(self, command: str) -> list[str]:
-        """What repairs a store that this command made, a line each."""
-        lines = []
-        if any(damage.is_result for damage in self.damages):
-            lines.append("Results of analyses: run repsim analyze again.")
-        if not all(damage.is_result for damage in self.damages):
-            lines.append(f"The capture: {command} --repair")
-        return lines
-
-
-def check(place: Place) -> Check:
-    """Reads every chunk and compares it with its checksum; misses what ought to be there.
-
-    Raises:
-        RepsimError: it is no capture, or cannot be read.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        group = _root(place)
-        sizes = place.sizes()
-        arrays = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
-        tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
-        read = 0
-        expected = _expected(place, group)
-        for path in arrays:
-            array: Any = group[path]
-            if isinstance(array, zarr.Group):
-                continue
-            grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
-            wanted = expected.get(path)
-            for chunk in np.ndindex(grid):
-                key = f"{path}/{array.metadata.encode_chunk_key(chunk)}"
-                if key in sizes or wanted is None or chunk in wanted:
-                    tasks.append((array, path, chunk, key in sizes))
-                    read += sizes.get(key, 0)
-        with ThreadPoolExecutor() as pool:
-            found = tuple(damage for damage in pool.map(_damage, tasks) if damage is not None)
-    return Check(len(tasks), read, found)
-
-
-def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
-    array, path, chunk, present = task
-    region = tuple(
-        slice(index * size, min((index + 1) * size, length))
-        for index, size, length in zip(chunk, array.chunks, array.shape, strict=True)
-    )
-    if present:
-        try:
-            array[region]
-            return None
-        except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
-            pass
-    named = zip(array.metadata.dimension_names or (), region, array.shape, strict=False)
-    spans = [f"{dim} {part.start:,} to {part.stop - 1:,}" for dim, part, size in named if part.stop - part.start < size]
-    return Damage(path, chunk, ", ".join(spans) or "whole", not present)
-
-
-def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
-    """The chunks that finished blocks must have, for the arrays that blocks fill; every other array is whole."""
-    arrays: dict[str, Any] = {
-        path: group[path]
-        for path in ("hidden", "logprob", *(f"{STATISTICS}/{name}" for name in group.attrs["statistics"]))  # type: ignore[union-attr]
-        if path in group
-    }
-    found: dict[str, set[tuple[int, ...]]] = {path: set() for path in arrays}
-    try:
-        dataset = open_dataset(place)
-        frame = dataset[["done", "path", "block", "sample"]].load()
-    except (RepsimError, ValueError, RuntimeError):  # a description is damaged, which is reported as such
-        return found
-    ends = plan_ends(frame)
-    starts, samples = block_starts(frame)
-    for path, array in arrays.items():
-        along = array.chunks[1]
-        bounds = samples if path.startswith(STATISTICS) else starts
-        for node, block in np.argwhere(frame["done"].values).tolist():
-            rows = np.flatnonzero(ends == node).tolist() if path.startswith(STATISTICS) else [node]
-            if path == "logprob" and node not in ends:
-                continue
-            chunks = range(bounds[block] // along, -(-bounds[block + 1] // along))
-            found[path] |= {(row, chunk, *(0,) * (array.ndim - 2)) for row in rows for chunk in chunks}
-    return found
-
-
 def plan_ends(dataset: xr.Dataset) -> NDArray[np.int64]:
     """The node where each plan ends, `[plan]`."""
     path: NDArray[np.int64] = dataset["path"].values
@@ -605,36 +529,5 @@ def block_starts(dataset: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.int
     """Indices of the first token and of the first sample of each block, and how many there are, `[block + 1]`."""
     block = dataset["block"].values
     blocks = np.arange(dataset.sizes[BLOCK] + 1)
-    return np.searchsorted(block[dataset["sample"].values], blocks), np.searchsorted(block, blocks)
-
-
-def forget(place: Place, damages: Collection[Damage]) -> None:
-    """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
-
-    Raises:
-        RepsimError: what describes the store is damaged.
-    """
-    with one_line_errors(place):
-        group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        if flags := [damage for damage in damages if damage.array == "done"]:
-            for damage in flags:
-                _delete(place, group, damage)  # nothing is finished there, then
-        frame = open_dataset(place)[["done", "path", "block", "sample"]].load()
-        done, ends = frame["done"].values.copy(), plan_ends(frame)
-        starts, samples = block_starts(frame)
-        for damage in damages:
-            if damage.array.split("/")[0] not in ("hidden", "logprob", STATISTICS):
-                continue
-            array: Any = group[damage.array]
-            row, chunk = damage.chunk[:2]
-            node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
-            first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
-            done[node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
-        _writable(group, "done")[...] = done
-        for damage in damages:
-            _delete(place, group, damage)
-
-
-def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:
-    array: Any = group[damage.array]
-    place.delete(f"{damage.array}/{array.metadata.encode_chunk_key(damage.chunk)}")
+    tokens, samples = (np.searchsorted(of, blocks) for of in (block[dataset["sample"].values], block))
+    return tokens, samples

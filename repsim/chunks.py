@@ -1,0 +1,91 @@
+"""Whole chunks of states straight to a local disk, past the page cache, byte for byte as zarr would write them.
+
+A capture writes much and reads nothing back, so a cache of what it wrote is of no use and costs a copy and fresh memory
+for every byte: more than all else that capture does beside the model's own work (benchmarks/RESULTS.md). Where the file
+system does not write directly, the page cache is used after all.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from repsim.places import PARTIAL
+
+DIRECT = getattr(os, "O_DIRECT", 0)
+ALIGNMENT = 4096
+THREADS = 4
+
+
+class ChunkFiles:
+    """Writes uncompressed chunks with a crc32c at their end, several at a time."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "repsim-chunks")
+        self._own = threading.local()
+        self._direct = bool(DIRECT)
+
+    def put(self, chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
+        """Writes each array, C-contiguous and little-endian, to its path; each file is whole or as it was before.
+
+        Raises:
+            OSError: what the file system refuses.
+        """
+        list(self._pool.map(lambda chunk: self._put(*chunk), chunks))
+
+    def _put(self, path: Path, values: NDArray[Any]) -> None:
+        data = values.reshape(-1).view(np.uint8)
+        checksum = google_crc32c.value(data).to_bytes(4, "little")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            self._write(partial, data, checksum)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _write(self, path: Path, data: NDArray[np.uint8], checksum: bytes) -> None:
+        if self._direct and data.nbytes % ALIGNMENT == 0:
+            try:
+                self._write_direct(path, data)
+            except OSError as problem:
+                if problem.errno != errno.EINVAL:
+                    raise
+                self._direct = False  # not on this file system
+            else:
+                with path.open("ab") as file:
+                    file.write(checksum)
+                return
+        with path.open("wb") as file:
+            file.write(data.data)
+            file.write(checksum)
+
+    def _write_direct(self, path: Path, data: NDArray[np.uint8]) -> None:
+        aligned = self._aligned(data.nbytes)
+        np.copyto(aligned, data)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | DIRECT, 0o666)
+        try:
+            written = 0
+            while written < data.nbytes:
+                written += os.write(file, aligned[written:].data)
+        finally:
+            os.close(file)
+
+    def _aligned(self, size: int) -> NDArray[np.uint8]:
+        """This thread's buffer, at the start of a page."""
+        buffer = getattr(self._own, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._own.buffer = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        return buffer[:size]

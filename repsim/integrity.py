@@ -1,0 +1,171 @@
+"""Is a store what was written? Reads every chunk against its checksum, and misses what ought to be there.
+
+What is damaged can be declared unfinished; the capture that made the store then computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from repsim.places import Place, one_line_errors
+from repsim.schema import RepsimError
+from repsim.store import CHECK_ADDRESS, RESULTS, STATISTICS, block_starts, open_dataset, plan_ends, root_group, writable
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A chunk that is not what was written.
+
+    array: path of the array in the store.
+    chunk: its index along each dimension.
+    region: what it covers, for the eye.
+    missing: whether it is not there at all.
+    """
+
+    array: str
+    chunk: tuple[int, ...]
+    region: str
+    missing: bool
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is an analysis's result, not part of the capture."""
+        return self.array.startswith(f"{RESULTS}/")
+
+    def __str__(self) -> str:
+        what = "missing" if self.missing else "damaged"
+        return f"{what}: {self.array} {self.region} ({self.array}/c/{'/'.join(map(str, self.chunk))})"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What reading a whole store found.
+
+    chunks: how many were read.
+    bytes: how many they hold.
+    damages: those that are damaged or missing.
+    """
+
+    chunks: int
+    bytes: int
+    damages: tuple[Damage, ...]
+
+    def advice(self, command: str) -> list[str]:
+        """What repairs a store that this command made, a line each."""
+        lines = []
+        if any(damage.is_result for damage in self.damages):
+            lines.append("Results of analyses: run repsim analyze again.")
+        if not all(damage.is_result for damage in self.damages):
+            lines.append(f"The capture: {command} --repair")
+        return lines
+
+
+def check(place: Place) -> Check:
+    """Reads every chunk and compares it with its checksum; misses what ought to be there.
+
+    Raises:
+        RepsimError: it is no capture, or cannot be read.
+    """
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        group = root_group(place)
+        sizes = place.sizes()
+        arrays = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
+        tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
+        read = 0
+        expected = _expected(place, group)
+        for path in arrays:
+            array: Any = group[path]
+            if isinstance(array, zarr.Group):
+                continue
+            grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+            wanted = expected.get(path)
+            for chunk in np.ndindex(grid):
+                key = f"{path}/{array.metadata.encode_chunk_key(chunk)}"
+                if key in sizes or wanted is None or chunk in wanted:
+                    tasks.append((array, path, chunk, key in sizes))
+                    read += sizes.get(key, 0)
+        with ThreadPoolExecutor() as pool:
+            found = tuple(damage for damage in pool.map(_damage, tasks) if damage is not None)
+    return Check(len(tasks), read, found)
+
+
+def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
+    array, path, chunk, present = task
+    region = tuple(
+        slice(index * size, min((index + 1) * size, length))
+        for index, size, length in zip(chunk, array.chunks, array.shape, strict=True)
+    )
+    if present:
+        try:
+            array[region]
+            return None
+        except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
+            pass
+    named = zip(array.metadata.dimension_names or (), region, array.shape, strict=False)
+    spans = [f"{dim} {part.start:,} to {part.stop - 1:,}" for dim, part, size in named if part.stop - part.start < size]
+    return Damage(path, chunk, ", ".join(spans) or "whole", not present)
+
+
+def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
+    """The chunks that finished blocks must have, for the arrays that blocks fill; every other array is whole."""
+    arrays: dict[str, Any] = {
+        path: group[path]
+        for path in ("hidden", "logprob", *(f"{STATISTICS}/{name}" for name in group.attrs["statistics"]))  # type: ignore[union-attr]
+        if path in group
+    }
+    found: dict[str, set[tuple[int, ...]]] = {path: set() for path in arrays}
+    try:
+        dataset = open_dataset(place)
+        frame = dataset[["done", "path", "block", "sample"]].load()
+    except (RepsimError, ValueError, RuntimeError):  # a description is damaged, which is reported as such
+        return found
+    ends = plan_ends(frame)
+    starts, samples = block_starts(frame)
+    for path, array in arrays.items():
+        along = array.chunks[1]
+        bounds = samples if path.startswith(STATISTICS) else starts
+        for node, block in np.argwhere(frame["done"].values).tolist():
+            rows = np.flatnonzero(ends == node).tolist() if path.startswith(STATISTICS) else [node]
+            if path == "logprob" and node not in ends:
+                continue
+            chunks = range(bounds[block] // along, -(-bounds[block + 1] // along))
+            found[path] |= {(row, chunk, *(0,) * (array.ndim - 2)) for row in rows for chunk in chunks}
+    return found
+
+
+def forget(place: Place, damages: Collection[Damage]) -> None:
+    """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
+
+    Raises:
+        RepsimError: what describes the store is damaged.
+    """
+    with one_line_errors(place):
+        group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        if flags := [damage for damage in damages if damage.array == "done"]:
+            for damage in flags:
+                _delete(place, group, damage)  # nothing is finished there, then
+        frame = open_dataset(place)[["done", "path", "block", "sample"]].load()
+        done, ends = frame["done"].values.copy(), plan_ends(frame)
+        starts, samples = block_starts(frame)
+        for damage in damages:
+            if damage.array.split("/")[0] not in ("hidden", "logprob", STATISTICS):
+                continue
+            array: Any = group[damage.array]
+            row, chunk = damage.chunk[:2]
+            node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
+            first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
+            done[node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
+        writable(group, "done")[...] = done
+        for damage in damages:
+            _delete(place, group, damage)
+
+
+def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:
+    array: Any = group[damage.array]
+    place.delete(f"{damage.array}/{array.metadata.encode_chunk_key(damage.chunk)}")
