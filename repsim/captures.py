@@ -182,8 +182,7 @@ class Capture:
     @property
     def commands(self) -> list[str]:
         """The commands that made this capture, one after the other; folders of corpus files are left out."""
-        requests = self.dataset.attrs["requests"]
-        return [_command(request, self.path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
+        return _commands(self.dataset.attrs["requests"], self.path)
 
     @property
     def info(self) -> dict[str, str]:
@@ -302,6 +301,20 @@ def verify(path: str | Path) -> integrity.Check:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
     return integrity.check(place_of(path))
+
+
+def repair_command(path: str | Path) -> str:
+    """The command that computes again what `verify` finds damaged; also where the store cannot be opened any more.
+
+    Raises:
+        RepsimError: nothing is there, or it is not a capture of this schema.
+    """
+    requests: Any = store.root_group(place_of(path)).attrs["requests"]
+    return f"{_commands(requests, str(path))[-1]} --repair"
+
+
+def _commands(requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
+    return [_command(request, path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
 
 
 def _command(request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:

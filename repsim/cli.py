@@ -10,6 +10,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -173,8 +174,10 @@ def verify(store: StoreArgument) -> None:
         print(f"{store}: sound; {read}")
         return
     print(f"{store}: {len(found.damages):,} chunks damaged or missing; {read}")
-    for line in found.advice(repsim.open(store).commands[-1]):
-        print(line)
+    if any(damage.is_result for damage in found.damages):
+        print("Results of analyses: run repsim analyze again.")
+    if not all(damage.is_result for damage in found.damages):
+        print(f"The capture: {repsim.captures.repair_command(store)}")
     raise typer.Exit(1)
 
 
@@ -376,6 +379,7 @@ def _console(stderr: bool = False) -> Any:
 
 def run() -> None:
     """Entry point of the command."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # where nothing finer heeds it
     sys.exit(main())
 
 
@@ -388,8 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (RepsimError, TyperException) as problem:
         message = problem.format_message() if isinstance(problem, TyperException) else str(problem)
         return _say(message, 2) if message else 2  # help has been shown where no command was given
-    except KeyboardInterrupt:
-        return _say("stopped", 130)
+    except SystemExit as left:
+        status = left.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has gone
         return 0
@@ -398,6 +402,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         text = " ".join(str(problem).split())[:300]
         return _say(f"unforeseen {type(problem).__name__}: {text} (REPSIM_DEBUG=1 shows where)", 1)
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer makes the former of a KeyboardInterrupt
+        return _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status)
     return status if isinstance(status, int) else 0
 
 

@@ -15,7 +15,19 @@ import zarr
 
 from repsim.places import Place, one_line_errors
 from repsim.schema import RepsimError
-from repsim.store import CHECK_ADDRESS, RESULTS, STATISTICS, block_starts, open_dataset, plan_ends, root_group, writable
+from repsim.store import (
+    CHECK_ADDRESS,
+    RESULTS,
+    STATISTICS,
+    Layout,
+    block_starts,
+    frame,
+    open_dataset,
+    plan_ends,
+    root_group,
+    writable,
+    write_frame,
+)
 
 
 @dataclass(frozen=True)
@@ -56,15 +68,6 @@ class Check:
     bytes: int
     damages: tuple[Damage, ...]
 
-    def advice(self, command: str) -> list[str]:
-        """What repairs a store that this command made, a line each."""
-        lines = []
-        if any(damage.is_result for damage in self.damages):
-            lines.append("Results of analyses: run repsim analyze again.")
-        if not all(damage.is_result for damage in self.damages):
-            lines.append(f"The capture: {command} --repair")
-        return lines
-
 
 def check(place: Place) -> Check:
     """Reads every chunk and compares it with its checksum; misses what ought to be there.
@@ -72,18 +75,22 @@ def check(place: Place) -> Check:
     Raises:
         RepsimError: it is no capture, or cannot be read.
     """
+    group = root_group(place)
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        group = root_group(place)
         sizes = place.sizes()
         arrays = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
         tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
         read = 0
         expected = _expected(place, group)
+        extent: Any = group.attrs["extent"]
         for path in arrays:
             array: Any = group[path]
             if isinstance(array, zarr.Group):
                 continue
-            grid = tuple(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+            shape = array.shape
+            if not path.startswith(RESULTS):  # what an extension that was cut short has added does not count
+                shape = [min(size, extent.get(dim, size)) for dim, size in zip(_dims(array), shape, strict=True)]
+            grid = tuple(-(-size // chunk) for size, chunk in zip(shape, array.chunks, strict=True))
             wanted = expected.get(path)
             for chunk in np.ndindex(grid):
                 key = f"{path}/{array.metadata.encode_chunk_key(chunk)}"
@@ -107,9 +114,18 @@ def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
             return None
         except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
             pass
-    named = zip(array.metadata.dimension_names or (), region, array.shape, strict=False)
-    spans = [f"{dim} {part.start:,} to {part.stop - 1:,}" for dim, part, size in named if part.stop - part.start < size]
+    named = zip(_dims(array), region, array.shape, strict=False)
+    spans = [_span(str(dim), part) for dim, part, size in named if part.stop - part.start < size]
     return Damage(path, chunk, ", ".join(spans) or "whole", not present)
+
+
+def _dims(array: Any) -> tuple[str, ...]:
+    return tuple(map(str, array.metadata.dimension_names or ("",) * array.ndim))
+
+
+def _span(dim: str, part: slice) -> str:
+    first, last = part.start, part.stop - 1
+    return f"{dim} {first:,}" if first == last else f"{dim} {first:,} to {last:,}"
 
 
 def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
@@ -122,15 +138,15 @@ def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]
     found: dict[str, set[tuple[int, ...]]] = {path: set() for path in arrays}
     try:
         dataset = open_dataset(place)
-        frame = dataset[["done", "path", "block", "sample"]].load()
+        held = dataset[["done", "path", "block", "sample"]].load()
     except (RepsimError, ValueError, RuntimeError):  # a description is damaged, which is reported as such
         return found
-    ends = plan_ends(frame)
-    starts, samples = block_starts(frame)
+    ends = plan_ends(held)
+    starts, samples = block_starts(held)
     for path, array in arrays.items():
         along = array.chunks[1]
         bounds = samples if path.startswith(STATISTICS) else starts
-        for node, block in np.argwhere(frame["done"].values).tolist():
+        for node, block in np.argwhere(held["done"].values).tolist():
             rows = np.flatnonzero(ends == node).tolist() if path.startswith(STATISTICS) else [node]
             if path == "logprob" and node not in ends:
                 continue
@@ -139,31 +155,68 @@ def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]
     return found
 
 
+def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
+    """Writes what describes the store anew, from a layout that is the store's own as far as can be told.
+
+    Raises:
+        RepsimError: the layout is another one, or the store cannot be written.
+    """
+    with one_line_errors(place):
+        group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        attributes, damaged = group.attrs, {damage.array for damage in damages}
+        same = attributes["extent"] == layout.extent and attributes["identity"] == layout.identity.to_dict()
+        for name, variable in frame(layout).variables.items():
+            array: Any = group[str(name)]
+            sound = name not in damaged and name != "done"
+            same = same and (not sound or np.array_equal(array[...], variable.values))
+        if not same:
+            names = ", ".join(sorted(damaged))
+            raise RepsimError(
+                f"{place}: {names} damaged, and this is not the command that made the store; "
+                "repair it with that one (repsim verify tells), or capture again to another --out"
+            )
+        write_frame(group, layout)
+
+
 def forget(place: Place, damages: Collection[Damage]) -> None:
     """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
+
+    A result of an analysis is removed whole: what is left of it would pass for all of it.
 
     Raises:
         RepsimError: what describes the store is damaged.
     """
+    filled = ("hidden", "logprob", STATISTICS)
+    for damage in damages:
+        if damage.array.split("/")[0] not in (*filled, "done", RESULTS):
+            raise RepsimError(f"{place}: {damage}: it describes the store; capture again, to another --out")
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        if flags := [damage for damage in damages if damage.array == "done"]:
-            for damage in flags:
-                _delete(place, group, damage)  # nothing is finished there, then
-        frame = open_dataset(place)[["done", "path", "block", "sample"]].load()
-        done, ends = frame["done"].values.copy(), plan_ends(frame)
-        starts, samples = block_starts(frame)
         for damage in damages:
-            if damage.array.split("/")[0] not in ("hidden", "logprob", STATISTICS):
-                continue
+            if damage.array == "done":
+                _delete(place, group, damage)  # nothing is finished there, then
+        held = open_dataset(place)[["done", "path", "block", "sample"]].load()
+        done, ends = held["done"].values.copy(), plan_ends(held)
+        starts, samples = block_starts(held)
+        lost = [damage for damage in damages if damage.array.split("/")[0] in filled]
+        for damage in lost:
             array: Any = group[damage.array]
             row, chunk = damage.chunk[:2]
             node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
             first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
             done[node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
-        writable(group, "done")[...] = done
-        for damage in damages:
+        writable(group, "done")[: len(done), : done.shape[1]] = done
+        for damage in lost:
             _delete(place, group, damage)
+        if results := tuple({"/".join(damage.array.split("/")[:2]) + "/" for damage in damages if damage.is_result}):
+            for key in place.sizes():
+                if key.startswith(results):
+                    place.delete(key)
+
+
+def describes(damage: Damage) -> bool:
+    """Whether it is in what describes the store: plans, trie, tokens, samples."""
+    return damage.array.split("/")[0] not in ("hidden", "logprob", "done", STATISTICS, RESULTS)
 
 
 def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:

@@ -66,7 +66,7 @@ class Lock:
     """Held while a store is written: `with Lock(place) as lock`.
 
     after_crash: whether it was taken over from a writer on a machine that has been started anew since, or on another
-        one, so that a power cut may have taken what was written last.
+        one, or was damaged, so that a power cut may have taken what was written last.
     Raises:
         RepsimError: a living writer holds it; on `check`, if another one has taken it over.
     """
@@ -107,20 +107,23 @@ class Lock:
 
     def _take_over(self) -> None:
         """Removes the lock in the way, if its owner is dead."""
-        owner = self._read()
+        data = self._place.read(KEY)
+        if data is None:  # released this moment
+            return
+        owner = _parse(data)
         if owner is not None and self._alive(owner):
             raise RepsimError(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
-        if owner == self._read():  # nobody else was faster
-            if owner is not None:
-                log.info("%s: %s is gone; its lock is taken over", self._place, owner)
-                self.after_crash = owner.machine != self._me.machine
+        if data == self._place.read(KEY):  # nobody else was faster
+            log.info("%s: %s is gone; its lock is taken over", self._place, owner or "the owner of a damaged lock")
+            self.after_crash = owner is None or owner.machine != self._me.machine
             self._place.delete(KEY)
 
     def _alive(self, owner: Owner) -> bool:
         if owner.machine == self._me.machine:
             try:
                 process = psutil.Process(owner.process)
-                return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner.started) < 1
+                same = abs(process.create_time() - owner.started) < 1  # numbers are given anew
+                return same and bool(process.status() != psutil.STATUS_ZOMBIE)
             except psutil.NoSuchProcess:
                 return False
         patience = BEAT_SECONDS * MISSED_BEATS
@@ -128,8 +131,8 @@ class Lock:
         end = time.monotonic() + patience
         while time.monotonic() < end:
             time.sleep(BEAT_SECONDS / 20)
-            if self._read() != owner:
-                return True
+            if (now := self._read()) != owner:
+                return now is not None  # else released
         return False
 
     def _beat(self) -> None:
@@ -149,10 +152,14 @@ class Lock:
 
     def _read(self) -> Owner | None:
         data = self._place.read(KEY)
-        try:
-            return None if data is None else Owner(**json.loads(data))
-        except (ValueError, TypeError):  # damaged: nobody's
-            return None
+        return None if data is None else _parse(data)
+
+
+def _parse(data: bytes) -> Owner | None:
+    try:
+        return Owner(**json.loads(data))
+    except (ValueError, TypeError):  # damaged, as a power cut leaves it: nobody's
+        return None
 
 
 def _machine() -> str:

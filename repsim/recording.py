@@ -141,15 +141,28 @@ def capture(
     if not missing.any():
         log.info("%s: complete already", place)
         return captures.open(place.text)
-    _check_room(place, layout, missing, max_bytes)
+    size = _check_room(place, layout, missing, max_bytes)
     with Lock(place) as lock:
+        log.info("%s", size)
         if lock.after_crash and isinstance(place, Folder) and store.is_begun(place):
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        writer = store.prepare(place, layout, lock)
-        _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
+        worthless = not store.is_begun(place)
+        try:
+            writer = store.prepare(place, layout, lock)
+            _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
+        except Stopped:
+            raise
+        except RepsimError:
+            if worthless and not _holds_anything(place):  # it cannot be made at all
+                place.remove()
+            raise
     return captures.open(place.text)
+
+
+def _holds_anything(place: Place) -> bool:
+    return store.is_begun(place) and bool(captures.open(place.text).dataset["done"].any())
 
 
 def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
@@ -185,8 +198,7 @@ def _default_path(model: str | Model, corpus: Corpus, plan: Any) -> Path:
 
 def _check_target(place: Place) -> None:
     """Refuses a place that cannot hold a store, before a model is loaded."""
-    if store.is_begun(place):
-        captures.open(place.text)
+    store.is_begun(place)
     if not isinstance(place, Folder):
         return
     ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
@@ -348,25 +360,22 @@ def _difference(found: Capture, asked: store.Layout) -> str | None:
     return None
 
 
-def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> None:
-    """Says how large the capture is; refuses one that does not fit."""
+def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
+    """How large the capture is; refuses one that does not fit."""
     needed, free = layout.bytes_of(missing), place.free_bytes
     size = f"{needed / 1e9:,.2f} GB"
-    room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
-    blocks = "" if missing.all() else f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
-    log.info(
-        "plans %s, nodes %s, samples %s, tokens %s%s: %s to %s%s",
-        *(f"{n:,}" for n in (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)),
-        blocks,
-        size,
-        place,
-        room,
-    )
     advice = "take fewer plans or texts, --tokens last, or --keep none --statistics cosine"
     if max_bytes is not None and needed > max_bytes:
         raise RepsimError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
     if free is not None and needed > free and layout.compression == "none":
-        raise RepsimError(f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, {advice}")
+        raise RepsimError(f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, choose another --out, {advice}")
+    blocks = "" if missing.all() else f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
+    room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
+    counts = (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)
+    numbers = ", ".join(
+        f"{name} {n:,}" for name, n in zip(("plans", "nodes", "samples", "tokens"), counts, strict=True)
+    )
+    return f"{numbers}{blocks}: {size} to {place}{room}"
 
 
 def _repair(place: Place, asked: store.Layout) -> None:
@@ -374,8 +383,10 @@ def _repair(place: Place, asked: store.Layout) -> None:
     found = integrity.check(place)
     for damage in found.damages:
         log.warning("%s: %s", place, damage)
+    if described := [damage for damage in found.damages if integrity.describes(damage)]:
+        integrity.restore(place, asked, described)
     if found.damages:
-        integrity.forget(place, found.damages)
+        integrity.forget(place, [damage for damage in found.damages if damage not in described])
 
 
 # Computing and writing

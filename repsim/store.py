@@ -294,13 +294,15 @@ def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
     """
     with one_line_errors(place):
         if not is_begun(place):
-            for key in place.sizes():
+            for key in sorted(place.sizes(), key="zarr.json".__eq__):  # last: without it the rest would be a stranger's
                 if key != locks.KEY:
                     place.delete(key)
             group = zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
         else:
             group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        if dict(group.attrs) != _attributes(layout):
+        shape = len(layout.trie), len(layout.blocks)
+        # the array may be larger than the extent: an extension was cut short, and now another layout is asked for
+        if dict(group.attrs) != _attributes(layout) or writable(group, "done").shape != shape:
             write_frame(group, layout)
         return Writer(place, group, layout, lock)
 
@@ -312,20 +314,24 @@ def is_begun(place: Place) -> bool:
         RepsimError: something else is there.
     """
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        if place.read("zarr.json") is None:
-            if others := place.some_keys() - {locks.KEY}:
-                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it, but {min(others)})")
+        if place.read("zarr.json") is None and not place.some_keys() - {locks.KEY}:
             return False
-        return "extent" in root_group(place).attrs
+        try:
+            attributes = zarr.open_group(place.zarr, mode="r", zarr_format=3).attrs
+        except (OSError, ValueError, KeyError):
+            attributes = {}  # type: ignore[assignment]
+    if dict(attributes) == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}:
+        return False
+    root_group(place)
+    return True
 
 
 def write_frame(group: zarr.Group, layout: Layout) -> None:
     """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
-    for name, variable in _frame(layout).variables.items():
+    for name, variable in frame(layout).variables.items():
         dims = tuple(map(str, variable.dims))
         array = _array(group, str(name), dims, variable.shape, variable.dtype)
-        if name != "done":
-            array[...] = variable.values
+        array[...] = array[...] if name == "done" else variable.values  # every chunk is there, and can be missed
     extent, chunk = layout.extent, layout.chunk_tokens
     if layout.keep:
         sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
@@ -353,7 +359,7 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
-    coordinates = [str(name) for name in _frame(layout).coords if name != PLAN]
+    coordinates = [str(name) for name in frame(layout).coords if name != PLAN]
     return {
         SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
         "layers": layout.layers,
@@ -369,7 +375,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _frame(layout: Layout) -> xr.Dataset:
+def frame(layout: Layout) -> xr.Dataset:
     """Plans, trie, tokens and samples."""
     trie, samples, plans = layout.trie, layout.samples, layout.plans
     path = np.full((len(plans), trie.depth + 1), -1, np.int64)
@@ -444,12 +450,17 @@ def root_group(place: Place) -> zarr.Group:
     """The store's group, for reading.
 
     Raises:
-        RepsimError: it is no capture, or of another schema.
+        RepsimError: nothing is there, it is no capture, not begun, or of another schema.
     """
-    try:
-        group = zarr.open_group(place.zarr, mode="r", zarr_format=3)
-    except (OSError, ValueError, KeyError) as problem:
-        raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        if place.read("zarr.json") is None:
+            if place.some_keys() - {locks.KEY}:
+                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
+            raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
+        try:
+            group = zarr.open_group(place.zarr, mode="r", zarr_format=3)
+        except (ValueError, KeyError) as problem:
+            raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
     schema = group.attrs.get(SCHEMA_ATTRIBUTE)
     if schema is None:
         raise RepsimError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
@@ -458,6 +469,8 @@ def root_group(place: Place) -> zarr.Group:
             f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
             "capture again, or read it with the repsim that wrote it"
         )
+    if "extent" not in group.attrs:
+        raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
     return group
 
 
@@ -465,28 +478,25 @@ def open_dataset(place: Place) -> xr.Dataset:
     """A store as xarray reads it, lazily; what counts of it when it is opened.
 
     Raises:
-        RepsimError: nothing is there, it is not a capture, or it is of another schema.
+        RepsimError: nothing is there, it is not a capture, it is of another schema, or what describes it is damaged.
     """
+    group = root_group(place)
+    extent: Any = group.attrs["extent"]
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        if place.read("zarr.json") is None:
-            if place.some_keys():
-                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
-            raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
-        group = root_group(place)
-        if "extent" not in group.attrs:
-            raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
-        extent: Any = group.attrs["extent"]
-        names = list(group.array_keys())
         try:
-            dataset = _open_zarr(place)
+            return _within(_open_zarr(place), extent)
         except ValueError:  # an extension of the store was cut short: its arrays differ in size, each taken by itself
-            parts = [_open_zarr(place, drop_variables=[other for other in names if other != name]) for name in names]
-            dataset = xr.merge([_within(part, extent) for part in parts], compat="equals", join="exact")
-        return _within(dataset, extent)
+            names = list(group.array_keys())
+            try:
+                parts = [_open_zarr(place, drop_variables=[other for other in names if other != one]) for one in names]
+            except ValueError as problem:
+                raise RepsimError(f"{place}: damaged ({one_line(problem)}); see repsim verify {place}") from None
+            return xr.merge([_within(part, extent) for part in parts], compat="equals", join="exact")
 
 
 def _open_zarr(place: Place, **options: Any) -> xr.Dataset:
-    return xr.open_zarr(place.zarr.with_read_only(True), consolidated=False, chunks=None, **options)
+    dataset: xr.Dataset = xr.open_zarr(place.zarr.with_read_only(True), consolidated=False, chunks=None, **options)
+    return dataset
 
 
 def _within(dataset: xr.Dataset, extent: Mapping[str, int]) -> xr.Dataset:
@@ -522,7 +532,8 @@ def write_result(place: Place, name: str, result: xr.Dataset) -> None:
 def plan_ends(dataset: xr.Dataset) -> NDArray[np.int64]:
     """The node where each plan ends, `[plan]`."""
     path: NDArray[np.int64] = dataset["path"].values
-    return path[np.arange(len(path)), (path >= 0).sum(1) - 1]
+    ends: NDArray[np.int64] = path[np.arange(len(path)), (path >= 0).sum(1) - 1]
+    return ends
 
 
 def block_starts(dataset: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,8 +3,12 @@
 import copy
 import errno
 import json
+import os
+import shlex
+import signal
 from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +19,17 @@ from numpy.testing import assert_array_equal
 
 import repsim
 from conftest import T
-from repsim import models, store, trace
-from repsim.captures import Progress
-from repsim.corpus import Sample, batches, read_corpus, tokenize
+from repsim import models, sinks, store, trace
+from repsim.analyses import cosine, norms
+from repsim.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
 from repsim.layers import find_stack
+from repsim.locks import Lock
+from repsim.places import place_of
 from repsim.plans import Plan, PlanTrie
-from repsim.schema import Identity, RepsimError
+from repsim.recording import Progress
+from repsim.schema import Identity, RepsimError, Stopped
+from repsim.statistics import Statistic
 
 TEXTS = (
     "the time of the day",
@@ -63,6 +71,16 @@ def samples_of(model, texts) -> tuple[Sample, ...]:
     return tokenize(read_corpus(texts), model.tokenizer, 100)[0]
 
 
+def blocks_of(model, texts) -> list[tuple[Sample, ...]]:
+    samples = samples_of(model, texts)
+    ends = np.cumsum((0, *cut_blocks(samples, BATCH_TOKENS)))
+    return [samples[first:last] for first, last in pairwise(ends)]
+
+
+def block_tokens(model, texts) -> list[int]:
+    return [sum(map(len, block)) for block in blocks_of(model, texts)]
+
+
 def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
     """A plan's states `[token, unit]` and log-probabilities, straight from the tracer."""
     (named,) = resolve(plan, model.layers)
@@ -74,8 +92,8 @@ def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
         if state.logprob is not None:
             logprobs.append(state.logprob)
 
-    for batch in batches(samples_of(model, texts), BATCH_TOKENS, 0):
-        trace.Tracer(model).run(trie, batch, consume, logprobs=True)
+    for block in blocks_of(model, texts):
+        trace.Tracer(model).run(trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True)
     return [torch.cat(these).numpy() for these in states], torch.cat(logprobs).numpy()
 
 
@@ -177,10 +195,16 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
     plans = resolve(PLANS, T)
     trie = PlanTrie.build(named.plan for named in plans)
     samples = tuple(Sample(f"key{row}", np.zeros(2**15, np.int32)) for row in range(2**5))
-    identity = Identity("m", None, "77", "88", "float32", "own", "99", "cpu")
-    layout = store.Layout(identity, T, plans, trie, samples, 2**14, "float32", False)
-    assert layout.bytes > 10**12
-    store.create(path, layout).finish(layout.tokens)
+    identity = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu")
+    layout = store.Layout(identity, T, plans, trie, samples, (1,) * 2**5, 2**14, "float32")
+    assert layout.bytes_of(np.ones((len(trie), 2**5), bool)) > 10**12
+    with Lock(place_of(path)) as lock:
+        writer = store.prepare(place_of(path), layout, lock)
+        writer.done[:] = True
+        for block in range(2**5):
+            writer.begin(block)
+            writer._finish(range(len(trie)))
+        writer.finish()
     hidden = repsim.open(path).hidden("skip:start=1")
     assert hidden.sizes == {"state": 4, "token": 2**20, "unit": 2**14}
     assert np.isnan(hidden.isel(token=slice(777_777, 777_779), unit=slice(3)).values).all()
@@ -200,9 +224,11 @@ def test_batches_make_no_difference(mixed, model, texts, path):
 def test_progress_counts_tokens(model, texts, path):
     seen: list[Progress] = []
     done = repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=seen.append)
-    expected = np.cumsum([batch.tokens for batch in batches(samples_of(model, texts), BATCH_TOKENS, 0)])
-    assert len(expected) > 2
-    assert seen == [Progress(tokens, done.complete) for tokens in expected.tolist()]
+    expected = [0, *np.cumsum(block_tokens(model, texts)).tolist()]
+    assert len(expected) > 3
+    assert [state.tokens for state in seen] == sorted(state.tokens for state in seen)
+    assert {Progress(tokens, done.complete) for tokens in expected} <= set(seen)
+    assert len(seen) == 1 + (T + 1) * len(block_tokens(model, texts))
 
 
 def test_an_encoder(tiny_encoder_folder, texts, path):
@@ -262,11 +288,13 @@ def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"dtype": "float16"}, "its states are float32"),
-        ({"logprobs": False}, "it has log-probabilities"),
-        ({"plan": [*PLANS, "reverse:start=0"]}, f"it has {', '.join(PLANS)}, not reverse:start=0"),
-        ({"limit": 2}, r"other texts, --limit or --max-tokens \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
-        ({"max_tokens": 2}, "other texts, --limit or --max-tokens"),
+        ({"dtype": "float16"}, r"dtype \(float32 there, float16 here\)"),
+        ({"logprobs": False}, r"--logprobs \(True there, False here\)"),
+        ({"tokens": "last"}, r"other tokens kept \(all there, last here\)"),
+        ({"compression": "fast"}, r"--compression \(none there, fast here\)"),
+        ({"keep": "none", "statistics": "norms"}, r"--keep \(all there, none here\)"),
+        ({"limit": 2}, "3 of its 5 samples are not in the corpus asked for"),
+        ({"max_tokens": 2}, r"other texts or --max-tokens \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
         ({"corpus": "builtin", "limit": 2}, r"corpus \(lines there, builtin here\)"),
     ],
 )
@@ -291,43 +319,314 @@ def test_another_model_at_the_same_path_is_refused(mixed, model, texts):
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError])
-def test_a_stopped_capture_shows_its_finished_tokens(mixed, model, texts, path, problem):
+def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(mixed, model, texts, path, problem):
+    first = block_tokens(model, texts)[0]
+    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "batch_tokens": BATCH_TOKENS}
+
     def stop(progress):
-        seen.append(progress.tokens)
-        if len(seen) == 2:
+        if progress.tokens > first + 2:
             raise problem
 
-    seen: list[int] = []
-    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "batch_tokens": BATCH_TOKENS}
     with pytest.raises(problem):
         repsim.capture(model, progress=stop, logprobs=True, **asked)
     stopped = repsim.open(path)
-    assert stopped.complete == seen[-1] < mixed.complete
-    assert f"complete:  {seen[-1]} of {mixed.complete} tokens" in repr(stopped)
+    assert stopped.complete == first < mixed.complete
+    assert f"complete:  {first} of {mixed.complete} tokens under every plan" in repr(stopped)
     for plan in PLANS:
-        part = {"token": slice(seen[-1])}
+        part = {"token": slice(first)}
         xr.testing.assert_identical(stopped.hidden(plan).load(), mixed.hidden(plan).isel(part).load())
         xr.testing.assert_identical(stopped.logprob(plan).load(), mixed.logprob(plan).isel(part).load())
-    message = f"c.zarr: a capture that stopped at {seen[-1]} of {mixed.complete} tokens; remove it and capture again$"
-    with pytest.raises(RepsimError, match=message):
-        repsim.capture(model, logprobs=True, **asked)
-    assert repsim.open(path).complete == seen[-1]
+    seen: list[Progress] = []
+    again = repsim.capture(model, progress=seen.append, logprobs=True, **asked)
+    assert seen[-1] == Progress(mixed.complete - first, mixed.complete - first)  # what was finished is not computed
+    xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
 
 
-def test_a_capture_stopped_within_a_batch(model, texts, path, monkeypatch):
-    write = store.Writer.write
+def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, path, monkeypatch):
+    """A block's nodes are finished one by one; the rest of them and what leads to it is all that runs."""
+    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "logprobs": True}
 
-    def stop(self, node, hidden, logprob):
-        if node == 3 and self._tokens:
+    def stop(self, node, *others):
+        if node == 6:
+            self.finish()
             raise KeyboardInterrupt
-        write(self, node, hidden, logprob)
+        write(self, node, *others)
 
+    write = store.Writer.write
     monkeypatch.setattr(store.Writer, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
-    first = next(batches(samples_of(model, texts), BATCH_TOKENS, 0))
-    assert repsim.open(path).complete == first.tokens
-    assert np.isfinite(repsim.open(path).hidden().values).all()
+        repsim.capture(model, **asked)
+    monkeypatch.undo()
+    left = set(np.flatnonzero(~repsim.open(path).dataset["done"].values[:, 0]).tolist())
+    assert 6 in left
+    assert not {0, 1, 2, 3, 4, 5} & left
+    written = []
+    monkeypatch.setattr(
+        store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+    )
+    again = repsim.capture(model, **asked)
+    assert set(written) == left
+    whole = repsim.capture(model, **{**asked, "out": path.with_name("whole.zarr")})
+    xr.testing.assert_equal(again.dataset.load(), whole.dataset.load())
+
+
+def test_a_stop_between_two_states(model, texts, path):
+    """SIGTERM while a block is under way: what is computed is finished and kept, and the message says how to go on."""
+
+    def stop(progress):
+        if progress.tokens and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sent: list[bool] = []
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM with 0 of .* the same command goes on from there") as caught:
+        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=stop)
+    assert caught.value.signal == signal.SIGTERM
+    assert repsim.open(path).dataset["done"].values[:, 0].tolist() == [True, True] + [False] * (T - 1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS).missing == 0
+
+
+# Growing and mending
+
+
+def test_appended_plans_and_samples_equal_those_captured_at_once(model, texts, tmp_path, path):
+    (tmp_path / "c").mkdir()
+    corpus = tmp_path / "c" / "lines.txt"
+    corpus.write_text("\n".join(TEXTS[1:4]))
+    asked = {"corpus": str(corpus), "out": path, "dtype": "float32", "batch_tokens": BATCH_TOKENS, "logprobs": True}
+    small = repsim.capture(model, plan=PLANS[:2], **asked)
+    before = small.hidden("skip:start=1").load()
+    corpus.write_text("\n".join(TEXTS))
+    with pytest.raises(
+        RepsimError, match=r"c.zarr: holds baseline, skip:start=1 over 3 samples, not plans .* add --append"
+    ):
+        repsim.capture(model, plan=PLANS, **asked)
+    seen: list[Progress] = []
+    grown = repsim.capture(model, plan=PLANS, append=True, progress=seen.append, **asked)
+    assert [named.name for named in grown.plans] == list(PLANS)
+    assert grown.missing == 0
+    xr.testing.assert_equal(grown.hidden("skip:start=1").isel(token=slice(before.sizes["token"])).load(), before)
+    whole = repsim.capture(model, plan=PLANS, **{**asked, "corpus": texts, "out": path.with_name("w.zarr")})
+    keys = grown.samples.values.tolist()
+    assert keys[:3] == small.samples.values.tolist()
+    for plan in PLANS:
+        for key in keys:
+            ours, theirs = (
+                capture.hidden(plan).isel(
+                    token=capture.tokens["sample"].values == capture.samples.values.tolist().index(key)
+                )
+                for capture in (grown, whole)
+            )
+            np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4, atol=1e-5)
+    assert len(grown.commands) == 2
+    assert grown.commands[1].endswith("--append")
+    assert repsim.capture(model, plan=PLANS, append=True, **asked).missing == 0
+    assert repsim.capture(model, plan=PLANS, **asked).missing == 0  # nothing to append any more
+
+
+def test_only_the_new_nodes_and_tokens_are_computed(model, texts, path, monkeypatch):
+    asked = {"corpus": texts, "out": path, "batch_tokens": BATCH_TOKENS}
+    first = repsim.capture(model, plan="baseline", **asked)
+    write, written = store.Writer.write, []
+    monkeypatch.setattr(
+        store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+    )
+    grown = repsim.capture(model, plan=["baseline", "drop:layer=4"], append=True, **asked)
+    new = set(range(first.dataset.sizes["node"], grown.dataset.sizes["node"]))
+    assert set(written) == new
+    assert len(written) == len(new) * len(block_tokens(model, texts))
+
+
+def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, path, monkeypatch):
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "out": path,
+        "dtype": "float32",
+        "logprobs": True,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    capture = repsim.capture(model, **asked)
+    assert repsim.verify(path).damages == ()
+    chunk = path / "hidden" / "c" / "3" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-9] + b"x" * 9)
+    (path / "logprob" / "c" / "6" / "0").unlink()
+    found = [str(damage) for damage in repsim.verify(path).damages]
+    assert found == ["damaged: hidden node 3 (hidden/c/3/0/0)", "missing: logprob node 6 (logprob/c/6/0)"]
+    write, written = store.Writer.write, set()
+    monkeypatch.setattr(store.Writer, "write", lambda self, node, *rest: (written.add(node), write(self, node, *rest)))
+    again = repsim.capture(model, repair=True, **asked)
+    assert written == {3, 6}
+    assert repsim.verify(path).damages == ()
+    xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
+    assert shlex.split(capture.commands[0])[-2:] == ["--out", str(path)]
+
+
+def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
+    asked = {"corpus": texts, "out": path, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    repsim.capture(model, plan=PLANS, **asked)
+    for name in ("plan/c/0", "token_id/c/0"):
+        chunk = path / name
+        chunk.write_bytes(b"?" + chunk.read_bytes()[1:])
+    with pytest.raises(RepsimError, match=r"c.zarr: damaged \(.*\); see repsim verify "):
+        repsim.open(path)
+    assert [damage.array for damage in repsim.verify(path).damages] == ["plan", "token_id"]
+    assert "--plan baseline" in repsim.captures.repair_command(path)
+    with pytest.raises(RepsimError, match="plan, token_id damaged, and this is not the command that made the store"):
+        repsim.capture(model, plan=PLANS[::-1], repair=True, **asked)
+    again = repsim.capture(model, plan=PLANS, repair=True, **asked)
+    xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
+    assert repsim.verify(path).damages == ()
+
+
+def test_other_batches_for_what_is_left(mixed, model, texts, path):
+    """A capture that ran out of memory goes on in smaller blocks; begun ones stay as they are."""
+
+    def stop(progress):
+        if progress.tokens > block_tokens(model, texts)[0]:
+            raise KeyboardInterrupt
+
+    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "logprobs": True}
+    with pytest.raises(KeyboardInterrupt):
+        repsim.capture(model, progress=stop, batch_tokens=BATCH_TOKENS, **asked)
+    again = repsim.capture(model, batch_tokens=1, **asked)
+    assert np.bincount(again.dataset["block"].values).tolist()[-2:] == [1, 1]
+    for plan in PLANS:
+        np.testing.assert_allclose(again.hidden(plan).values, mixed.hidden(plan).values, rtol=1e-4, atol=1e-5)
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("rule", ["last", "mean", "every:3"])
+def test_tokens_that_are_kept(mixed, model, texts, path, rule):
+    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    kept = repsim.capture(model, out=path, tokens=rule, **asked)
+    sample, position = (mixed.tokens[name].values for name in ("sample", "position"))
+    for plan in PLANS:
+        states, logprob = mixed.hidden(plan).values, mixed.logprob(plan).values
+        rows = [np.flatnonzero(sample == one) for one in range(len(TEXTS))]
+        if rule == "mean":
+            expected = np.stack([states[:, row].mean(1) for row in rows], 1)
+            scores = [np.nanmean(logprob[row]) if len(row) > 1 else np.nan for row in rows]
+        else:
+            chosen = [row[-1:] if rule == "last" else row[::3] for row in rows]
+            expected, scores = states[:, np.concatenate(chosen)], logprob[np.concatenate(chosen)]
+            assert kept.tokens["position"].values.tolist() == position[np.concatenate(chosen)].tolist()
+        np.testing.assert_allclose(kept.hidden(plan).values, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(kept.logprob(plan).values, scores, rtol=1e-5)
+    assert kept.identity["tokens"] == rule
+    assert kept.dataset.sizes["token"] == kept.complete
+
+
+@pytest.mark.parametrize("rule", ["all", "every:2", "mean"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule):
+    asked = {"plan": PLANS, "corpus": texts, "dtype": dtype, "tokens": rule, "batch_tokens": BATCH_TOKENS}
+    stored = repsim.capture(model, out=path, **asked)
+    streamed = repsim.capture(model, out=path.with_name("s.zarr"), keep="none", statistics="cosine,norms", **asked)
+    assert streamed.complete == stored.complete
+    for plan in PLANS:
+        for average in ("token", "sequence"):
+            results = [cosine.compute(capture, plan=plan, average=average) for capture in (stored, streamed)]
+            xr.testing.assert_identical(*results)
+        xr.testing.assert_identical(*(norms.compute(capture, plan=plan) for capture in (stored, streamed)))
+    assert repsim.verify(streamed.path).damages == ()
+    with pytest.raises(
+        RepsimError, match=r"holds no states, only statistics \(cosine.token, .* capture with --keep all$"
+    ):
+        streamed.hidden()
+
+
+@pytest.mark.parametrize("run_bytes", [1, 4 * 7 * 32 * 20, 2**30])
+def test_states_are_read_in_runs_of_whole_samples(mixed, monkeypatch, run_bytes):
+    monkeypatch.setattr("repsim.captures.RUN_BYTES", run_bytes)
+    monkeypatch.setattr(repsim.Capture, "chunk_tokens", 1)
+    states, sample = mixed.hidden().values, mixed.tokens["sample"].values
+    seen = []
+    statistic = Statistic("own", lambda states: (seen.append(states), states.sum((1, 2), dtype=float))[1])
+    found = list(mixed.per_sample("baseline", statistic))
+    assert [tokens for tokens, _ in found] == np.bincount(sample).tolist()
+    for row, piece in enumerate(seen):
+        assert_array_equal(piece, states[:, sample == row])
+
+
+def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):
+    asked = {"plan": PLANS, "corpus": texts, "keep": "none", "statistics": ["norms"], "batch_tokens": BATCH_TOKENS}
+
+    def stop(progress):
+        if progress.tokens > block_tokens(model, texts)[0] + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repsim.capture(model, out=path, progress=stop, **asked)
+    assert 0 < repsim.open(path).complete < sum(block_tokens(model, texts))
+    again = repsim.capture(model, out=path, **asked)
+    whole = repsim.capture(model, out=path.with_name("w.zarr"), **asked)
+    xr.testing.assert_identical(norms.compute(again), norms.compute(whole))
+
+
+@pytest.mark.parametrize("compression", ["fast", "small"])
+def test_compression_loses_nothing(mixed, model, texts, path, compression):
+    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    packed = repsim.capture(model, out=path, compression=compression, **asked)
+    assert_array_equal(packed.dataset["hidden"].values, mixed.dataset["hidden"].values)
+    assert repsim.verify(path).damages == ()
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_half_precision_computes(tiny_folder, texts, path, compute):
+    half = repsim.capture(str(tiny_folder), corpus=texts, out=path, model_dtype=compute, dtype="float32")
+    own = models.load(str(tiny_folder), dtype=compute)
+    ids = torch.from_numpy(half.tokens["token_id"].values[half.tokens["sample"].values == 0]).long()
+    with torch.inference_mode():
+        states = own.module(input_ids=ids[None], output_hidden_states=True).hidden_states
+    assert half.identity["compute_dtype"] == compute
+    found = half.hidden().isel(token=slice(len(ids))).values
+    for ours, theirs in zip(found[:-1], states[:T], strict=True):
+        np.testing.assert_allclose(ours, theirs[0].float().numpy(), rtol=2e-2, atol=2e-2)
+
+
+def test_states_that_are_not_finite_are_stored_if_one_insists(model, texts, path):
+    large = changed(model, large_layer)
+    kept = repsim.capture(large, corpus=texts, out=path, allow_nonfinite=True)
+    assert np.isinf(kept.hidden().values).any()
+    assert kept.missing == 0
+
+
+def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatch):
+    """On a URL, writing goes on beside the computation; an error there stops the capture."""
+    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    beside = repsim.capture(model, out="memory://beside/c.zarr", **asked)
+    xr.testing.assert_equal(beside.dataset.load(), mixed.dataset.load())
+    assert repsim.verify("memory://beside/c.zarr").damages == ()
+    repsim.open("memory://beside/c.zarr").write_result("x", xr.Dataset({"y": ("z", [1.0])}))
+
+    def refuse(*_):
+        raise RepsimError("refused")
+
+    monkeypatch.setattr(store.Writer, "write", refuse)
+    monkeypatch.setattr(sinks, "WAITING_STATES", 1)
+    with pytest.raises(RepsimError, match="^refused$"):
+        repsim.capture(model, out="memory://refused/c.zarr", **asked)
+
+
+def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypatch):
+    with pytest.raises(RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"):
+        repsim.capture(model, corpus=texts, out=path, max_bytes=100)
+    monkeypatch.setattr("repsim.places.Folder.free_bytes", 100)
+    with pytest.raises(RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"):
+        repsim.capture(model, corpus=texts, out=path)
+    assert not path.parent.exists()
+
+
+def test_what_info_says(mixed):
+    info = mixed.info
+    assert info["weights"] == mixed.identity["weights"]
+    assert info["blocks"].startswith(f"{info['blocks'].split()[2]} of ")
+    assert info["made by"].startswith("repsim capture tiny-llama --plan baseline --plan skip:start=1 ")
+    assert "--corpus lines.txt" in info["made by"]
 
 
 # Bad input
@@ -352,7 +651,7 @@ def test_a_state_that_does_not_fit_float16(model, texts, path):
     message = str(caught.value)
     place = f"plan drop:layer=0, state 2, sample {key_of(TEXTS[1])}: "
     assert message.startswith(place)
-    assert message.endswith(" does not fit float16; use --dtype float32")
+    assert message.endswith(" does not fit float16; use --dtype float32 or --allow-nonfinite")
     assert not path.exists()
     wide = repsim.capture(large, plan=plans, corpus=texts, out=path, dtype="float32")
     largest = np.abs(wide.hidden("drop:layer=0").isel(state=2)).max("unit").values
@@ -365,7 +664,7 @@ def test_the_sample_whose_state_does_not_fit_is_named(model, tmp_path, path):
     with pytest.raises(RepsimError) as caught:
         repsim.capture(changed(model, large_word), plan="skip:start=2", corpus=str(tmp_path / "c.txt"), out=path)
     place = f"plan skip:start=2, state 0, sample {key_of(lines[1])}"
-    assert str(caught.value) == f"{place}: 1000000 does not fit float16; use --dtype float32"
+    assert str(caught.value) == f"{place}: 1000000 does not fit float16; use --dtype float32 or --allow-nonfinite"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -373,7 +672,9 @@ def test_states_that_are_not_finite_are_refused(model, texts, path, dtype):
     with pytest.raises(RepsimError) as caught:
         repsim.capture(changed(model, undefined_layer), corpus=texts, out=path, dtype=dtype)
     place = f"plan baseline, state 4, sample {key_of(TEXTS[1])}"
-    assert str(caught.value) == f"{place}: not finite in float32; use another --model-dtype or another plan"
+    assert (
+        str(caught.value) == f"{place}: not finite in float32; use another --model-dtype or plan, or --allow-nonfinite"
+    )
     assert not path.exists()
 
 

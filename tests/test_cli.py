@@ -1,5 +1,8 @@
+import getpass
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,11 +84,24 @@ WRONG = {
     "store of another model": (["capture", "{other}", "--plan", "fig4", "--out", "{store}"], "model ("),
     "store of another corpus": (
         ["capture", "{model}", "--plan", "fig4", "--out", "{store}"],
-        "--limit or --max-tokens (",
+        "other texts or --max-tokens (",
     ),
     "bad dtype": (["capture", "{model}", "--dtype", "int8"], "float16 or float32"),
     "bad model dtype": (["capture", "{model}", "--model-dtype", "int8"], "bfloat16"),
     "bad device": (["capture", "{model}", "--device", "gpu"], "gpu"),
+    "bad size": (["capture", "{model}", "--max-bytes", "much"], "write e.g. 500MB"),
+    "does not fit": (["capture", "{model}", "--max-bytes", "1kB"], "GB are needed, --max-bytes allows"),
+    "bad rule": (["capture", "{model}", "--tokens", "first"], "all, last, mean or every:N"),
+    "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast, small"),
+    "nothing kept": (["capture", "{model}", "--keep", "none"], "add --statistics"),
+    "statistics of states": (["capture", "{model}", "--statistics", "cosine"], "add --keep none"),
+    "no such statistics": (
+        ["capture", "{model}", "--keep", "none", "--statistics", "cosines"],
+        "no such analysis; there are cosine, norms",
+    ),
+    "a URL of no kind": (["capture", "{model}", "--out", "ftp://here/a.zarr"], "s3://, gs:// or az:// URL"),
+    "nothing to verify": (["verify", "{here}/none.zarr"], "no such store"),
+    "nothing to tell": (["info", "{here}"], "not a repsim capture"),
     "limit of nothing": (["capture", "{model}", "--limit", "0"], "--limit"),
     "not a number": (["capture", "{model}", "--limit", "many"], "--limit"),
     "unknown command": (["capturing"], "capturing"),
@@ -115,6 +131,55 @@ def test_wrong_input_is_one_line_and_status_2_and_leaves_nothing(
     assert says in line
     assert done.stdout == ""
     assert tree(tmp_path) | tree(store) == before
+
+
+def test_info_and_verify(store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(store, copy)
+    told = repsim("info", copy)
+    assert told.returncode == 0, told.stderr
+    for fact in (
+        "model:",
+        "tiny-llama",
+        "weights:",
+        "complete:       yes",
+        "schema:         2",
+        "made by:        repsim",
+    ):
+        assert fact in told.stdout
+    assert getpass.getuser() not in (copy / "zarr.json").read_text()
+    sound = repsim("verify", copy)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    assert re.search(r"copy.zarr: sound; [\d,]+ chunks, [\d.,]+ MB read", sound.stdout)
+    chunk = next((copy / "hidden" / "c" / "2").rglob("0/0"))
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    damaged = repsim("verify", copy)
+    assert (damaged.returncode, damaged.stderr) == (1, "")
+    first, count, advice = damaged.stdout.splitlines()
+    assert first.startswith("damaged: hidden node 2")
+    assert "1 chunks damaged or missing" in count
+    assert advice.startswith("The capture: repsim capture tiny-llama --plan fig4")
+    assert advice.endswith(f"--out {copy} --repair")
+
+
+def test_the_advised_command_repairs(store: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(store, copy)
+    next((copy / "hidden" / "c" / "2").rglob("0/0")).unlink()
+    command = shlex.split(repsim("verify", copy).stdout.splitlines()[-1].removeprefix("The capture: "))
+    done = repsim(*(str(tiny_folder) if word == "tiny-llama" else word for word in command[1:]))
+    assert done.returncode == 0, done.stderr
+    assert repsim("verify", copy).returncode == 0
+    assert tree(copy) == {copy / path.relative_to(store) for path in tree(store) if "analyses/" not in str(path)} | {
+        path for path in tree(copy) if "analyses/" in str(path)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("12", 12), ("500MB", 500_000_000), ("1.5 GiB", 3 << 29), ("2tb", 2 * 10**12), ("3k", 3000)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert cli.byte_count(text) == count
 
 
 def test_an_unforeseen_error_is_one_line_too(

@@ -1,7 +1,7 @@
 """Texts, their keys, tokens and batches; the data-set library's loading is played."""
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import datasets
 import numpy as np
@@ -10,7 +10,18 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repsim.corpus import Batch, Corpus, Sample, Text, batches, corpus_digest, read_corpus, tokenize
+from repsim.corpus import (
+    Batch,
+    Corpus,
+    Sample,
+    Text,
+    TokenRule,
+    batches,
+    corpus_digest,
+    cut_blocks,
+    read_corpus,
+    tokenize,
+)
 from repsim.schema import RepsimError
 
 
@@ -168,16 +179,44 @@ def test_special_tokens_stay_when_a_sample_is_cut(marked_words):
     assert tokenize(corpus_of("the of"), marked_words, 4)[1] == ()
 
 
+def test_blocks_by_hand():
+    samples = [sample_of("a", 5, 6, 7), sample_of("b", 8, 9), sample_of("c", 4)]
+    assert cut_blocks(samples, 5) == (2, 1)
+    assert cut_blocks(samples, 1) == (1, 1, 1)  # at least one sample
+    assert cut_blocks(samples, 6) == (3,)
+    assert cut_blocks([], 9) == ()
+
+
 def test_batches_by_hand():
     samples = [sample_of("a", 5, 6, 7), sample_of("b", 8, 9), sample_of("c", 4)]
-    first, second = batches(samples, 6, 0)
-    assert (first.first_sample, second.first_sample) == (0, 2)
-    assert first.token_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert first.mask.tolist() == [[True, True, True], [True, True, False]]
-    assert (first.tokens, second.tokens) == (5, 1)
-    assert [batch.tokens for batch in batches(samples, 1, 0)] == [3, 2, 1]
-    assert [batch.tokens for batch in batches(samples, 9, 0)] == [6]
-    assert list(batches([], 9, 0)) == []
+    (together,) = batches(samples, 0, overhead=10, waste=1)
+    assert together.token_ids.tolist() == [[5, 6, 7], [8, 9, 0], [4, 0, 0]]
+    assert together.mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+    assert together.tokens == 6
+    # apart 6 positions and three forwards, b with c 3 + 4 and two, all of them 9 and one
+    assert [batch.tokens for batch in batches(samples, 0, overhead=1.6, waste=1)] == [3, 3]
+    assert [batch.tokens for batch in batches(samples, 0, overhead=0.5, waste=1)] == [3, 2, 1]
+    assert [batch.tokens for batch in batches(samples, 0, overhead=10, waste=0.02)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "length", "positions"),
+    [
+        ("all", 3, [0, 1, 2]),
+        ("last", 3, [2]),
+        ("mean", 3, [-1]),
+        ("every:2", 5, [0, 2, 4]),
+        ("every:7", 5, [0]),
+    ],
+)
+def test_positions_that_a_rule_keeps(rule, length, positions):
+    assert TokenRule(rule).positions(length).tolist() == positions
+
+
+@pytest.mark.parametrize("rule", ["first", "every", "every:0", "every:-1", "last "])
+def test_rules_that_there_are_not(rule):
+    with pytest.raises(RepsimError, match=r"choose all, last, mean or every:N$"):
+        TokenRule(rule)
 
 
 # Identities
@@ -216,22 +255,43 @@ token_lists = st.lists(st.lists(st.integers(0, 96), min_size=1, max_size=12), ma
 
 
 @given(token_lists, st.integers(1, 40))
-def test_batches_hold_every_sample_once_and_in_order(lists, budget):
+def test_blocks_hold_every_sample_and_are_cut_alike_wherever_one_starts(lists, budget):
     samples = [sample_of(f"key{row}", *ids) for row, ids in enumerate(lists)]
-    found = list(batches(samples, budget, pad_id=99))
+    blocks = cut_blocks(samples, budget)
+    assert sum(blocks) == len(samples)
+    starts = [0, *np.cumsum(blocks)]
+    for block, (first, last) in enumerate(pairwise(starts)):
+        tokens = sum(map(len, samples[first:last]))
+        assert tokens <= budget or last - first == 1
+        assert last == len(samples) or tokens + len(samples[last]) > budget  # one more does not fit
+        assert cut_blocks(samples[first:], budget) == blocks[block:]
+
+
+@given(token_lists.filter(bool), st.floats(0, 30), st.floats(0, 1))
+def test_batches_hold_every_sample_in_order_and_waste_no_more_than_asked(lists, overhead, waste):
+    samples = [sample_of(f"key{row}", *ids) for row, ids in enumerate(lists)]
+    found = batches(samples, 99, overhead=overhead, waste=waste)
     assert [row for batch in found for row in _rows(batch)] == lists
-    assert [batch.first_sample for batch in found] == [0, *np.cumsum([len(batch.mask) for batch in found])[:-1]][
-        : len(found)
-    ]
+    positions = sum(batch.mask.size for batch in found)
+    assert positions * (1 - waste) <= sum(map(len, samples)) + 1e-9
     for batch in found:
-        assert batch.mask.size <= budget or len(batch.mask) == 1
         assert batch.mask.any(0).all()  # no position is padding for everyone
         assert (np.diff(batch.mask.astype(int)) <= 0).all()  # padding on the right
         assert (batch.token_ids[~batch.mask] == 99).all()
         assert batch.tokens == batch.mask.sum()
-    for batch, following in pairwise(found):  # a batch ends only where one more sample does not fit
-        more = samples[following.first_sample]
-        assert max(batch.mask.shape[1], len(more)) * (len(batch.mask) + 1) > budget
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.floats(0, 30))
+def test_no_other_way_to_cut_a_block_costs_less(lengths, overhead):
+    samples = [sample_of(f"key{row}", *range(length)) for row, length in enumerate(lengths)]
+
+    def cost(ends):
+        return sum(max(lengths[a:b]) * (b - a) + overhead for a, b in pairwise((0, *ends)))
+
+    count = len(lengths)
+    every = [(*cuts, count) for size in range(count) for cuts in combinations(range(1, count), size)]
+    found = np.cumsum([len(batch.mask) for batch in batches(samples, 0, overhead=overhead, waste=1)]).tolist()
+    assert cost(found) <= min(map(cost, every)) + 1e-9
 
 
 def _rows(batch: Batch) -> list[list[int]]:

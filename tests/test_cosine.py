@@ -8,8 +8,6 @@ import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import cosine as cosine_distance
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from repsim.analyses import cosine
 from repsim.schema import RepsimError
@@ -18,56 +16,39 @@ AVERAGES = get_args(cosine.Average)
 LENGTHS = (5, 1, 12, 3)
 
 
-class Disk(BackendArray):
-    """An array that notes the shape of each read."""
-
-    def __init__(self, array):
-        self.array, self.shape, self.dtype, self.reads = array, array.shape, array.dtype, []
-
-    def __getitem__(self, key):
-        basic = indexing.IndexingSupport.BASIC
-        return indexing.explicit_indexing_adapter(key, self.shape, basic, self._read)
-
-    def _read(self, key):
-        self.reads.append(self.array[key].shape)
-        return self.array[key]
-
-
 class Stored:
-    """A capture of one plan, made of an array."""
+    """A capture of one plan, made of an array `[state, token, unit]`."""
 
     identity = {"model": "painter", "corpus": "easel"}  # noqa: RUF012
 
-    def __init__(self, states, lengths, chunk_tokens=4):
-        self.disk = Disk(np.asarray(states))
-        self.lengths, self.chunk_tokens = lengths, chunk_tokens
+    def __init__(self, states, lengths):
+        self.array, self.lengths = np.asarray(states), lengths
 
-    def hidden(self, plan):
-        layers = ["embed", *map(str, range(len(self.disk.array) - 1))]
-        return xr.DataArray(
-            xr.Variable(("state", "token", "unit"), indexing.LazilyIndexedArray(self.disk)),
-            coords={
-                "layer": ("state", layers),
-                "sample": ("token", np.repeat(np.arange(len(self.lengths)), self.lengths)),
-                "plan": "0, 1, 2",
-            },
-        )
+    def steps(self, plan):
+        return ["embed", *map(str, range(len(self.array) - 1))]
 
     def plan_name(self, plan):
         return f"name of {plan}"
 
+    def plan_text(self, plan):
+        return "0, 1, 2"
 
-def random_capture(lengths=LENGTHS, states=4, units=8, seed=0, chunk_tokens=4):
+    def per_sample(self, plan, statistic):
+        for first, last in pairwise(np.cumsum([0, *self.lengths])):
+            yield int(last - first), statistic.kernel(self.array[:, first:last])
+
+
+def random_capture(lengths=LENGTHS, states=4, units=8, seed=0):
     """States that share a direction, its strength varying from sample to sample."""
     generator = np.random.default_rng(seed)
     shared = np.repeat(generator.normal(size=(len(lengths), 1)), lengths, axis=0) + 1
     states = generator.normal(size=(states, sum(lengths), units)) + shared
-    return Stored(states.astype(np.float16), lengths, chunk_tokens)
+    return Stored(states.astype(np.float16), lengths)
 
 
 def sample_states(capture):
     ends = np.cumsum([0, *capture.lengths])
-    return [capture.disk.array[:, a:b].astype(float) for a, b in pairwise(ends)]
+    return [capture.array[:, a:b].astype(float) for a, b in pairwise(ends)]
 
 
 def naive(states):
@@ -126,7 +107,7 @@ def test_symmetric_with_a_diagonal_of_one(average):
 
 def test_token_average_ignores_lengths():
     capture = random_capture()
-    array = capture.disk.array.astype(np.float32)
+    array = capture.array.astype(np.float32)
     scale = np.random.default_rng(1).uniform(0.01, 100, size=(*array.shape[:2], 1))
     scaled = Stored((array * scale).astype(np.float32), LENGTHS)
     xr.testing.assert_allclose(cosine.compute(scaled), cosine.compute(capture), atol=1e-6)
@@ -136,19 +117,9 @@ def test_token_average_ignores_lengths():
 def test_a_rotation_of_all_states_changes_nothing(average):
     capture = random_capture()
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8))).Q
-    turned = Stored(capture.disk.array @ rotation, LENGTHS)
+    turned = Stored(capture.array @ rotation, LENGTHS)
     expected = cosine.compute(capture, average=average)
     xr.testing.assert_allclose(cosine.compute(turned, average=average), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("average", AVERAGES)
-@pytest.mark.parametrize("chunk_tokens", [1, 2, 5, 7, 20])
-def test_runs_that_cut_samples_change_nothing(monkeypatch, average, chunk_tokens):
-    whole = cosine.compute(random_capture(), average=average)
-    monkeypatch.setattr(cosine, "RUN_BYTES", 1)
-    capture = random_capture(chunk_tokens=chunk_tokens)
-    xr.testing.assert_allclose(cosine.compute(capture, average=average), whole, atol=1e-7)
-    assert len(capture.disk.reads) == -(-sum(LENGTHS) // chunk_tokens)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -191,17 +162,9 @@ def test_one_sample_has_no_standard_error(average):
 
 
 @pytest.mark.parametrize("average", AVERAGES)
-def test_no_read_is_larger_than_a_run(monkeypatch, average):
-    monkeypatch.setattr(cosine, "RUN_BYTES", 4 * 4 * 8 * 50)  # 50 tokens of 4 states, 8 units
-    capture = random_capture(lengths=(30,) * 20, chunk_tokens=16)
-    cosine.compute(capture, average=average)
-    assert capture.disk.reads == [(4, 48, 8)] * 12 + [(4, 24, 8)]
-
-
-@pytest.mark.parametrize("average", AVERAGES)
 def test_a_state_without_direction_is_undefined_against_all(average):
     capture = random_capture()
-    capture.disk.array[1, 6:18] = 0  # all of the third sample
+    capture.array[1, 6:18] = 0  # all of the third sample
     result = cosine.compute(capture, average=average)
     undefined = np.zeros((4, 4), bool)
     undefined[1] = undefined[:, 1] = True
@@ -251,5 +214,5 @@ def test_a_plan_without_layers():
 
 
 def test_no_tokens():
-    with pytest.raises(RepsimError, match="holds no tokens"):
+    with pytest.raises(RepsimError, match="holds no finished tokens"):
         cosine.compute(Stored(np.zeros((3, 0, 4)), lengths=()))

@@ -313,3 +313,10 @@ def test_other_things_that_are_refused():
         Application(3, "head")
     with pytest.raises(RepsimError, match="layer 30: a 30-layer model allows 0 to 29"):
         draw(Plan.from_steps([0, 30]), 30)
+
+
+def test_nodes_with_their_ancestors():
+    trie = PlanTrie.build([parse_plan("0-3", 4), parse_plan("0, 3", 4)])
+    assert trie.with_ancestors([]) == {0}
+    assert trie.with_ancestors([3]) == {0, 1, 2, 3}
+    assert trie.with_ancestors([2, 5]) == {0, 1, 2, 5}

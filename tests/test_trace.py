@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from conftest import DECODERS, T, batch_of, make
+from repsim import trace
 from repsim.corpus import Batch
 from repsim.families import resolve
 from repsim.layers import Call, state_of
@@ -208,3 +209,43 @@ def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable
     nodes: list[int] = []
     tracer.run(trie, [batch], lambda state: nodes.append(state.node))
     assert nodes == list(range(T + 1))
+
+
+def test_several_batches_of_a_block_equal_one(model: Model) -> None:
+    """A block in two batches without padding gives the states of one padded batch, in the same order."""
+    lengths = (9, 9, 4, 4)
+    whole = batch_of(lengths)
+    pieces = [Batch(whole.token_ids[:2], whole.mask[:2]), Batch(whole.token_ids[2:, :4], whole.mask[2:, :4])]
+    trie = PlanTrie.build(
+        [resolve(text, T)[0].plan for text in ("baseline", "parallel:start=1", "drop:layer=2,part=attn")]
+    )
+    together: dict[int, Tensor] = {}
+    apart: dict[int, Tensor] = {}
+    Tracer(model).run(trie, [whole], lambda state: together.update({state.node: state.hidden.clone()}))
+    Tracer(model).run(trie, pieces, lambda state: apart.update({state.node: state.hidden.clone()}))
+    assert list(apart) == list(together)
+    for ours, theirs in zip(apart.values(), together.values(), strict=True):
+        assert ((ours - theirs).norm(dim=-1) <= 1e-5 * theirs.norm(dim=-1)).all()
+
+
+def test_wanted_nodes_alone_are_handed_out_and_no_others_are_computed_but_their_ancestors(
+    llama: Model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [resolve(text, T)[0].plan for text in ("baseline", "skip:start=1", "drop:layer=4")]
+    trie = PlanTrie.build(plans)
+    every: dict[int, Tensor] = {}
+    tracer = Tracer(llama)
+    tracer.run(trie, [batch], lambda state: every.update({state.node: state.hidden.clone()}))
+    wanted = frozenset({3, trie.ends[1]})
+    ran: list[int] = []
+    run_application = trace.run_application
+    monkeypatch.setattr(
+        trace,
+        "run_application",
+        lambda stack, what, call: (ran.append(what.layer), run_application(stack, what, call))[1],
+    )
+    found: dict[int, Tensor] = {}
+    tracer.run(trie, [batch], lambda state: found.update({state.node: state.hidden.clone()}), nodes=wanted)
+    assert set(found) == wanted
+    assert all(torch.equal(found[node], every[node]) for node in wanted)
+    assert sorted(ran) == [0, 1, 2, 5]  # 0-2 lead to node 3; 0, 1, 5 is skip:start=1

@@ -1,0 +1,110 @@
+"""Chunks written past zarr: the bytes that zarr would write, whole or not at all."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from repsim import chunks
+from repsim.chunks import ChunkFiles
+
+OLD = b"as it was"
+
+
+def values_of(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def by_zarr(path: Path, values: np.ndarray) -> bytes:
+    """What zarr writes for an array that is one chunk."""
+    array = zarr.create_array(
+        path, shape=values.shape, chunks=values.shape, dtype=values.dtype, compressors=(Crc32cCodec(),)
+    )
+    array[...] = values
+    return Path(path, "c", *["0"] * values.ndim).read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "hidden" / "c" / "3" / "0"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("shape", [(64, 32), (128, 96), (1024, 576), (64, 33), (7, 4), (1, 1)])
+def test_files_are_those_of_zarr(path, tmp_path, dtype, shape):
+    values = values_of(shape, dtype)
+    ChunkFiles().put([(path, values)])
+    assert path.read_bytes() == by_zarr(tmp_path / "z", values)
+
+
+def test_many_sizes_side_by_side(tmp_path):
+    """Each thread's buffer serves chunks smaller and larger than itself; what is there already is replaced."""
+    made = {tmp_path / str(i): values_of((1 + 7 * i % 32, 1024)) + i for i in range(32)}
+    (tmp_path / "3").write_bytes(OLD * 100_000)
+    ChunkFiles().put(list(made.items()))
+    for path, values in made.items():
+        assert path.read_bytes()[:-4] == values.tobytes()
+    assert len(list(tmp_path.iterdir())) == len(made)
+
+
+def test_a_piece_of_a_larger_array(path):
+    values = values_of((256, 32))
+    ChunkFiles().put([(path, values[64:128])])
+    assert path.read_bytes()[:-4] == values[64:128].tobytes()
+
+
+def test_a_file_system_that_does_not_write_directly_is_asked_once(path, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(*args):
+        asked.append(args)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    values, files = values_of((64, 32)), ChunkFiles()
+    expected = by_zarr(tmp_path / "z", values)
+    monkeypatch.setattr(chunks.os, "open", refuse)
+    for name in ("0", "1", "2"):
+        files.put([(path.with_name(name), values)])
+        assert path.with_name(name).read_bytes() == expected
+    assert len(asked) == bool(chunks.DIRECT)
+    assert len(list(path.parent.iterdir())) == 3
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+    write = os.write
+
+    def full(file, data):
+        if len(data) < 8192:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:4096])  # a part fits
+
+    files = ChunkFiles()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(OLD)
+    monkeypatch.setattr(files, "_direct", True)
+    monkeypatch.setattr(chunks, "DIRECT", 0)  # lest the file system under the test refuses it
+    monkeypatch.setattr(chunks.os, "write", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        files.put([(path, values_of((64, 32)))])
+    monkeypatch.undo()
+    assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [(path.name, OLD)]
+
+
+@pytest.mark.parametrize("units", [32, 33])
+def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, units):
+    """A limit on the size of files stands for a full disk; a multiple of 4096 goes one way, the rest the other."""
+    path.parent.mkdir(parents=True)
+    path.write_bytes(OLD)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ChunkFiles().put([(path, values_of((64, units)))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [(path.name, OLD)]
