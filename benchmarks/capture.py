@@ -1,8 +1,9 @@
-"""Ratios of capture times, each pair measured in one run on the embedded model. Run by hand:
+"""Ratios of capture times, each measured in one run on the embedded model, and what capture needs. Run by hand:
 
-    .venv/bin/python benchmarks/capture.py [equal] [natural] [trie]
+    .venv/bin/python benchmarks/capture.py [equal] [natural] [trie] [memory] [compression]
 
-Rounds alternate between the ways, so that a slow moment of the machine hits all of them; the median over rounds counts.
+Rounds alternate between the ways, so that a slow moment of the machine hits all of them; a ratio is the median of the
+rounds' own ratios. Every way but the bare forward leaves all states on disk, in the working directory's file system.
 """
 
 from __future__ import annotations
@@ -10,31 +11,39 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import nnsight
+import numpy as np
 import torch
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
-from repsim.corpus import Batch, Sample, batches, read_corpus, tokenize
+from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
 from repsim.models import Model, load
 from repsim.plans import PlanTrie
+from repsim.recording import DEFAULT_BATCH_TOKENS, OVERHEAD, WASTE
 from repsim.trace import Tracer
 
 ROUNDS = 5
-EQUAL_SAMPLES, EQUAL_LENGTH = 48, 128
+EQUAL_SAMPLES, EQUAL_LENGTH = 128, 128
 PAPER_BATCH = 8
 TRIE_TOKENS = 64
+MEMORY_TOKENS = (1_000, 10_000, 100_000)
 
 Ways = dict[str, Callable[[Path], None]]
 
 
-def medians(ways: Ways) -> dict[str, float]:
-    """Seconds that each way takes, median over rounds; each writes into a folder of its own."""
+def rounds(ways: Ways) -> dict[str, list[float]]:
+    """Seconds that each way takes in each round; each writes into a folder of its own."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(ROUNDS + 1):  # the first one warms up
         for name, way in ways.items():
@@ -46,110 +55,192 @@ def medians(ways: Ways) -> dict[str, float]:
                     seconds[name].append(time.perf_counter() - began)
             finally:
                 shutil.rmtree(folder)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
-def stack_forward(model: Model, made: list[Batch]) -> None:
+def report(seconds: dict[str, list[float]], base: str, bounds: dict[str, float]) -> None:
+    """`base` against each other way: median ratio of the rounds, and the spread."""
+    for name, times in seconds.items():
+        print(f"  {name}: {statistics.median(times):.2f} s", flush=True)
+    for name, bound in bounds.items():
+        ratios = sorted(mine / other for mine, other in zip(seconds[base], seconds[name], strict=True))
+        spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+        print(f"  {base} / {name}: {statistics.median(ratios):.3f} ({spread}; at most {bound:.2f})", flush=True)
+
+
+def long_texts(count: int) -> list[str]:
+    """Texts of about 300 tokens, no two alike: each two of the built-in passages, one after the other."""
+    passages = [text.text for text in read_corpus().texts]
+    return [f"{passages[i % 96]} {passages[(i + 1 + i // 96) % 96]}" for i in range(count)]
+
+
+def corpus_file(folder: Path, texts: Sequence[str]) -> str:
+    path = folder / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+def blocks_of(samples: tuple[Sample, ...], waste: float = 1.0) -> list[tuple[Batch, ...]]:
+    """The batches that capture makes; with the greatest waste, one batch a block."""
+    ends = np.cumsum((0, *cut_blocks(samples, DEFAULT_BATCH_TOKENS)))
+    overhead = OVERHEAD["cpu"] if waste < 1 else 1e9
+    return [batches(samples[first:last], 0, overhead=overhead, waste=waste) for first, last in pairwise(ends)]
+
+
+def inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.from_numpy(batch.token_ids), "attention_mask": torch.from_numpy(batch.mask).long()}
+
+
+def stack_forward(model: Model, made: Sequence[Batch]) -> None:
     """A bare forward of the stack: no cache, no logits, nothing kept."""
     with torch.inference_mode():
         for batch in made:
-            ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask).long()
-            model.module.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model.module.model(**inputs(batch), use_cache=False)
 
 
-def save_hidden_states(model: Model, made: list[Batch], folder: Path) -> None:
-    """The paper's way: every hidden state by `output_hidden_states`, one torch.save a batch."""
+def save_hidden_states(model: Model, made: Sequence[Batch], folder: Path, how: str) -> None:
+    """The paper's way: every hidden state by `output_hidden_states`, saved batch by batch."""
     with torch.inference_mode():
         for number, batch in enumerate(made):
-            ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask).long()
-            output = model.module(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            torch.save(output.hidden_states, folder / f"{number}.pt")
+            states = model.module(**inputs(batch), output_hidden_states=True, use_cache=False).hidden_states
+            if how == "torch":
+                torch.save(states, folder / f"{number}.pt")
+            else:
+                np.save(folder / f"{number}.npy", torch.stack(states).numpy())
 
 
-def as_they_come(samples: tuple[Sample, ...]) -> Iterator[Batch]:
-    """Batches of eight in the corpus's order."""
-    for first in range(0, len(samples), PAPER_BATCH):
-        eight = samples[first : first + PAPER_BATCH]
-        yield from batches(eight, PAPER_BATCH * max(map(len, eight)), 0)
+def save_by_nnsight(model: Model, envoy: nnsight.NNsight, made: Sequence[Batch], folder: Path) -> None:
+    """nnsight's own way: the output of every layer saved out of a trace."""
+    with torch.inference_mode():
+        for number, batch in enumerate(made):
+            with envoy.trace(**inputs(batch), use_cache=False):
+                states = nnsight.save([layer.output for layer in envoy.model.layers])
+            torch.save(states, folder / f"{number}.pt")
 
 
 def equal(model: Model) -> None:
     """Samples of one length: no padding for anybody."""
     with tempfile.TemporaryDirectory() as folder:
-        _equal(model, Path(folder))
-
-
-def _equal(model: Model, folder: Path) -> None:
-    corpus = folder / "equal.jsonl"
-    long = {sample.key for sample in _samples(model) if len(sample) >= EQUAL_LENGTH}
-    texts = [{"text": text.text} for text in read_corpus().texts if text.key in long]
-    corpus.write_text("\n".join(map(json.dumps, texts[:EQUAL_SAMPLES])))
-    samples, _ = tokenize(read_corpus(str(corpus)), model.tokenizer, EQUAL_LENGTH)
-    made = list(batches(samples, 2048, 0))
-    times = medians(
-        {
-            "bare": lambda _: stack_forward(model, made),
-            "capture": lambda out: _capture(model, str(corpus), out, max_tokens=EQUAL_LENGTH),
-            "torch.save": lambda out: save_hidden_states(model, made, out),
-        }
-    )
-    _report("equal lengths, capture / bare forward of the stack", times["capture"] / times["bare"], 1.10, times)
-    _report("equal lengths, capture / output_hidden_states + torch.save", times["capture"] / times["torch.save"], 0.95)
+        corpus = corpus_file(Path(folder), long_texts(EQUAL_SAMPLES))
+        samples, _ = tokenize(read_corpus(corpus), model.tokenizer, EQUAL_LENGTH)
+        made = [batch for block in blocks_of(samples) for batch in block]
+        envoy = nnsight.NNsight(model.module)
+        print(f"equal lengths: {len(samples)} samples of {EQUAL_LENGTH} tokens")
+        seconds = rounds(
+            {
+                "stack forward": lambda _: stack_forward(model, made),
+                "capture": lambda out: capture(model, corpus, out, max_tokens=EQUAL_LENGTH),
+                "output_hidden_states + torch.save": lambda out: save_hidden_states(model, made, out, "torch"),
+                "output_hidden_states + np.save": lambda out: save_hidden_states(model, made, out, "numpy"),
+                "nnsight .save() + torch.save": lambda out: save_by_nnsight(model, envoy, made, out),
+            }
+        )
+    others = {name: 0.92 for name in list(seconds)[2:]}
+    report(seconds, "capture", {"stack forward": 1.05, **others})
 
 
 def natural(model: Model) -> None:
     """The built-in corpus, 43 to 195 words a passage; padding counts."""
-    unsorted = sorted(_samples(model), key=lambda sample: _order(sample.key))
-    paper = list(as_they_come(tuple(unsorted)))
-    times = medians(
+    samples = tokenize(read_corpus(), model.tokenizer, model.context_length)[0]
+    place = {text.key: number for number, text in enumerate(read_corpus().texts)}
+    as_they_come = sorted(samples, key=lambda sample: place[sample.key])
+    eights = [as_they_come[first : first + PAPER_BATCH] for first in range(0, len(samples), PAPER_BATCH)]
+    paper = [batch for eight in eights for batch in batches(eight, 0, overhead=1e9, waste=1)]
+    packed = [batch for block in blocks_of(samples, WASTE["cpu"]) for batch in block]
+    for name, made in (("capture", packed), ("batches of 8 as they come", paper)):
+        positions = sum(batch.mask.size for batch in made)
+        padding = 1 - sum(batch.tokens for batch in made) / positions
+        print(f"natural lengths, {name}: {len(made)} batches, {100 * padding:.1f} % of positions are padding")
+    seconds = rounds(
         {
-            "capture": lambda out: _capture(model, "builtin", out),
-            "paper": lambda out: save_hidden_states(model, paper, out),
+            "capture": lambda out: capture(model, "builtin", out),
+            "output_hidden_states + torch.save": lambda out: save_hidden_states(model, paper, out, "torch"),
+            "output_hidden_states + np.save": lambda out: save_hidden_states(model, paper, out, "numpy"),
         }
     )
-    _report("natural lengths, capture / the paper's way, batches of 8", times["capture"] / times["paper"], 0.75, times)
+    report(seconds, "capture", {name: 0.70 for name in list(seconds)[1:]})
+
+
+def memory(_model: Model) -> None:
+    """Peak resident memory of `repsim capture`, a process each."""
+    print("peak resident memory")
+    for tokens in MEMORY_TOKENS:
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            corpus = corpus_file(Path(folder), long_texts(max(4, tokens // 300)))
+            code = (
+                "import resource, sys, repsim; repsim.capture(corpus=sys.argv[1], out=sys.argv[2], max_tokens=256);"
+                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+            )
+            command = [sys.executable, "-c", code, corpus, f"{folder}/store.zarr"]
+            peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            count = repsim.open(f"{folder}/store.zarr").complete
+        print(f"  {count:,} tokens: {peak / 2**20:,.0f} MiB", flush=True)
+
+
+def compression(model: Model) -> None:
+    """Ratio and speed of codecs on real states, one node by 1024 tokens a chunk, with the checksum."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        path = Path(folder) / "store.zarr"
+        states = repsim.capture(model, limit=48, out=path).hidden().isel(token=slice(7168)).values
+        shuffled = [
+            (cname, level, shuffle)
+            for cname, level in (("lz4", 1), ("zstd", 1), ("zstd", 3), ("zstd", 5))
+            for shuffle in ("shuffle", "bitshuffle")
+        ]
+        codecs = {
+            "none": [],
+            **{f"zstd {level}": [ZstdCodec(level=level)] for level in (1, 3)},
+            **{f"blosc {c} {n} {s}": [BloscCodec(cname=c, clevel=n, shuffle=s, typesize=2)] for c, n, s in shuffled},
+        }
+        print(f"compression of {states.nbytes / 1e6:.0f} MB of float16 states")
+        for name, chosen in codecs.items():
+            group = zarr.create_group(Path(folder) / name)
+            array = group.create_array(
+                "x",
+                shape=states.shape,
+                chunks=(1, 1024, states.shape[2]),
+                dtype="float16",
+                compressors=[*chosen, Crc32cCodec()],
+            ).with_config({"write_empty_chunks": True})
+            began = time.perf_counter()
+            for first in range(0, len(states), 7):
+                array[first : first + 7] = states[first : first + 7]
+            wrote = time.perf_counter() - began
+            began = time.perf_counter()
+            assert (array[:] == states).all()
+            read = time.perf_counter() - began
+            size = sum(file.stat().st_size for file in (Path(folder) / name).rglob("*") if file.is_file())
+            rates = f"{states.nbytes / 1e6 / wrote:.0f} MB/s written, {states.nbytes / 1e6 / read:.0f} MB/s read"
+            print(f"  {name}: {size / states.nbytes:.3f} of the size, {rates}", flush=True)
 
 
 def trie(model: Model) -> None:
     """All of the paper's plans on one short batch: the trie against one trace a plan. One round: it is long."""
     plans = [named.plan for named in resolve("painters", model.layers)]
-    sample = _samples(model)[0]
-    (batch,) = batches((Sample(sample.key, sample.token_ids[:TRIE_TOKENS]),), TRIE_TOKENS, 0)
+    sample = tokenize(read_corpus(), model.tokenizer, TRIE_TOKENS)[0][0]
+    made = batches((sample,), 0, overhead=0, waste=0)
     tracer = Tracer(model)
     whole = PlanTrie.build(plans)
     began = time.perf_counter()
-    tracer.run(whole, batch, lambda _: None)
+    tracer.run(whole, made, lambda _: None)
     together = time.perf_counter() - began
     began = time.perf_counter()
     for plan in plans:
-        tracer.run(PlanTrie.build([plan]), batch, lambda _: None)
+        tracer.run(PlanTrie.build([plan]), made, lambda _: None)
     apart = time.perf_counter() - began
     work = whole.applications / sum(plan.applications for plan in plans)
-    _report("painters, trie / plan by plan", together / apart, 0.70, {"trie": together, "plan by plan": apart})
-    print(f"    layer applications, trie / plan by plan: {work:.3f}")
+    print(f"painters on {TRIE_TOKENS} tokens: trie {together:.1f} s, plan by plan {apart:.1f} s")
+    print(f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications {work:.3f}")
 
 
-def _capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = None) -> None:
+def capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = None) -> None:
     repsim.capture(model, corpus=corpus, max_tokens=max_tokens, out=folder / "store.zarr")
-
-
-def _samples(model: Model) -> tuple[Sample, ...]:
-    return tokenize(read_corpus(), model.tokenizer, model.context_length)[0]
-
-
-def _order(key: str) -> int:
-    return [text.key for text in read_corpus().texts].index(key)
-
-
-def _report(name: str, ratio: float, bound: float, times: dict[str, float] | None = None) -> None:
-    detail = "".join(f", {way} {seconds:.2f} s" for way, seconds in (times or {}).items())
-    print(f"{name}: {ratio:.3f} (at most {bound:.2f}){detail}", flush=True)
 
 
 def main() -> None:
     model = load()
     print(f"{model.name}, {model.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for part in (equal, natural, trie):
+    for part in (equal, natural, trie, memory, compression):
         if len(sys.argv) == 1 or part.__name__ in sys.argv[1:]:
             part(model)
 
