@@ -158,12 +158,15 @@ def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]
 def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
     """Writes what describes the store anew, from a layout that is the store's own as far as can be told.
 
+    Damaged flags of what is finished are lost with it; check again afterwards, as only a described store can miss
+    states.
+
     Raises:
         RepsimError: the layout is another one, or the store cannot be written.
     """
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        attributes, damaged = group.attrs, {damage.array for damage in damages}
+        attributes, damaged = group.attrs, {damage.array for damage in damages if describes(damage)}
         same = attributes["extent"] == layout.extent and attributes["identity"] == layout.identity.to_dict()
         for name, variable in frame(layout).variables.items():
             array: Any = group[str(name)]
@@ -175,6 +178,9 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
                 f"{place}: {names} damaged, and this is not the command that made the store; "
                 "repair it with that one (repsim verify tells), or capture again to another --out"
             )
+        for damage in damages:
+            if damage.array == "done":
+                _delete(place, group, damage)
         write_frame(group, layout)
 
 

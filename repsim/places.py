@@ -12,7 +12,7 @@ import shutil
 import uuid
 from abc import ABC, abstractmethod
 from asyncio import to_thread
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
@@ -239,6 +239,12 @@ class _SyncingStore(LocalStore):
             return
         self._check_writable()
         await to_thread(_put_synced, self.root / key, value.to_bytes())
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Without what a writer has under way, of which zarr would warn."""
+        async for key in super().list_dir(prefix):
+            if not key.endswith(PARTIAL):
+                yield key
 
 
 def _put_synced(path: Path, data: bytes) -> None:

@@ -368,7 +368,9 @@ def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], 
     if max_bytes is not None and needed > max_bytes:
         raise RepsimError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
     if free is not None and needed > free and layout.compression == "none":
-        raise RepsimError(f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, choose another --out, {advice}")
+        raise RepsimError(
+            f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, choose another --out, {advice}"
+        )
     blocks = "" if missing.all() else f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
     room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
     counts = (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)
@@ -383,10 +385,11 @@ def _repair(place: Place, asked: store.Layout) -> None:
     found = integrity.check(place)
     for damage in found.damages:
         log.warning("%s: %s", place, damage)
-    if described := [damage for damage in found.damages if integrity.describes(damage)]:
-        integrity.restore(place, asked, described)
+    if any(map(integrity.describes, found.damages)):
+        integrity.restore(place, asked, found.damages)
+        found = integrity.check(place)  # what is missing can only be told now
     if found.damages:
-        integrity.forget(place, [damage for damage in found.damages if damage not in described])
+        integrity.forget(place, found.damages)
 
 
 # Computing and writing

@@ -1,10 +1,13 @@
+import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import gguf
 import pytest
 import torch
@@ -12,10 +15,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import repsim
-from conftest import DECODER, VOCABULARY, batch_of, make
+from conftest import DECODER, VOCABULARY, T, batch_of, make
 from repsim import models
+from repsim.layers import find_stack
 from repsim.models import Model
+from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
+from repsim.trace import Tracer
 
 WEIGHTS = "model.safetensors"
 
@@ -234,11 +240,9 @@ def test_the_weights_digest_is_of_the_weights() -> None:
     digest = make("llama").weights_digest
     assert digest == make("llama").weights_digest
 
-    class Shuffled(torch.nn.Module):
-        def state_dict(self) -> dict[str, torch.Tensor]:
-            return dict(reversed(make("llama").module.state_dict().items()))
-
-    assert Model(Shuffled(), None, "", None, None).weights_digest == digest
+    shuffled = make("llama")
+    shuffled.module.model._modules = dict(reversed(shuffled.module.model._modules.items()))
+    assert shuffled.weights_digest == digest
     changed = make("llama")
     weight = changed.module.model.layers[3].mlp.up_proj.weight
     weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
@@ -436,3 +440,31 @@ def test_smollm2() -> None:
         assert model.tokenizer.decode(model.module(ids).logits[0, -1].argmax()) == " Paris"
     with repsim.planned(model, "0-20, 22-29") as shorter, torch.inference_mode():
         assert len(shorter(ids, use_cache=True).past_key_values) == 29
+
+
+def test_layers_that_wait_on_a_disk(tmp_path):
+    """A model larger than its devices, as `device_map="auto"` lays it out: same digests, same states."""
+    model = make("llama")
+    parts = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    parts |= {f"model.layers.{layer}": "disk" if layer > 2 else "cpu" for layer in range(T)}
+    module = accelerate.dispatch_model(
+        copy.deepcopy(model.module), parts, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+    )
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu", "meta"}
+    offloaded = replace(model, module=module, stack=find_stack(module))
+    assert offloaded.weights_digest == model.weights_digest
+    assert offloaded.config_digest == model.config_digest
+    trie = PlanTrie.build([Plan.from_steps(range(T)), Plan.from_steps((0, 5, 4))])
+    states: list[list[torch.Tensor]] = [[], []]
+    for one, found in zip((model, offloaded), states, strict=True):
+        Tracer(one).run(trie, [batch_of((5, 3))], lambda state, found=found: found.append(state.hidden.clone()))
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+
+
+def test_the_configuration_counts_and_where_it_came_from_does_not():
+    model, other = make("llama"), make("llama")
+    other.module.config._name_or_path, other.module.config.transformers_version = "elsewhere", "9"
+    assert other.config_digest == model.config_digest
+    scaled = make("llama")
+    scaled.module.config.rms_norm_eps = 0.5
+    assert scaled.config_digest != model.config_digest

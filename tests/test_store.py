@@ -1,14 +1,11 @@
-"""What is on disk: layouts, writing in batches, reading with and without repsim, refusals."""
+"""What is on disk: layouts, writing in blocks, growing, reading with and without repsim, refusals."""
 
 import errno
 import json
-import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,39 +13,74 @@ import xarray as xr
 import zarr
 from numpy.testing import assert_array_equal
 
-from repsim import store
+from repsim import locks, store
 from repsim.corpus import Sample
 from repsim.families import resolve
+from repsim.locks import Lock
+from repsim.places import Folder, Place, place_of
 from repsim.plans import PlanTrie, step_text
 from repsim.schema import SCHEMA_VERSION, Identity, RepsimError
+from repsim.statistics import Statistic
 
-IDENTITY = Identity("m", None, "77", "88", "float32", "own", "99", "cpu", {"torch": "2.13.0"})
+IDENTITY = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"})
 PLANS = ("baseline", "drop:layer=1", "(0|1)*2", "0.mlp")
+MORE_PLANS = (*PLANS, "0, 1, 2, 0")
 LENGTHS = (90, 50, 7)
+MORE_LENGTHS = (*LENGTHS, 30, 100)
 TOKENS = sum(LENGTHS)
+SUMS = Statistic("own.sum", lambda states: states.sum((1, 2), dtype=float))
+ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32")
 
 
-def layout_of(lengths=LENGTHS, units=4, dtype="float32", logprobs=False, plans=PLANS) -> store.Layout:
+def layout_of(lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options):
+    """Every sample a block, unless said otherwise; token ids count on from sample to sample."""
     named = resolve(plans, 3)
     ids = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
     samples = tuple(Sample(f"key{row}", these) for row, these in enumerate(ids))
+    trie = PlanTrie.build(item.plan for item in named)
+    identity = replace(IDENTITY, tokens=tokens)
     return store.Layout(
-        IDENTITY, 3, named, PlanTrie.build(item.plan for item in named), samples, units, dtype, logprobs
+        identity, 3, named, trie, samples, blocks or (1,) * len(lengths), units=units, dtype=dtype, **options
     )
 
 
 def states_of(layout: store.Layout) -> np.ndarray:
-    shape = (len(layout.trie), layout.tokens, layout.units)
-    return np.random.default_rng(0).normal(size=shape).astype(layout.dtype)
+    """The same for the same node and token of any layout."""
+    return ALL_STATES[: len(layout.trie), : layout.tokens, : layout.units].astype(layout.dtype)
 
 
-def write(writer: store.Writer, layout: store.Layout, ends, states, logprob=None) -> None:
-    """Batches that end at these tokens, each of them depth first."""
-    for first, end in pairwise((0, *ends)):
-        for node in layout.trie.depth_first():
-            scored = logprob is not None and node in layout.trie.ends
-            writer.write(node, states[node, first:end], logprob[node, first:end] if scored else None)
-        writer.finish(end - first)
+def write(place: Place, layout: store.Layout, blocks=None) -> np.ndarray:
+    """Writes what these blocks lack, as a capture does; all blocks if none are named."""
+    states = states_of(layout)
+    with Lock(place) as lock:
+        writer = store.prepare(place, layout, lock)
+        for block in range(len(layout.blocks)) if blocks is None else blocks:
+            pending = writer.pending(block)
+            writer.begin(block)
+            first, last = layout.token_starts[block : block + 2]
+            for node in layout.trie.depth_first():
+                if node in pending:
+                    scored = layout.logprobs and node in layout.trie.ends
+                    scores = states[node, first:last, 0].astype("float32") if scored else None
+                    if layout.keep:
+                        writer.write(node, states[node, first:last], scores)
+                    else:
+                        plan = layout.trie.ends.index(node)
+                        writer.write_statistics(plan, {SUMS.name: sums_of(layout, plan, block)}, scores)
+            writer.finish()
+    return states
+
+
+def sums_of(layout: store.Layout, plan: int, block: int) -> np.ndarray:
+    """`[sample, state]`"""
+    ends = np.cumsum((0, *map(len, layout.positions)))
+    states = states_of(layout)[list(layout.trie.paths[plan])]
+    samples = range(*layout.sample_starts[block : block + 2])
+    return np.stack([SUMS.kernel(states[:, ends[sample] : ends[sample + 1]]) for sample in samples])
+
+
+def begin(place: Place, layout: store.Layout) -> None:
+    write(place, layout, blocks=())
 
 
 @pytest.fixture
@@ -57,12 +89,12 @@ def small_chunks(monkeypatch):
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "made" / "on the way" / "s.zarr"
+def place(tmp_path) -> Folder:
+    return place_of(tmp_path / "made" / "on the way" / "s.zarr")
 
 
-def bytes_under(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+def bytes_in(place: Place) -> dict[str, bytes]:
+    return {key: place.read(key) for key in place.sizes()}
 
 
 # Values worked out by hand
@@ -71,8 +103,21 @@ def bytes_under(path: Path) -> dict[str, bytes]:
 def test_sizes_of_a_layout():
     layout = layout_of()  # the root; 0, 1, 2; 2 after 0; (0|1) twice; 0.mlp
     assert (len(layout.trie), layout.tokens) == (8, 147)
-    assert layout.bytes == 8 * 147 * 4 * 4
-    assert replace(layout, dtype="float16").bytes == 8 * 147 * 4 * 2
+    everything = np.ones((8, 3), bool)
+    assert layout.bytes_of(everything) == 8 * 147 * 4 * 4  # one chunk a node
+    assert replace(layout, dtype="float16").bytes_of(everything) == 8 * 147 * 4 * 2
+    assert replace(layout, logprobs=True).bytes_of(everything) == 8 * 147 * 4 * 4 + 4 * 147 * 4
+    streamed = replace(layout, keep=False, statistics=(SUMS,))
+    assert streamed.bytes_of(everything) == 8 * 3 * (4 + 3 + 3 + 2)  # a number a state of each plan, of each sample
+    assert streamed.wanted.tolist() == [False, False, False, True, True, False, True, True]
+    assert layout.bytes_of(np.zeros((8, 3), bool)) == 0
+
+
+def test_blocks_and_kept_tokens_of_a_layout():
+    layout = layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2")
+    assert [at.tolist() for at in layout.positions] == [[0, 2, 4], [0, 2], [0]]
+    assert (layout.token_starts.tolist(), layout.sample_starts.tolist()) == ([0, 5, 6], [0, 2, 3])
+    assert layout.extent == {"node": 8, "plan": 4, "state": 4, "token": 6, "sample": 3, "block": 2}
 
 
 @pytest.mark.parametrize(
@@ -88,25 +133,27 @@ def test_sizes_of_a_layout():
     ],
 )
 def test_tokens_in_a_chunk(units, tokens, chunk):
-    assert layout_of((tokens,), units).chunk_tokens == chunk
+    assert layout_of((tokens,), units=units).chunk_tokens == chunk
 
 
-def test_names_and_coordinates(path):
-    layout = layout_of((3, 2))
-    store.create(path, layout)
-    dataset = store.open_dataset(path)
-    assert dataset.sizes == {"node": 8, "token": 5, "unit": 4, "plan": 4, "state": 4, "sample": 2}
+def test_names_and_coordinates(place):
+    layout = layout_of((3, 2), requests=({"model": "m", "plan": ["baseline"]},))
+    begin(place, layout)
+    dataset = store.open_dataset(place)
+    assert dataset.sizes == {"node": 8, "token": 5, "unit": 4, "plan": 4, "state": 4, "sample": 2, "block": 2}
     assert {name: array.dims for name, array in dataset.variables.items()} == {
         "hidden": ("node", "token", "unit"),
         "path": ("plan", "state"),
-        **dict.fromkeys(("plan", "plan_name"), ("plan",)),
-        **dict.fromkeys(("parent", "step_text", "complete"), ("node",)),
+        "done": ("node", "block"),
+        **dict.fromkeys(("plan", "plan_name", "plan_digest"), ("plan",)),
+        **dict.fromkeys(("parent", "step_text"), ("node",)),
         **dict.fromkeys(("token_id", "position", "sample"), ("token",)),
-        "sample_key": ("sample",),
+        **dict.fromkeys(("sample_key", "length", "block"), ("sample",)),
     }
     assert set(dataset.data_vars) == {"hidden", "path"}
     assert dataset["plan"].values.tolist() == ["0-2", "0, 2", "(0|1)*2", "0.mlp"]
     assert dataset["plan_name"].values.tolist() == ["baseline", "drop:layer=1", "(0|1)*2", "0.mlp"]
+    assert dataset["plan_digest"].values.tolist() == [named.plan.digest for named in layout.plans]
     assert dataset["path"].values.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1], [0, 5, 6, -1], [0, 7, -1, -1]]
     assert dataset["parent"].values.tolist() == [-1, 0, 1, 2, 1, 0, 5, 0]
     assert dataset["step_text"].values.tolist() == ["embed", "0", "1", "2", "2", "(0|1)", "(0|1)", "0.mlp"]
@@ -114,15 +161,50 @@ def test_names_and_coordinates(path):
     assert dataset["position"].values.tolist() == [0, 1, 2, 0, 1]
     assert dataset["sample"].values.tolist() == [0, 0, 0, 1, 1]
     assert dataset["sample_key"].values.tolist() == ["key0", "key1"]
-    assert dataset["complete"].values.tolist() == [0] * 8
-    assert dataset.attrs == {"repsim_schema": SCHEMA_VERSION, "layers": 3, "identity": IDENTITY.to_dict()}
+    assert dataset["length"].values.tolist() == [3, 2]
+    assert dataset["block"].values.tolist() == [0, 1]
+    assert not dataset["done"].values.any()
+    assert dataset.attrs == {
+        "repsim_schema": SCHEMA_VERSION,
+        "layers": 3,
+        "units": 4,
+        "identity": IDENTITY.to_dict(),
+        "dtype": "float32",
+        "keep": "all",
+        "statistics": [],
+        "compression": "none",
+        "requests": [{"model": "m", "plan": ["baseline"]}],
+        "extent": layout.extent,
+    }
     assert Identity(**dataset.attrs["identity"]) == IDENTITY
 
 
-def test_the_trie_can_be_read_back(path):
+@pytest.mark.parametrize(
+    ("tokens", "ids", "positions"),
+    [("last", [2, 4], [2, 1]), ("every:2", [0, 2, 3], [0, 2, 0]), ("mean", [-1, -1], [-1, -1])],
+)
+def test_tokens_that_are_kept(place, tokens, ids, positions):
+    layout = layout_of((3, 2), tokens=tokens)
+    states = write(place, layout)
+    dataset = store.open_dataset(place)
+    assert dataset["token_id"].values.tolist() == ids
+    assert dataset["position"].values.tolist() == positions
+    assert dataset["length"].values.tolist() == [3, 2]
+    assert_array_equal(dataset["hidden"], states)
+
+
+def test_where_plans_end_and_blocks_start(place):
+    begin(place, layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2"))
+    dataset = store.open_dataset(place)
+    assert store.plan_ends(dataset).tolist() == [3, 4, 6, 7]
+    tokens, samples = store.block_starts(dataset)
+    assert (tokens.tolist(), samples.tolist()) == ([0, 5, 6], [0, 2, 3])
+
+
+def test_the_trie_can_be_read_back(place):
     layout = layout_of(plans=("painters", "dropouts"))
-    store.create(path, layout)
-    dataset = store.open_dataset(path)
+    begin(place, layout)
+    dataset = store.open_dataset(place)
     assert tuple(dataset["parent"].values.tolist()) == layout.trie.parents
     for row, named in zip(dataset["path"].values, layout.plans, strict=True):
         nodes = row[row >= 0]
@@ -131,60 +213,205 @@ def test_the_trie_can_be_read_back(path):
         assert dataset["step_text"].values[nodes[1:]].tolist() == list(map(step_text, named.plan.steps))
 
 
-def test_a_chunk_is_one_node_by_a_run_of_tokens(path, small_chunks):
-    layout = layout_of(logprobs=True)
-    write(store.create(path, layout), layout, [TOKENS], states_of(layout))
-    dataset = store.open_dataset(path)
+def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
+    write(place, layout_of(logprobs=True))
+    dataset = store.open_dataset(place)
     assert dataset["hidden"].encoding["chunks"] == (1, 64, 4)
     assert dataset["logprob"].encoding["chunks"] == (1, 64)
-    chunks = {file.relative_to(path / "hidden" / "c") for file in (path / "hidden" / "c").rglob("*") if file.is_file()}
-    assert chunks == {Path(f"{node}/{run}/0") for node in range(8) for run in range(3)}
+    chunks = {key for key in place.sizes() if key.startswith("hidden/c/")}
+    assert chunks == {f"hidden/c/{node}/{run}/0" for node in range(8) for run in range(3)}
 
 
 # Chunked equals whole
 
 
+@pytest.mark.parametrize("compression", store.COMPRESSION)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("ends", [(147,), (70, 77, 137, 147), (64, 128, 147), (1, 2, 63, 65, 147)])
-def test_what_is_written_in_batches_is_read_whole(path, small_chunks, dtype, ends):
-    layout = layout_of(dtype=dtype, logprobs=True)
-    states = states_of(layout)
-    logprob = states[..., 0].astype("float32")
-    write(store.create(path, layout), layout, ends, states, logprob)
-    dataset = store.open_dataset(path)
+@pytest.mark.parametrize("lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)])
+def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compression, dtype, lengths):
+    layout = layout_of(lengths, units=16, dtype=dtype, logprobs=True, compression=compression)
+    states = write(place, layout)
+    dataset = store.open_dataset(place)
     assert dataset["hidden"].dtype == dtype
-    assert_array_equal(dataset["hidden"].values, states)
-    assert dataset["complete"].values.tolist() == [TOKENS] * 8
-    inner = [node for node in range(8) if node not in layout.trie.ends]
-    assert_array_equal(dataset["logprob"].values[list(layout.trie.ends)], logprob[list(layout.trie.ends)])
-    assert np.isnan(dataset["logprob"].values[inner]).all()
-    assert dataset["logprob"].dtype == "float32"
+    assert_array_equal(dataset["hidden"], states)
+    assert dataset["done"].values.all()
+    ends = list(layout.trie.ends)
+    logprob = dataset["logprob"].values
+    assert logprob.dtype == "float32"
+    assert_array_equal(logprob[ends], states[ends][..., 0].astype("float32"))
+    assert np.isnan(np.delete(logprob, ends, 0)).all()
 
 
-def test_complete_counts_finished_batches_and_the_rest_is_nan(path, small_chunks):
+def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
+    layout = layout_of((100, 200, 90), units=16)
+    direct, through = (place_of(tmp_path / name) for name in ("direct", "through"))
+    write(direct, layout)
+    monkeypatch.setattr(store, "Folder", type(None))
+    write(through, layout)
+    assert bytes_in(direct) == bytes_in(through)
+
+
+def test_memory_holds_the_same_store(place, small_chunks):
+    layout, elsewhere = layout_of(logprobs=True), place_of("memory://test-store")
+    write(place, layout)
+    write(elsewhere, layout)
+    xr.testing.assert_identical(store.open_dataset(place).load(), store.open_dataset(elsewhere).load())
+
+
+def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
     layout = layout_of(logprobs=True)
-    states, ends = states_of(layout), (70, 77)
-    writer = store.create(path, layout)
-    assert np.isnan(store.open_dataset(path)["hidden"].values).all()
-    write(writer, layout, ends, states)
-    writer.write(0, states[0, 77:100], None)
-    writer.write(2, states[2, 77:100], None)  # no neighbour, so node 0 goes to the disk; then the batch is cut short
-    dataset = store.open_dataset(path)
-    assert dataset["complete"].values.tolist() == [77] * 8
-    assert_array_equal(dataset["hidden"].values[:, :77], states[:, :77])
-    assert_array_equal(dataset["hidden"].values[0, 77:100], states[0, 77:100])
-    assert np.isnan(dataset["hidden"].values[1:, 77:]).all()
-    assert np.isnan(dataset["logprob"].values).all()
+    begin(place, layout)
+    assert np.isnan(store.open_dataset(place)["hidden"].values).all()
+    states = write(place, layout, blocks=[0])
+    with Lock(place) as lock:
+        writer = store.prepare(place, layout, lock)
+        assert [len(writer.pending(block)) for block in range(3)] == [0, 8, 8]
+        writer.begin(1)
+        writer.write(0, states[0, 90:140])
+        writer.write(2, states[2, 90:140])  # no neighbour, so node 0 goes to the disk; then the process dies
+    dataset = store.open_dataset(place)
+    assert dataset["done"].values.tolist() == [[True, False, False]] * 8
+    assert_array_equal(dataset["hidden"][:, :90], states[:, :90])
+    assert_array_equal(dataset["hidden"][0, 90:140], states[0, 90:140])
+    assert np.isnan(dataset["hidden"].values[1:, 90:]).all()
+    assert np.isnan(dataset["logprob"].values[:, 90:]).all()
+    write(place, layout)
+    assert_array_equal(store.open_dataset(place)["hidden"], states)
 
 
-def test_opening_reads_no_states(path):
-    store.create(path, layout_of())
-    hidden = store.open_dataset(path)["hidden"]
+def test_blocks_are_written_in_any_order(place, small_chunks):
+    layout = layout_of()
+    states = write(place, layout, blocks=[2, 0, 1])
+    assert_array_equal(store.open_dataset(place)["hidden"], states)
+
+
+def test_opening_reads_no_states(place):
+    begin(place, layout_of())
+    hidden = store.open_dataset(place)["hidden"]
     piece = hidden.isel(node=slice(1, 3), token=slice(5))
     assert not hidden.variable._in_memory
     assert not piece.variable._in_memory
     assert piece.values.shape == (2, 5, 4)
     assert not hidden.variable._in_memory
+
+
+def test_statistics_without_states(place):
+    layout = layout_of((5, 4, 2), blocks=(2, 1), keep=False, statistics=(SUMS,), logprobs=True)
+    states = write(place, layout)
+    dataset = store.open_dataset(place)
+    assert "hidden" not in dataset
+    assert dataset["done"].values.tolist() == [[bool(wanted)] * 2 for wanted in layout.wanted]
+    assert_array_equal(dataset["logprob"][7], states[7, :, 0])
+    whole = np.concatenate([sums_of(layout, 2, block) for block in range(2)])
+    found = store.read_statistic(place, "own.sum", 2, slice(3))
+    assert_array_equal(found[:, :3], whole)
+    assert np.isnan(found[:, 3]).all()  # the plan has three states, the deepest four
+    assert_array_equal(store.read_statistic(place, "own.sum", 2, slice(1, 2)), found[1:2])
+
+
+# Growth
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep):
+    options = {"keep": keep, "logprobs": True, "statistics": () if keep else (SUMS,)}
+    layout = layout_of(**options)
+    write(place, layout)
+    before, reader = store.open_dataset(place).load(), store.open_dataset(place)
+    larger = layout_of(MORE_LENGTHS, MORE_PLANS, **options)
+    begin(place, larger)
+    grown = store.open_dataset(place)
+    assert grown.sizes["node"] == 9
+    assert grown.sizes["state"] == 5
+    xr.testing.assert_identical(store._within(grown.load(), layout.extent).drop_attrs(), before.drop_attrs())
+    assert grown["done"].values.sum() == layout.wanted.sum() * 3
+    states = write(place, larger)
+    xr.testing.assert_identical(reader.load(), before)
+    grown = store.open_dataset(place)
+    assert grown["done"].values[larger.wanted].all()
+    if keep:
+        assert_array_equal(grown["hidden"], states)
+    else:
+        for plan, samples in ((1, 5), (4, 5)):
+            found = store.read_statistic(place, "own.sum", plan, slice(samples))
+            expected = np.concatenate([sums_of(larger, plan, block) for block in range(5)])
+            assert_array_equal(found[:, : expected.shape[1]], expected)
+
+
+def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
+    monkeypatch.setattr(store, "CHUNKS", dict.fromkeys(store.CHUNKS, 2))
+    monkeypatch.setattr(store, "DONE_CHUNKS", dict.fromkeys(store.DONE_CHUNKS, 2))
+    write(place, layout_of())
+    before, reader = store.open_dataset(place).load(), store.open_dataset(place)
+    larger = layout_of(MORE_LENGTHS, MORE_PLANS)
+    states = write(place, larger)
+    xr.testing.assert_identical(reader.load(), before)
+    grown = store.open_dataset(place)
+    assert grown["done"].values.all()
+    assert_array_equal(grown["hidden"], states)
+
+
+def _stop(*_args, **_options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 4, 8, 12, 99])
+@pytest.mark.parametrize("then", ["the same", "more"])
+def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, small_chunks, stop_after, then):
+    layout, larger = layout_of(logprobs=True), layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
+    write(place, layout, blocks=[0, 1])
+    before = store.open_dataset(place).load()
+    with monkeypatch.context() as patch:
+        resized, resize = [], zarr.Array.resize
+
+        def resize_some(array, shape):
+            if len(resized) == stop_after:
+                _stop()
+            resized.append(shape)
+            resize(array, shape)
+
+        patch.setattr(zarr.Array, "resize", resize_some)
+        patch.setattr(zarr.core.attributes.Attributes, "put", _stop)  # what makes the growth count
+        with pytest.raises(KeyboardInterrupt):
+            begin(place, larger)
+    assert len(resized) == min(stop_after, 15)  # every array
+    xr.testing.assert_identical(store.open_dataset(place).load(), before)
+    wanted = layout if then == "the same" else larger
+    states = write(place, wanted)
+    dataset = store.open_dataset(place)
+    assert dataset["done"].values.all()
+    assert_array_equal(dataset["hidden"], states)
+
+
+@pytest.mark.parametrize("made", [0, 3, 99])
+def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
+    layout = layout_of()
+    with monkeypatch.context() as patch:
+        create, count = zarr.Group.create_array, iter(range(100))
+        patch.setattr(
+            zarr.Group,
+            "create_array",
+            lambda *args, **options: _stop() if next(count) == made else create(*args, **options),
+        )
+        patch.setattr(zarr.core.attributes.Attributes, "put", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            begin(place, layout_of((400,), plans="painters"))
+    assert not store.is_begun(place)
+    with pytest.raises(RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"):
+        store.open_dataset(place)
+    states = write(place, layout)
+    assert_array_equal(store.open_dataset(place)["hidden"], states)
+    assert store.is_begun(place)
+
+
+def test_a_writer_that_lost_its_lock_finishes_nothing_more(place):
+    layout = layout_of()
+    with Lock(place) as lock:
+        writer = store.prepare(place, layout, lock)
+        writer.begin(0)
+        place.delete(locks.KEY)
+        with pytest.raises(RepsimError, match=r"taken over by another writer; this one stops$"):
+            writer.begin(1)
 
 
 # Round trips
@@ -201,50 +428,50 @@ for options in ({"consolidated": False}, {}):
     nodes = dataset["path"].sel(plan="0, 2")
     states = dataset["hidden"].isel(node=nodes.where(nodes >= 0, drop=True).astype(int))
     np.testing.assert_array_equal(states, expected)
-    assert dataset["complete"].min() == dataset.sizes["token"]
+    assert dataset["done"].all()
     assert dataset["sample_key"].isel(sample=dataset["sample"])[-1] == "key2"
 """
 
 
-def test_xarray_alone_reads_a_store(path, tmp_path, small_chunks):
-    layout = layout_of()
-    states = states_of(layout)
-    write(store.create(path, layout), layout, [70, TOKENS], states)
+@pytest.mark.parametrize("compression", store.COMPRESSION)
+def test_xarray_alone_reads_a_store(place, tmp_path, small_chunks, compression):
+    states = write(place, layout_of(compression=compression))
     np.save(tmp_path / "expected.npy", states[[0, 1, 4]])
-    command = [sys.executable, "-c", WITHOUT_REPSIM, str(path), str(tmp_path / "expected.npy")]
+    command = [sys.executable, "-c", WITHOUT_REPSIM, str(place), str(tmp_path / "expected.npy")]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
 
 
-def test_opening_without_options_warns_of_consolidated_metadata_only(path):
-    store.create(path, layout_of(logprobs=True))
+def test_opening_without_options_warns_of_consolidated_metadata_only(place):
+    begin(place, layout_of(logprobs=True))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        dataset = xr.open_zarr(path)
+        dataset = xr.open_zarr(place.path)
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert str(caught[0].message).startswith("Failed to open Zarr store with consolidated metadata")
-    xr.testing.assert_identical(dataset, store.open_dataset(path))
+    xr.testing.assert_identical(dataset, store.open_dataset(place))
 
 
-def test_results_are_replaced_and_do_not_disturb_the_store(path):
-    layout = layout_of()
-    write(store.create(path, layout), layout, [TOKENS], states_of(layout))
-    before = store.open_dataset(path).load()
+def test_results_are_replaced_and_do_not_disturb_the_store(place):
+    write(place, layout_of())
+    before = store.open_dataset(place).load()
     first = xr.Dataset({"old": ("state", np.arange(3.0))}, {"layer": ("state", np.array(["embed", "0", "1"], object))})
     second = xr.Dataset({"new": ("plan", np.arange(5))}, attrs={"of": "own"})
     for result in (first, second):
-        store.write_result(path, "cosine-baseline", result)
-        kept = xr.open_zarr(path, group="analyses/cosine-baseline", consolidated=False)
+        store.write_result(place, "cosine-baseline", result)
+        kept = xr.open_zarr(place.path, group="analyses/cosine-baseline", consolidated=False)
         xr.testing.assert_identical(kept.load().astype(result.dtypes), result)
-    store.write_result(path, "other", first)
-    xr.testing.assert_identical(store.open_dataset(path).load(), before)
-    assert sorted(zarr.open_group(path / "analyses", mode="r").group_keys()) == ["cosine-baseline", "other"]
+    store.write_result(place, "other", first)
+    xr.testing.assert_identical(store.open_dataset(place).load(), before)
+    assert sorted(zarr.open_group(place.path / "analyses", mode="r").group_keys()) == ["cosine-baseline", "other"]
 
 
-def test_a_store_is_removed(path):
-    store.create(path, layout_of()).remove()
-    assert not path.exists()
-    store.create(path, layout_of())
+def test_a_finished_store_is_not_written_again(place):
+    layout = layout_of(logprobs=True)
+    write(place, layout)
+    before = {key: (place.path / key).stat().st_mtime_ns for key in place.sizes()}
+    write(place, layout)
+    assert {key: (place.path / key).stat().st_mtime_ns for key in place.sizes()} == before
 
 
 # Bad input
@@ -253,72 +480,78 @@ def test_a_store_is_removed(path):
 @pytest.mark.parametrize(
     ("states", "logprob", "message"),
     [
-        (np.zeros((5, 3), "float32"), None, r"block float32\[5, 3\] at token 140 does not fit float32\[8, 147, 4\] in"),
-        (np.zeros((5,), "float32"), None, r"block float32\[5\] at token 140"),
-        (np.zeros((1, 5, 4), "float32"), None, r"block float32\[1, 5, 4\] at token 140"),
-        (np.zeros((8, 4), "float32"), None, r"block float32\[8, 4\] at token 140"),
-        (np.zeros((5, 4), "float64"), None, r"block float64\[5, 4\] at token 140"),
-        (np.zeros((5, 4), "float16"), None, r"block float16\[5, 4\] at token 140"),
+        (np.zeros((7, 3), "float32"), None, r"states float32\[7, 3\] do not fit block 2 of .*: float32\[7, 4\]$"),
+        (np.zeros((7,), "float32"), None, r"states float32\[7\] do not"),
+        (np.zeros((1, 7, 4), "float32"), None, r"states float32\[1, 7, 4\] do not"),
+        (np.zeros((8, 4), "float32"), None, r"states float32\[8, 4\] do not"),
+        (np.zeros((7, 4), "float64"), None, r"states float64\[7, 4\] do not"),
+        (np.zeros((7, 4), "float16"), None, r"states float16\[7, 4\] do not"),
         (
-            np.zeros((5, 4), "float32"),
+            np.zeros((7, 4), "float32"),
             np.zeros(1, "float32"),
-            r"log-probabilities float32\[1\] do not fit float32\[5\]",
+            r"log-probabilities float32\[1\] do not fit float32\[7\]",
         ),
-        (np.zeros((5, 4), "float32"), np.zeros(5), r"log-probabilities float64\[5\] do not fit float32\[5\]"),
+        (np.zeros((7, 4), "float32"), np.zeros(7), r"log-probabilities float64\[7\] do not fit float32\[7\]"),
     ],
 )
-def test_blocks_that_do_not_fit_are_refused_and_not_written(path, states, logprob, message):
+def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logprob, message):
     layout = layout_of(logprobs=True)
-    writer = store.create(path, layout)
-    write(writer, layout, [140], states_of(layout))
-    before = bytes_under(path)
-    with pytest.raises(RepsimError, match=message):
-        writer.write(1, states, logprob)
-    assert bytes_under(path) == before
+    write(place, layout, blocks=[0, 1])
+    before = bytes_in(place)
+    with Lock(place) as lock:
+        writer = store.prepare(place, layout, lock)
+        writer.begin(2)
+        with pytest.raises(RepsimError, match=message):
+            writer.write(1, states, logprob)
+        writer.finish()
+    assert bytes_in(place) == before
 
 
-def test_a_store_never_replaces_anything(path):
-    store.create(path, layout_of())
-    before = bytes_under(path)
-    file = path.parent / "file"
-    file.write_text("kept")
-    for taken in (path, path.parent, file):
-        with pytest.raises(RepsimError, match=r"exists already; choose another --out or remove it$"):
-            store.create(taken, layout_of((3,)))
-    assert bytes_under(path) == before
-    assert file.read_text() == "kept"
+def test_what_is_no_store_is_not_replaced(place):
+    place.path.mkdir(parents=True)
+    (place.path / "letter.txt").write_text("kept")
+    with pytest.raises(RepsimError, match=r"not a repsim capture \(no zarr\.json in it\)$"):
+        begin(place, layout_of())
+    assert [file.name for file in place.path.rglob("*") if file.is_file()] == ["letter.txt"]
 
 
 def test_places_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: Not a directory; choose another --out$"):
-        store.create(tmp_path / "file" / "s.zarr", layout_of())
+        begin(place_of(tmp_path / "file" / "s.zarr"), layout_of())
     with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: File name too long; choose another --out$"):
-        store.create(tmp_path / ("x" * 300 + "s.zarr"), layout_of())
+        begin(place_of(tmp_path / ("x" * 300 + "s.zarr")), layout_of())
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(place, monkeypatch, small_chunks):
+    layout = layout_of((64, 64), units=16)
+    write(place, layout, blocks=[0])
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.ChunkFiles, "put", full)
+        with pytest.raises(
+            RepsimError, match="cannot be written: No space left on device; make that good, and"
+        ) as caught:
+            write(place, layout)
+    assert "\n" not in str(caught.value)
+    assert store.open_dataset(place)["done"].values.tolist() == [[True, False]] * 8
+    assert_array_equal(write(place, layout), store.open_dataset(place)["hidden"])
+
+
 @pytest.mark.parametrize(
-    ("problem", "raised", "message"),
+    ("options", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left"), RepsimError, "cannot be written: No space left; choose another --out"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        ({"dtype": "bfloat16"}, "^dtype 'bfloat16': a store holds float16 or float32$"),
+        ({"compression": "zip"}, "^compression 'zip': choose none, fast, small$"),
     ],
 )
-def test_a_store_that_could_not_be_begun_leaves_nothing(path, monkeypatch, problem, raised, message):
-    def fail(*_args, **_options):
-        raise problem
-
-    monkeypatch.setattr(zarr.Group, "create_array", fail)
-    with pytest.raises(raised, match=message):
-        store.create(path, layout_of())
-    assert not path.exists()
-
-
-def test_other_dtypes_are_refused(path):
-    with pytest.raises(RepsimError, match=r"^dtype 'bfloat16': a store holds float16 or float32$"):
-        store.create(path, layout_of(dtype="bfloat16"))
-    assert not path.exists()
+def test_other_dtypes_and_compressions_are_refused(options, message):
+    with pytest.raises(RepsimError, match=message):
+        layout_of(**options)
 
 
 def _file(path):
@@ -332,7 +565,7 @@ def _another_group(path):
 
 def _changed(**attributes):
     def change(path):
-        store.create(path, layout_of())
+        begin(place_of(path), layout_of())
         metadata = json.loads((path / "zarr.json").read_text())
         metadata["attributes"] |= attributes
         (path / "zarr.json").write_text(json.dumps(metadata))
@@ -345,27 +578,31 @@ def _broken(path):
     (path / "zarr.json").write_text("{")
 
 
-def _half_begun(path):
-    store.create(path, layout_of())
-    shutil.rmtree(path / "hidden")
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "no such store; make one with repsim capture --out "),
+        (lambda path: path.mkdir(parents=True), "no such store; make one with repsim capture --out "),
         (_file, "not a repsim capture (no zarr.json in it)"),
-        (lambda path: path.mkdir(parents=True), "not a repsim capture (no zarr.json in it)"),
         (lambda path: zarr.create_array(path, shape=(3,), dtype="float32"), "not a repsim capture: An array already"),
         (_broken, "not a repsim capture: Expecting property name"),
         (_another_group, "a zarr group, but not a repsim capture (no attribute 'repsim_schema')"),
         (_changed(repsim_schema=99), f"schema 99, this repsim reads {SCHEMA_VERSION}; capture again, or read it with"),
-        (_half_begun, "stopped before its arrays were made; remove it and capture again"),
+        (_changed(repsim_schema=1), "schema 1, this repsim reads 2; capture again, or read it with the repsim that"),
     ],
 )
-def test_what_is_no_store_is_refused(path, make, message):
-    make(path)
+def test_what_is_no_store_is_refused(place, make, message):
+    make(place.path)
     with pytest.raises(RepsimError) as caught:
-        store.open_dataset(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
+        store.open_dataset(place)
+    assert str(caught.value).startswith(f"{place}: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [_broken, _another_group, _changed(repsim_schema=1)])
+def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
+    make(place.path)
+    before = bytes_in(place)
+    with pytest.raises(RepsimError, match=r"schema 1, this|not a repsim capture"):
+        begin(place, layout_of())
+    assert bytes_in(place) == before

@@ -1,0 +1,254 @@
+"""Damage to a store: found wherever it is, named, and made good by writing what it touched again."""
+
+import random
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from test_store import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
+
+from repsim import store
+from repsim.integrity import Check, Damage, check, describes, forget, restore
+from repsim.places import Folder, place_of
+from repsim.schema import RepsimError
+
+KINDS = {
+    "states": {"logprobs": True},
+    "compressed": {"logprobs": True, "compression": "small"},
+    "statistics": {"logprobs": True, "keep": False, "statistics": (SUMS,)},
+}
+RESULT = xr.Dataset({"value": ("state", np.arange(3.0))}, {"layer": ("state", np.array(["embed", "0", "1"], object))})
+FRAME = {"path", "plan", "plan_name", "plan_digest", "parent", "step_text", "token_id", "position"} | {
+    *("sample", "sample_key", "length", "block")
+}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(store, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(store, "STATISTIC_BYTES", 0)
+    monkeypatch.setattr(store, "CHUNKS", dict.fromkeys(store.CHUNKS, 3))
+    monkeypatch.setattr(store, "DONE_CHUNKS", dict.fromkeys(store.DONE_CHUNKS, 2))
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def place(tmp_path) -> Folder:
+    return place_of(tmp_path / "s.zarr")
+
+
+@pytest.fixture
+def full(place, kind) -> Folder:
+    """A finished store that holds every kind of array."""
+    write(place, layout_of(units=16, **kind))
+    store.write_result(place, "own", RESULT)
+    return place
+
+
+def chunk_files(place: Folder) -> dict[str, list[str]]:
+    """Array → keys of its chunks."""
+    found = defaultdict(list)
+    for key in sorted(place.sizes()):
+        if not key.endswith("zarr.json"):
+            found[key.partition("/c/")[0]].append(key)
+    return found
+
+
+def named(found: Check) -> list[str]:
+    """The keys that the damages name, as their text says them."""
+    return sorted(str(damage).rpartition("(")[2].removesuffix(")") for damage in found.damages)
+
+
+# Values worked out by hand
+
+
+def test_damage_is_named_for_the_eye(place):
+    write(place, layout_of(logprobs=True))
+    place.write("hidden/c/3/1/0", b"")
+    place.delete("logprob/c/4/2")
+    found = check(place).damages
+    assert found == (
+        Damage("hidden", (3, 1, 0), "node 3, token 64 to 127", False),
+        Damage("logprob", (4, 2), "node 4, token 128 to 146", True),
+    )
+    assert str(found[0]) == "damaged: hidden node 3, token 64 to 127 (hidden/c/3/1/0)"
+    assert str(found[1]) == "missing: logprob node 4, token 128 to 146 (logprob/c/4/2)"
+
+
+# What is there
+
+
+def test_a_whole_store_is_whole(full):
+    files = [key for keys in chunk_files(full).values() for key in keys]
+    sizes = full.sizes()
+    assert check(full) == Check(len(files), sum(sizes[key] for key in files), ())
+
+
+def test_every_flipped_byte_is_found(full):
+    """100 flips, at least one in every array; ten at once, so that a wrong accusation shows as well."""
+    chance, arrays, kept = random.Random(0), chunk_files(full), bytes_in(full)
+    assert arrays.keys() >= FRAME | {"done", "logprob", "analyses/own/value", "analyses/own/layer"}
+    assert ("hidden" in arrays) != ("statistics/own.sum" in arrays)
+    everything = [key for keys in arrays.values() for key in keys]
+    chosen = [chance.choice(keys) for keys in arrays.values()]
+    chosen += chance.choices(everything, k=100 - len(chosen))
+    for first in range(0, 100, 10):
+        flipped = sorted(set(chosen[first : first + 10]))
+        for key in flipped:
+            data = bytearray(kept[key])
+            data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
+            full.write(key, bytes(data))
+        assert named(check(full)) == flipped
+        for key in flipped:
+            full.write(key, kept[key])
+    assert not check(full).damages
+
+
+def test_every_missing_chunk_is_found(full):
+    for keys in chunk_files(full).values():
+        key = keys[-1]
+        data = full.read(key)
+        full.delete(key)
+        found = check(full)
+        assert named(found) == [key]
+        assert found.damages[0].missing
+        full.write(key, data)
+
+
+@pytest.mark.parametrize("left", [0, 1, 3, 4, -1])
+def test_a_file_cut_short_is_found(full, left):
+    cut = sorted(keys[0] for keys in chunk_files(full).values() if keys[0] not in ("path/c/0/0", "done/c/0/0"))
+    for key in cut:
+        full.write(key, full.read(key)[:left])
+    assert named(check(full)) == cut
+
+
+def test_what_is_not_finished_is_not_missing(place, kind):
+    layout = layout_of(units=16, **kind)
+    begin(place, layout)
+    assert not check(place).damages
+    write(place, layout, blocks=[1])
+    assert not check(place).damages
+    larger = layout_of(MORE_LENGTHS, PLANS, units=16, **kind)
+    begin(place, larger)
+    assert not check(place).damages
+
+
+def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monkeypatch):
+    layout, larger = layout_of(units=16, **kind), layout_of(MORE_LENGTHS, MORE_PLANS, units=16, **kind)
+    write(place, layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_attributes", lambda _layout: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.write_frame(zarr.open_group(place.zarr, mode="r+"), larger)
+        place.delete("done/c/4/1")  # and it had not come this far
+    assert store.open_dataset(place).sizes["sample"] == len(LENGTHS)
+    assert not check(place).damages
+    victim = next(key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c")))
+    place.write(victim, b"")
+    forget(place, check(place).damages)
+    begin(place, layout)
+    assert store.open_dataset(place)["done"].values.sum() < layout.wanted.sum() * 3
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("array", ["hidden", "logprob", "statistics/own.sum", "done"])
+def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
+    arrays, kept = chunk_files(full), bytes_in(full)
+    if array not in arrays:
+        pytest.skip("not in this kind of store")
+    chance = random.Random(1)
+    for number, key in enumerate(sorted(chance.sample(arrays[array], 3))):
+        if number:
+            full.write(key, kept[key][:-1] + bytes([kept[key][-1] ^ 1]))
+        else:
+            full.delete(key)
+    found = check(full)
+    forget(full, found.damages)
+    assert not check(full).damages
+    layout = layout_of(units=16, **kind)
+    done = store.open_dataset(full)["done"].values[layout.wanted]
+    assert done.any()  # no more than need be
+    assert not done.all()
+    write(full, layout)
+    assert bytes_in(full) == kept
+
+
+def test_only_the_blocks_that_a_damaged_chunk_holds_are_forgotten(place):
+    write(place, layout_of())  # tokens 0 to 89, 90 to 139, 140 to 146
+    place.write("hidden/c/3/1/0", b"")  # tokens 64 to 127
+    forget(place, check(place).damages)
+    done = store.open_dataset(place)["done"].values
+    assert done[3].tolist() == [False, False, True]
+    assert np.delete(done, 3, 0).all()
+    assert place.read("hidden/c/3/1/0") is None
+
+
+@pytest.mark.parametrize("beside", [set(), {"done", "logprob"}])
+def test_what_describes_the_store_is_restored_to_the_byte(full, kind, beside):
+    layout, kept = layout_of(units=16, **kind), bytes_in(full)
+    for array in FRAME | beside:
+        full.delete(chunk_files(full)[array][0])
+    full.write("path/c/0/0", b"")
+    damages = check(full).damages
+    assert {damage.array for damage in damages if describes(damage)} == FRAME
+    restore(full, layout, damages)
+    forget(full, check(full).damages)
+    assert not check(full).damages
+    write(full, layout)
+    assert bytes_in(full) == kept
+
+
+@pytest.mark.parametrize(
+    "other",
+    [layout_of(MORE_LENGTHS, units=16), layout_of(plans=MORE_PLANS[1:], units=16), layout_of((90, 49, 8), units=16)],
+)
+def test_what_describes_another_store_does_not_restore(place, other):
+    write(place, layout_of(units=16))
+    place.write("position/c/1", b"")
+    before = bytes_in(place)
+    with pytest.raises(RepsimError, match="position damaged, and this is not the command that made the store"):
+        restore(place, other, check(place).damages)
+    assert bytes_in(place) == before
+
+
+def test_a_damaged_result_is_removed_whole_and_no_other(place):
+    write(place, layout_of())
+    before = bytes_in(place)
+    store.write_result(place, "own", RESULT)
+    beside = bytes_in(place)
+    store.write_result(place, "own-too", RESULT)
+    place.delete("analyses/own-too/value/c/0")
+    forget(place, check(place).damages)
+    assert bytes_in(place) == beside
+    assert before.items() <= beside.items()
+
+
+# Bad input
+
+
+def test_damage_to_what_describes_the_store_is_not_forgotten(full):
+    for array in FRAME:
+        key = chunk_files(full)[array][0]
+        data = full.read(key)
+        full.write(key, b"")
+        damages = check(full).damages
+        before = bytes_in(full)
+        with pytest.raises(RepsimError, match=rf"s\.zarr: damaged: {array} .*; capture again, to another --out$"):
+            forget(full, damages)
+        assert bytes_in(full) == before
+        full.write(key, data)
+
+
+def test_what_is_no_store_is_not_checked(place):
+    with pytest.raises(RepsimError, match="no such store; make one with"):
+        check(place)
+    assert not place.path.exists()
