@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from repsim.places import Place, one_line_errors
-from repsim.schema import RepsimError
+from repsim.schema import PLAN, RepsimError
 from repsim.store import (
     CHECK_ADDRESS,
     RESULTS,
@@ -35,7 +35,7 @@ class Damage:
     """A chunk that is not what was written.
 
     array: path of the array in the store.
-    chunk: its index along each dimension.
+    chunk: its index along each dimension; () where it is the array's own metadata.
     region: what it covers, for the eye.
     missing: whether it is not there at all.
     """
@@ -52,7 +52,8 @@ class Damage:
 
     def __str__(self) -> str:
         what = "missing" if self.missing else "damaged"
-        return f"{what}: {self.array} {self.region} ({self.array}/c/{'/'.join(map(str, self.chunk))})"
+        key = f"c/{'/'.join(map(str, self.chunk))}" if self.chunk else "zarr.json"
+        return f"{what}: {self.array} {self.region} ({self.array}/{key})"
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,20 @@ def check(place: Place) -> Check:
     group = root_group(place)
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
         sizes = place.sizes()
-        arrays = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
+        paths = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
+        found = [Damage(path, (), "metadata", True) for path in _promised(group) if path not in paths]
+        arrays: dict[str, Any] = {}
+        for path in paths:
+            try:
+                arrays[path] = group[path]
+            except (ValueError, KeyError, TypeError):
+                found.append(Damage(path, (), "metadata", False))
         tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
         read = 0
-        expected = _expected(place, group)
+        # Without all its metadata a store cannot be opened, and what its blocks ought to have cannot be told.
+        expected = dict.fromkeys(arrays, set[tuple[int, ...]]()) if found else _expected(place, group)
         extent: Any = group.attrs["extent"]
-        for path in arrays:
-            array: Any = group[path]
+        for path, array in arrays.items():
             if isinstance(array, zarr.Group):
                 continue
             shape = array.shape
@@ -98,8 +106,16 @@ def check(place: Place) -> Check:
                     tasks.append((array, path, chunk, key in sizes))
                     read += sizes.get(key, 0)
         with ThreadPoolExecutor() as pool:
-            found = tuple(damage for damage in pool.map(_damage, tasks) if damage is not None)
-    return Check(len(tasks), read, found)
+            found += [damage for damage in pool.map(_damage, tasks) if damage is not None]
+    return Check(len(tasks), read, tuple(found))
+
+
+def _promised(group: zarr.Group) -> list[str]:
+    """Arrays that the root's attributes say are there."""
+    attributes: Any = group.attrs
+    described = [PLAN, "path", *attributes["coordinates"].split()]
+    states = ["hidden"] if attributes["keep"] == "all" else []
+    return described + states + [f"{STATISTICS}/{name}" for name in attributes["statistics"]]
 
 
 def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
@@ -162,8 +178,10 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
     states.
 
     Raises:
-        RepsimError: the layout is another one, or the store cannot be written.
+        RepsimError: the layout is another one, an array's metadata is lost, or the store cannot be written.
     """
+    if lost := [damage.array for damage in damages if not damage.chunk]:
+        raise RepsimError(f"{place}: zarr.json of {', '.join(lost)} is lost; capture again to another --out")
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
         attributes, damaged = group.attrs, {damage.array for damage in damages if describes(damage)}
@@ -222,7 +240,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
 
 def describes(damage: Damage) -> bool:
     """Whether it is in what describes the store: plans, trie, tokens, samples."""
-    return damage.array.split("/")[0] not in ("hidden", "logprob", "done", STATISTICS, RESULTS)
+    return not damage.chunk or damage.array.split("/")[0] not in ("hidden", "logprob", "done", STATISTICS, RESULTS)
 
 
 def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:

@@ -127,7 +127,7 @@ class Folder(Place):
         try:
             partial.write_bytes(data)
             os.link(partial, path)  # unlike a rename it never replaces what is there
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the latter: whoever was faster has begun, and tidied up
             return False
         finally:
             partial.unlink(missing_ok=True)

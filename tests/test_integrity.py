@@ -9,6 +9,7 @@ import xarray as xr
 import zarr
 from test_store import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
 
+import repsim
 from repsim import store
 from repsim.integrity import Check, Damage, check, describes, forget, restore
 from repsim.places import Folder, place_of
@@ -252,3 +253,16 @@ def test_what_is_no_store_is_not_checked(place):
     with pytest.raises(RepsimError, match="no such store; make one with"):
         check(place)
     assert not place.path.exists()
+
+
+@pytest.mark.parametrize("name", ["hidden", "parent"])
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_lost_metadata_is_named_and_not_mended(tiny_folder, tmp_path, name, content):
+    asked = {"model": str(tiny_folder), "limit": 2, "max_tokens": 5, "out": tmp_path / "c.zarr"}
+    repsim.capture(**asked)
+    file = tmp_path / "c.zarr" / name / "zarr.json"
+    file.unlink() if content is None else file.write_text(content)
+    found = [str(damage) for damage in repsim.verify(tmp_path / "c.zarr").damages]
+    assert f"{'missing' if content is None else 'damaged'}: {name} metadata ({name}/zarr.json)" in found
+    with pytest.raises(RepsimError, match=f"zarr.json of {name} is lost; capture again to another --out"):
+        repsim.capture(**asked, repair=True)
