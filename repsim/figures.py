@@ -146,6 +146,7 @@ def profile(result: xr.Dataset, name: str, label: str, *, width: Width = "column
         axes.plot(states, values, color=LINE, linewidth=1, marker="o", markersize=2)
         if (values > 0).all():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,g}")  # powers of ten would need mathtext
         axes.set_xlim(-0.5, len(values) - 0.5)
         figure.draw_without_rendering()
         cell = axes.get_window_extent().width / figure.dpi * POINTS / len(values)

@@ -100,9 +100,14 @@ class Lock:
         except Exception as failure:  # whatever ends the work must not be hidden by this
             log.debug("%s: lock not released: %s", self._place, failure)
 
+    @property
+    def held(self) -> bool:
+        """Whether it is still ours."""
+        return not self._lost and self._is_mine()
+
     def check(self) -> None:
         """Refuses to go on without the lock."""
-        if self._lost or not self._is_mine():
+        if not self.held:
             raise RepsimError(f"{self._place}: taken over by {self._read() or 'another writer'}; this one stops")
 
     def _take_over(self) -> None:

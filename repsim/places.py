@@ -152,7 +152,10 @@ class Folder(Place):
         return {path.relative_to(self.path).as_posix() for path in islice(files, SOME)}
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.exists():
+            gone = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}{PARTIAL}")
+            self.path.rename(gone)  # at once, lest half a store stays if this is cut short
+            shutil.rmtree(gone, ignore_errors=True)
 
     def begin(self) -> None:
         for partial in self.path.rglob(f"*{PARTIAL}"):

@@ -155,7 +155,7 @@ def capture(
         except Stopped:
             raise
         except RepsimError:
-            if worthless and not _holds_anything(place):  # it cannot be made at all
+            if worthless and lock.held and not _holds_anything(place):  # it cannot be made at all
                 place.remove()
             raise
     return captures.open(place.text)
