@@ -90,7 +90,7 @@ def check(place: Place) -> Check:
         tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
         read = 0
         # Without all its metadata a store cannot be opened, and what its blocks ought to have cannot be told.
-        expected = dict.fromkeys(arrays, set[tuple[int, ...]]()) if found else _expected(place, group)
+        expected = {path: set() for path in arrays} if found else _expected(place, group)
         extent: Any = group.attrs["extent"]
         for path, array in arrays.items():
             if isinstance(array, zarr.Group):

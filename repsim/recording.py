@@ -110,7 +110,8 @@ def capture(
         Stopped: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
     """
-    analyses = statistics.split(",") if isinstance(statistics, str) else list(statistics)
+    named = statistics.split(",") if isinstance(statistics, str) else statistics
+    analyses = [name for name in named if name]
     _check_options(dtype, tokens, keep, analyses, compression, batch_tokens)
     kernels = statistics_of(analyses)
     model = str(model) if isinstance(model, Path) else model
@@ -131,7 +132,7 @@ def capture(
         "compression": compression,
         "batch_tokens": batch_tokens,
         "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
-        "revision": load_options.get("revision"),
+        **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
     asked = _layout(loaded, texts, plan, max_tokens, chosen, kernels, batch_tokens)
     if repair and store.is_begun(place):
@@ -148,21 +149,26 @@ def capture(
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        worthless = not store.is_begun(place)
-        try:
+        with _nothing_worthless(place, lock):
             writer = store.prepare(place, layout, lock)
             _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
-        except Stopped:
-            raise
-        except RepsimError:
-            if worthless and lock.held and not _holds_anything(place):  # it cannot be made at all
-                place.remove()
-            raise
     return captures.open(place.text)
 
 
-def _holds_anything(place: Place) -> bool:
-    return store.is_begun(place) and bool(captures.open(place.text).dataset["done"].any())
+@contextmanager
+def _nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
+    """Removes a store that was begun here and cannot be made at all."""
+    new = not store.is_begun(place)
+    try:
+        yield
+    except Stopped:
+        raise
+    except RepsimError:
+        if new and lock.held:
+            done = store.is_begun(place) and captures.open(place.text).dataset["done"].any()
+            if not done:
+                place.remove()
+        raise
 
 
 def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
@@ -436,7 +442,9 @@ def _run(
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             try:
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
-            except torch.OutOfMemoryError as problem:
+            except RuntimeError as problem:
+                if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(problem):
+                    raise
                 raise RepsimError(
                     f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...): out of memory on {model.device}; "
                     "what is finished is kept: go on with fewer --batch-tokens or --max-tokens"

@@ -608,7 +608,7 @@ def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatc
 
     monkeypatch.setattr(store.Writer, "write", refuse)
     monkeypatch.setattr(sinks, "WAITING_STATES", 1)
-    with pytest.raises(RepsimError, match="^refused$"):
+    with pytest.raises(RepsimError, match=r"^refused$"):
         repsim.capture(model, out="memory://refused/c.zarr", **asked)
 
 
@@ -619,6 +619,28 @@ def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypa
     with pytest.raises(RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"):
         repsim.capture(model, corpus=texts, out=path)
     assert not path.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_too_large_a_block_is_one_line_and_what_is_finished_stays(model, texts, path, monkeypatch, problem):
+    def run(self, trie, made, consume, **options):
+        if blocks:
+            raise problem
+        blocks.append(made)
+        whole(self, trie, made, consume, **options)
+
+    blocks, whole = [], trace.Tracer.run
+    monkeypatch.setattr(trace.Tracer, "run", run)
+    with pytest.raises(
+        RepsimError, match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on"
+    ):
+        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
+    monkeypatch.undo()
+    assert repsim.open(path).complete == block_tokens(model, texts)[0]
+    assert repsim.capture(model, corpus=texts, out=path, batch_tokens=4).missing == 0
 
 
 def test_what_info_says(mixed):
