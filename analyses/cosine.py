@@ -6,8 +6,8 @@ them into a mean with a standard error. It knows nothing of models, of files or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from repsim.measures import cosine_from_gram, grams, token_cosine_sums
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Statistic
+from repsim.statistics import Source, Statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,21 +26,6 @@ DESCRIPTION = {
     "token": "Mean over tokens of the cosine between two states at the same token.",
     "sequence": "Mean over samples of the cosine between two states flattened over a sample's tokens, without padding.",
 }
-
-
-class Capture(Protocol):
-    """What this analysis asks of a capture; see `repsim.captures.Capture`."""
-
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
-
-    def steps(self, plan: str) -> list[str]: ...
-
-    def plan_name(self, plan: str) -> str: ...
-
-    def plan_text(self, plan: str) -> str: ...
-
-    def per_sample(self, plan: str, statistic: Statistic) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
 
 
 def _upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -64,7 +49,7 @@ STATISTICS = {
 }
 
 
-def compute(capture: Capture, *, plan: str = "baseline", average: Average = "token") -> xr.Dataset:
+def compute(capture: Source, *, plan: str = "baseline", average: Average = "token") -> xr.Dataset:
     """Mean cosine similarity between every two states of a plan.
 
     -1 (opposite directions) to 1 (same direction). The two averages answer different questions

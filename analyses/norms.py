@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Statistic
+from repsim.statistics import Source, Statistic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Capture(Protocol):
-    """What this analysis asks of a capture; see `repsim.captures.Capture`."""
-
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
-
-    def steps(self, plan: str) -> list[str]: ...
-
-    def plan_name(self, plan: str) -> str: ...
-
-    def plan_text(self, plan: str) -> str: ...
-
-    def per_sample(self, plan: str, statistic: Statistic) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
 
 
 def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
@@ -40,7 +24,7 @@ def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
 STATISTICS = {"sum": _norm_sums}
 
 
-def compute(capture: Capture, *, plan: str = "baseline") -> xr.Dataset:
+def compute(capture: Source, *, plan: str = "baseline") -> xr.Dataset:
     """Mean over tokens of the Euclidean norm of each state of a plan.
 
     At least 0, in the units of the residual stream. In the middle layers of many decoders the first token's state is

@@ -7,10 +7,10 @@ states in the store's dtype, so the numbers are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,21 @@ class Statistic:
     def width(self, states: int, units: int) -> int:
         """How many values a plan of so many states gives."""
         return len(self.kernel(np.ones((states, 1, units), np.float32)))
+
+
+class Source(Protocol):
+    """What analyses of statistics ask of a capture; see `repsim.captures.Capture`."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def steps(self, plan: str) -> list[str]: ...
+
+    def plan_name(self, plan: str) -> str: ...
+
+    def plan_text(self, plan: str) -> str: ...
+
+    def per_sample(self, plan: str, statistic: Statistic) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
 
 
 def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
