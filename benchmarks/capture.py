@@ -30,7 +30,7 @@ from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, token
 from repsim.families import resolve
 from repsim.models import Model, load
 from repsim.plans import PlanTrie
-from repsim.recording import DEFAULT_BATCH_TOKENS, OVERHEAD, WASTE
+from repsim.recording import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.trace import Tracer
 
 ROUNDS = 5
@@ -83,7 +83,7 @@ def corpus_file(folder: Path, texts: Sequence[str]) -> str:
 def blocks_of(samples: tuple[Sample, ...], waste: float = 1.0) -> list[tuple[Batch, ...]]:
     """The batches that capture makes; with the greatest waste, one batch a block."""
     ends = np.cumsum((0, *cut_blocks(samples, DEFAULT_BATCH_TOKENS)))
-    overhead = OVERHEAD["cpu"] if waste < 1 else 1e9
+    overhead = CPU_COSTS["overhead"] if waste < 1 else 1e9
     return [batches(samples[first:last], 0, overhead=overhead, waste=waste) for first, last in pairwise(ends)]
 
 
@@ -146,7 +146,7 @@ def natural(model: Model) -> None:
     as_they_come = sorted(samples, key=lambda sample: place[sample.key])
     eights = [as_they_come[first : first + PAPER_BATCH] for first in range(0, len(samples), PAPER_BATCH)]
     paper = [batch for eight in eights for batch in batches(eight, 0, overhead=1e9, waste=1)]
-    packed = [batch for block in blocks_of(samples, WASTE["cpu"]) for batch in block]
+    packed = [batch for block in blocks_of(samples, CPU_COSTS["waste"]) for batch in block]
     for name, made in (("capture", packed), ("batches of 8 as they come", paper)):
         positions = sum(batch.mask.size for batch in made)
         padding = 1 - sum(batch.tokens for batch in made) / positions

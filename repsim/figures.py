@@ -151,9 +151,7 @@ def profile(result: xr.Dataset, name: str, label: str, *, width: Width = "column
         figure.draw_without_rendering()
         cell = axes.get_window_extent().width / figure.dpi * POINTS / len(values)
         runs = _labelled(_runs([str(text) for text in result["layer"].values]), cell)
-        axes.set_xticks([run.middle for run in runs], [run.text for run in runs])
-        for text in axes.get_xticklabels():
-            text.set_rotation(90 if len(text.get_text()) > 2 else 0)
+        _label_x(axes, runs)
     return figure
 
 
@@ -234,9 +232,12 @@ def _fit(figure: Figure, axes: Axes, title: Text, labels: Sequence[str]) -> None
 def _label(axes: Axes, labels: Sequence[str], cell: float) -> None:
     """Ticks at the states that are labelled; along x all but short labels stand upright."""
     runs = _labelled(_runs(labels), cell)
-    places, texts = [run.middle for run in runs], [run.text for run in runs]
-    axes.set_yticks(places, texts)
-    axes.set_xticks(places, texts)
+    axes.set_yticks([run.middle for run in runs], [run.text for run in runs])
+    _label_x(axes, runs)
+
+
+def _label_x(axes: Axes, runs: Sequence[Run]) -> None:
+    axes.set_xticks([run.middle for run in runs], [run.text for run in runs])
     for text in axes.get_xticklabels():
         text.set_rotation(90 if len(text.get_text()) > 2 else 0)
 

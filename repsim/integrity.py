@@ -29,6 +29,8 @@ from repsim.store import (
     write_frame,
 )
 
+FILLED = ("hidden", "logprob", STATISTICS)  # by blocks; `done` says which, and the rest describes the store
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -210,9 +212,8 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
     Raises:
         RepsimError: what describes the store is damaged.
     """
-    filled = ("hidden", "logprob", STATISTICS)
     for damage in damages:
-        if damage.array.split("/")[0] not in (*filled, "done", RESULTS):
+        if describes(damage):
             raise RepsimError(f"{place}: {damage}: it describes the store; capture again, to another --out")
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
@@ -222,7 +223,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
         held = open_dataset(place)[["done", "path", "block", "sample"]].load()
         done, ends = held["done"].values.copy(), plan_ends(held)
         starts, samples = block_starts(held)
-        lost = [damage for damage in damages if damage.array.split("/")[0] in filled]
+        lost = [damage for damage in damages if damage.array.split("/")[0] in FILLED]
         for damage in lost:
             array: Any = group[damage.array]
             row, chunk = damage.chunk[:2]
@@ -240,7 +241,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
 
 def describes(damage: Damage) -> bool:
     """Whether it is in what describes the store: plans, trie, tokens, samples."""
-    return not damage.chunk or damage.array.split("/")[0] not in ("hidden", "logprob", "done", STATISTICS, RESULTS)
+    return not damage.chunk or damage.array.split("/")[0] not in (*FILLED, "done", RESULTS)
 
 
 def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:

@@ -83,7 +83,8 @@ class Lock:
 
     def __enter__(self) -> Self:
         with one_line_errors(self._place):
-            while not self._place.create(KEY, self._me.bytes):
+            # a request to a bucket that is sent again after a lost answer finds our own lock
+            while not self._place.create(KEY, self._me.bytes) and not self._is_mine():
                 self._take_over()
             self._place.begin()
         self._beating.start()

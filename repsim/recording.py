@@ -30,7 +30,7 @@ from repsim.families import resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, PlanTrie
-from repsim.schema import DEFAULT_MODEL, STORE_DTYPES, Identity, RepsimError, Stopped
+from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of
 
 if TYPE_CHECKING:
@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     from repsim.trace import NodeState
 
 DEFAULT_BATCH_TOKENS = 2048
-# What one more forward costs, in positions: about 15 ms of Python and kernels. On a CPU that is some 16 positions of a
-# small model; a GPU does hundreds meanwhile, and padding costs it little.
-OVERHEAD = {"cpu": 16.0}
-GPU_OVERHEAD = 256.0
-WASTE = {"cpu": 0.02}
-GPU_WASTE = 0.25
+# For `batches`. One more forward costs about 15 ms of Python and kernels: some 16 positions of a small model on a CPU;
+# a GPU does hundreds meanwhile, and padding costs it little.
+CPU_COSTS = {"overhead": 16.0, "waste": 0.02}
+GPU_COSTS = {"overhead": 256.0, "waste": 0.25}
 VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
 
 log = logging.getLogger("repsim")
@@ -115,8 +113,9 @@ def capture(
     _check_options(dtype, tokens, keep, analyses, compression, batch_tokens)
     kernels = statistics_of(analyses)
     model = str(model) if isinstance(model, Path) else model
+    plans = [plan] if isinstance(plan, str | Plan) else list(plan)
     texts = read_corpus(str(corpus), field=field, limit=limit)
-    place = place_of(out if out is not None else _default_path(model, texts, plan))
+    place = place_of(out if out is not None else _default_path(model, texts, plans))
     _check_target(place)
     loaded = _loaded(model, load_options)
     chosen = {
@@ -134,7 +133,7 @@ def capture(
         "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
         **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
-    asked = _layout(loaded, texts, plan, max_tokens, chosen, kernels, batch_tokens)
+    asked = _layout(loaded, texts, plans, max_tokens, chosen, kernels, batch_tokens)
     if repair and store.is_begun(place):
         with Lock(place):
             _repair(place, asked)
@@ -173,11 +172,8 @@ def _nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
 
 def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
     """Refuses what no model could give, before one is loaded."""
-    if dtype not in STORE_DTYPES:
-        raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
+    store.check_form(dtype, compression)
     TokenRule(tokens)
-    if compression not in store.COMPRESSION:
-        raise RepsimError(f"compression {compression!r}: choose {', '.join(store.COMPRESSION)}")
     if keep not in ("all", "none"):
         raise RepsimError(f"keep {keep!r}: choose all or none")
     if keep == "none" and not analyses:
@@ -192,11 +188,10 @@ def _unpathed(corpus: str) -> str:
     return corpus if corpus == BUILTIN or corpus.startswith("hf:") else Path(corpus).name
 
 
-def _default_path(model: str | Model, corpus: Corpus, plan: Any) -> Path:
+def _default_path(model: str | Model, corpus: Corpus, plans: Sequence[str | Plan]) -> Path:
     from repsim.models import cache_folder
 
     name = model if isinstance(model, str) else model.name
-    plans = [plan] if isinstance(plan, str | Plan) else plan
     parts = (Path(name).name if Path(name).exists() else name, corpus.name, "+".join(map(str, plans)))
     slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in parts)
     return cache_folder() / "captures" / f"{slug[:120]}.zarr"
@@ -228,7 +223,7 @@ def _loaded(model: str | Model, options: dict[str, Any]) -> Model:
 def _layout(
     model: Model,
     texts: Corpus,
-    plan: Any,
+    asked: Sequence[str | Plan],
     max_tokens: int | None,
     chosen: dict[str, Any],
     kernels: tuple[Any, ...],
@@ -237,7 +232,7 @@ def _layout(
     """What is asked for, as if nothing were there."""
     if chosen["logprobs"] and not model.predicts_next_token:
         raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
-    plans = resolve(plan, model.layers)
+    plans = resolve(asked, model.layers)
     if not plans:
         raise RepsimError("no plan: name at least one, e.g. baseline")
     longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
@@ -257,8 +252,6 @@ def _layout(
         device=model.device.type,
         versions={name: metadata.version(name) for name in VERSIONED},
     )
-    plain = plan if isinstance(plan, str | Plan) else list(plan)
-    names = [str(one) for one in (plain if isinstance(plain, list) else [plain])]
     unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
@@ -275,7 +268,7 @@ def _layout(
         keep=chosen["keep"] == "all",
         statistics=kernels,
         compression=chosen["compression"],
-        requests=({"model": model.name, "plan": names, **said},),
+        requests=({"model": model.name, "plan": list(map(str, asked)), **said},),
     )
 
 
@@ -417,7 +410,7 @@ def _run(
 
     tracer = Tracer(model)
     kind = model.device.type
-    costs = {"overhead": OVERHEAD.get(kind, GPU_OVERHEAD), "waste": WASTE.get(kind, GPU_WASTE)}
+    costs = CPU_COSTS if kind == "cpu" else GPU_COSTS
     lengths = np.diff(layout.token_starts)
     before, total = 0.0, int(lengths[missing.any(0)].sum())
     progress = progress or (lambda _: None)

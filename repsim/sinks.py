@@ -70,8 +70,8 @@ class Sink:
         self._pending, self._allow = pending, allow_nonfinite
         first, last = layout.sample_starts[block : block + 2]
         self._lengths = [len(sample) for sample in layout.samples[first:last]]
-        self._first_sample = int(first)
         positions = layout.positions[first:last]
+        self._kept_lengths = list(map(len, positions))
         starts = np.cumsum((0, *self._lengths[:-1]))
         self._index: Tensor | None = None
         if layout.identity.tokens not in ("all", "mean"):
@@ -85,8 +85,8 @@ class Sink:
 
     def take(self, state: NodeState) -> None:
         """Starts a state on its way; what is wrong with it, or with one before it, is raised."""
-        hidden = self._kept(state.hidden)
-        logprob = None if state.logprob is None else self._kept(state.logprob[:, None])[:, 0]
+        hidden = self._kept(state.hidden, torch.mean)
+        logprob = None if state.logprob is None else self._kept(state.logprob, torch.nanmean)
         # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
         bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
         stored, bounds, scores = (self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob))
@@ -103,11 +103,11 @@ class Sink:
         self._lane.drain()
         self._writer.finish()
 
-    def _kept(self, values: Tensor) -> Tensor:
-        """`[token, ...]` of the tokens that the store keeps."""
+    def _kept(self, values: Tensor, mean: Callable[..., Tensor]) -> Tensor:
+        """`[token, ...]` of the tokens that the store keeps, which may be the mean of each sample's."""
         if self._layout.identity.tokens == "mean":  # not by scatter: its order, and so its rounding, varies on a GPU
             parts = values.to(torch.float32).split(self._lengths)  # type: ignore[no-untyped-call]
-            return torch.stack([part.nanmean(0) if values.shape[1] == 1 else part.mean(0) for part in parts])
+            return torch.stack([mean(part, 0) for part in parts])
         return values if self._index is None else values.index_select(0, self._index.to(values.device))
 
     def _to_host(self, value: Tensor | None) -> Any:
@@ -139,8 +139,7 @@ class Sink:
     def _take_statistics(self) -> dict[str, NDArray[np.float64]]:
         """Statistics of the plan that ends here: name → `[sample, value]`."""
         states = np.stack([hidden for _, hidden in self._path])
-        kept = list(map(len, self._layout.positions[self._first_sample :][: len(self._lengths)]))
-        pieces = np.split(states, np.cumsum(kept)[:-1], axis=1)
+        pieces = np.split(states, np.cumsum(self._kept_lengths)[:-1], axis=1)
         return {item.name: np.stack([item.kernel(piece) for piece in pieces]) for item in self._layout.statistics}
 
     def _misfit(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:

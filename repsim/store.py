@@ -60,6 +60,14 @@ COMPRESSION = ("none", "fast", "small")
 KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
 
 
+def check_form(dtype: str, compression: str) -> None:
+    """Refuses what states cannot be stored as."""
+    if dtype not in STORE_DTYPES:
+        raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
+    if compression not in COMPRESSION:
+        raise RepsimError(f"compression {compression!r}: choose {', '.join(COMPRESSION)}")
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a store is to hold.
@@ -93,10 +101,7 @@ class Layout:
     requests: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.dtype not in STORE_DTYPES:
-            raise RepsimError(f"dtype {self.dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
-        if self.compression not in COMPRESSION:
-            raise RepsimError(f"compression {self.compression!r}: choose {', '.join(COMPRESSION)}")
+        check_form(self.dtype, self.compression)
 
     @cached_property
     def positions(self) -> tuple[NDArray[np.int32], ...]:
@@ -300,9 +305,9 @@ def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
             group = zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
         else:
             group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        shape = len(layout.trie), len(layout.blocks)
+        same = all(group.attrs.get(name) == value for name, value in _attributes(layout).items())
         # the array may be larger than the extent: an extension was cut short, and now another layout is asked for
-        if dict(group.attrs) != _attributes(layout) or writable(group, "done").shape != shape:
+        if not same or writable(group, "done").shape != (len(layout.trie), len(layout.blocks)):
             write_frame(group, layout)
         return Writer(place, group, layout, lock)
 
@@ -328,7 +333,8 @@ def is_begun(place: Place) -> bool:
 
 def write_frame(group: zarr.Group, layout: Layout) -> None:
     """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
-    for name, variable in frame(layout).variables.items():
+    described = frame(layout)
+    for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
         array = _array(group, str(name), dims, variable.shape, variable.dtype)
         array[...] = array[...] if name == "done" else variable.values  # every chunk is there, and can be missed
@@ -355,11 +361,11 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
         chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
         shape = (extent[PLAN], extent[SAMPLE], width)
         _array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
-    group.attrs.put(_attributes(layout))
+    coordinates = " ".join(str(name) for name in described.coords if name != PLAN)  # as xarray notes them
+    group.attrs.put({**_attributes(layout), "coordinates": coordinates})
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
-    coordinates = [str(name) for name in frame(layout).coords if name != PLAN]
     return {
         SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
         "layers": layout.layers,
@@ -371,7 +377,6 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "compression": layout.compression,
         "requests": [dict(request) for request in layout.requests],
         "extent": layout.extent,
-        "coordinates": " ".join(coordinates),
     }
 
 
@@ -382,7 +387,7 @@ def frame(layout: Layout) -> xr.Dataset:
     for row, nodes in zip(path, trie.paths, strict=True):
         row[: len(nodes)] = nodes
     kept = list(map(len, layout.positions))
-    # `.mean` tokens are no token's; token_ids[-1] would be the last one's
+    # position -1 is a sample's mean and no token's; token_ids[-1] would be the last one's
     ids = [np.where(at < 0, -1, sample.token_ids[at]) for sample, at in zip(samples, layout.positions, strict=True)]
     strings = np.dtypes.StringDType()
     coords: Mapping[str, Any] = {
