@@ -3,12 +3,24 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STORE := cache/captures/smollm2-135m-builtin-baseline.zarr
+ENCODER := cache/captures/minilm-l6-builtin-baseline.zarr
 
 .PHONY: demo test lint figures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/repsim capture
 	$(BIN)/repsim analyze cosine $(STORE)
+	$(BIN)/repsim analyze clusters $(STORE)
+
+# The figures of the README.
+figures: $(VENV)/.ready
+	$(BIN)/repsim capture
+	$(BIN)/repsim capture minilm-l6
+	$(BIN)/repsim analyze cosine $(STORE) $(ENCODER)
+	$(BIN)/repsim analyze cosine $(STORE) --average sequence
+	$(BIN)/repsim analyze similarity $(STORE) $(ENCODER)
+	$(BIN)/repsim analyze clusters $(STORE) $(ENCODER)
+	$(BIN)/repsim analyze clusters $(STORE) --of cka
 
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest

@@ -7,14 +7,17 @@ finished and nothing else. How one is made is `repsim.recording`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from joblib import cpu_count
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from repsim import integrity, store
 from repsim.families import NamedPlan, resolve
@@ -24,7 +27,6 @@ from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
 
 PER_TOKEN = ("token_id", "position", "sample")
-RUN_BYTES = 256 * 2**20  # of states that are read at once, counted as float32
 
 
 class Capture:
@@ -110,9 +112,7 @@ class Capture:
         Raises:
             RepsimError: the plan is not in the store, or the states were not kept.
         """
-        if not self.keeps_states:
-            kept = ", ".join(self.dataset.attrs["statistics"])
-            raise RepsimError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
+        self._require_states()
         nodes = self._nodes(plan)
         tokens = int(self._token_starts[self._finished_blocks(nodes)])
         hidden = self.dataset["hidden"].isel({NODE: _as_slice(nodes), TOKEN: slice(tokens)})
@@ -136,44 +136,56 @@ class Capture:
             self.dataset["logprob"].isel({NODE: int(end[0]), TOKEN: slice(tokens)}).drop_vars(["parent", "step_text"])
         )
 
-    def per_sample(self, plan: str | Plan, statistic: Statistic) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    def lengths(self, *plans: str | Plan) -> NDArray[np.int64]:
+        """Kept tokens of each sample that is finished under all these plans, `[sample]`."""
+        paths = [self._nodes(plan) for plan in plans]
+        nodes = np.concatenate(paths if self.keeps_states else [path[-1:] for path in paths])
+        return self._kept_tokens[: int(self._sample_starts[self._finished_blocks(nodes)])]
+
+    def each_sample(self, *plans: str | Plan) -> Iterator[NDArray[Any]]:
+        """States of each finished sample, `[state, token, unit]`: those of the first plan, of the second, and so on.
+
+        An array is valid until the next but one is asked for.
+
+        Raises:
+            RepsimError: a plan is not in the store, or the states were not kept.
+        """
+        for samples in self._runs_of_samples(plans):
+            yield from samples
+
+    def per_sample(
+        self, plan: str | Plan | Sequence[str | Plan], statistic: Statistic
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """A statistic of each finished sample under a plan: how many kept tokens it has, and its values.
 
-        From the states if they were kept, in runs of whole samples of about 256 MiB as float32; otherwise as they were
-        taken while capturing. The values are the same.
+        From the states if they were kept, several samples at a time while the next are read; otherwise as they were
+        taken while capturing. The values are the same. With several plans, a sample's states are those of the first,
+        then those of the second, and so on; that takes stored states.
 
         Raises:
             RepsimError: the plan is not in the store, or neither states nor this statistic are.
         """
+        plans = [plan] if isinstance(plan, str | Plan) else list(plan)
+        lengths = self.lengths(*plans)
         if self.keeps_states:
-            yield from self._from_states(plan, statistic)
+            taken = _in_threads(statistic.kernel, self._runs_of_samples(plans))
+            yield from zip(lengths.tolist(), taken, strict=True)
             return
-        if statistic.name not in self.dataset.attrs["statistics"]:
+        if statistic.name not in self.dataset.attrs["statistics"] or len(plans) > 1:
             kept = ", ".join(self.dataset.attrs["statistics"])
             raise RepsimError(f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all")
-        nodes = self._nodes(plan)
-        width = statistic.width(len(nodes), self.dataset.attrs["units"])
-        samples = int(self._sample_starts[self._finished_blocks(nodes[-1:])])
-        kept_tokens = self._kept_tokens
-        for first in range(0, samples, 256):
-            run = slice(first, min(first + 256, samples))
-            values = store.read_statistic(self.place, statistic.name, self._row(plan), run)
-            yield from zip(kept_tokens[run].tolist(), values[:, :width], strict=True)
+        width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
+        for first in range(0, len(lengths), 256):
+            run = slice(first, min(first + 256, len(lengths)))
+            values = store.read_statistic(self.place, statistic.name, self._row(plans[0]), run)
+            yield from zip(lengths[run].tolist(), values[:, :width], strict=True)
 
-    def _from_states(self, plan: str | Plan, statistic: Statistic) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        hidden = self.hidden(plan)
-        room = max(2 * self.chunk_tokens, RUN_BYTES // (4 * hidden.sizes[STATE] * hidden.sizes["unit"]))
-        kept_tokens = self._kept_tokens[: int(self._sample_starts[self._finished_blocks(self._nodes(plan))])]
-        ends = np.cumsum(kept_tokens)
-        first_sample = first = 0
-        while first_sample < len(ends):
-            last_sample = max(first_sample + 1, int(np.searchsorted(ends, first + room, side="right")))
-            states = hidden.isel({TOKEN: slice(first, int(ends[last_sample - 1]))}).values
-            start = 0
-            for tokens in kept_tokens[first_sample:last_sample].tolist():
-                yield tokens, statistic.kernel(states[:, start : start + tokens])
-                start += tokens
-            first_sample, first = last_sample, int(ends[last_sample - 1])
+    def _runs_of_samples(self, plans: Sequence[str | Plan]) -> Iterator[list[NDArray[Any]]]:
+        """States of the samples that end in each run of tokens; valid until the next but one is asked for."""
+        self._require_states()
+        nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
+        runs = store.samples_by_run(self.place, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
+        yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
 
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
@@ -205,6 +217,11 @@ class Capture:
             "schema": str(self.dataset.attrs[store.SCHEMA_ATTRIBUTE]),
             "made by": "; then ".join(self.commands),
         }
+
+    def _require_states(self) -> None:
+        if not self.keeps_states:
+            kept = ", ".join(self.dataset.attrs["statistics"])
+            raise RepsimError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
 
     @cached_property
     def _token_starts(self) -> NDArray[np.int64]:
@@ -268,6 +285,22 @@ class Capture:
         # pandas escapes the cells and draws the table as notebooks know it
         table = xr.Dataset(self._facts()).to_pandas().to_frame()
         return f"<b>repsim.Capture</b> {table.to_html(header=False)}{self.dataset._repr_html_()}"
+
+
+def _in_threads(
+    kernel: Callable[[NDArray[Any]], NDArray[np.float64]], runs: Iterator[list[NDArray[Any]]]
+) -> Iterator[NDArray[np.float64]]:
+    """A kernel of every array, in order; while the values of one run are handed out, those of the next are computed."""
+    # a thread a core, each with its own products: the products alone would leave a core idle in between
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as threads:
+        before: list[Future[NDArray[np.float64]]] = []
+        for arrays in runs:
+            under_way = [threads.submit(kernel, array) for array in arrays]
+            for future in before:
+                yield future.result()
+            before = under_way
+        for future in before:
+            yield future.result()
 
 
 def names_of(plans: Sequence[NamedPlan]) -> str:

@@ -1,8 +1,9 @@
-"""Whole chunks of states straight to a local disk, past the page cache, byte for byte as zarr would write them.
+"""Whole chunks of states to a local disk, past the page cache, and back: byte for byte as zarr would write them.
 
 A capture writes much and reads nothing back, so a cache of what it wrote is of no use and costs a copy and fresh memory
 for every byte: more than all else that capture does beside the model's own work (benchmarks/RESULTS.md). Where the file
-system does not write directly, the page cache is used after all.
+system does not write directly, the page cache is used after all. Analyses read the same chunks again and again, so
+they read through it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
+import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,14 +26,16 @@ from repsim.places import PARTIAL
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096
+CHECKSUM = 4  # bytes of a crc32c
 THREADS = 4
+READERS = 8  # more wait for the disk at a time, as each asks for little
 
 
 class ChunkFiles:
-    """Writes uncompressed chunks with a crc32c at their end, several at a time."""
+    """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(THREADS, "repsim-chunks")
+    def __init__(self, threads: int = THREADS) -> None:
+        self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
         self._own = threading.local()
         self._direct = bool(DIRECT)
 
@@ -46,7 +49,7 @@ class ChunkFiles:
 
     def _put(self, path: Path, values: NDArray[Any]) -> None:
         data = values.reshape(-1).view(np.uint8)
-        checksum = google_crc32c.value(data).to_bytes(4, "little")
+        checksum = crc32c.crc32c(data.data).to_bytes(CHECKSUM, "little")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
@@ -89,3 +92,25 @@ class ChunkFiles:
         if buffer is None or len(buffer) < size:
             buffer = self._own.buffer = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         return buffer[:size]
+
+    def get(self, chunks: Sequence[tuple[Path, NDArray[np.uint8]]]) -> None:
+        """Reads each path into its bytes, and compares them with their checksum.
+
+        Args:
+            chunks: where each chunk lies, and contiguous memory of its size.
+        Raises:
+            OSError: what the file system refuses.
+            ValueError: a chunk's size or checksum is not what it should be.
+        """
+        list(self._pool.map(lambda chunk: self._get(*chunk), chunks))
+
+    def _get(self, path: Path, data: NDArray[np.uint8]) -> None:
+        tail = bytearray(CHECKSUM + 1)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            read = os.readv(file, [data.data, tail])
+        finally:
+            os.close(file)
+        checksum = crc32c.crc32c(data.data).to_bytes(CHECKSUM, "little")
+        if read != data.nbytes + CHECKSUM or tail[:CHECKSUM] != checksum:
+            raise ValueError(f"{path.name}: not the bytes that were written")

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +44,9 @@ PlanOption = Annotated[
     list[str],
     typer.Option("--plan", "-p", metavar="PLAN", help="A plan, family, sweep or named set; repeatable."),
 ]
-FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure.")]
+FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
+StyleOption = Annotated[str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")]
+StoresArgument = Annotated[list[str], typer.Argument(metavar="STORE...", help="Captures: folders or URLs.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -243,18 +245,21 @@ def analysis_command(name: str, module: Any) -> Any:
     ]
     help_lines = argument_help(inspect.getdoc(module.compute) or "")
 
-    def command(store: str, figures: Path, quiet: bool, **options: Any) -> None:
+    def command(stores: list[str], figures: Path, style: str | None, quiet: bool, **options: Any) -> None:
         import repsim
+        from repsim.figures import styled
 
-        opened = repsim.open(store)
-        for chosen in _each_plan(opened, options):
-            _analyze_one(name, module, opened, chosen, figures, quiet)
+        opened = [repsim.open(store) for store in stores]
+        with styled(style) if style else nullcontext():
+            for chosen in _each_plan(opened, options):
+                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), figures, quiet)
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [
-        inspect.Parameter("store", positional, annotation=StoreArgument),
+        inspect.Parameter("stores", positional, annotation=StoresArgument),
         *(_option(parameter, help_lines.get(parameter.name)) for parameter in parameters),
         inspect.Parameter("figures", positional, default=Path("figures"), annotation=FiguresOption),
+        inspect.Parameter("style", positional, default=None, annotation=StyleOption),
         inspect.Parameter("quiet", positional, default=False, annotation=QuietOption),
     ]
     command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
@@ -281,28 +286,65 @@ def argument_help(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _each_plan(opened: Capture, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _each_plan(opened: list[Capture], options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The options for each store, plan by plan; a family may be another plan in a model of another depth."""
     from repsim.families import resolve
 
     if "plan" not in options:
-        yield options
+        yield [options] * len(opened)
         return
-    for named in resolve(options["plan"], opened.layers):
-        yield {**options, "plan": named.name}
+    found = [[named.name for named in resolve(options["plan"], capture.layers)] for capture in opened]
+    if len({len(names) for names in found}) > 1:
+        counts = ", ".join(f"{len(names)} for {capture.path}" for names, capture in zip(found, opened, strict=True))
+        raise RepsimError(f"--plan {' '.join(options['plan'])}: {counts} plans; name plans that every model has")
+    for names in zip(*found, strict=True):
+        yield [{**options, "plan": name} for name in names]
 
 
-def _analyze_one(name: str, module: Any, opened: Capture, options: dict[str, Any], folder: Path, quiet: bool) -> None:
+def _analyze_one(
+    name: str, module: Any, asked: list[tuple[Capture, dict[str, Any]]], folder: Path, quiet: bool
+) -> None:
+    """Computes one result for each store; draws them together where the analysis can, else one by one."""
+    from repsim import results
     from repsim.figures import save
 
-    result = module.compute(opened, **options)
-    label = _slug(name, *options.values())
-    opened.write_result(label, result)
-    identity = opened.identity
-    paths = save(module.plot(result), folder / _slug(name, identity["model"], identity["corpus"], *options.values()))
-    if not quiet:
-        print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
-        print(f"  result: {opened.path}/analyses/{label}")
-        print(f"  figure: {', '.join(map(str, paths))}")
+    found: list[Any] = []
+    labels: list[str] = []
+    for opened, options in asked:
+        result, said = module.compute(opened, **options), _said(module, options)
+        opened.write_result(_slug(name, *said), result)
+        found.append(result)
+        label = _slug(opened.identity["model"], opened.identity["corpus"], *said)
+        for more in (Path(str(opened.path)).stem, len(labels) + 1):  # captures of one model and corpus
+            label = _slug(label, more) if label in labels else label
+        labels.append(label)
+        results.save(result, folder / f"{name}-{labels[-1]}.nc")
+        if not quiet:
+            print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
+            print(f"  result: {opened.path}/analyses/{_slug(name, *said)}")
+            print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")
+    each = list(zip(labels, ([one] for one in found), strict=True))
+    together = [("+".join(labels), found)] if _draws_several(module) else each
+    for label, drawn in together:
+        paths = save(module.plot(*drawn), folder / f"{name}-{label}")
+        if not quiet:
+            print(f"  figure: {', '.join(map(str, paths))}")
+
+
+def _draws_several(module: Any) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(module.plot).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _said(module: Any, options: dict[str, Any]) -> list[str]:
+    """Options that name a result: the plan and every choice by its word, numbers where they are not the default."""
+    parameters = inspect.signature(module.compute, eval_str=True).parameters
+    words = {name: isinstance(value, str) for name, value in options.items()}
+    return [
+        str(value) if words[name] else f"{name}={value}"
+        for name, value in options.items()
+        if words[name] or value != parameters[name].default
+    ]
 
 
 def _slug(*parts: Any) -> str:

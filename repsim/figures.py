@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import matplotlib
 import matplotlib.figure
@@ -23,6 +24,8 @@ import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
@@ -54,7 +57,14 @@ STYLE = {
 }
 PALETTE = "viridis"  # even in lightness, so it survives grey printing and colour blindness
 LINE = "#440154"  # the palette's darkest
+MARK = "#D55E00"  # stands out on all of the palette
+# Okabe & Ito 2008, told apart by colour-blind readers; markers tell them apart in grey.
+COLOURS = (LINE, "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+MARKERS = "os^Dv<>"
+COMPACT: dict[str, Any] = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 0.8}  # of a legend in one row
+DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
 UNDEFINED = "0.85"  # grey of a cell that has no value
+_chosen: ContextVar[tuple[str | Path, ...]] = ContextVar("style", default=())
 LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100)
 MOST_LABELS = 13
 
@@ -98,66 +108,194 @@ class Figure(matplotlib.figure.Figure):
         return buffer.getvalue()
 
 
-def similarity_matrix(result: xr.Dataset, *, width: Width = "column") -> Figure:
-    """Heat map of a `cosine` matrix, the first state at the top left.
+def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Figure:
+    """Heat map of each similarity matrix, side by side on one scale, the first state at the top left.
 
     The colour scale ends at 1 and begins at the smallest value, rounded down; where that is
     negative, a line in the colour bar marks zero. A cell without a value is grey.
 
     Args:
-        result: `cosine` over (state, state_other) with coordinates `layer` and `layer_other`;
-            attributes model, plan, corpus, tokens and average, for the title.
-        width: `column` (3.35 in) or `page` (6.9 in).
+        results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and `layer_other`;
+            attributes analysis, description, model, plan, corpus and tokens.
+        width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one.
     Raises:
-        RepsimError: an unknown width.
+        RepsimError: an unknown width, or results of different measures.
     """
-    _check_width(width)
-    with _style():
-        inches = WIDTHS[width]
-        figure = Figure(figsize=(inches, 1.5 * inches), layout="compressed")
-        title = figure.suptitle(_title(result, inches))
-        axes = figure.add_subplot(xlabel="state after layer", ylabel="state after layer")
-        _heat_map(figure, axes, result["cosine"].values)
-        _fit(figure, axes, title, [str(label) for label in result["layer"].values])
+    if len({_measured(result) for result in results}) > 1:
+        raise RepsimError(f"side by side: {', '.join(map(_measured, results))}; draw one measure at a time")
+    with _page(width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed") as figure:
+        panels = figure.subplots(1, len(results), squeeze=False)[0]
+        values = [result[_matrix_name(result)].values for result in results]
+        ticks = _scale(np.concatenate([matrix.ravel() for matrix in values]))
+        for axes, result, matrix in zip(panels, results, values, strict=True):
+            axes.set(xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else "")
+            image = _heat_map(axes, matrix, ticks)
+            if len(results) > 1:
+                axes.set_title(_title(result, figure.get_figwidth() / len(results)), fontsize=FONT)
+        undefined = any(np.isnan(matrix).any() for matrix in values)
+        _colour_bar(figure, image, list(panels), ticks, _measured(results[0]), undefined)
+        title = figure.suptitle(_title(results[0], figure.get_figwidth()) if len(results) == 1 else "")
+        labels = [[str(label) for label in result["layer"].values] for result in results]
+        _fit(figure, panels, title, labels)
     return figure
 
 
-def profile(result: xr.Dataset, name: str, label: str, *, width: Width = "column") -> Figure:
-    """A quantity of each state against the states, with a band of two standard errors; logarithmic if positive.
+def profiles(
+    results: Sequence[xr.Dataset], labels: Mapping[str, str], *, logarithmic: bool = False, width: Width | None = None
+) -> Figure:
+    """Quantities of each state against the states, a panel each, a line for each result, with its interval as a band.
+
+    One result is drawn against its layers; several, against depth as a share of their steps.
 
     Args:
-        result: `name` and `standard_error` over state, with the coordinate `layer`; attributes model, plan, corpus and
-            tokens, for the title.
-        name: the quantity.
-        label: what the y axis says.
+        results: each name in `labels` over state, with `NAME_low` and `NAME_high` (or `low` and `high`) and the
+            coordinate `layer`; attributes model, plan, corpus and tokens.
+        labels: what the y axis of each quantity says.
+        logarithmic: a logarithmic y axis, where all values are positive.
+        width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one quantity.
+    Raises:
+        RepsimError: an unknown width.
+    """
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // columns)
+    wide = width or ("column" if len(labels) == 1 else "page")
+    with _page(wide, 0.75 * rows / columns, "constrained") as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (name, label) in zip(grid, labels.items(), strict=False):
+            _lines(axes, results, name, logarithmic)
+            axes.set_ylabel(label)
+        for axes in grid[len(labels) :]:
+            axes.set_axis_off()
+        if len(results) == 1:
+            figure.suptitle(_title(results[0], figure.get_figwidth()))
+        else:
+            free = grid[len(labels)] if len(grid) > len(labels) else grid[0]
+            lines, texts = grid[0].get_legend_handles_labels()
+            free.legend(lines, texts, loc="center" if free is not grid[0] else "best", frameon=False)
+        for axes in grid[: len(labels)]:
+            _label_states(figure, axes, results)
+    return figure
+
+
+def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
+    """Angular distance by size and place of a run of steps, the least of each size marked; Block Influence below.
+
+    Args:
+        result: of `repsim.analyses.blocks`.
         width: `column` (3.35 in) or `page` (6.9 in).
     Raises:
         RepsimError: an unknown width.
     """
-    _check_width(width)
-    with _style():
-        inches = WIDTHS[width]
-        figure = Figure(figsize=(inches, 0.75 * inches), layout="constrained")
-        figure.suptitle(_title(result, inches))
-        axes = figure.add_subplot(xlabel="state after layer", ylabel=label)
-        values, error = result[name].values, 2 * result["standard_error"].values
-        states = np.arange(len(values))
-        axes.fill_between(states, values - error, values + error, color=LINE, alpha=0.3, linewidth=0)
-        axes.plot(states, values, color=LINE, linewidth=1, marker="o", markersize=2)
-        if (values > 0).all():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:,g}")  # powers of ten would need mathtext
-        axes.set_xlim(-0.5, len(values) - 0.5)
+    with _page(width, 1.3, "constrained") as figure:
+        upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+        distance, of = result["distance"].values, str(result.attrs["distance_tokens"])
+        places, sizes = np.arange(distance.shape[1]), result["size"].values
+        palette = matplotlib.colormaps[PALETTE].with_extremes(bad="none")
+        image = upper.pcolormesh(places, sizes, distance, cmap=palette, rasterized=True)
+        figure.colorbar(image, ax=upper, aspect=25, pad=0.02).set_label(
+            f"angular distance (share of half a turn), {DISTANCE_TOKENS[of]}"
+        )
+        upper.plot(np.nanargmin(distance, axis=1), sizes, "o", color=MARK, markersize=1.6, label="least of its size")
+        upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
+        upper.legend(loc="upper right", frameon=False)
+        influence = result["influence"].values
+        error = np.abs(np.stack([result["influence_low"].values, result["influence_high"].values]) - influence)
+        lower.bar(places, influence, color=LINE, width=0.8)
+        lower.errorbar(places, influence, error, fmt="none", ecolor=MARK, elinewidth=0.6)
+        lower.set(ylabel="Block Influence", xlabel="first step left out")
+        figure.suptitle(_title(result, figure.get_figwidth()))
         figure.draw_without_rendering()
-        cell = axes.get_window_extent().width / figure.dpi * POINTS / len(values)
-        runs = _labelled(_runs([str(text) for text in result["layer"].values]), cell)
-        _label_x(axes, runs)
+        cell = lower.get_window_extent().width / figure.dpi * POINTS / len(places)
+        _label_x(lower, _labelled(_runs([str(label) for label in result["step_layer"].values]), cell))
     return figure
 
 
-def _check_width(width: str) -> None:
+def drift(result: xr.Dataset, *, width: Width = "page") -> Figure:
+    """A plan's states among the baseline's (cosine), and how far each is from its counterpart.
+
+    Args:
+        result: of `repsim.analyses.drift`.
+        width: `column` (3.35 in) or `page` (6.9 in).
+    Raises:
+        RepsimError: an unknown width.
+    """
+    with _page(width, 0.45, "constrained") as figure:
+        left, right = figure.subplots(1, 2)
+        matrix = result["cosine"].values
+        ticks = _scale(matrix)
+        image = _heat_map(left, matrix, ticks)
+        left.set_aspect("auto")
+        left.set(xlabel="state of the baseline, after layer", ylabel="state of the plan, after layer")
+        _colour_bar(figure, image, [left], ticks, "mean cosine similarity", bool(np.isnan(matrix).any()))
+        nearest = np.nanargmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
+        left.plot(nearest, np.arange(len(matrix)), "o", color=MARK, markersize=1.6)
+        _lines(right, [result], "distance", logarithmic=False)
+        right.set_ylabel("distance from the counterpart / its norm")
+        right.set_ylim(bottom=0)
+        figure.suptitle(_title(result, figure.get_figwidth()) + "\ndots: the baseline's most similar state")
+        figure.draw_without_rendering()
+        box = left.get_window_extent()
+        for axis, name, side in ((left.yaxis, "layer", box.height), (left.xaxis, "layer_baseline", box.width)):
+            labels = [str(label) for label in result[name].values]
+            runs = _labelled(_runs(labels), side / figure.dpi * POINTS / len(labels))
+            axis.set_ticks([run.middle for run in runs], [run.text for run in runs])
+        _upright(left)
+        _label_states(figure, right, [result])
+    return figure
+
+
+def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
+    """A similarity matrix with its groups framed; number of groups and boundaries beside it.
+
+    Args:
+        result: of `repsim.analyses.clusters`.
+        width: `column` (3.35 in) or `page` (6.9 in).
+    Raises:
+        RepsimError: an unknown width.
+    """
+    with _page(width, 0.52, "constrained") as figure:
+        left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(5, 4)))
+        axes = left.subplots()
+        upper, lower = right.subplots(2, 1)
+        matrix, states = result["similarity"].values, result.sizes["state"]
+        ticks = _scale(matrix)
+        image = _heat_map(axes, matrix, ticks)
+        axes.set_aspect("auto")  # nearly square, and as high as its colour bar
+        _colour_bar(left, image, [axes], ticks, str(result.attrs["quantity"]), False)
+        axes.set(xlabel="state after layer", ylabel="state after layer")
+        edges = np.concatenate([[0], result["boundary"].values, [states]]) - 0.5
+        for first, last in pairwise(edges.tolist()):
+            axes.add_patch(
+                Rectangle((first, first), last - first, last - first, fill=False, edgecolor=MARK, linewidth=1)
+            )
+        groups = result["groups"].values
+        for name, style in (("silhouette", "o-"), ("stability", "s--"), ("spectral_agreement", "^:")):
+            label = {"spectral_agreement": "spectral check"}.get(name, name)
+            colour = COLOURS[("silhouette", "stability", "spectral_agreement").index(name)]
+            upper.plot(groups, result[name].values, style, label=label, color=colour, markersize=2.5, linewidth=0.8)
+        upper.axvline(result.attrs["chosen"], color="0.8", linewidth=3, zorder=0)
+        upper.set(xlabel="number of groups", ylim=(min(0, *upper.get_ylim()), 1.05))
+        upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, **COMPACT)
+        lower.bar(np.arange(states) - 0.5, result["cut"].values, color=LINE, width=0.5)
+        lower.set(xlabel="boundary before the state after layer", ylabel="share of resamples", ylim=(0, 1.05))
+        lower.set_xlim(-0.5, states - 0.5)
+        figure.suptitle(f"{_title(result, figure.get_figwidth())}\n{_parts(result)}")
+        figure.draw_without_rendering()
+        labels = [str(label) for label in result["layer"].values]
+        _label(axes, labels, axes.get_window_extent().height / figure.dpi * POINTS / states)
+        cell = lower.get_window_extent().width / figure.dpi * POINTS / states
+        _label_x(lower, _labelled(_runs(labels), cell))
+    return figure
+
+
+@contextmanager
+def _page(width: str, height: float, layout: Any) -> Iterator[Figure]:
+    """A figure of a known width and of a height that is a multiple of it, in our style."""
     if width not in get_args(Width):
         raise RepsimError(f"width={width!r}: choose {' or '.join(get_args(Width))}")
+    with _style():
+        inches = WIDTHS[width]
+        yield Figure(figsize=(inches, height * inches), layout=layout)
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
@@ -177,33 +315,107 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
 
 
 @contextmanager
+def styled(style: str | Path) -> Iterator[None]:
+    """Draws and saves with a matplotlib style on top of ours, for the length of a `with` block.
+
+    Args:
+        style: a name that matplotlib knows, or a style file.
+    Raises:
+        RepsimError: there is no such style.
+    """
+    try:
+        with matplotlib.style.context(style):
+            pass
+    except OSError:
+        known = ", ".join(name for name in matplotlib.style.available if not name.startswith("_"))
+        raise RepsimError(f"style {str(style)!r}: no such file, and matplotlib knows {known}") from None
+    token = _chosen.set((style,))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's defaults with ours on top, for the length of a `with` block."""
-    with matplotlib.style.context(["default", STYLE]):
+    """matplotlib's defaults, ours on top, and the chosen one on top of both, for the length of a `with` block."""
+    with matplotlib.style.context(["default", STYLE, *_chosen.get()]):
         yield
 
 
 def _title(result: xr.Dataset, inches: float) -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
-    lines = (
-        f"{of['model']} · {of['plan']}",
-        f"{of['corpus']} · {of['tokens']:,} tokens" + (f" · {of['average']} average" if "average" in of else ""),
-    )
+    average = f" · {of['average']} average" if "average" in of else ""
+    lines = (f"{of['model']} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{average}")
     characters = int(inches * POINTS / (0.62 * FONT))
     return "\n".join(textwrap.fill(line, characters, break_on_hyphens=False) for line in lines)
 
 
-def _heat_map(figure: Figure, axes: Axes, values: NDArray[np.float64]) -> None:
-    """Square cells and a colour bar as high as they."""
-    ticks = _scale(values)
+def _parts(result: xr.Dataset) -> str:
+    """Start, middle and end in words: the layers that their states come after."""
+    runs = [
+        (part, [label for label, _ in states])
+        for part, states in groupby(zip(result["layer"].values, result["part"].values, strict=True), itemgetter(1))
+    ]
+    return " · ".join(f"{part}: {labels[0]}{f' to {labels[-1]}' * (len(labels) > 1)}" for part, labels in runs)
+
+
+def _matrix_name(result: xr.Dataset) -> str:
+    return "cosine" if "cosine" in result else "similarity"
+
+
+def _measured(result: xr.Dataset) -> str:
+    """What a similarity matrix holds, for its colour bar."""
+    return "mean cosine similarity" if "cosine" in result else str(result.attrs["description"])
+
+
+def _heat_map(axes: Axes, values: NDArray[np.float64], ticks: Sequence[float]) -> AxesImage:
+    """Square cells on a scale from the first tick to 1."""
     palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
-    image = axes.imshow(values, cmap=palette, vmin=ticks[0], vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.02, ticks=ticks)
+    return axes.imshow(values, cmap=palette, vmin=ticks[0], vmax=1, interpolation="nearest")
+
+
+def _colour_bar(
+    figure: Any, image: AxesImage, panels: list[Axes], ticks: list[float], label: str, undefined: bool
+) -> None:
+    """A colour bar as high as the panels, with a line at zero."""
+    bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02, ticks=ticks)
     bar.outline.set_visible(False)
-    bar.set_label("mean cosine similarity" + " (grey: undefined)" * bool(np.isnan(values).any()))
+    bar.set_label(label + " (grey: undefined)" * undefined)
     if ticks[0] < 0:
         bar.ax.axhline(0, color="white", linewidth=0.8)
+
+
+def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bool) -> None:
+    """A quantity of each result with its interval, against states or, for several results, depth."""
+    lowest = np.inf
+    for row, result in enumerate(results):
+        values = result[name].values
+        places = np.arange(len(values)) if len(results) == 1 else np.linspace(0, 1, len(values))
+        low, high = (result[f"{name}_{end}" if f"{name}_{end}" in result else end].values for end in ("low", "high"))
+        colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
+        axes.fill_between(places, low, high, color=colour, alpha=0.3, linewidth=0)
+        label = f"{result.attrs['model']} · {result.attrs['plan']}"
+        axes.plot(places, values, color=colour, linewidth=1, marker=marker, markersize=2, label=label)
+        lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
+    if logarithmic and lowest > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")  # powers of ten would need mathtext
+    if len(results) == 1:
+        axes.set_xlim(-0.5, len(values) - 0.5)
+
+
+def _label_states(figure: Figure, axes: Axes, results: Sequence[xr.Dataset]) -> None:
+    """The x axis of `_lines`: layers of the one result, or depth."""
+    if len(results) > 1:
+        axes.set_xlabel("depth (share of steps)")
+        return
+    axes.set_xlabel("state after layer")
+    figure.draw_without_rendering()
+    labels = [str(text) for text in results[0]["layer"].values]
+    cell = axes.get_window_extent().width / figure.dpi * POINTS / len(labels)
+    _label_x(axes, _labelled(_runs(labels), cell))
 
 
 def _scale(values: NDArray[np.float64]) -> list[float]:
@@ -218,19 +430,20 @@ def _scale(values: NDArray[np.float64]) -> list[float]:
     return [round(1 - i * unit, 6) for i in sorted({units, *range(0, units, step)}, reverse=True)]
 
 
-def _fit(figure: Figure, axes: Axes, title: Text, labels: Sequence[str]) -> None:
+def _fit(figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[str]]) -> None:
     """Labels the axes and trims the figure's height; twice, as each changes the other."""
     for _ in range(2):
         figure.draw_without_rendering()
-        side = axes.get_window_extent().height / figure.dpi * POINTS
-        _label(axes, labels, side / len(labels))
+        for axes, names in zip(panels, labels, strict=True):
+            side = axes.get_window_extent().height / figure.dpi * POINTS
+            _label(axes, names, side / len(names))
         figure.draw_without_rendering()
-        boxes = axes.get_tightbbox(), title.get_window_extent()
-        figure.set_figheight(sum(box.height for box in boxes if box) / figure.dpi + MARGIN)
+        highest = max(axes.get_tightbbox().height for axes in panels)  # type: ignore[union-attr]
+        figure.set_figheight((highest + title.get_window_extent().height) / figure.dpi + MARGIN)
 
 
 def _label(axes: Axes, labels: Sequence[str], cell: float) -> None:
-    """Ticks at the states that are labelled; along x all but short labels stand upright."""
+    """Ticks at the states that are labelled, along both axes."""
     runs = _labelled(_runs(labels), cell)
     axes.set_yticks([run.middle for run in runs], [run.text for run in runs])
     _label_x(axes, runs)
@@ -238,6 +451,11 @@ def _label(axes: Axes, labels: Sequence[str], cell: float) -> None:
 
 def _label_x(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_xticks([run.middle for run in runs], [run.text for run in runs])
+    _upright(axes)
+
+
+def _upright(axes: Axes) -> None:
+    """All but short labels along x stand upright."""
     for text in axes.get_xticklabels():
         text.set_rotation(90 if len(text.get_text()) > 2 else 0)
 

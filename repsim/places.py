@@ -180,7 +180,7 @@ class Bucket(Place):
         from obstore.store import MemoryStore, from_url
 
         if self.text.startswith("memory://"):
-            return _memory.setdefault(self.text, MemoryStore())  # type: ignore[no-any-return]
+            return _memory.setdefault(self.text, MemoryStore())
         plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         try:
             return from_url(self.text, client_options={"allow_http": True} if plain else None)

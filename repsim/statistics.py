@@ -7,7 +7,7 @@ states in the store's dtype, so the numbers are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -48,7 +48,42 @@ class Source(Protocol):
 
     def plan_text(self, plan: str) -> str: ...
 
-    def per_sample(self, plan: str, statistic: Statistic) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
+    def lengths(self, *plans: str) -> NDArray[np.int64]: ...
+
+    def each_sample(self, *plans: str) -> Iterable[NDArray[Any]]: ...
+
+    def per_sample(
+        self, plan: str | Sequence[str], statistic: Statistic
+    ) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
+
+
+def upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A symmetric matrix's upper triangle, row by row: `[..., state, state]` → `[..., value]`."""
+    rows, columns = np.triu_indices(matrix.shape[-1])
+    packed: NDArray[np.float64] = matrix[..., rows, columns]
+    return packed
+
+
+def whole(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
+    """The symmetric matrix of an upper triangle: `[..., value]` → `[..., state, state]`."""
+    matrix = np.empty((*packed.shape[:-1], states, states))
+    rows, columns = np.triu_indices(states)
+    matrix[..., rows, columns] = matrix[..., columns, rows] = packed
+    return matrix
+
+
+def collect(
+    source: Source, plan: str | Sequence[str], statistic: Statistic
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A statistic of every finished sample: its tokens, `[sample]`, and its values, `[sample, value]`.
+
+    Raises:
+        RepsimError: the plan is not in the capture, it lacks what the statistic needs, or nothing is finished.
+    """
+    rows = list(source.per_sample(plan, statistic))
+    if not rows:
+        raise RepsimError("this capture holds no finished tokens: run it to the end of a block at least")
+    return np.array([tokens for tokens, _ in rows]), np.stack([values for _, values in rows])
 
 
 def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:

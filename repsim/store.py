@@ -11,7 +11,8 @@ models nor plans' meaning.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim import locks
-from repsim.chunks import ChunkFiles
+from repsim.chunks import READERS, ChunkFiles
 from repsim.corpus import Sample, TokenRule
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place, one_line, one_line_errors
@@ -55,6 +56,7 @@ CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 CHECK_ADDRESS = "check the address and the rights"
 GO_ON = "make that good, and the same command goes on"
+VERIFY = "repsim verify names it, and the command that computes it again"
 MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory
 COMPRESSION = ("none", "fast", "small")
 KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
@@ -249,15 +251,11 @@ class Writer:
                 self._hidden[node : node + len(states), left:right] = piece
         self._chunks.put(
             [
-                (self._file(node + row, chunk), hidden[chunk * size - first : (chunk + 1) * size - first])
+                (chunk_path(self._place, self._hidden, node + row, chunk), hidden[chunk * size - first :][:size])
                 for row, hidden in enumerate(states)
                 for chunk in range(begin, end)
             ]
         )
-
-    def _file(self, node: int, chunk: int) -> Path:
-        assert isinstance(self._place, Folder)
-        return self._place.path / "hidden" / str(self._hidden.metadata.encode_chunk_key((node, chunk, 0)))
 
     def write_statistics(
         self, plan: int, values: Mapping[str, NDArray[np.float64]], logprob: NDArray[np.float32] | None = None
@@ -507,6 +505,67 @@ def _open_zarr(place: Place, **options: Any) -> xr.Dataset:
 def _within(dataset: xr.Dataset, extent: Mapping[str, int]) -> xr.Dataset:
     within: xr.Dataset = dataset.isel({dim: slice(size) for dim, size in extent.items() if dim in dataset.dims})
     return within
+
+
+def samples_by_run(
+    place: Place, dataset: xr.Dataset, nodes: NDArray[np.int64], ends: NDArray[np.int64]
+) -> Iterator[list[NDArray[Any]]]:
+    """States of the samples that end in each chunk of tokens, read ahead into memory that is used again.
+
+    Args:
+        place: the store's.
+        dataset: the open store.
+        nodes: indices, `[node]`, each once.
+        ends: where each sample ends, `[sample]`; the first begins at token 0.
+    Yields:
+        `[node, token, unit]` for each sample, in order; valid until the next but one list is asked for.
+    Raises:
+        RepsimError: a chunk cannot be read, or is damaged.
+    """
+    if not len(ends):
+        return
+    array: Any = zarr.open_array(place.zarr.with_read_only(True), path="hidden", mode="r")
+    size, units = array.chunks[1:]
+    starts, tokens = np.concatenate([[0], ends[:-1]]), int(ends[-1])
+    # chunks at hand: the next, this one, the one before, and as far back as a sample reaches
+    ring = 3 + -(-int((ends - starts).max()) // size)
+    room = np.empty((len(nodes), ring * size, units), array.dtype)
+    direct = isinstance(place, Folder) and dataset.attrs["compression"] == "none"
+    files = ChunkFiles(READERS)
+
+    def read(chunk: int) -> None:
+        rows = room[:, chunk % ring * size :][:, :size]
+        with one_line_errors(place, "cannot be read", VERIFY):
+            try:
+                if direct:
+                    paths = [chunk_path(place, array, node, chunk) for node in nodes]
+                    files.get([(path, row.reshape(-1).view(np.uint8)) for path, row in zip(paths, rows, strict=True)])
+                else:
+                    length = min(size, tokens - chunk * size)
+                    rows[:, :length] = array.oindex[nodes, chunk * size : chunk * size + length]
+            except ValueError as problem:
+                raise RepsimError(f"{place}: a chunk of hidden is damaged ({problem}); {VERIFY}") from None
+
+    def sample(first: int, last: int) -> NDArray[Any]:
+        begin = first % (ring * size)
+        found = room[:, begin : begin + last - first]
+        missing = last - first - found.shape[1]
+        return np.concatenate([found, room[:, :missing]], axis=1) if missing else found
+
+    with ThreadPoolExecutor(1, "repsim-read") as ahead:
+        coming = ahead.submit(read, 0)
+        for chunk in range(-(-tokens // size)):
+            coming.result()
+            if (chunk + 1) * size < tokens:
+                coming = ahead.submit(read, chunk + 1)
+            here = (ends > chunk * size) & (ends <= (chunk + 1) * size)
+            yield [sample(int(first), int(last)) for first, last in zip(starts[here], ends[here], strict=True)]
+
+
+def chunk_path(place: Place, array: zarr.Array[Any], node: int, chunk: int) -> Path:
+    """Where a chunk of states lies on a local disk."""
+    assert isinstance(place, Folder)
+    return place.path / "hidden" / array.metadata.encode_chunk_key((int(node), chunk, 0))
 
 
 def read_statistic(place: Place, name: str, plan: int, samples: slice) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 from dataclasses import replace
 from hashlib import sha256
@@ -539,17 +540,41 @@ def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule
         streamed.hidden()
 
 
-@pytest.mark.parametrize("run_bytes", [1, 4 * 7 * 32 * 20, 2**30])
-def test_states_are_read_in_runs_of_whole_samples(mixed, monkeypatch, run_bytes):
-    monkeypatch.setattr("repsim.captures.RUN_BYTES", run_bytes)
-    monkeypatch.setattr(repsim.Capture, "chunk_tokens", 1)
-    states, sample = mixed.hidden().values, mixed.tokens["sample"].values
-    seen = []
-    statistic = Statistic("own", lambda states: (seen.append(states), states.sum((1, 2), dtype=float))[1])
-    found = list(mixed.per_sample("baseline", statistic))
-    assert [tokens for tokens, _ in found] == np.bincount(sample).tolist()
-    for row, piece in enumerate(seen):
-        assert_array_equal(piece, states[:, sample == row])
+@pytest.mark.parametrize("compression", ["none", "fast"])
+@pytest.mark.parametrize("plans", [("baseline",), ("skip:start=1", "baseline")])
+def test_samples_are_whole_wherever_chunks_end(model, tmp_path, monkeypatch, compression, plans):
+    """Chunks of 64 tokens; samples shorter and longer than that, read past zarr and through it."""
+    monkeypatch.setattr("repsim.store.CHUNK_BYTES", 1)
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("\n".join(" ".join(["the river"] * words) for words in (90, 31, 30, 17, 3, 2, 1)))
+    made = repsim.capture(
+        model, plan=["baseline", "skip:start=1"], corpus=corpus, compression=compression, out=tmp_path / "s"
+    )
+    assert made.chunk_tokens == 64 < made.complete
+    whole = np.concatenate([made.hidden(plan).values for plan in plans])
+    sample = made.tokens["sample"].values
+    pieces = [states.copy() for states in made.each_sample(*plans)]
+    assert len(pieces) == 7
+    for row, piece in enumerate(pieces):
+        assert_array_equal(piece, whole[:, sample == row])
+    assert made.lengths(*plans).tolist() == [piece.shape[1] for piece in pieces]
+    statistic = Statistic("own", lambda states: states.sum((1, 2), dtype=float))
+    for (tokens, values), piece in zip(made.per_sample(plans, statistic), pieces, strict=True):
+        assert tokens == piece.shape[1]
+        assert_array_equal(values, piece.sum((1, 2), dtype=float))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
+def test_a_damaged_chunk_is_refused_when_it_is_read(mixed, tmp_path, harm):
+    shutil.copytree(mixed.path, tmp_path / "copy")
+    chunk = tmp_path / "copy" / "hidden" / "c" / "3" / "0" / "0"
+    data = chunk.read_bytes()
+    if harm == "lose":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(data[:-9] if harm == "cut" else bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(RepsimError, match=r"^[^\n]*copy: [^\n]*; repsim verify names it, and the command [^\n]*$"):
+        cosine.compute(repsim.open(tmp_path / "copy"))
 
 
 def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):

@@ -108,3 +108,30 @@ def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, unit
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [(path.name, OLD)]
+
+
+@pytest.mark.parametrize("shape", [(128, 96), (64, 33)])
+def test_reads_what_it_wrote(path, shape):
+    values = values_of(shape)
+    files = ChunkFiles()
+    files.put([(path, values)])
+    read = np.empty(values.nbytes, np.uint8)
+    files.get([(path, read)])
+    assert read.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("harm", ["flip", "flip the checksum", "cut", "cut into the checksum", "grow"])
+def test_reading_refuses_what_was_not_written(path, harm):
+    values = values_of((128, 96))
+    ChunkFiles().put([(path, values)])
+    data = path.read_bytes()
+    harmed = {
+        "flip": bytes([data[0] ^ 1]) + data[1:],
+        "flip the checksum": data[:-1] + bytes([data[-1] ^ 1]),
+        "cut": data[:100],
+        "cut into the checksum": data[:-1],
+        "grow": data + b"x",
+    }
+    path.write_bytes(harmed[harm])
+    with pytest.raises(ValueError, match="not the bytes that were written"):
+        ChunkFiles().get([(path, np.empty(values.nbytes, np.uint8))])

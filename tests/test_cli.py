@@ -5,11 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import xarray as xr
 
+import repsim as repsim_library
 from repsim import cli
 
 REPSIM = [sys.executable, "-c", "from repsim.cli import run; run()"]
@@ -43,11 +45,169 @@ def test_capture_and_analyze(store: Path, tmp_path: Path) -> None:
     done = repsim("analyze", "cosine", store, "--plan", "skip:start=0..1", "--figures", tmp_path)
     assert done.returncode == 0, done.stderr
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert [Path(name).suffix for name in drawn] == [".pdf", ".png"] * 2
+    assert [Path(name).suffix for name in drawn] == [".nc", ".pdf", ".png"] * 2
     assert all(name in done.stdout for name in drawn)
     for plan in ("skip-start=0", "skip-start=1"):
         result = xr.open_zarr(store / "analyses" / f"cosine-{plan}-token", consolidated=False)
         assert result["cosine"].dims == ("state", "state_other")
+
+
+@pytest.fixture(scope="module")
+def deeper(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) -> Path:
+    """A finished capture of another model."""
+    path = tmp_path_factory.mktemp("store") / "deeper.zarr"
+    assert main("capture", tiny_encoder_folder, "--limit", 8, "--max-tokens", 20, "--out", path, "--quiet") == 0
+    return path
+
+
+def main(*arguments: object) -> int:
+    """The command in this process, which is faster."""
+    return cli.main([str(argument) for argument in arguments])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+ANALYSES = sorted(entry_points(group="repsim.analyses").names)
+
+
+def test_every_analysis_is_installed() -> None:
+    assert ANALYSES == ["blocks", "clusters", "cosine", "drift", "geometry", "norms", "similarity"]
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_every_analysis_draws_a_figure_and_writes_the_data_next_to_it(
+    analysis: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("analyze", analysis, store, "--resamples", 20, "--figures", tmp_path / "new") == 0
+    names = files(tmp_path / "new")
+    assert [Path(name).suffix for name in names] == [".nc", ".pdf", ".png"]
+    assert len({Path(name).stem for name in names}) == 1
+    assert names[0].startswith(f"{analysis}-tiny-llama-builtin-baseline")
+    with xr.open_dataset(tmp_path / "new" / names[0], engine="scipy") as data:
+        assert data.attrs["analysis"] == analysis
+        assert data.attrs["model"] == "tiny-llama"
+    said = capsys.readouterr().out
+    assert all(str(tmp_path / "new" / name) in said for name in names)
+    folder = re.search(r"result: (\S+)", said)
+    assert folder is not None
+    assert Path(folder[1]).is_dir()
+
+
+@pytest.mark.parametrize("analysis", ["cosine", "geometry", "norms", "similarity"])
+def test_two_stores_share_a_figure_and_have_a_data_file_each(
+    analysis: str, store: Path, deeper: Path, tmp_path: Path
+) -> None:
+    assert main("analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet") == 0
+    data = [name for name in files(tmp_path) if name.endswith(".nc")]
+    figures = [name for name in files(tmp_path) if not name.endswith(".nc")]
+    assert len(data) == 2
+    assert [Path(name).suffix for name in figures] == [".pdf", ".png"]
+    assert all("tiny-llama" in name and "tiny-bert" in name for name in figures)
+    models = {xr.open_dataset(tmp_path / name, engine="scipy").attrs["model"] for name in data}
+    assert models == {"tiny-llama", "tiny-bert"}
+
+
+@pytest.mark.parametrize("analysis", ["blocks", "clusters", "drift"])
+def test_two_stores_have_a_figure_each_where_an_analysis_draws_one(
+    analysis: str, store: Path, deeper: Path, tmp_path: Path
+) -> None:
+    assert main("analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet") == 0
+    assert [Path(name).suffix for name in files(tmp_path)] == [".nc", ".pdf", ".png"] * 2
+    assert sum("tiny-bert" in name for name in files(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("x/same", "y/same", "z/same")])
+@pytest.mark.parametrize("analysis", ["norms", "blocks"])
+def test_stores_of_the_same_model_and_corpus_do_not_overwrite_each_other(
+    analysis: str, names: tuple[str, ...], store: Path, tmp_path: Path
+) -> None:
+    copies = [tmp_path / f"{name}.zarr" for name in names]
+    for copy in copies:
+        shutil.copytree(store, copy)
+    figures = tmp_path / "figures"
+    assert main("analyze", analysis, *copies, "--resamples", 20, "--figures", figures, "--quiet") == 0
+
+    assert sum(name.endswith(".nc") for name in files(figures)) == len(names)
+    drawn = 1 if analysis == "norms" else len(names)
+    assert sum(name.endswith(".png") for name in files(figures)) == drawn
+
+
+def test_several_plans_of_two_stores_are_drawn_plan_by_plan(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "b.zarr")
+    ask = ["--plan", "baseline", "--plan", "skip:start=1", "--figures", tmp_path / "f", "--quiet"]
+    assert main("analyze", "norms", store, tmp_path / "b.zarr", *ask) == 0
+    assert [Path(name).suffix for name in files(tmp_path / "f")].count(".nc") == 4
+    assert [Path(name).suffix for name in files(tmp_path / "f")].count(".png") == 2
+
+
+def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path) -> None:
+    assert main("analyze", "norms", store, "--figures", tmp_path / "plain", "--quiet") == 0
+    assert main("analyze", "norms", store, "--figures", tmp_path / "styled", "--style", "ggplot", "--quiet") == 0
+    assert files(tmp_path / "plain") == files(tmp_path / "styled")
+    for name in files(tmp_path / "plain"):
+        plain, styled = ((tmp_path / folder / name).read_bytes() for folder in ("plain", "styled"))
+        assert (plain == styled) == name.endswith(".nc")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["norms", "{store}", "--style", "nonesuch"], "style 'nonesuch': no such file, and matplotlib knows"),
+        (["similarity", "{store}", "--measure", "ckaa"], "--measure"),
+        (["similarity", "{store}", "--measure", "minibatch-cka", "--items", "50"], "holds no items"),
+        (["similarity", "{store}", "--measure", "mutual-knn", "--neighbours", "5000"], "5000 neighbours of"),
+        (["clusters", "{store}", "--of", "cosine"], "--of"),
+        (["clusters", "{store}", "--groups", "1"], "groups=1: 7 states allow 2 to 6"),
+        (["blocks", "{store}", "--tokens", "first"], "--tokens"),
+        (["cosine", "{store}", "--resamples", "1"], "resamples=1: at least 2"),
+        (["geometry", "{store}", "--items", "5"], "comparing takes at least 8"),
+        (["similarity", "{store}", "--seed", "-1"], "seed"),
+        (["geometry", "{store}", "--items", "-1"], "items"),
+        (["norms", "{store}", "{none}"], "no such store"),
+        (["norms", "{store}", "{deeper}", "--plan", "drop:layer=0..9"], ""),
+        (["norms"], "STORE"),
+        (["norms", "{store}", "--figures", "{file}"], "choose another --figures"),
+    ],
+)
+def test_wrong_input_to_an_analysis_is_one_line_and_status_2(
+    arguments: list[str], says: str, store: Path, deeper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"store": store, "deeper": deeper, "none": tmp_path / "none.zarr", "file": tmp_path / "file"}
+    options = [] if "--figures" in arguments else ["--figures", tmp_path / "figures"]
+    assert main("analyze", *(argument.format(**places) for argument in arguments), *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("repsim: ")
+    assert says in line
+    assert files(tmp_path) == ["file"]
+
+
+def test_models_in_which_a_plan_stands_for_different_numbers_of_plans(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(store, tmp_path / "b.zarr")
+    layers = repsim_library.Capture.layers.fget
+    monkeypatch.setattr(
+        repsim_library.Capture, "layers", property(lambda self: layers(self) + 4 * (self.path.stem == "b"))
+    )
+    assert main("analyze", "norms", store, tmp_path / "b.zarr", "--plan", "fig4", "--figures", tmp_path / "f") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"repsim: --plan fig4: \d+ for .*, \d+ for .* plans; name plans that every model has", line)
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_help_says_something_of_every_option(analysis: str) -> None:
+    (entry,) = entry_points(group="repsim.analyses", name=analysis)
+    command = cli.analysis_command(analysis, entry.load())
+    options = [parameter for parameter in command.params if parameter.name not in ("help", "stores")]
+    assert {option.name for option in options} >= {"plan", "resamples", "figures", "style", "quiet"}
+    for option in options:
+        assert option.help, option.name
+        assert option.help.endswith(".") or option.help[-1].isalnum(), option.help
+    assert command.help
 
 
 def test_progress_is_plain_lines_without_a_terminal(tmp_path: Path, tiny_folder: Path) -> None:
@@ -97,7 +257,7 @@ WRONG = {
     "statistics of states": (["capture", "{model}", "--statistics", "cosine"], "add --keep none"),
     "no such statistics": (
         ["capture", "{model}", "--keep", "none", "--statistics", "cosines"],
-        "no such analysis; there are cosine, norms",
+        "no such analysis; there are blocks, clusters, cosine, drift, geometry, norms, similarity",
     ),
     "a URL of no kind": (["capture", "{model}", "--out", "ftp://here/a.zarr"], "s3://, gs:// or az:// URL"),
     "nothing to verify": (["verify", "{here}/none.zarr"], "no such store"),

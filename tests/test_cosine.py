@@ -17,15 +17,19 @@ LENGTHS = (5, 1, 12, 3)
 
 
 class Stored:
-    """A capture of one plan, made of an array `[state, token, unit]`."""
+    """A capture made of arrays `[state, token, unit]`: of one plan, whatever its name, or of several by name."""
 
     identity = {"model": "painter", "corpus": "easel"}  # noqa: RUF012
 
-    def __init__(self, states, lengths):
-        self.array, self.lengths = np.asarray(states), lengths
+    def __init__(self, states, lengths, **others):
+        self.array, self.sizes = np.asarray(states), lengths
+        self.others = {name: (steps, np.asarray(array)) for name, (steps, array) in others.items()}
+
+    def states(self, plan):
+        return self.others[plan][1] if plan in self.others else self.array
 
     def steps(self, plan):
-        return ["embed", *map(str, range(len(self.array) - 1))]
+        return self.others[plan][0] if plan in self.others else ["embed", *map(str, range(len(self.array) - 1))]
 
     def plan_name(self, plan):
         return f"name of {plan}"
@@ -33,9 +37,17 @@ class Stored:
     def plan_text(self, plan):
         return "0, 1, 2"
 
+    def lengths(self, *plans):
+        return np.array(self.sizes, np.int64)
+
+    def each_sample(self, *plans):
+        states = np.concatenate([self.states(plan) for plan in plans])
+        for first, last in pairwise(np.cumsum([0, *self.sizes])):
+            yield states[:, first:last]
+
     def per_sample(self, plan, statistic):
-        for first, last in pairwise(np.cumsum([0, *self.lengths])):
-            yield int(last - first), statistic.kernel(self.array[:, first:last])
+        for states in self.each_sample(*([plan] if isinstance(plan, str) else plan)):
+            yield states.shape[1], statistic.kernel(states)
 
 
 def random_capture(lengths=LENGTHS, states=4, units=8, seed=0):
@@ -46,9 +58,9 @@ def random_capture(lengths=LENGTHS, states=4, units=8, seed=0):
     return Stored(states.astype(np.float16), lengths)
 
 
-def sample_states(capture):
-    ends = np.cumsum([0, *capture.lengths])
-    return [capture.array[:, a:b].astype(float) for a, b in pairwise(ends)]
+def sample_states(capture, plan="baseline"):
+    ends = np.cumsum([0, *capture.sizes])
+    return [capture.states(plan)[:, a:b].astype(float) for a, b in pairwise(ends)]
 
 
 def naive(states):
@@ -60,27 +72,72 @@ def flattened(states):
     return naive(states.reshape(len(states), 1, -1))[:, :, 0]
 
 
+def without_sinks(states):
+    """The states of a sample's tokens but the first, and but those three times as long as is usual in some state."""
+    kept = []
+    for token in range(1, states.shape[1]):
+        if not any(np.linalg.norm(one[token]) > 3 * np.median([np.linalg.norm(v) for v in one]) for one in states):
+            kept.append(token)
+    return states[:, kept]
+
+
 def each_sample(capture, average):
-    """Per-sample cosine sums and weights, the slow way."""
+    """Per-sample cosine sums and weights, the slow way; samples without weight are left out."""
+    pieces = sample_states(capture)
     if average == "sequence":
-        return [flattened(states) for states in sample_states(capture)], [1] * len(capture.lengths)
-    return [naive(states).sum(2) for states in sample_states(capture)], capture.lengths
+        return [flattened(states) for states in pieces], [1] * len(pieces)
+    if average == "centred":
+        mean = sum(states.sum(1) for states in pieces) / sum(capture.sizes)
+        pieces = [states - mean[:, None] for states in pieces]
+    if average == "without-sinks":
+        pieces = [states for states in map(without_sinks, pieces) if states.shape[1]]
+    return [naive(states).sum(2) for states in pieces], [states.shape[1] for states in pieces]
+
+
+def resampled(sums, weights, resamples=1000):
+    """Sum over sum of samples drawn with replacement, `[resample, ...]`; the same draws as the bootstrap's."""
+    samples = len(sums)
+    draws = np.random.default_rng(0).multinomial(samples, [1 / samples] * samples, resamples)
+    found = []
+    for counts in draws:
+        total = sum(count * one for count, one in zip(counts, sums, strict=True))
+        found.append(total / sum(count * weight for count, weight in zip(counts, weights, strict=True)))
+    return np.array(found)
 
 
 def test_by_hand():
     states = [[[1, 0], [0, 1], [1, 0]], [[2, 0], [0, -3], [1, 1]]]
     capture = Stored(states, lengths=(2, 1))
     token = cosine.compute(capture)
-    # cosines 1, -1 | sqrt(1/2); residuals from the mean m times tokens: -2m, sqrt(1/2) - m
+    # cosines 1, -1 | sqrt(1/2); drawn are both samples once, the first twice or the second twice
     mean = 0.5**0.5 / 3
-    error = (2 * ((2 * mean) ** 2 + (0.5**0.5 - mean) ** 2)) ** 0.5 / 3
     assert_allclose(token["cosine"], [[1, mean], [mean, 1]], rtol=1e-6)
-    assert_allclose(token["standard_error"], [[0, error], [error, 0]], atol=1e-6)
+    assert_allclose([token["low"][0, 1], token["high"][0, 1]], [0, 0.5**0.5], atol=1e-7)
+    # a quarter of the draws each: 0 and sqrt(1/2); half of them the mean
+    error = np.std([0, mean, mean, 0.5**0.5])
+    assert token["standard_error"][0, 1] == pytest.approx(error, rel=0.05)
+    assert_allclose(np.diagonal(token["standard_error"]), 0, atol=1e-7)
     sequence = cosine.compute(capture, average="sequence")
     # flattened: (2 - 3) / sqrt(2 * 13) | sqrt(1/2)
     both = [-1 / 26**0.5, 0.5**0.5]
     assert_allclose(sequence["cosine"][0, 1], np.mean(both), rtol=1e-6)
-    assert_allclose(sequence["standard_error"][0, 1], (both[1] - both[0]) / 2, rtol=1e-6)
+    assert_allclose([sequence["low"][0, 1], sequence["high"][0, 1]], both, rtol=1e-6)
+
+
+def test_centred_by_hand():
+    """Less their means, (1, 1), (2, 0) and (0, 1): (1, 0) and (-1, 0), (0, 1) and (0, -1), (-5, 0) and (5, 0)."""
+    states = np.array([[[2, 1], [0, 1]], [[2, 1], [2, -1]], [[-5, 1], [5, 1]]])
+    result = cosine.compute(Stored(states, lengths=(1, 1)), average="centred")
+    assert_array_equal(result["cosine"], [[1, 0, -1], [0, 1, 0], [-1, 0, 1]])
+
+
+def test_without_sinks_by_hand():
+    """Of five tokens the first, and the third, four times as long in one state as the others, do not count."""
+    first = [[9, 0], [1, 0], [1, 0], [0, 1], [1, 0]]
+    second = [[0, 9], [1, 0], [0, 4], [1, 0], [1, 0]]
+    result = cosine.compute(Stored([first, second], lengths=(5,)), average="without-sinks")
+    assert_allclose(result["cosine"][0, 1], 2 / 3, rtol=1e-6)  # 1, 0 and 1
+    assert (result.attrs["tokens"], result.attrs["samples"]) == (3, 1)
 
 
 def test_a_long_first_token_rules_the_flattened_cosine_alone():
@@ -96,6 +153,46 @@ def test_equals_a_loop_over_states_and_tokens(average):
     sums, weights = each_sample(capture, average)
     result = cosine.compute(capture, average=average)
     assert_allclose(result["cosine"], np.sum(sums, 0) / np.sum(weights), atol=1e-6)
+    assert result.attrs["samples"] == len(weights)
+    assert result.attrs["tokens"] == (sum(weights) if average == "without-sinks" else sum(LENGTHS))
+
+
+def test_sinks_in_any_state_are_left_out():
+    capture = random_capture(lengths=(20, 9, 1))
+    capture.array[2, [3, 24]] *= 30
+    sums, weights = each_sample(capture, "without-sinks")
+    assert weights == [18, 7]
+    result = cosine.compute(capture, average="without-sinks")
+    assert_allclose(result["cosine"], np.sum(sums, 0) / 25, atol=1e-6)
+    assert (result.attrs["tokens"], result.attrs["samples"]) == (25, 2)
+
+
+def test_centring_reads_the_states_twice():
+    """Once for the mean over all samples, once for the cosines; a constant that all tokens share does not matter."""
+    capture, read = random_capture(), []
+    reading = capture.per_sample
+    capture.per_sample = lambda plan, statistic: (read.append(plan), reading(plan, statistic))[1]
+    plain = cosine.compute(capture, average="centred")
+    assert read == ["baseline"] * 2
+    moved = Stored(capture.array.astype(np.float32) + np.linspace(-20, 20, 8, dtype=np.float32), LENGTHS)
+    xr.testing.assert_allclose(cosine.compute(moved, average="centred"), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_standard_error_and_interval_are_those_of_an_explicit_loop_over_resamples(average):
+    capture = random_capture(lengths=(5, 1, 12, 3, 7, 2))
+    result = cosine.compute(capture, average=average)
+    replicates = resampled(*each_sample(capture, average))
+    assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
+    for name, level in (("low", 0.025), ("high", 0.975)):
+        assert_allclose(result[name], np.quantile(replicates, level, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("resamples", [2, 50])
+def test_the_number_of_resamples(resamples):
+    result = cosine.compute(random_capture(), resamples=resamples)
+    replicates = resampled(*each_sample(random_capture(), "token"), resamples)
+    assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -127,41 +224,36 @@ def test_the_order_of_samples_does_not_matter(average):
     capture = random_capture()
     states = np.concatenate([s.astype(np.float16) for s in sample_states(capture)[::-1]], axis=1)
     turned = Stored(states, LENGTHS[::-1])
-    expected = cosine.compute(capture, average=average)
-    xr.testing.assert_allclose(cosine.compute(turned, average=average), expected, atol=1e-7)
+    expected = cosine.compute(capture, average=average)  # the draws are others, so the errors are
+    assert_allclose(cosine.compute(turned, average=average)["cosine"], expected["cosine"], atol=1e-7)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
-def test_standard_error_of_samples_of_equal_length(average):
-    """Then the ratio is a plain mean over samples, its error the deviation / sqrt(samples)."""
-    capture = random_capture(lengths=(6,) * 5)
-    sums, weights = each_sample(capture, average)
-    expected = np.std(np.array(sums) / weights[0], axis=0, ddof=1) / np.sqrt(5)
-    result = cosine.compute(capture, average=average)
-    assert_allclose(result["standard_error"], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("average", AVERAGES)
-def test_standard_error_is_that_of_a_bootstrap_over_samples(average):
-    """80 samples of 2 to 30 tokens, 4000 resamples: within a tenth of it."""
+def test_standard_error_is_the_linearised_ratio_s_where_there_are_many_samples(average):
+    """80 samples of 2 to 30 tokens, within 15 %."""
     generator = np.random.default_rng(5)
     capture = random_capture(lengths=tuple(generator.integers(2, 31, size=80)), states=3)
     sums, weights = map(np.array, each_sample(capture, average))
-    drawn = generator.integers(80, size=(4000, 80))
-    ratios = sums[drawn].sum(1) / weights[drawn].sum(1)[:, None, None]
-    error = cosine.compute(capture, average=average)["standard_error"]
+    residuals = sums - weights[:, None, None] * (sums.sum(0) / weights.sum())
+    samples = len(weights)
+    expected = np.sqrt(samples / (samples - 1) * (residuals**2).sum(0)) / weights.sum()
+    result = cosine.compute(capture, average=average)
     apart = ~np.eye(3, dtype=bool)
-    assert_allclose(error.values[apart], ratios.std(0, ddof=1)[apart], rtol=0.1)
+    assert_allclose(result["standard_error"].values[apart], expected[apart], rtol=0.15)
+    for name, sign in (("low", -1), ("high", 1)):
+        distance = sign * (result[name] - result["cosine"]).values[apart]
+        assert_allclose(distance, 1.96 * expected[apart], rtol=0.25)
 
 
 @pytest.mark.parametrize("average", AVERAGES)
 def test_one_sample_has_no_standard_error(average):
     result = cosine.compute(random_capture(lengths=(9,)), average=average)
-    assert np.isnan(result["standard_error"]).all()
+    for name in ("standard_error", "low", "high"):
+        assert np.isnan(result[name]).all()
     assert np.isfinite(result["cosine"]).all()
 
 
-@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("average", [average for average in AVERAGES if average != "centred"])
 def test_a_state_without_direction_is_undefined_against_all(average):
     capture = random_capture()
     capture.array[1, 6:18] = 0  # all of the third sample
@@ -169,7 +261,16 @@ def test_a_state_without_direction_is_undefined_against_all(average):
     undefined = np.zeros((4, 4), bool)
     undefined[1] = undefined[:, 1] = True
     assert_array_equal(np.isnan(result["cosine"]), undefined)
-    assert_array_equal(np.isnan(result["standard_error"]), undefined)
+    for name in ("standard_error", "low", "high"):
+        assert_array_equal(np.isnan(result[name]), undefined)
+
+
+def test_a_state_that_never_changes_is_undefined_once_centred():
+    capture = random_capture()
+    capture.array[1] = np.arange(8)
+    result = cosine.compute(capture, average="centred")
+    assert_array_equal(np.isnan(result["cosine"]).all("state_other"), [False, True, False, False])
+    assert np.isnan(result["standard_error"][1]).all()
 
 
 def test_names():
@@ -187,6 +288,7 @@ def test_names():
         "corpus": "easel",
         "tokens": 21,
         "samples": 4,
+        "interval": "95% of a bootstrap over samples",
     }
     assert "without padding" in description
 
@@ -203,9 +305,24 @@ def test_plot_draws_the_matrix():
     assert "name of baseline" in figure.get_suptitle()
 
 
+def test_plot_draws_several_side_by_side():
+    first, second = (cosine.compute(random_capture(states=states), average="centred") for states in (4, 6))
+    assert len(cosine.plot(first, second).axes) == 3  # and the colour bar
+
+
 def test_an_unknown_average():
-    with pytest.raises(RepsimError, match="average='word': choose token or sequence"):
+    with pytest.raises(RepsimError, match="average='word': choose token, sequence, centred, without-sinks"):
         cosine.compute(random_capture(), average="word")
+
+
+def test_too_few_resamples():
+    with pytest.raises(RepsimError, match="resamples=1: at least 2"):
+        cosine.compute(random_capture(), resamples=1)
+
+
+def test_sinks_alone():
+    with pytest.raises(RepsimError, match="every kept token is a sink"):
+        cosine.compute(random_capture(lengths=(1, 1, 1)), average="without-sinks")
 
 
 def test_a_plan_without_layers():
@@ -213,6 +330,7 @@ def test_a_plan_without_layers():
         cosine.compute(random_capture(states=1), plan="empty")
 
 
-def test_no_tokens():
+@pytest.mark.parametrize("average", AVERAGES)
+def test_no_tokens(average):
     with pytest.raises(RepsimError, match="holds no finished tokens"):
-        cosine.compute(Stored(np.zeros((3, 0, 4)), lengths=()))
+        cosine.compute(Stored(np.zeros((3, 0, 4)), lengths=()), average=average)

@@ -12,6 +12,8 @@ import xarray as xr
 from IPython.core.formatters import DisplayFormatter
 
 from repsim import figures
+from repsim.analyses import blocks, clusters, drift
+from repsim.inference import Estimate
 from repsim.schema import RepsimError
 
 LONG = "(13|14|15|16)"
@@ -42,7 +44,7 @@ def result(labels, lowest=0.1, **attrs):
 
 
 def draw(labels, **attrs):
-    figure = figures.similarity_matrix(result(labels, **attrs))
+    figure = figures.similarity_matrices(result(labels, **attrs))
     figure.draw_without_rendering()
     return figure
 
@@ -82,19 +84,29 @@ def test_a_step_that_is_not_a_layer_is_named():
     assert "7.mlp" in tick_texts(draw(STACKS["half"]).axes[0].yaxis)
 
 
-@pytest.mark.parametrize("width", figures.WIDTHS)
-@pytest.mark.parametrize("stack", STACKS)
-def test_no_two_labels_overlap_and_nothing_is_clipped(stack, width):
-    figure = figures.similarity_matrix(result(STACKS[stack], -0.2), width=width)
+def assert_nothing_is_clipped_or_overlaps(figure):
     figure.draw_without_rendering()
-    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis, colour_bar(figure).yaxis):
-        boxes = [text.get_window_extent() for text in axis.get_ticklabels()]
-        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
+            boxes = [
+                text.get_window_extent() for text in axis.get_ticklabels() if text.get_text() and text.get_visible()
+            ]
+            low, high = sorted(axes.transAxes.transform([(0, 0), (1, 1)])[:, int(axis is axes.yaxis)])
+            side = "y" if axis is axes.yaxis else "x"
+            middles = [(getattr(box, side + "0") + getattr(box, side + "1")) / 2 for box in boxes]
+            boxes = [box for box, middle in zip(boxes, middles, strict=True) if low - 1 <= middle <= high + 1]
+            assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     inside = figure.get_tightbbox()
     assert inside.x0 >= 0
     assert inside.y0 >= 0
     assert inside.x1 <= figure.get_figwidth()
     assert inside.y1 <= figure.get_figheight()
+
+
+@pytest.mark.parametrize("width", figures.WIDTHS)
+@pytest.mark.parametrize("stack", STACKS)
+def test_no_two_labels_overlap_and_nothing_is_clipped(stack, width):
+    assert_nothing_is_clipped_or_overlaps(figures.similarity_matrices(result(STACKS[stack], -0.2), width=width))
 
 
 def test_a_column_wide_with_square_cells_from_the_top_left():
@@ -149,12 +161,12 @@ def test_zero_is_marked_where_there_are_values_below_it():
 def test_undefined_cells_are_grey_and_say_so():
     dataset = result(STACKS["7"])
     dataset["cosine"][2] = np.nan
-    figure = figures.similarity_matrix(dataset)
+    figure = figures.similarity_matrices(dataset)
     assert colour_bar(figure).get_ylabel() == "mean cosine similarity (grey: undefined)"
     image = figure.axes[0].images[0]
     assert image.to_rgba(image.get_array())[2, 3].tolist() == [0.85, 0.85, 0.85, 1]
     dataset["cosine"][:] = np.nan
-    figures.similarity_matrix(dataset)
+    figures.similarity_matrices(dataset)
 
 
 def test_the_palette_is_even_in_grey():
@@ -206,4 +218,274 @@ def test_a_notebook_shows_it():
 
 def test_an_unknown_width():
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        figures.similarity_matrix(result(STACKS["7"]), width="poster")
+        figures.similarity_matrices(result(STACKS["7"]), width="poster")
+
+
+# Several results side by side
+
+
+def measured(labels, measure="debiased linear CKA", lowest=0.1, **attrs):
+    return result(labels, lowest, description=measure, **attrs).rename(cosine="similarity")
+
+
+@pytest.mark.parametrize("stacks", [("31", "7"), ("31", "81", "looped"), ("2", "random", "7", "81")])
+@pytest.mark.parametrize("width", [None, *figures.WIDTHS])
+def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
+    if width == "column" and len(stacks) > 2:
+        width = "page"
+    found = [
+        result(STACKS[stack], lowest, model=stack) for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
+    ]
+    figure = figures.similarity_matrices(*found, width=width)
+    assert_nothing_is_clipped_or_overlaps(figure)
+    *panels, bar = figure.axes
+    assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
+    assert bar.get_ylim() == (-0.2, 1)
+    assert [axes.images[0].get_array().shape[0] for axes in panels] == [len(STACKS[stack]) for stack in stacks]
+    boxes = [axes.get_window_extent() for axes in panels]
+    assert all(box.width == pytest.approx(box.height) for box in boxes)
+    assert all(box.width == pytest.approx(boxes[0].width, rel=1e-3) for box in boxes)
+    for axes, stack in zip(panels, stacks, strict=True):
+        assert axes.get_title().startswith(stack)
+    titles = [axes.title.get_window_extent() for axes in panels]
+    assert not any(a.overlaps(b) for a, b in pairwise(titles))
+
+
+def test_the_measure_is_named():
+    figure = figures.similarity_matrices(measured(STACKS["7"]), measured(STACKS["31"]))
+    assert figure.axes[-1].get_ylabel() == "debiased linear CKA"
+
+
+def test_different_measures_are_not_drawn_on_one_scale():
+    other = measured(STACKS["7"], "RSA (Spearman, Euclidean)")
+    for one in (measured(STACKS["7"]), result(STACKS["7"])):
+        with pytest.raises(RepsimError, match=r"side by side: .*, RSA .Spearman.*; draw one measure at a time"):
+            figures.similarity_matrices(one, other)
+
+
+# Profiles
+
+
+NAMES = {f"number_{i}": f"quantity {i}" for i in range(6)}
+
+
+def profile(labels, names=NAMES, low=1.0, **attrs):
+    states = np.arange(len(labels))
+    data = {}
+    for row, name in enumerate(names):
+        values = low + 10 * (1 + np.sin(states / 3 + row))
+        data |= {
+            name: ("state", values),
+            f"{name}_low": ("state", values - 0.5),
+            f"{name}_high": ("state", values + 0.5),
+        }
+    attrs = {"model": "smollm2-135m", "plan": "baseline", "corpus": "easel", "tokens": 12345} | attrs
+    return xr.Dataset(data, coords={"layer": ("state", labels)}, attrs=attrs)
+
+
+@pytest.mark.parametrize("width", figures.WIDTHS)
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_profile_against_layers(stack, width):
+    found = profile(STACKS[stack])
+    figure = figures.profiles([found], {"number_0": "quantity"}, width=width)
+    assert_nothing_is_clipped_or_overlaps(figure)
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == list(range(len(STACKS[stack])))
+    assert line.get_ydata().tolist() == found["number_0"].values.tolist()
+    assert axes.get_xlabel() == "state after layer"
+    assert tick_texts(axes.xaxis)[0] == "embed"
+    assert axes.get_legend() is None
+    assert figure.get_suptitle().startswith("smollm2-135m · baseline")
+
+
+@pytest.mark.parametrize("panels", [1, 2, 5, 6])
+@pytest.mark.parametrize("several", [1, 7])
+def test_panels_and_lines(panels, several):
+    names = dict(list(NAMES.items())[:panels])
+    found = [profile(STACKS[stack], model=f"model-{stack}") for stack in list(STACKS)[:several]]
+    figure = figures.profiles(found, names)
+    assert_nothing_is_clipped_or_overlaps(figure)
+    drawn = [axes for axes in figure.axes if axes.lines]
+    assert [axes.get_ylabel() for axes in drawn] == list(names.values())
+    assert [len(axes.lines) for axes in drawn] == [several] * panels
+    assert [len(axes.collections) for axes in drawn] == [several] * panels
+    if several == 1:
+        return
+    for axes in drawn:
+        assert axes.get_xlabel() == "depth (share of steps)"
+        assert all(line.get_xdata()[[0, -1]].tolist() == [0, 1] for line in axes.lines)
+    styles = {(line.get_color(), line.get_marker()) for line in drawn[0].lines}
+    assert len(styles) == several
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == [f"{one.attrs['model']} · baseline" for one in found]
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+
+
+def test_a_logarithmic_axis_where_all_values_are_positive():
+    names = {"number_0": "quantity"}
+    scales = [
+        figures.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True).axes[0].get_yscale()
+        for low in (1.0, -10.0)
+    ]
+    assert scales == ["log", "linear"]
+
+
+def test_values_that_are_missing_leave_a_gap():
+    found = profile(STACKS["7"])
+    found["number_0"][3] = np.nan
+    figure = figures.profiles([found], {"number_0": "quantity"}, logarithmic=True)
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()).sum() == 1
+
+
+# The other figures
+
+
+class Fake:
+    """Random states under a plan and the baseline, with any names."""
+
+    identity = {"model": "smollm2-135m", "corpus": "easel"}  # noqa: RUF012
+
+    def __init__(self, labels):
+        self.labels = {"plan": labels, "baseline": STACKS["31"]}
+
+    def steps(self, plan):
+        return self.labels[plan]
+
+    def plan_name(self, plan):
+        return plan
+
+    plan_text = plan_name
+
+    def per_sample(self, plans, statistic):
+        plans = [plans] if isinstance(plans, str) else plans
+        generator = np.random.default_rng(0)
+        for tokens in (5, 9, 7, 6):
+            yield tokens, statistic.kernel(generator.normal(size=(sum(len(self.labels[p]) for p in plans), tokens, 8)))
+
+
+def of_blocks(labels):
+    return figures.blocks(blocks.compute(Fake(labels), plan="plan", resamples=10))
+
+
+def of_drift(labels):
+    return figures.drift(drift.compute(Fake(labels), plan="plan", resamples=10))
+
+
+def of_clusters(labels):
+    matrix = result(labels)["cosine"].values
+    found = clusters.cluster(Estimate(matrix, np.array([matrix] * 4)), labels)
+    found.attrs |= result(labels).attrs | {"quantity": "cosine similarity"}
+    return figures.clusters(found)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
+def test_every_figure_of_every_plan_is_legible(drawn, stack):
+    if drawn is of_clusters and len(STACKS[stack]) < 5:
+        stack = "7"
+    figure = drawn(STACKS[stack])
+    assert_nothing_is_clipped_or_overlaps(figure)
+    for axes in figure.axes:
+        if axes.get_legend():
+            box = axes.get_legend().get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("width", figures.WIDTHS)
+def test_blocks_in_both_widths(width):
+    figure = figures.blocks(blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width)
+    assert figure.get_figwidth() == figures.WIDTHS[width]
+    assert_nothing_is_clipped_or_overlaps(figure)
+
+
+def test_blocks_marks_the_least_and_draws_block_influence():
+    found = blocks.compute(Fake(STACKS["7"]), plan="plan", resamples=10)
+    figure = figures.blocks(found)
+    upper, lower, bar = figure.axes
+    assert upper.lines[0].get_xdata().tolist() == np.nanargmin(found["distance"], axis=1).tolist()
+    assert upper.lines[0].get_ydata().tolist() == found["size"].values.tolist()
+    assert [patch.get_height() for patch in lower.patches] == found["influence"].values.tolist()
+    assert bar.get_ylabel() == "angular distance (share of half a turn), last token"
+
+
+def test_drift_marks_the_most_similar_state_of_the_baseline():
+    found = drift.compute(Fake(STACKS["skip"]), plan="plan", resamples=10)
+    figure = figures.drift(found)
+    left, right = figure.axes[:2]
+    assert left.lines[0].get_xdata().tolist() == np.argmax(found["cosine"].values, axis=1).tolist()
+    assert right.lines[0].get_ydata().tolist() == found["distance"].values.tolist()
+    assert right.get_ylim()[0] == 0
+
+
+def test_clusters_frames_the_groups_and_names_the_parts():
+    figure = of_clusters(STACKS["31"])
+    frames = figure.axes[0].patches
+    assert sum(frame.get_width() for frame in frames) == 31
+    assert frames[0].get_x() == -0.5
+    assert figure.get_suptitle().splitlines()[-1].startswith("middle: embed to ")
+
+
+def test_one_sample_s_clusters_are_drawn():
+    matrix = result(STACKS["7"])["cosine"].values
+    found = clusters.cluster(Estimate(matrix, np.full((4, 7, 7), np.nan)), STACKS["7"])
+    found.attrs |= result(STACKS["7"]).attrs | {"quantity": "cosine similarity"}
+    assert_nothing_is_clipped_or_overlaps(figures.clusters(found))
+
+
+@pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
+def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(tmp_path, drawn):
+    first, again = (figures.save(drawn(STACKS["7"]), tmp_path / name / "figure") for name in "ab")
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    pdf = first[1].read_bytes()
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"Date" not in pdf
+
+
+@pytest.mark.parametrize("drawn", [figures.blocks, figures.drift, figures.clusters])
+def test_an_unknown_width_of_another_figure(drawn):
+    with pytest.raises(RepsimError, match="width='poster': choose column or page"):
+        drawn(result(STACKS["7"]), width="poster")
+    with pytest.raises(RepsimError, match="width='poster': choose column or page"):
+        figures.profiles([profile(STACKS["7"])], NAMES, width="poster")
+
+
+# Styles
+
+
+def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path):
+    plain = [path.read_bytes() for path in figures.save(draw(STACKS["7"]), tmp_path / "plain")]
+    before = dict(matplotlib.rcParams)
+    with figures.styled("ggplot"):
+        figure = draw(STACKS["7"])
+        assert figure.axes[0].get_facecolor()[:3] == pytest.approx((0xE5 / 255,) * 3)  # ggplot's
+        assert figure.axes[0].yaxis.get_major_ticks()[0].tick1line.get_markersize() == 2  # ours
+        styled = [path.read_bytes() for path in figures.save(figure, tmp_path / "styled")]
+    assert dict(matplotlib.rcParams) == before
+    assert all(one != other for one, other in zip(plain, styled, strict=True))
+    assert [path.read_bytes() for path in figures.save(draw(STACKS["7"]), tmp_path / "again")] == plain
+
+
+def test_a_style_is_undone_after_an_error():
+    with pytest.raises(ZeroDivisionError), figures.styled("ggplot"):
+        raise ZeroDivisionError
+    assert draw(STACKS["7"]).axes[0].get_facecolor() == (1, 1, 1, 1)
+
+
+def test_a_style_from_a_file(tmp_path):
+    (tmp_path / "mine.mplstyle").write_text("axes.facecolor: 00ff00\n")
+    with figures.styled(tmp_path / "mine.mplstyle"):
+        assert draw(STACKS["7"]).axes[0].get_facecolor() == (0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("style", ["no-such-style", "no/such/file.mplstyle"])
+def test_an_unknown_style(style):
+    message = f"style '{style}': no such file, and matplotlib knows .*ggplot"
+    with pytest.raises(RepsimError, match=message) as caught, figures.styled(style):
+        pass
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,116 @@
+"""Which run of layers does least? Distance between states n layers apart, and each layer's Block Influence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repsim import inference, results
+from repsim.measures import angular_distances, token_cosines
+from repsim.schema import STATE, RepsimError
+from repsim.statistics import Source, Statistic, collect, upper, whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Tokens = Literal["last", "all"]
+SIZE = "size"
+PIECE = 256  # tokens whose cosines are held at once
+
+
+def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
+    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 - cosine over a layer."""
+    sums = np.zeros((len(states), len(states)))
+    influence = np.zeros(len(states) - 1)
+    for first in range(0, states.shape[1], PIECE):
+        piece = states[:, first : first + PIECE]
+        sums += angular_distances(piece).sum(0)
+        influence += (1 - np.diagonal(token_cosines(piece), 1, 1, 2)).sum(0)
+    return np.concatenate([upper(angular_distances(states[:, -1:])[0]), upper(sums), influence])
+
+
+# What a capture that keeps no states takes of each sample for this analysis.
+STATISTICS = {"distances": _distances}
+
+
+def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last", resamples: int = 1000) -> xr.Dataset:
+    """Angular distance between the states around every run of a plan's steps, and each step's Block Influence.
+
+    Distance 0 (the run changes no direction) to 1 (opposite); the run of n steps with the least distance is the one
+    that "The Unreasonable Ineffectiveness of the Deeper Layers" would prune. Block Influence 0 to 2, mean over all
+    tokens of 1 - cosine of a step's input and output, as in ShortGPT.
+
+    Intervals, and how often a run is the least, come from a bootstrap over samples.
+
+    Args:
+        capture: an open capture.
+        plan: plan whose states are compared.
+        tokens: last: distance at each sample's last kept token, as published; all: mean over tokens.
+        resamples: draws of the bootstrap.
+    Returns:
+        `distance`, `standard_error`, `low`, `high` and `least` (share of resamples in which the run is the least of its
+        size) over (size, state), the run beginning after `state`, NaN where it would pass the end; `influence` and its
+        `influence_standard_error`, `influence_low`, `influence_high` over step; coordinates `layer`, `size` and
+        `step_layer`.
+    Raises:
+        RepsimError: an unknown choice of tokens, a plan without steps, or nothing is finished.
+    Source:
+        Gromov et al. 2024 (arXiv 2403.17887), eq. 7; Men et al. 2024, ShortGPT (arXiv 2403.03853), eq. 1.
+    """
+    if tokens not in get_args(Tokens):
+        raise RepsimError(f"tokens={tokens!r}: choose {' or '.join(get_args(Tokens))}")
+    results.check_counts(resamples=resamples)
+    steps = results.steps(capture, plan)
+    states = len(steps)
+    lengths, values = collect(capture, plan, Statistic("blocks.distances", _distances))
+    pairs = states * (states + 1) // 2
+    last, sums, influence = np.split(values, [pairs, 2 * pairs], axis=1)
+    weights = lengths.astype(np.float64)
+    means = inference.ratio(last, np.ones(len(last))) if tokens == "last" else inference.ratio(sums, weights)
+    apart = inference.bootstrap(
+        lambda counts: _by_size(whole(means(counts), states)), len(lengths), resamples=resamples
+    )
+    per_step = inference.bootstrap(inference.ratio(influence, weights), len(lengths), resamples=resamples)
+    undefined = np.isnan(apart.value) | (len(lengths) == 1)
+    first = np.argmin(np.nan_to_num(apart.replicates, nan=2), axis=2)  # a distance is at most 1
+    least = np.where(undefined, np.nan, (first[:, :, None] == np.arange(states - 1)).mean(0))
+    return xr.Dataset(
+        {
+            **results.variables("distance", (SIZE, STATE), apart),
+            "least": ((SIZE, STATE), least),
+            **results.variables("influence", ("step",), per_step, prefix="influence_"),
+        },
+        coords={
+            **results.layers(steps[:-1]),
+            SIZE: np.arange(1, states),
+            "step_layer": ("step", np.array(steps[1:], object)),
+        },
+        attrs=results.attributes(
+            capture,
+            plan,
+            "blocks",
+            "Angular distance between the states before and after a run of steps; Block Influence of each step.",
+            distance_tokens=tokens,
+            tokens=int(lengths.sum()),
+            samples=len(lengths),
+        ),
+    )
+
+
+def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[..., state, state]` → `[..., size, state]`: row n - 1 holds the diagonal n above the main one, then NaN."""
+    states = matrices.shape[-1]
+    found = np.full((*matrices.shape[:-2], states - 1, states - 1), np.nan)
+    for size in range(1, states):
+        found[..., size - 1, : states - size] = np.diagonal(matrices, size, -2, -1)
+    return found
+
+
+def plot(found: xr.Dataset) -> Figure:
+    """Distance by size and place, the least of each size marked, above Block Influence; see `repsim.figures.blocks`."""
+    from repsim import figures  # here, so that computing does not wait for matplotlib
+
+    return figures.blocks(found)

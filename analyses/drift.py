@@ -1,0 +1,92 @@
+"""How far does a plan take the states from where the baseline's were, at the same tokens?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repsim import inference, results
+from repsim.measures import norms, token_cosine_sums
+from repsim.schema import STATE
+from repsim.statistics import Source, Statistic, collect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STATE_BASELINE = "state_baseline"
+
+
+def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
+    """Cosine of every state of a plan with every state of the baseline, and its distance from its counterpart.
+
+    A state's counterpart is the baseline's state after the same layer; the last state's is the last. Parallel steps
+    and halves of layers have none, and their distance is NaN. `distance` is |plan - baseline| / |baseline|, the mean
+    over tokens: 0 (the same) upwards. `cosine` is the mean over tokens, -1 to 1.
+
+    Standard errors and intervals come from a bootstrap over samples.
+
+    Args:
+        capture: an open capture that keeps its states and holds the baseline.
+        plan: plan whose states are compared with the baseline's.
+        resamples: draws of the bootstrap.
+    Returns:
+        `cosine`, `cosine_standard_error`, `cosine_low` and `cosine_high` over (state, state_baseline); `distance`,
+        `distance_standard_error`, `distance_low` and `distance_high` over state; coordinates `layer`, `layer_baseline`.
+    Raises:
+        RepsimError: the plan or the baseline is not in the capture, or its states were not kept.
+    """
+    results.check_counts(resamples=resamples)
+    steps, base = capture.steps(plan), capture.steps("baseline")
+    own, other = counterparts(steps, base)
+    states = len(steps)
+
+    def sums(both: NDArray[Any]) -> NDArray[np.float64]:
+        cosines = token_cosine_sums(both)[:states, states:]
+        mine, theirs = both[own], both[states + other]
+        apart = (norms(mine.astype(np.float32) - theirs) / norms(theirs)).sum(1)
+        return np.concatenate([cosines.ravel(), apart])
+
+    tokens, values = collect(capture, [plan, "baseline"], Statistic("drift.sums", sums))
+    found = inference.bootstrap(inference.ratio(values, tokens), len(tokens), resamples=resamples)
+    cosine = found.map(lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base)))
+    distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
+    return xr.Dataset(
+        {
+            **results.variables("cosine", (STATE, STATE_BASELINE), cosine, prefix="cosine_"),
+            **results.variables("distance", (STATE,), distance, prefix="distance_"),
+        },
+        coords={**results.layers(steps), **results.layers(base, STATE_BASELINE)},
+        attrs=results.attributes(
+            capture,
+            plan,
+            "drift",
+            "States of a plan against the baseline's at the same tokens.",
+            tokens=int(tokens.sum()),
+            samples=len(tokens),
+        ),
+    )
+
+
+def counterparts(steps: list[str], base: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the states that the baseline has a counterpart for, and of the counterparts."""
+    place = {step: index for index, step in enumerate(base)}
+    found = {index: place[step] for index, step in enumerate(steps) if step in place}
+    found[len(steps) - 1] = len(base) - 1
+    return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
+
+
+def _spread(values: NDArray[np.float64], places: NDArray[np.int64], states: int) -> NDArray[np.float64]:
+    """`[..., place]` → `[..., state]`, NaN elsewhere."""
+    spread = np.full((*values.shape[:-1], states), np.nan)
+    spread[..., places] = values
+    return spread
+
+
+def plot(found: xr.Dataset) -> Figure:
+    """Where the plan's states lie among the baseline's, and how far from it; see `repsim.figures.drift`."""
+    from repsim import figures  # here, so that computing does not wait for matplotlib
+
+    return figures.drift(found)

@@ -1,0 +1,102 @@
+"""What shape do the states of a plan have? Norm, dimensions that the tokens fill, and the direction that they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from repsim import inference, items, results
+from repsim.measures import geometry, norms
+from repsim.schema import STATE
+from repsim.statistics import Source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ITEMS = 2048
+LABELS = {
+    "norm": "mean norm",
+    "effective_rank": "effective rank",
+    "participation_ratio": "participation ratio",
+    "intrinsic_dimension": "intrinsic dimension",
+    "anisotropy": "anisotropy",
+}
+
+
+def compute(
+    capture: Source,
+    *,
+    plan: str = "baseline",
+    items: int = ITEMS,
+    sinks: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Geometry of each state of a plan on a random subsample of tokens, equally many from each sample.
+
+    `norm`: mean Euclidean norm. `effective_rank`: exponential of the singular values' entropy, and
+    `participation_ratio`: (Σλ)² / Σλ² of the covariance's eigenvalues, both in directions; they depend on the number of
+    items. `intrinsic_dimension`: TwoNN. `anisotropy`: mean cosine of two different tokens. `repsim.measures` has each
+    number's range and source.
+
+    Standard errors and intervals come from a bootstrap over samples, to first order.
+
+    Args:
+        capture: an open capture that keeps its states.
+        plan: plan whose states are measured.
+        items: tokens to measure on.
+        sinks: measure attention sinks too: first tokens and those over 3 times as long as the sample's median.
+        resamples: draws of the bootstrap.
+        seed: of the draw of items.
+    Returns:
+        Each number over state, with `NAME_standard_error`, `NAME_low` and `NAME_high`, and the coordinate `layer`.
+    Raises:
+        RepsimError: the plan is not in the capture, its states were not kept, or too few tokens.
+    """
+    results.check_counts(resamples=resamples)
+    drawn = _draw(capture, plan, items, sinks=sinks, seed=seed)
+    rows = []
+    for state in drawn.states:
+        lengths = norms(state)
+        spectrum = geometry.spectrum(state)
+        rows.append(
+            (
+                (float(lengths.mean()), (lengths - lengths.mean()) / len(lengths)),
+                geometry.effective_rank_parts(*spectrum),
+                geometry.participation_ratio_parts(*spectrum),
+                geometry.two_nn_parts(state),
+                geometry.anisotropy_parts(state),
+            )
+        )
+    variables: dict[str, Any] = {}
+    for name, parts in zip(LABELS, zip(*rows, strict=True), strict=True):
+        value = np.array([number for number, _ in parts])
+        influence = np.stack([drawn.per_sample(of_item) for _, of_item in parts], axis=-1)
+        found = inference.bootstrap(inference.linear(value, influence), drawn.samples, resamples=resamples)
+        variables |= results.variables(name, (STATE,), found, prefix=f"{name}_")
+    return xr.Dataset(
+        variables,
+        coords=results.layers(capture.steps(plan)),
+        attrs=results.attributes(
+            capture,
+            plan,
+            "geometry",
+            "Geometry of each state over a subsample of tokens.",
+            sinks="kept" if sinks else "left out",
+            seed=seed,
+            tokens=len(drawn.sample),
+            samples=drawn.samples,
+        ),
+    )
+
+
+_draw = items.draw  # `compute` has an option of the module's name
+
+
+def plot(*found: xr.Dataset) -> Figure:
+    """A panel for each number, a line for each result; see `repsim.figures.profiles`."""
+    from repsim import figures  # here, so that computing does not wait for matplotlib
+
+    return figures.profiles(found, LABELS)

@@ -1,0 +1,54 @@
+"""Measures of representations: which numbers say how alike two states are, and what shape a state has?
+
+Each function takes arrays, `[item, unit]` or `[state, token, unit]`, and returns numbers. Nothing here knows of plans,
+stores, samples or dimension names; whoever calls a kernel adds its results up and gives them names.
+"""
+
+from repsim.measures.cka import (
+    debiased_linear_cka,
+    hsic,
+    linear_cka,
+    minibatch_cka,
+    minibatch_hsic,
+    rbf_cka,
+)
+from repsim.measures.cosine import (
+    angular_distances,
+    cosine_from_gram,
+    grams,
+    sink_tokens,
+    token_cosine_sums,
+    token_cosines,
+)
+from repsim.measures.dissimilarity import rsa
+from repsim.measures.geometry import anisotropy, effective_rank, norms, participation_ratio, two_nn
+from repsim.measures.neighbours import cknna, mutual_knn
+from repsim.measures.subspace import mean_cca, procrustes_distance, procrustes_similarity, pwcca, svcca
+
+__all__ = [
+    "angular_distances",
+    "anisotropy",
+    "cknna",
+    "cosine_from_gram",
+    "debiased_linear_cka",
+    "effective_rank",
+    "grams",
+    "hsic",
+    "linear_cka",
+    "mean_cca",
+    "minibatch_cka",
+    "minibatch_hsic",
+    "mutual_knn",
+    "norms",
+    "participation_ratio",
+    "procrustes_distance",
+    "procrustes_similarity",
+    "pwcca",
+    "rbf_cka",
+    "rsa",
+    "sink_tokens",
+    "svcca",
+    "token_cosine_sums",
+    "token_cosines",
+    "two_nn",
+]

@@ -1,0 +1,78 @@
+"""Numbers of analyses get names: an estimate, its standard error and interval as variables, and what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repsim.inference import LEVEL, Estimate
+from repsim.schema import STATE, RepsimError
+from repsim.statistics import Source
+
+STATE_OTHER = "state_other"
+
+
+def variables(name: str, dims: Sequence[str], estimate: Estimate, prefix: str = "") -> dict[str, Any]:
+    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before them)."""
+    low, high = estimate.interval()
+    values = {name: estimate.value, f"{prefix}standard_error": estimate.standard_error}
+    values |= {f"{prefix}low": low, f"{prefix}high": high}
+    return {key: (tuple(dims), value) for key, value in values.items()}
+
+
+def layers(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
+    """What each state is the output of, as a coordinate: `layer` along `state`, `layer_other` along `state_other`."""
+    return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}  # zarr has no stable type for fixed lengths
+
+
+def attributes(source: Source, plan: str, analysis: str, description: str, **more: Any) -> Mapping[str, Any]:
+    """What a result is of: analysis, plan, model, corpus and the numbers given."""
+    return {
+        "analysis": analysis,
+        "description": description,
+        "plan": source.plan_name(plan),
+        "plan_text": source.plan_text(plan),
+        "model": source.identity["model"],
+        "corpus": source.identity["corpus"],
+        "interval": f"{LEVEL:.0%} of a bootstrap over samples",
+        **more,
+    }
+
+
+def steps(source: Source, plan: str) -> list[str]:
+    """What each of a plan's states is the output of.
+
+    Raises:
+        RepsimError: it has but one state, so there are no two to compare.
+    """
+    found = source.steps(plan)
+    if len(found) < 2:
+        raise RepsimError(f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states")
+    return found
+
+
+LEAST = {"resamples": 2, "items": 1, "permutations": 0, "seed": 0}
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuses a number that is too small for what it counts, in one line; None is a default."""
+    for name, count in counts.items():
+        if count is not None and count < LEAST[name]:
+            raise RepsimError(f"{name}={count}: at least {LEAST[name]}")
+
+
+def save(result: xr.Dataset, path: Path) -> None:
+    """Writes a result as a NetCDF 3 file, the same bytes for the same numbers; missing folders are made.
+
+    Raises:
+        RepsimError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result.to_netcdf(path, engine="scipy", format="NETCDF3_64BIT")
+    except OSError as problem:
+        raise RepsimError(f"{path}: cannot be written ({problem.strerror}); choose another --figures") from None

@@ -1,0 +1,364 @@
+"""Bootstrap and permutations: formulas known by hand, slow loops, and how often the promises are kept."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import kstest
+
+from repsim.inference import Estimate, bootstrap, calibrated, linear, p_values, ratio, shuffles
+from repsim.measures import debiased_linear_cka
+from repsim.measures.cka import gram, u_centre
+from repsim.measures.geometry import (
+    anisotropy_parts,
+    effective_rank_parts,
+    participation_ratio_parts,
+    spectrum,
+    two_nn_parts,
+)
+from repsim.measures.subspace import basis, canonical, rotation, unit_norm
+
+
+def two_views(x):
+    """The left and the right half of the units."""
+    return np.split(x, 2, axis=1)
+
+
+def pair_parts(pair):
+    return pair.value, pair.influence
+
+
+# A statistic of items and each one's influence.
+PARTS = {
+    "participation ratio": lambda x: participation_ratio_parts(*spectrum(x)),
+    "effective rank": lambda x: effective_rank_parts(*spectrum(x)),
+    "two_nn": two_nn_parts,
+    "anisotropy": lambda x: anisotropy_parts(x + 1),
+    "rotation": lambda x: pair_parts(rotation(*map(unit_norm, two_views(x)))),
+    "canonical": lambda x: pair_parts(canonical(*map(basis, two_views(x)))),
+}
+
+
+def dependent_samples(generator, samples=60):
+    """Values of the tokens of each sample, 2 to 20, around 0; tokens of one sample share half of their variance."""
+    tokens = generator.integers(2, 21, size=samples)
+    return [generator.normal() + generator.normal(size=size) for size in tokens]
+
+
+def related_views(generator, items=400):
+    """Two views of three units side by side, with canonical correlations of 0.9, 0.6 and 0.4."""
+    rho = np.array([0.9, 0.6, 0.4])
+    x, noise = generator.normal(size=(2, items, 3))
+    return np.concatenate([x * [1, 2, 3], (rho * x + np.sqrt(1 - rho**2) * noise) * [1, 0.7, 0.5]], axis=1)
+
+
+def some_totals(samples=12, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(samples, 2, 3)) + 1, generator.uniform(1, 5, size=samples)
+
+
+def covers(estimate, truth):
+    low, high = estimate.interval()
+    return bool(low <= truth <= high)
+
+
+def test_ratio_by_hand():
+    """Of totals 3 and 5 with weights 1 and 3: all, each alone, and the first twice beside the second."""
+    statistic = ratio(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
+    assert_allclose(statistic(np.array([[1.0, 1], [1, 0], [0, 1], [2, 1]])), [8 / 4, 3, 5 / 3, 11 / 5], rtol=1e-15)
+
+
+def test_linear_by_hand():
+    statistic = linear(np.array(10.0), np.array([2.0, -3, 1]))
+    assert_allclose(statistic(np.array([[1.0, 1, 1], [2, 1, 0], [0, 0, 3]])), [10, 10 + 2 - 1, 10 - 2 + 3 + 2])
+
+
+def test_p_values_by_hand():
+    """Largest of each permutation: 3, 5 and 4. Of 3 and itself: 3, 4 and 5 are as large or larger."""
+    null = np.array([[3.0, 1], [2, 5], [4, 0]])
+    assert_allclose(p_values(np.array([3.0, 4.5, 6]), null), [4 / 4, 2 / 4, 1 / 4])
+
+
+def test_calibrated_by_hand():
+    """Chance gives 0.2 and 0.5: then 0.6 is half way from chance to 1, and 0.2 beyond chance on the other side."""
+    null = np.array([[0.1, 0.4], [0.3, 0.6]])
+    assert_allclose(calibrated(np.array([0.6, 0.2]), null), [0.5, -0.6], rtol=1e-12)
+    assert_allclose(calibrated(null.mean(0), null), [0, 0], atol=1e-15)
+    assert_allclose(calibrated(np.ones(2), null), [1, 1], rtol=1e-15)
+
+
+def test_shuffles_by_hand():
+    """Two samples of two items stay or change places, the items of each in their order."""
+    found = {tuple(order.tolist()) for order in shuffles(np.array([0, 0, 1, 1]), 50)}
+    assert found == {(0, 1, 2, 3), (2, 3, 0, 1)}
+    interleaved = {tuple(order.tolist()) for order in shuffles(np.array([7, 3, 7, 3]), 50)}
+    assert interleaved == {(0, 1, 2, 3), (1, 0, 3, 2)}
+
+
+def test_interval_is_of_percentiles():
+    estimate = Estimate(np.zeros(()), np.random.default_rng(0).permutation(np.arange(1001.0)))
+    assert_allclose(estimate.interval(), (25, 975))
+    assert_allclose(estimate.interval(0.5), (250, 750))
+    assert estimate.standard_error == pytest.approx(np.arange(1001).std(ddof=1))
+
+
+def test_a_function_of_an_estimate_is_taken_of_each_replicate():
+    estimate = bootstrap(ratio(*some_totals()), 12, resamples=20)
+    mapped = estimate.map(lambda value: value.sum(-1))
+    assert_array_equal(mapped.value, estimate.value.sum(-1))
+    assert_array_equal(mapped.replicates, estimate.replicates.sum(-1))
+
+
+@pytest.mark.parametrize("samples", [20, 400])
+def test_standard_error_of_a_mean(samples):
+    values = np.random.default_rng(0).exponential(size=samples)
+    estimate = bootstrap(ratio(values, np.ones(samples)), samples, resamples=4000)
+    assert estimate.value == pytest.approx(values.mean(), rel=1e-14)
+    assert estimate.standard_error == pytest.approx(values.std() / samples**0.5, rel=0.05)
+
+
+def test_standard_error_of_a_linear_statistic():
+    """Of a mean: each sample adds (value - mean) / n."""
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    parts = linear(values.mean(0), (values - values.mean(0)) / 50)
+    assert_allclose(
+        bootstrap(parts, 50).replicates, bootstrap(ratio(values, np.ones(50)), 50).replicates, rtol=1e-10, atol=1e-12
+    )
+
+
+def test_ratio_equals_a_loop_over_resamples():
+    totals, weights = some_totals()
+    counts = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 40)
+    drawn = [np.repeat(np.arange(12), count) for count in counts]
+    expected = [totals[index].sum(0) / weights[index].sum() for index in drawn]
+    assert_allclose(ratio(totals, weights)(counts.astype(float)), expected, rtol=1e-12)
+    estimate = bootstrap(ratio(totals, weights), 12, resamples=40, seed=3)
+    assert_allclose(estimate.replicates, expected, rtol=1e-12)
+    assert_allclose(estimate.value, totals.sum(0) / weights.sum(), rtol=1e-12)
+
+
+def test_linear_equals_a_loop_over_resamples():
+    influence = np.random.default_rng(0).normal(size=(12, 2, 3))
+    influence -= influence.mean(0)
+    value = np.arange(6.0).reshape(2, 3)
+    counts = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 40)
+    expected = [value + influence[np.repeat(np.arange(12), count)].sum(0) for count in counts]
+    estimate = bootstrap(linear(value, influence), 12, resamples=40, seed=3)
+    assert_allclose(estimate.replicates, expected, rtol=1e-12, atol=1e-12)
+    assert_array_equal(estimate.value, value)
+
+
+def test_linear_is_the_ratio_to_first_order():
+    """A tenth of the change leaves a hundredth of the difference."""
+    totals, weights = some_totals()
+    value = totals.sum(0) / weights.sum()
+    first_order = linear(value, (totals - value * weights[:, None, None]) / weights.sum())
+    nudge = np.random.default_rng(1).uniform(-1, 1, size=(5, 12))
+    apart = [np.abs(ratio(totals, weights)(1 + h * nudge) - first_order(1 + h * nudge)).max() for h in (1e-2, 1e-3)]
+    assert apart[0] < 1e-3
+    assert apart[1] == pytest.approx(apart[0] / 100, rel=0.1)
+
+
+def test_linear_has_the_ratios_standard_error_with_many_samples():
+    totals, weights = some_totals(samples=400)
+    value = totals.sum(0) / weights.sum()
+    first_order = linear(value, (totals - value * weights[:, None, None]) / weights.sum())
+    exact = bootstrap(ratio(totals, weights), 400)
+    assert_allclose(bootstrap(first_order, 400).standard_error, exact.standard_error, rtol=0.02)
+
+
+def test_intervals_of_whole_samples_hold_the_truth_as_often_as_they_say():
+    """200 data sets whose mean is 0, tokens of a sample alike: 95 % intervals, and those that resample tokens."""
+    generator = np.random.default_rng(0)
+    by_sample, by_token = [], []
+    for _ in range(200):
+        samples = dependent_samples(generator)
+        totals, tokens = np.array([[values.sum(), len(values)] for values in samples]).T
+        by_sample.append(covers(bootstrap(ratio(totals, tokens), len(samples), resamples=300), 0))
+        values = np.concatenate(samples)
+        by_token.append(covers(bootstrap(ratio(values, np.ones(len(values))), len(values), resamples=300), 0))
+    assert 0.90 <= np.mean(by_sample) <= 0.99
+    assert np.mean(by_token) < 0.8
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_linear_standard_error_is_the_spread_over_fresh_data(name):
+    """60 data sets of 400 items; within a quarter. Of two_nn it is a sixth too small: items share neighbours."""
+    generator = np.random.default_rng(0)
+    values, errors = [], []
+    for _ in range(60):
+        value, influence = PARTS[name](related_views(generator))
+        values.append(value)
+        errors.append(bootstrap(linear(np.array(value), influence), 400, resamples=200).standard_error)
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.25)
+
+
+def test_influences_of_dependent_items_are_summed_over_samples_first():
+    """Items that come ten times alike: the spread is that of a tenth of the items."""
+    x = np.random.default_rng(0).normal(size=(100, 4)) * [1, 2, 3, 4]
+    value, influence = PARTS["participation ratio"](x)
+    again, repeated = PARTS["participation ratio"](np.repeat(x, 10, axis=0))
+    assert again == pytest.approx(value, rel=1e-12)
+    assert_allclose(repeated.reshape(100, 10).sum(1), influence, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_nothing_is_said_of_the_spread_of_one_sample(shape):
+    estimate = bootstrap(ratio(np.full((1, *shape), 6.0), np.array([3.0])), 1, resamples=10)
+    assert_array_equal(estimate.value, np.full(shape, 2.0))
+    assert estimate.replicates.shape == (10, *shape)
+    for unknown in (estimate.standard_error, *estimate.interval()):
+        assert unknown.shape == shape
+        assert np.isnan(unknown).all()
+
+
+def test_a_total_that_was_not_measured_leaves_the_others_alone():
+    totals, weights = some_totals()
+    totals[4, 0, 1] = np.nan
+    estimate = bootstrap(ratio(totals, weights), 12, resamples=50)
+    unknown = np.isnan(totals).any(0)
+    assert_array_equal(np.isnan(estimate.value), unknown)
+    assert_array_equal(np.isnan(estimate.interval()[0]), unknown)
+
+
+def test_seeds_reproduce_draws_and_others_do_not():
+    statistic = ratio(*some_totals())
+    first, again, other = (bootstrap(statistic, 12, resamples=20, seed=seed).replicates for seed in (5, 5, 6))
+    assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    samples = np.repeat(np.arange(8), 2)
+    first, again, other = (np.array(list(shuffles(samples, 20, seed=seed))) for seed in (5, 5, 6))
+    assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_resamples_draw_as_many_samples_as_there_are():
+    seen = []
+
+    def statistic(counts):
+        seen.append(counts)
+        return counts[:, 0]
+
+    bootstrap(statistic, 7, resamples=30)
+    whole, drawn = seen
+    assert_array_equal(whole, np.ones((1, 7)))
+    assert drawn.shape == (30, 7)
+    assert_array_equal(drawn.sum(1), 7)
+    assert (drawn != 1).any()
+
+
+@pytest.mark.parametrize("samples", [np.arange(30) // 3, np.arange(30) % 10, np.arange(30)])
+def test_shuffles_exchange_whole_samples(samples):
+    """Every item once; where a sample's items were, the items of one sample come, in their order."""
+    orders = list(shuffles(samples, 20))
+    assert len(orders) == 20
+    for order in orders:
+        assert_array_equal(np.sort(order), np.arange(30))
+        for sample in np.unique(samples):
+            (source,) = np.unique(samples[order[samples == sample]])
+            assert_array_equal(order[samples == sample], np.flatnonzero(samples == source))
+
+
+def test_every_order_of_samples_is_equally_likely():
+    """Six orders of three samples, 3000 draws: 500 each, of which the deviation is 20."""
+    orders = [tuple(order[::2].tolist()) for order in shuffles(np.repeat(np.arange(3), 2), 3000)]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6
+    assert min(counts) > 420
+    assert max(counts) < 580
+
+
+def whole_and_single(generator):
+    """p-values of two unrelated views, by shuffles of samples and of items; a sample's four items are alike."""
+    samples = np.repeat(np.arange(12), 4)
+    x, y = (np.repeat(generator.normal(size=(12, 3)), 4, axis=0) + generator.normal(size=(48, 3)) / 2 for _ in range(2))
+    value, found = debiased_linear_cka(x, y), []
+    kernel, other = u_centre(gram(x)), u_centre(gram(y))
+    other /= np.linalg.norm(kernel) * np.linalg.norm(other)
+    for each in (samples, np.arange(48)):
+        null = [np.vdot(kernel, other[np.ix_(o, o)]) for o in shuffles(each, 99, seed=int(generator.integers(2**31)))]
+        found.append(p_values(np.array(value), np.array(null)))
+    return found
+
+
+def test_p_values_of_unrelated_views_are_uniform_where_samples_are_shuffled():
+    """They are multiples of 1 / 100, each as likely: less a uniform hundredth, uniform from 0 to 1.
+
+    Shuffles of items take what ties a sample's items together for a relation of the views.
+    """
+    generator = np.random.default_rng(0)
+    whole, single = np.transpose([whole_and_single(generator) for _ in range(200)])
+    assert_allclose(whole * 100, np.round(whole * 100), atol=1e-9)
+    assert kstest(whole - generator.uniform(0, 0.01, size=200), "uniform").pvalue > 0.05
+    assert (whole <= 0.05).mean() < 0.09
+    assert (single <= 0.05).mean() > 0.2
+
+
+def test_related_views_have_the_smallest_p_value():
+    x, noise = np.random.default_rng(0).normal(size=(2, 40, 3))
+    null = np.array([debiased_linear_cka(x, (x + noise)[order]) for order in shuffles(np.arange(40), 99)])
+    assert p_values(np.array(debiased_linear_cka(x, x + noise)), null) == 1 / 100
+
+
+def test_the_largest_statistic_controls_the_error_of_all_measures_together():
+    """Ten views unrelated to one: any p <= 0.05 in about 5 % of draws; of each by itself, in far more."""
+    generator = np.random.default_rng(1)
+    together, alone = [], []
+    for _ in range(200):
+        kernels = u_centre(gram(generator.normal(size=(11, 16, 3))))
+        kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
+        one, others = kernels[0], kernels[1:].reshape(10, -1)
+        null = np.array([others @ one[np.ix_(o, o)].ravel() for o in shuffles(np.arange(16), 99)])
+        value = others @ one.ravel()
+        together.append((p_values(value, null) <= 0.05).any())
+        alone.append(any(p_values(v, n) <= 0.05 for v, n in zip(value, null.T, strict=True)))
+    assert np.mean(together) <= 0.09
+    assert np.mean(alone) > 0.3
+
+
+def test_a_shuffle_that_changes_nothing_is_as_large_as_the_value_whatever_the_rounding():
+    """Two samples stay where they are in every second shuffle; another order of sums tells them from themselves."""
+    generator, samples = np.random.default_rng(0), np.repeat([0, 1], 8)
+    found = []
+    for _ in range(20):
+        kernels = u_centre(gram(generator.normal(size=(3, 16, 4))))
+        kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
+        flat, apart = kernels.reshape(3, -1), ~np.eye(3, dtype=bool)
+        null = [flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in shuffles(samples, 99)]
+        found.append(np.nanmin(p_values(np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan))))
+    assert min(found) > 0.3
+
+
+def test_p_values_have_the_shape_of_the_values():
+    null = np.random.default_rng(0).normal(size=(19, 4, 4))
+    found = p_values(null[3], null)
+    assert found.shape == (4, 4)
+    assert found.min() >= 2 / 20  # it is among its own null, and no smaller than 1 / 20
+    assert p_values(np.full((4, 4), 100.0), null).max() == 1 / 20
+    assert p_values(np.full((4, 4), -100.0), null).min() == 1
+
+
+def test_what_is_no_comparison_has_no_p_value_and_takes_part_in_none():
+    value, null = np.array([np.nan, 2.0]), np.array([[np.nan, 1.0], [np.nan, 3], [np.nan, 0]])
+    assert_array_equal(p_values(value, null), [np.nan, 2 / 4])
+    assert_array_equal(p_values(value[1:], null[:, 1:]), [2 / 4])
+
+
+def test_a_null_without_any_comparison():
+    found = p_values(np.full(2, np.nan), np.full((9, 2), np.nan))
+    assert_array_equal(found, np.full(2, np.nan))
+
+
+def test_calibrated_keeps_what_was_not_measured():
+    null = np.array([[np.nan, 0.2], [np.nan, 0.2]])
+    assert_allclose(calibrated(np.array([np.nan, 0.6]), null), [np.nan, 0.5])
+
+
+@pytest.mark.parametrize(("samples", "resamples"), [(0, 10), (5, 1)])
+def test_too_few_samples_or_resamples(samples, resamples):
+    with pytest.raises(ValueError, match=f"{samples} samples, {resamples} resamples: at least 1 and 2"):
+        bootstrap(lambda counts: counts[:, 0], samples, resamples=resamples)
+
+
+def test_samples_of_different_sizes_cannot_change_places():
+    with pytest.raises(ValueError, match="samples of 1 to 3 items cannot change places"):
+        list(shuffles(np.array([0, 0, 0, 1, 2, 2]), 5))

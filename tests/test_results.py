@@ -1,0 +1,113 @@
+"""Results: names, and files that hold all of what was computed."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from numpy.testing import assert_allclose, assert_array_equal
+from test_cosine import Stored, random_capture
+
+from repsim import results
+from repsim.analyses import blocks, clusters, cosine, drift, geometry, norms, similarity
+from repsim.inference import Estimate
+from repsim.schema import RepsimError
+
+LENGTHS = (9, 12, 11, 8)
+COMPUTE = {
+    "blocks": blocks.compute,
+    "clusters": lambda capture: clusters.compute(capture, groups=3),
+    "clusters-cka": lambda capture: clusters.compute(capture, of="cka"),
+    "cosine": cosine.compute,
+    "cosine-centred": lambda capture: cosine.compute(capture, average="centred"),
+    "drift": lambda capture: drift.compute(capture, plan="other"),
+    "geometry": geometry.compute,
+    "norms": norms.compute,
+    "similarity": lambda capture: similarity.compute(capture, permutations=9),
+    "similarity-minibatch": lambda capture: similarity.compute(capture, measure="minibatch-cka"),
+}
+
+
+def computed(name):
+    states, other = (random_capture(lengths=LENGTHS, states=states, seed=states).array for states in (6, 5))
+    capture = Stored(states, LENGTHS, other=(["embed", "0", "(1|2)", "3.mlp", "4"], other))
+    capture.identity = {"model": "Größe/モデル", "corpus": "hf:a/b:c:d $1"}
+    return COMPUTE[name](capture)
+
+
+def test_an_estimate_becomes_four_variables():
+    replicates = np.arange(101.0)[:, None] * [1, 2]
+    named = results.variables("norm", ("state",), Estimate(np.array([50.0, 100.0]), replicates), prefix="norm_")
+    assert list(named) == ["norm", "norm_standard_error", "norm_low", "norm_high"]
+    assert all(dims == ("state",) for dims, _ in named.values())
+    assert named["norm"][1].tolist() == [50, 100]
+    assert_allclose(named["norm_low"][1], [2.5, 5], rtol=1e-12)
+    assert_allclose(named["norm_high"][1], [97.5, 195], rtol=1e-12)
+    assert_array_equal(named["norm_standard_error"][1], replicates.std(0, ddof=1))
+
+
+def test_layers_along_either_dimension():
+    assert list(results.layers(["embed", "0"])) == ["layer"]
+    assert list(results.layers(["embed", "0"], "state_other")) == ["layer_other"]
+    assert list(results.layers(["embed", "0"], "state_baseline")) == ["layer_baseline"]
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_a_saved_result_holds_the_same(tmp_path, name):
+    result = computed(name)
+    results.save(result, tmp_path / "made" / "on the way" / "result.nc")
+    with xr.open_dataset(tmp_path / "made" / "on the way" / "result.nc", engine="scipy") as read:
+        read = read.load()
+    assert set(read.variables) == set(result.variables)
+    for key, values in result.variables.items():
+        assert read[key].dims == values.dims, key
+        if values.dtype == object:
+            assert read[key].values.tolist() == values.values.tolist(), key
+        else:
+            assert_array_equal(read[key], values, err_msg=key)
+    assert read.attrs == result.attrs
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_a_result_saved_twice_has_the_same_bytes(tmp_path, name):
+    results.save(computed(name), tmp_path / "a.nc")
+    results.save(computed(name), tmp_path / "b.nc")
+    assert (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
+    results.save(computed(name), tmp_path / "a.nc")  # over what is there
+    assert (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_what_a_result_is_of(name):
+    attrs = computed(name).attrs
+    assert attrs["analysis"] == name.partition("-")[0]
+    assert attrs["model"] == "Größe/モデル"
+    assert attrs["interval"] == "95% of a bootstrap over samples"
+    assert {"plan", "plan_text", "corpus", "description", "tokens", "samples"} <= set(attrs)
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere/a.nc", "{here}/file/a.nc", "{here}/file/below/a.nc", "{here}/folder"])
+def test_a_place_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    place = place.format(here=tmp_path)
+    with pytest.raises(RepsimError, match=r"cannot be written .*; choose another --figures") as caught:
+        results.save(computed("norms"), results.Path(place))
+    assert "\n" not in str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(RepsimError, match="No space left on device"):
+        results.save(computed("norms"), tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "least"), [("resamples", 1, 2), ("items", 0, 1), ("permutations", -1, 0), ("seed", -1, 0)]
+)
+def test_too_small_a_number(name, count, least):
+    with pytest.raises(RepsimError, match=f"^{name}={count}: at least {least}$"):
+        results.check_counts(**{name: count})
+    results.check_counts(**{name: least}, other=None)
