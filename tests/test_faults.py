@@ -287,11 +287,15 @@ def kill_often(
 
     while hit.total < kills:
         made = whole.outcome.made
-        aimed = extent(place) != whole.extent and dice.random() < aim
+        late = hit.total >= kills // 2 and not hit.writing  # a busy machine takes longer to make the store
+        aimed = extent(place) != whole.extent and dice.random() < aim and not late
         attempt = nursery.start(call)
         while aimed and not (attempt.is_over or holds(place, attempt)):
             time.sleep(0.001)
-        time.sleep(dice.uniform(0, 0.5 * made) if aimed else dice.uniform(0.5 * made, 1.5 * made + 0.15))
+        while late and not (attempt.is_over or extent(place) == whole.extent):
+            time.sleep(0.001)
+        shortest, longest = (0, 0.05) if late else (0, 0.5 * made) if aimed else (0.5 * made, 1.5 * made + 0.15)
+        time.sleep(dice.uniform(shortest, longest))
         attempt.kill()
         outcome = attempt.wait()
         if outcome.status == FINISHED:
