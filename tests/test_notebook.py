@@ -21,7 +21,7 @@ def test_the_notebook_runs_from_capture_to_figure(tmp_path: Path, monkeypatch: p
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 3
+    assert len(pictures) == 5
     said = "".join(output.get("text", "") for output in outputs)
     assert "baseline           'The capital of France is Paris" in said
     remarks = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
