@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import inference, results
-from repsim.measures import angular_distances, token_cosines
+from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE, RepsimError
 from repsim.statistics import Source, Statistic, collect, upper, whole
 
@@ -27,9 +27,11 @@ def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
     influence = np.zeros(len(states) - 1)
     for first in range(0, states.shape[1], PIECE):
         piece = states[:, first : first + PIECE]
-        sums += angular_distances(piece).sum(0)
-        influence += (1 - np.diagonal(token_cosines(piece), 1, 1, 2)).sum(0)
-    return np.concatenate([upper(angular_distances(states[:, -1:])[0]), upper(sums), influence])
+        cosines = token_cosines(piece)
+        distances = half_turns(cosines)
+        sums += distances.sum(0)
+        influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
+    return np.concatenate([upper(distances[-1]), upper(sums), influence])
 
 
 # What a capture that keeps no states takes of each sample for this analysis.

@@ -112,14 +112,13 @@ def estimate(
 
 def _centred(capture: Source, plan: str) -> Any:
     """Cosine sums of states less their mean, which a first reading of all states finds."""
-    units: list[int] = []
-
-    def sums(states: NDArray[Any]) -> NDArray[np.float64]:
-        units[:] = [states.shape[2]]
-        return states.sum(1, dtype=np.float64).ravel()
-
-    tokens, totals = collect(capture, plan, Statistic("cosine.centred", sums))
-    mean = (totals.sum(0) / tokens.sum()).reshape(-1, 1, units[0]).astype(np.float32)
+    sums = Statistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
+    count, total = 0, np.zeros(())
+    for tokens, added in capture.per_sample(plan, sums):
+        count, total = count + tokens, total + added
+    if not count:
+        return STATISTICS["token"]
+    mean = (total / count).astype(np.float32)[:, None, :]
     return lambda states: upper(token_cosine_sums(states - mean))
 
 

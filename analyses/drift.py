@@ -45,8 +45,10 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
 
     def sums(both: NDArray[Any]) -> NDArray[np.float64]:
         cosines = token_cosine_sums(both)[:states, states:]
-        mine, theirs = both[own], both[states + other]
-        apart = (norms(mine.astype(np.float32) - theirs) / norms(theirs)).sum(1)
+        apart = np.zeros(len(own))
+        for row, (mine, theirs) in enumerate(zip(own, states + other, strict=True)):  # one by one: less memory
+            with np.errstate(invalid="ignore", divide="ignore"):  # of infinities, and of vectors of no length
+                apart[row] = (norms(both[mine].astype(np.float32) - both[theirs]) / norms(both[theirs])).sum()
         return np.concatenate([cosines.ravel(), apart])
 
     tokens, values = collect(capture, [plan, "baseline"], Statistic("drift.sums", sums))

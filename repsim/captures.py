@@ -9,8 +9,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -168,7 +170,8 @@ class Capture:
         plans = [plan] if isinstance(plan, str | Plan) else list(plan)
         lengths = self.lengths(*plans)
         if self.keeps_states:
-            taken = _in_threads(statistic.kernel, self._runs_of_samples(plans))
+            at_hand = 2 * self.chunk_tokens * len(lengths) // max(1, int(lengths.sum()))
+            taken = _in_threads(statistic.kernel, self._runs_of_samples(plans), max(1, at_hand))
             yield from zip(lengths.tolist(), taken, strict=True)
             return
         if statistic.name not in self.dataset.attrs["statistics"] or len(plans) > 1:
@@ -288,11 +291,15 @@ class Capture:
 
 
 def _in_threads(
-    kernel: Callable[[NDArray[Any]], NDArray[np.float64]], runs: Iterator[list[NDArray[Any]]]
+    kernel: Callable[[NDArray[Any]], NDArray[np.float64]], runs: Iterator[list[NDArray[Any]]], at_hand: int
 ) -> Iterator[NDArray[np.float64]]:
-    """A kernel of every array, in order; while the values of one run are handed out, those of the next are computed."""
-    # a thread a core, each with its own products: the products alone would leave a core idle in between
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cpu_count()) as threads:
+    """A kernel of every array, in order; while the values of one run are handed out, those of the next are computed.
+
+    As many threads as there are arrays at hand, each with its share of the cores for its products: products alone would
+    leave cores idle in between.
+    """
+    workers = min(cpu_count(), at_hand)
+    with _blas_threads(cpu_count() // workers), ThreadPoolExecutor(workers, "repsim-kernel") as threads:
         before: list[Future[NDArray[np.float64]]] = []
         for arrays in runs:
             under_way = [threads.submit(kernel, array) for array in arrays]
@@ -301,6 +308,28 @@ def _in_threads(
             before = under_way
         for future in before:
             yield future.result()
+
+
+_limits: list[threadpool_limits] = []
+_users = 0
+_counting = Lock()
+
+
+@contextmanager
+def _blas_threads(number: int) -> Iterator[None]:
+    """Products on so many threads; the limit is the process', so the first to come sets it and the last lifts it."""
+    global _users
+    with _counting:
+        _users += 1
+        if _users == 1:
+            _limits.append(threadpool_limits(number, "blas"))
+    try:
+        yield
+    finally:
+        with _counting:
+            _users -= 1
+            if not _users:
+                _limits.pop().restore_original_limits()
 
 
 def names_of(plans: Sequence[NamedPlan]) -> str:

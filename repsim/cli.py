@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -314,8 +315,9 @@ def _analyze_one(
         result, said = module.compute(opened, **options), _said(module, options)
         opened.write_result(_slug(name, *said), result)
         found.append(result)
-        label = _slug(opened.identity["model"], opened.identity["corpus"], *said)
-        for more in (Path(str(opened.path)).stem, len(labels) + 1):  # captures of one model and corpus
+        of, stem = _slug(opened.identity["model"], opened.identity["corpus"]), Path(str(opened.path)).stem
+        label = _slug(of, *said, *([] if stem.startswith(of) else [stem]))
+        for more in (stem, len(labels) + 1):  # captures of one model and corpus
             label = _slug(label, more) if label in labels else label
         labels.append(label)
         results.save(result, folder / f"{name}-{labels[-1]}.nc")
@@ -324,7 +326,7 @@ def _analyze_one(
             print(f"  result: {opened.path}/analyses/{_slug(name, *said)}")
             print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")
     each = list(zip(labels, ([one] for one in found), strict=True))
-    together = [("+".join(labels), found)] if _draws_several(module) else each
+    together = [(_short("+".join(labels)), found)] if _draws_several(module) else each
     for label, drawn in together:
         paths = save(module.plot(*drawn), folder / f"{name}-{label}")
         if not quiet:
@@ -341,10 +343,20 @@ def _said(module: Any, options: dict[str, Any]) -> list[str]:
     parameters = inspect.signature(module.compute, eval_str=True).parameters
     words = {name: isinstance(value, str) for name, value in options.items()}
     return [
-        str(value) if words[name] else f"{name}={value}"
+        (_file_name(str(value)) if name == "plan" else str(value)) if words[name] else f"{name}={value}"
         for name, value in options.items()
         if words[name] or value != parameters[name].default
     ]
+
+
+def _file_name(plan: str) -> str:
+    """A plan's name; with a digest where it holds what no file's name should, as `0-5` and `0, 5` are not one plan."""
+    return plan if re.fullmatch(r"[\w.=+:-]*", plan) else f"{plan}-{sha256(plan.encode()).hexdigest()[:6]}"
+
+
+def _short(label: str) -> str:
+    """A label that a file system takes."""
+    return label if len(label) <= 200 else f"{label[:190]}-{sha256(label.encode()).hexdigest()[:6]}"
 
 
 def _slug(*parts: Any) -> str:

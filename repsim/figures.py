@@ -195,7 +195,9 @@ def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
         figure.colorbar(image, ax=upper, aspect=25, pad=0.02).set_label(
             f"angular distance (share of half a turn), {DISTANCE_TOKENS[of]}"
         )
-        upper.plot(np.nanargmin(distance, axis=1), sizes, "o", color=MARK, markersize=1.6, label="least of its size")
+        least = np.nanargmin(np.where(np.isnan(distance), 2, distance), axis=1)
+        some = ~np.isnan(distance).all(1)
+        upper.plot(least[some], sizes[some], "o", color=MARK, markersize=1.6, label="least of its size")
         upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
         upper.legend(loc="upper right", frameon=False)
         influence = result["influence"].values

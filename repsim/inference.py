@@ -39,14 +39,16 @@ class Estimate:
     @property
     def standard_error(self) -> Array:
         """Standard deviation of the replicates, `[...]`."""
-        return self.replicates.std(0, ddof=1)
+        with np.errstate(invalid="ignore"):
+            return self.replicates.std(0, ddof=1)
 
     def interval(self, level: float = LEVEL) -> tuple[Array, Array]:
         """Percentile interval, two arrays `[...]`.
 
         Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
         """
-        low, high = np.quantile(self.replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        finite = np.where(np.isfinite(self.replicates), self.replicates, np.nan)
+        low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
 
@@ -82,7 +84,8 @@ def ratio(totals: Array, weights: NDArray[Any]) -> Weighted:
     flat = totals.reshape(len(totals), -1)
 
     def statistic(counts: Array) -> Array:
-        return ((counts @ flat) / (counts @ weights)[:, None]).reshape(len(counts), *totals.shape[1:])
+        with np.errstate(invalid="ignore"):  # of infinities
+            return ((counts @ flat) / (counts @ weights)[:, None]).reshape(len(counts), *totals.shape[1:])
 
     return statistic
 

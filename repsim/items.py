@@ -68,7 +68,7 @@ def draw(source: Source, plan: str, items: int, *, sinks: bool = False, seed: in
         without = "" if sinks else " without attention sinks"
         raise RepsimError(
             f"plan {plan!r}: {len(drawn) * each} tokens of {len(drawn)} samples{without}; "
-            "comparing takes at least 8 of 2: ask for more items, or capture more texts"
+            "comparing takes at least 8 of 2: ask for more items or --sinks, or capture more texts"
         )
     return Items(np.concatenate(drawn, axis=1), len(drawn))
 

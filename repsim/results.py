@@ -73,6 +73,9 @@ def save(result: xr.Dataset, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        counts = {name: value for name, value in result.attrs.items() if isinstance(value, int)}
+        # the format's integers are short
+        result = result.assign_attrs({name: float(value) for name, value in counts.items() if value >= 2**31})
         result.to_netcdf(path, engine="scipy", format="NETCDF3_64BIT")
     except OSError as problem:
         raise RepsimError(f"{path}: cannot be written ({problem.strerror}); choose another --figures") from None

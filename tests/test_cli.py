@@ -380,3 +380,10 @@ def test_an_options_help_comes_from_the_docstring() -> None:
     arguments = "Args:\n    capture: a capture.\n    plan: First line\n        and second.\n"
     text = f"Claim.\n\n{arguments}\nReturns:\n    other: no.\n"
     assert cli.argument_help(text) == {"capture": "a capture.", "plan": "First line and second."}
+
+
+def test_plans_that_look_alike_have_names_of_their_own():
+    names = {cli._slug(cli._file_name(plan)) for plan in ("0-5", "0, 5", "(0|5)", "0-1, 5")}
+    assert len(names) == 4
+    assert cli._slug(cli._file_name("skip:start=3")) == "skip-start=3"
+    assert len(cli._short("x" * 1000)) < 200 < len("x" * 1000)

@@ -111,3 +111,10 @@ def test_too_small_a_number(name, count, least):
     with pytest.raises(RepsimError, match=f"^{name}={count}: at least {least}$"):
         results.check_counts(**{name: count})
     results.check_counts(**{name: least}, other=None)
+
+
+def test_a_count_beyond_the_format_s_integers_is_kept(tmp_path):
+    result = xr.Dataset({"norm": ("state", [1.0])}, attrs={"tokens": 3 * 10**9, "samples": 7})
+    results.save(result, tmp_path / "r.nc")
+    with xr.open_dataset(tmp_path / "r.nc", engine="scipy") as read:
+        assert read.attrs == {"tokens": 3e9, "samples": 7}

@@ -112,6 +112,9 @@ def test_symmetric_with_a_diagonal_of_one_that_is_sure(measure):
     matrix = found["similarity"].values
     assert_array_equal(matrix, matrix.T)
     assert_allclose(np.diagonal(matrix), 1, atol=1e-9)
+    if measure == "svcca":
+        assert np.isnan(found["standard_error"]).all()  # it has none
+        return
     assert_allclose(np.diagonal(found["standard_error"]), 0, atol=1e-9)
     assert (matrix < 1 + 1e-9).all()
     assert (found["low"].values <= matrix + 1e-9).all()
@@ -374,3 +377,10 @@ def test_a_state_that_never_changes(measure):
     result = similarity.compute(capture, measure=measure, permutations=0, resamples=5)
 
     assert_array_equal(np.isnan(result["similarity"].values).sum(0), [1, 3, 1])
+
+
+@pytest.mark.parametrize("measure", ["cca", "pwcca"])
+def test_correlations_that_are_one_by_construction_are_refused(measure):
+    """8 units twice are 16 components; of 12 items any 11 are enough."""
+    with pytest.raises(RepsimError, match=r"12 items for 8 and 8 components: .* ask for more items$"):
+        similarity.compute(random_capture(lengths=(7, 7), states=3), measure=measure, items=12)

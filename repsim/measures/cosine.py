@@ -113,7 +113,12 @@ def angular_distances(states: NDArray[Any]) -> NDArray[np.float64]:
         `[token, state, state]`; NaN in the row and column of a zero vector.
     Source: Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, eq. 7 (at the last token).
     """
-    return np.arccos(token_cosines(states)) / np.pi
+    return half_turns(token_cosines(states))
+
+
+def half_turns(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The angle of each cosine as a share of half a turn, 0 to 1."""
+    return np.arccos(cosines) / np.pi
 
 
 def sink_tokens(states: NDArray[Any], multiple: float = SINK_MULTIPLE) -> NDArray[np.bool_]:
