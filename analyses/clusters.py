@@ -55,6 +55,7 @@ def compute(
     """
     if of not in get_args(Of):
         raise RepsimError(f"of={of!r}: choose {', '.join(get_args(Of))}")
+    results.check_counts(seed=seed)
     facts: dict[str, Any]
     if of in get_args(Average):
         found, tokens, samples = cosine.estimate(capture, plan, of, resamples)
@@ -179,7 +180,7 @@ def _labels(cuts: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
 def _spectral(matrix: Array, groups: int, seed: int) -> NDArray[np.int64]:
     """Spectral clustering of the similarities that are positive, numbered in the order of the states."""
     affinity = np.clip((matrix + matrix.T) / 2, 1e-6, None)  # a graph in one piece
-    found = SpectralClustering(groups, affinity="precomputed", random_state=seed, assign_labels="cluster_qr")
+    found = SpectralClustering(groups, affinity="precomputed", random_state=seed % 2**32, assign_labels="cluster_qr")
     labels = found.fit_predict(affinity)
     order = list(dict.fromkeys(labels.tolist()))
     return np.array([order.index(label) for label in labels])

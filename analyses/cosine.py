@@ -103,7 +103,7 @@ def estimate(
     elif average == "without-sinks":
         totals, weights = totals[:, :-1], totals[:, -1]
         if not weights.any():
-            raise RepsimError("average='without-sinks': every kept token is a sink (the first of its sample)")
+            raise RepsimError("average='without-sinks': every kept token is a sink, as a sample's first kept one is")
         totals, weights = totals[weights > 0], weights[weights > 0]
     packed = inference.bootstrap(inference.ratio(totals, weights), len(weights), resamples=resamples)
     found = packed.map(lambda array: whole(array, states))

@@ -149,6 +149,8 @@ def capture(
         names = [named.name for named in capture.plans]
         option = "" if "baseline" in names else f" --plan '{names[0]}'"
         analysis = (statistics or "cosine").partition(",")[0]
+        if analysis == "similarity" and not capture.keeps_states:
+            option += " --measure minibatch-cka"
         print(f"Next: repsim analyze {analysis} {capture.path}{option}")
 
 
@@ -322,6 +324,9 @@ def _analyze_one(
         labels.append(label)
         results.save(result, folder / f"{name}-{labels[-1]}.nc")
         if not quiet:
+            if opened.missing:
+                finished = f"{opened.complete:,} of {opened.dataset.sizes['token']:,} tokens"
+                print(f"incomplete: {finished} are finished under every plan", file=sys.stderr)
             print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
             print(f"  result: {opened.path}/analyses/{_slug(name, *said)}")
             print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")

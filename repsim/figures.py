@@ -27,6 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from repsim.schema import RepsimError
@@ -403,7 +404,9 @@ def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bo
         lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
     if logarithmic and lowest > 0:
         axes.set_yscale("log")
+        bottom, top = axes.get_ylim()
         axes.yaxis.set_major_formatter("{x:,g}")  # powers of ten would need mathtext
+        axes.yaxis.set_minor_formatter("{x:,g}" if top < 10 * bottom else NullFormatter())
     if len(results) == 1:
         axes.set_xlim(-0.5, len(values) - 0.5)
 

@@ -56,7 +56,7 @@ def draw(source: Source, plan: str, items: int, *, sinks: bool = False, seed: in
     generator = np.random.default_rng(seed)
     lengths = source.lengths(plan)
     candidates = generator.permutation(np.flatnonzero(lengths > (not sinks)))[:items]
-    most = max(1, items // max(1, len(candidates)))
+    most = max(1, min(items // max(1, len(candidates)), int(lengths.max(initial=1))))
     wanted, picked = set(candidates.tolist()), []
     for number, states in enumerate(source.each_sample(plan)):
         if number in wanted:

@@ -489,3 +489,19 @@ def test_an_unknown_style(style):
     with pytest.raises(RepsimError, match=message) as caught, figures.styled(style):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("highest", [9.0, 900.0])
+def test_a_logarithmic_axis_needs_no_mathtext(highest):
+    """Below a decade matplotlib labels the ticks in between, too."""
+    values = np.linspace(4, highest, 7)
+    result = xr.Dataset(
+        {name: ("state", values) for name in ("norm", "low", "high")},
+        coords={"layer": ("state", STACKS["7"])},
+        attrs={"model": "painter", "plan": "baseline", "corpus": "easel", "tokens": 7},
+    )
+    figure = figures.profiles([result], {"norm": "norm"}, logarithmic=True)
+    figure.draw_without_rendering()
+    labels = figure.axes[0].yaxis.get_ticklabels(which="both")
+    assert any(text.get_text() for text in labels)
+    assert not any("$" in text.get_text() for text in labels)
