@@ -61,14 +61,7 @@ def compute(
         found, tokens, samples = cosine.estimate(capture, plan, of, resamples)
         facts = {"tokens": tokens, "samples": samples, "quantity": "cosine similarity"}
     else:
-        found, _, facts = similarity.estimate(
-            capture,
-            plan,
-            of,
-            resamples=resamples,
-            permutations=0,
-            seed=seed,
-        )
+        found, _, facts = similarity.estimate(capture, plan, of, resamples=resamples, permutations=0, seed=seed)
         facts = {**facts, "quantity": similarity.DESCRIPTION[of]}
     result = cluster(found, capture.steps(plan), groups=groups, seed=seed)
     result.attrs = {

@@ -218,7 +218,6 @@ def _streamed(capture: Source, plan: str, states: int, resamples: int) -> tuple[
     if not len(values):
         raise RepsimError(f"plan {plan!r}: no sample has four tokens that are no attention sinks")
     mean = inference.ratio(values[:, :-1], values[:, -1])
-
     found = inference.bootstrap(
         lambda counts: cosine_from_gram(whole(mean(counts), states)), len(values), resamples=resamples
     )

@@ -196,7 +196,7 @@ def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
         figure.colorbar(image, ax=upper, aspect=25, pad=0.02).set_label(
             f"angular distance (share of half a turn), {DISTANCE_TOKENS[of]}"
         )
-        least = np.nanargmin(np.where(np.isnan(distance), 2, distance), axis=1)
+        least = np.argmin(np.where(np.isnan(distance), 2, distance), axis=1)
         some = ~np.isnan(distance).all(1)
         upper.plot(least[some], sizes[some], "o", color=MARK, markersize=1.6, label="least of its size")
         upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
@@ -230,7 +230,7 @@ def drift(result: xr.Dataset, *, width: Width = "page") -> Figure:
         left.set_aspect("auto")
         left.set(xlabel="state of the baseline, after layer", ylabel="state of the plan, after layer")
         _colour_bar(figure, image, [left], ticks, "mean cosine similarity", bool(np.isnan(matrix).any()))
-        nearest = np.nanargmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
+        nearest = np.argmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
         left.plot(nearest, np.arange(len(matrix)), "o", color=MARK, markersize=1.6)
         _lines(right, [result], "distance", logarithmic=False)
         right.set_ylabel("distance from the counterpart / its norm")
