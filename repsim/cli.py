@@ -28,7 +28,7 @@ from repsim.schema import ANALYSES, DEFAULT_MODEL, RepsimError, Stopped
 
 if TYPE_CHECKING:
     from repsim.captures import Capture
-    from repsim.recording import Progress
+    from repsim.runs import Progress
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal

@@ -69,12 +69,20 @@ class Sample:
 class Batch:
     """Samples that run together, padded on the right.
 
+    A row may also hold trees of tokens: texts that begin alike and share what they begin with. Each token then says
+    which others it sees and how deep in its tree it stands.
+
     token_ids: `[sample, position]`, int64.
     mask: `[sample, position]`, True at real tokens.
+    sees: `[sample, position, position]`, whether a token (second) attends to another (third); None where rows are
+        plain texts.
+    depth: `[sample, position]`, int64, a token's place in its own text, from 0; None likewise.
     """
 
     token_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    sees: NDArray[np.bool_] | None = None
+    depth: NDArray[np.int64] | None = None
 
     @property
     def tokens(self) -> int:
@@ -298,11 +306,17 @@ def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: f
         waste: the most of all positions that may be padding, 0 to 1; more batches are made where it takes them.
     """
     lengths = np.array([len(sample) for sample in samples])
+    ends = batch_ends(lengths, overhead=overhead, waste=waste)
+    return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
+
+
+def batch_ends(lengths: NDArray[np.int64], *, overhead: float, waste: float) -> list[int]:
+    """Where the batches end that cost least, for rows of these lengths in this order; see `batches`."""
     ends = _cheapest(lengths, overhead)
     while _positions(lengths, ends) * (1 - waste) > lengths.sum():
         overhead /= 2  # below 1 no position is worth wasting
         ends = _cheapest(lengths, overhead)
-    return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
+    return ends
 
 
 def _cheapest(lengths: NDArray[np.int64], overhead: float) -> list[int]:

@@ -6,7 +6,7 @@ of how often each sample was drawn, so that sums over samples are resampled by o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Estimate:
         return low, high
 
 
-def bootstrap(statistic: Weighted, samples: int, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Weighted, samples: int, *, resamples: int = 1000, seed: int | Sequence[int] = 0) -> Estimate:
     """A statistic of all samples, and of samples drawn with replacement.
 
     Args:
@@ -60,7 +60,7 @@ def bootstrap(statistic: Weighted, samples: int, *, resamples: int = 1000, seed:
             and `linear` for two that take no loop.
         samples: how many there are; with one, nothing can be said of the spread, and the replicates are NaN.
         resamples: how often samples are drawn, at least 2.
-        seed: of the draws.
+        seed: of the draws; several numbers together are one seed.
     Raises:
         ValueError: fewer than one sample or two resamples.
     Source: Efron 1979; whole samples as the unit: Field & Welsh 2007, Bootstrapping clustered data.
@@ -108,6 +108,19 @@ def linear(value: Array, influence: Array) -> Weighted:
     return statistic
 
 
+def strata(estimates: Sequence[Estimate]) -> Estimate:
+    """Estimates of independent strata side by side: replicate i of each makes replicate i of the whole.
+
+    Args:
+        estimates: `[...]` each, of as many replicates, drawn with different seeds.
+    Returns:
+        `[..., stratum]`.
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 8.3 (every sample resampled by itself).
+    """
+    values, replicates = zip(*((estimate.value, estimate.replicates) for estimate in estimates), strict=True)
+    return Estimate(np.stack(values, -1), np.stack(replicates, -1))
+
+
 def shuffles(samples: NDArray[Any], permutations: int, *, seed: int = 0) -> Iterator[NDArray[np.int64]]:
     """Items in another order: whole samples change places, so that what ties a sample's items together stays.
 
@@ -147,6 +160,37 @@ def p_values(value: Array, null: Array) -> Array:
     largest = np.fmax.reduce(null.reshape(len(null), -1), axis=1)
     above = (largest >= np.asarray(value)[..., None] - TIE).sum(-1)
     return np.where(np.isnan(value) | np.isnan(largest).any(), np.nan, (above + 1) / (len(null) + 1))
+
+
+def two_sided(replicates: Array) -> Array:
+    """Two-sided p-value of a difference of 0: twice the share of replicates on the rarer side of 0, at most 1.
+
+    At least 1 / (resamples + 1). Replicates that are NaN do not count; where all are, so is the p-value.
+
+    Args:
+        replicates: of the difference, `[resample, ...]`.
+    Source: the level at which the percentile interval begins to exclude 0, Efron & Tibshirani 1993, An Introduction
+        to the Bootstrap, section 15.4; + 1: Davison & Hinkley 1997, Bootstrap Methods and their Application, ch. 4.
+    """
+    known = (~np.isnan(replicates)).sum(0)
+    rarer = np.minimum((replicates <= 0).sum(0), (replicates >= 0).sum(0))
+    return np.where(known > 0, np.minimum((1 + 2 * rarer) / (1 + known), 1), np.nan)
+
+
+def holm(p_values: Array) -> Array:
+    """p-values of several tests, raised so that any at most 0.05 is false by chance in at most 5 % of studies.
+
+    Holds however the tests depend on each other. NaN is no test: it stays NaN, and the others are that many fewer.
+
+    Args:
+        p_values: `[test]`.
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    order = np.argsort(p_values, kind="stable")[: (~np.isnan(p_values)).sum()]  # NaN comes last
+    adjusted = np.full(len(p_values), np.nan)
+    left = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(left * p_values[order]), 1)
+    return adjusted
 
 
 def calibrated(value: Array, null: Array) -> Array:

@@ -9,27 +9,23 @@ way.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim import captures, integrity, store
+from repsim import captures, integrity, runs, store
 from repsim.captures import Capture, names_of
 from repsim.corpus import BUILTIN, Corpus, Sample, TokenRule, batches, corpus_digest, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, PlanTrie
+from repsim.runs import Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of
 
@@ -38,21 +34,7 @@ if TYPE_CHECKING:
     from repsim.trace import NodeState
 
 DEFAULT_BATCH_TOKENS = 2048
-# For `batches`. One more forward costs about 15 ms of Python and kernels: some 16 positions of a small model on a CPU;
-# a GPU does hundreds meanwhile, and padding costs it little.
-CPU_COSTS = {"overhead": 16.0, "waste": 0.02}
-GPU_COSTS = {"overhead": 256.0, "waste": 0.25}
-VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
-
 log = logging.getLogger("repsim")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a capture is: `tokens` of the `total` that this run computes, those under way counted in part."""
-
-    tokens: int
-    total: int
 
 
 def capture(
@@ -115,9 +97,11 @@ def capture(
     model = str(model) if isinstance(model, Path) else model
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
     texts = read_corpus(str(corpus), field=field, limit=limit)
-    place = place_of(out if out is not None else _default_path(model, texts, plans))
-    _check_target(place)
-    loaded = _loaded(model, load_options)
+    place = place_of(
+        out if out is not None else runs.default_path("captures", model, (texts.name, "+".join(map(str, plans))))
+    )
+    runs.check_target(place)
+    loaded = runs.loaded(model, load_options)
     chosen = {
         "corpus": _unpathed(str(corpus)),
         "field": field,
@@ -148,26 +132,10 @@ def capture(
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        with _nothing_worthless(place, lock):
+        with runs.nothing_worthless(place, lock, lambda: bool(captures.open(place.text).dataset["done"].any())):
             writer = store.prepare(place, layout, lock)
             _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
     return captures.open(place.text)
-
-
-@contextmanager
-def _nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
-    """Removes a store that was begun here and cannot be made at all."""
-    new = not store.is_begun(place)
-    try:
-        yield
-    except Stopped:
-        raise
-    except RepsimError:
-        if new and lock.held:
-            done = store.is_begun(place) and captures.open(place.text).dataset["done"].any()
-            if not done:
-                place.remove()
-        raise
 
 
 def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
@@ -186,38 +154,6 @@ def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], comp
 
 def _unpathed(corpus: str) -> str:
     return corpus if corpus == BUILTIN or corpus.startswith("hf:") else Path(corpus).name
-
-
-def _default_path(model: str | Model, corpus: Corpus, plans: Sequence[str | Plan]) -> Path:
-    from repsim.models import cache_folder
-
-    name = model if isinstance(model, str) else model.name
-    parts = (Path(name).name if Path(name).exists() else name, corpus.name, "+".join(map(str, plans)))
-    slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in parts)
-    return cache_folder() / "captures" / f"{slug[:120]}.zarr"
-
-
-def _check_target(place: Place) -> None:
-    """Refuses a place that cannot hold a store, before a model is loaded."""
-    store.is_begun(place)
-    if not isinstance(place, Folder):
-        return
-    ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise RepsimError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
-
-
-def _loaded(model: str | Model, options: dict[str, Any]) -> Model:
-    from repsim.models import load
-
-    if not isinstance(model, str):
-        if options:
-            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
-        return model
-    options = dict(options)
-    if "model_dtype" in options:
-        options["dtype"] = options.pop("model_dtype")
-    return load(model, **options)
 
 
 def _layout(
@@ -239,19 +175,7 @@ def _layout(
     samples, cut = tokenize(texts, model.tokenizer, longest)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
-    identity = Identity(
-        model=model.name,
-        revision=model.revision,
-        weights=model.weights_digest,
-        config=model.config_digest,
-        tokenizer=model.tokenizer_digest,
-        compute_dtype=model.dtype,
-        corpus=texts.name,
-        corpus_digest=corpus_digest(samples),
-        tokens=chosen["tokens"],
-        device=model.device.type,
-        versions={name: metadata.version(name) for name in VERSIONED},
-    )
+    identity = runs.identity(model, texts.name, corpus_digest(samples), chosen["tokens"])
     unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
@@ -327,17 +251,12 @@ def _joined(
         trie=PlanTrie.build(named.plan for named in found.plans + plans),
         samples=samples,
         blocks=tuple(blocks),
-        requests=earlier if _same_request(earlier[-1], request) else (*earlier, request),
+        requests=earlier if runs.same_request(earlier[-1], request) else (*earlier, request),
     )
     finished = np.zeros((len(layout.trie), len(blocks)), bool)
     shared = min(done.shape[1], len(blocks))
     finished[: len(done), :shared] = done[:, :shared]
     return layout, layout.wanted[:, None] & ~finished
-
-
-def _same_request(one: Any, other: Any) -> bool:
-    """Whether two requests ask for the same, however it is computed."""
-    return {**one, "batch_tokens": None} == {**other, "batch_tokens": None}
 
 
 def _difference(found: Capture, asked: store.Layout) -> str | None:
@@ -403,19 +322,16 @@ def _run(
     allow_nonfinite: bool,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    import torch
-
     from repsim.sinks import Lane, Sink
     from repsim.trace import Tracer
 
     tracer = Tracer(model)
     kind = model.device.type
-    costs = CPU_COSTS if kind == "cpu" else GPU_COSTS
     lengths = np.diff(layout.token_starts)
     before, total = 0.0, int(lengths[missing.any(0)].sum())
     progress = progress or (lambda _: None)
     progress(Progress(0, total))
-    with _signals() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
+    with runs.heeded() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
         for block in np.flatnonzero(missing.any(0)).tolist():
             pending = writer.pending(block)
             first, last = layout.sample_starts[block : block + 2]
@@ -431,44 +347,13 @@ def _run(
                     raise Stopped(_farewell(place, received[0]), received[0])
                 progress(Progress(round(before + share * sink.taken), total))
 
-            made = batches(samples, model.tokenizer.pad_token_id or 0, **costs)
+            made = batches(samples, model.tokenizer.pad_token_id or 0, **runs.costs(model))
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
-            try:
+            doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
+            with runs.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
-            except RuntimeError as problem:
-                if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(problem):
-                    raise
-                raise RepsimError(
-                    f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...): out of memory on {model.device}; "
-                    "what is finished is kept: go on with fewer --batch-tokens or --max-tokens"
-                ) from problem
             sink.finish()
             before += lengths[block]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it short."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in wanted}
-
-    def note(number: int, _frame: Any) -> None:
-        received.append(number)
-        log.warning("%s: finishing the states under way; once more to stop at once", signal.Signals(number).name)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in wanted:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _farewell(place: Place, number: int) -> str:

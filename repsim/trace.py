@@ -10,22 +10,28 @@ full attention), and no more states are alive than the path under way has branch
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nnsight
+import numpy as np
 import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
 from repsim.layers import Call, Mean, logits_of, run_application, state_of, with_state
 from repsim.models import Model
-from repsim.plans import PlanTrie, Step
+from repsim.packing import Window, pack_rows, pack_trees
+from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+
+log = logging.getLogger("repsim")
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Tracer:
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
         mask = torch.from_numpy(batch.mask).to(self._model.device)
         calls: list[Call] = []
-        with self._envoy.trace(input_ids=token_ids, attention_mask=mask.long(), **self._no_cache) as tracer:
+        with self._envoy.trace(input_ids=token_ids, **self._masked(batch), **self._no_cache) as tracer:
             for layer in self._envoys:
                 args, kwargs = layer.inputs
                 calls.append(Call(args, kwargs))
@@ -124,6 +130,16 @@ class Tracer:
                     layer.skip(with_state(self._form, calls[-1].state))
             tracer.stop()
         return _Run(calls, mask.flatten().nonzero()[:, 0], next_tokens(token_ids, mask))
+
+    def _masked(self, batch: Batch) -> dict[str, Tensor]:
+        """What tells the model which tokens see which: padding, or for trees everything."""
+        device = self._model.device
+        if batch.sees is None or batch.depth is None:
+            return {"attention_mask": torch.from_numpy(batch.mask).to(device).long()}
+        sees = torch.from_numpy(batch.sees).to(device)[:, None]
+        dtype = self._model.module.dtype
+        hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, torch.finfo(dtype).min)
+        return {"attention_mask": hidden, "position_ids": torch.from_numpy(batch.depth).to(device)}
 
     def _check(self, calls: list[Call], token_ids: Tensor) -> None:
         """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
@@ -174,13 +190,70 @@ class Tracer:
         return result
 
     def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
-        pieces = []
-        for first in range(0, len(hidden), LOGIT_TOKENS):
-            piece = slice(first, first + LOGIT_TOKENS)
-            logits = logits_of(self._model.module, self._model.stack, hidden[piece], form=self._form).float()
-            picked = logits.gather(-1, following[piece, None].clamp(min=0).to(logits.device))[:, 0]
-            pieces.append(picked - logits.logsumexp(-1))
-        return torch.cat(pieces).masked_fill(following.to(logits.device) < 0, torch.nan)
+        (tokens,) = (following >= 0).nonzero(as_tuple=True)
+        found = torch.full(following.shape, torch.nan, device=hidden.device)
+        found[tokens.to(hidden.device)] = self.predict(hidden, tokens, following[tokens])[0].to(hidden.device)
+        return found
+
+    @torch.inference_mode()
+    def predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """How likely the model finds what follows some tokens; each token's logits are computed once.
+
+        Args:
+            hidden: `[token, unit]`, states that leave the stack.
+            tokens: `[target]`, indices of the predicting tokens; one may predict several targets.
+            targets: `[target]`, the ids to predict.
+        Returns:
+            `[target]`, log-probability in nats, float32; and whether it is the likeliest of all ids.
+        """
+        needed, row = torch.unique(tokens.to(hidden.device), return_inverse=True)
+        logprob = torch.empty(len(targets), device=hidden.device)
+        likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+        for first in range(0, len(needed), LOGIT_TOKENS):
+            piece = hidden[needed[first : first + LOGIT_TOKENS]]
+            logits = logits_of(self._model.module, self._model.stack, piece, form=self._form)
+            (here,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
+            at, wanted = (row[here] - first).to(logits.device), targets.to(logits.device)[here.to(logits.device)]
+            wide = logits.float()
+            logprob[here] = (wide[at, wanted] - wide.logsumexp(-1)[at]).to(logprob.device)
+            likeliest[here] = (logits.argmax(-1)[at] == wanted).to(likeliest.device)
+        return logprob, likeliest
+
+    def shares_contexts(self, longest: int) -> bool:
+        """Whether trees of texts give the states that the texts give one by one.
+
+        Tried on a small tree: it has to come much closer to the plain texts than what comes out where its positions
+        or its mask are not heeded. Windows of attention cannot be told of trees, so no text may be longer than one.
+
+        Args:
+            longest: tokens of the longest text.
+        """
+        config = self._model.module.config.get_text_config()
+        spans = [getattr(config, name, None) for name in WINDOWS]
+        if any(isinstance(span, int) and 0 < span < longest for span in spans):
+            return False
+        ids = np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
+        parts = ids[6:26], ids[26:36], ids[36:]
+        windows = [Window(np.concatenate([ids[:6], part]), part) for part in parts]
+        plain, tree = (pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_trees))
+        (batch,) = tree.batches
+        length = batch.token_ids.shape[1]
+        unplaced = replace(batch, depth=np.arange(length)[None])
+        unmasked = replace(batch, sees=np.tril(np.ones((1, length, length), bool)))
+        try:
+            wanted = self._last(plain.batches)[plain.token]
+            errors = [(self._last([one])[tree.token] - wanted).norm().item() for one in (batch, unplaced, unmasked)]
+        except Exception as problem:  # models refuse what they cannot take in whatever way
+            log.debug("%s takes no trees: %s", self._model.name, problem)
+            return False
+        return errors[0] < 0.2 * min(errors[1:])
+
+    def _last(self, batches: Sequence[Batch]) -> Tensor:
+        """States that leave the whole stack, `[token, unit]`, float32."""
+        found: list[Tensor] = []
+        trie = PlanTrie.build([Plan.from_steps(range(self._model.layers))])
+        self.run(trie, batches, lambda state: found.append(state.hidden.float()), nodes=trie.ends)
+        return found[0]
 
 
 def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from repsim.layers import find_stack
 from repsim.locks import Lock
 from repsim.places import place_of
 from repsim.plans import Plan, PlanTrie
-from repsim.recording import Progress
+from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic
 

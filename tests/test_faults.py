@@ -31,7 +31,7 @@ import repsim
 from repsim import locks, store
 from repsim.corpus import read_corpus
 from repsim.places import PARTIAL, Folder, place_of
-from repsim.recording import Progress
+from repsim.runs import Progress
 
 KILLS, APPEND_KILLS, BUCKET_KILLS, WATCHED_KILLS = 50, 10, 10, 3
 PAUSE = 0.001  # seconds for each state, so that a capture lasts longer than an attempt

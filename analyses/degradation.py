@@ -1,0 +1,426 @@
+"""How much does each plan harm the model? Scores of tasks against the baseline's and chance, and what differs for sure.
+
+It reads the scores of examples as `repsim.evaluation` stores them, and knows neither model nor task.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repsim import inference, results
+from repsim.families import FAMILIES
+from repsim.inference import LEVEL, Estimate
+from repsim.schema import PLAN, RepsimError
+
+TASK, VARIANT, KIND, COMPARISON = "task", "variant", "kind", "comparison"
+COMPARED = ("skip", "middle_repeat", "reverse", "random", "parallel", "looped_parallel")
+SWEPT = (*COMPARED, "drop", "switch")  # families that make a curve over starts or layers
+ORDERS = ("reverse", "random")
+LOOPS = 3  # of the looped_parallel that is compared
+KINDS = {  # of tasks, by how their names begin
+    "mathematics": ("gsm8k", "arithmetic", "asdiv", "mathqa"),
+    "reasoning": ("arc_easy", "arc_challenge", "winogrande", "piqa", "logiqa"),
+    "semantics": ("hellaswag", "lambada", "recall", "grammar", "blimp"),
+    "knowledge": ("knowledge", "mmlu", "openbookqa", "sciq", "triviaqa"),
+}
+Array = NDArray[np.float64]
+Values = Mapping[str, int | str]
+
+
+class ScoreSource(Protocol):
+    """What this analysis asks of scores; see `repsim.evaluation.Scores`.
+
+    dataset: the store as xarray opens it.
+    layers: the model's T.
+    identity: with `model`.
+    """
+
+    @property
+    def dataset(self) -> xr.Dataset: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A plan as a member of a family, or the `random` plans of one start together.
+
+    name: family text, without a seed, or what the plan was called.
+    family: empty where the plan is of none.
+    values: the family's parameters, without a seed.
+    plans: indices of its plans; one for each seed, so an order that two seeds draw counts twice.
+    """
+
+    name: str
+    family: str
+    values: Values
+    plans: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One task's scores.
+
+    metric: the primary metric, empty where it has none.
+    chance: what guessing scores; NaN without a primary metric.
+    score: of the primary metric, `[plan, example]`; NaN where there is none yet.
+    log_likelihood: what perplexity is made of, likewise.
+    finished: whether all examples are done, `[plan]`.
+    nonfinite: examples that are done and have no score, `[plan]`.
+    """
+
+    name: str
+    metric: str
+    chance: float
+    score: Array
+    log_likelihood: Array
+    finished: NDArray[np.bool_]
+    nonfinite: NDArray[np.int64]
+
+
+def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, seed: int = 0) -> xr.Dataset:
+    """Scores of every plan, and how they compare with the baseline's, over tasks and between families.
+
+    A normalised score is (score - chance) / (baseline - chance): 1 is the baseline, 0 is guessing, below it worse than
+    guessing. Chance is the mean of 1 / choices, or the share of the most frequent right choice if that is larger, and
+    counts as known. Medians and means are of the normalised scores over the valid tasks: those whose baseline is more
+    than two standard errors above chance. Order sensitivity of a kind of task is 1 - the mean normalised score of
+    `reverse` and `random` where at least two layers change places. Families are compared by the means over tasks, at
+    the starts both have, where at least two layers are affected.
+
+    Nothing unmeasured is passed over: a task that is not finished under a plan, or whose states became non-finite, is
+    NaN there, and so is what is made of it. A variant is there if its plans are in the store under whatever name, and
+    its family has given a name to any plan; `random` takes the seeds that any name has.
+
+    Standard errors and intervals come from a bootstrap over the examples of each task, the same draws for all plans,
+    so that differences are paired. Which tasks are valid, and chance, stay as they are. A draw in which a valid task's
+    baseline is not above chance has no normalised scores and is left out of them; `undefined` counts these. Where that
+    happens to other tasks, normalised scores have no interval.
+
+    Args:
+        scores: what `repsim evaluate` stored, the baseline among it.
+        metric: the metric of tasks that have it; the others are measured by acc, exact_match, or their first mean.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+    Returns:
+        Each with `_standard_error`, `_low` and `_high`: `raw` over (plan, task); `value`, `difference` (from the
+        baseline), `normalised` and `perplexity` (of seeds: the geometric mean) over (variant, task); `median` and
+        `mean` over variant; `order_sensitivity` over kind and `order_difference` (mathematics and reasoning together
+        less semantics); `harm_difference` over comparison (family_a less family_b: above 0, family_a harms less).
+        Further `value_spread` and `normalised_spread` (standard deviation over seeds), `p_value` (two-sided) and
+        `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`, `baseline`, `baseline_standard_error`,
+        `valid` (1 or 0) and `examples`; over (plan, task) `nonfinite`, the number of examples without a score.
+    Raises:
+        RepsimError: the baseline is not in the store, no task has the metric, or a task has no examples.
+    """
+    results.check_counts(resamples=resamples, seed=seed)
+    dataset = scores.dataset
+    names, texts = (dataset[name].values.astype(str).tolist() for name in ("plan_name", PLAN))
+    found = variants(names, texts, scores.layers)
+    tasks = _tasks(dataset, metric)
+    both = inference.strata([_means(task, resamples, seed) for task in tasks])
+    raw, log_likelihood = (both.map(lambda array, part=part: array[..., part, :, :]) for part in (0, 1))
+    value = raw.map(lambda array: _pooled(array, found))
+    base = raw.map(lambda array: array[..., found[0].plans[0], :])
+    chance = np.array([task.chance for task in tasks])
+    valid = base.value > chance + 2 * base.standard_error
+    normalised, undefined = _defined(value.map(lambda array: _normalised(array, chance)), valid)
+    mean = normalised.map(lambda array: array[..., valid].mean(-1) if valid.any() else array[..., 0] * np.nan)
+    median = normalised.map(lambda array: np.median(array[..., valid], -1) if valid.any() else array[..., 0] * np.nan)
+    spread = _spread(raw.value, found)
+    dims = (VARIANT, TASK)
+    return xr.Dataset(
+        {
+            **_named("raw", (PLAN, TASK), raw),
+            **_named("value", dims, value),
+            "value_spread": (dims, spread),
+            **_named("difference", dims, value.map(lambda array: array - array[..., :1, :])),
+            **_named("normalised", dims, normalised),
+            "normalised_spread": (dims, spread / _above(base.value, chance)),
+            **_named("perplexity", dims, log_likelihood.map(lambda array: _perplexity(_pooled(array, found)))),
+            **_named("median", (VARIANT,), median),
+            **_named("mean", (VARIANT,), mean),
+            "metric_of": (TASK, np.array([task.metric for task in tasks], object)),
+            "chance": (TASK, chance),
+            "baseline": (TASK, base.value),
+            "baseline_standard_error": (TASK, base.standard_error),
+            "valid": (TASK, valid.astype(np.int8)),
+            "examples": (TASK, np.array([task.score.shape[1] for task in tasks])),
+            "nonfinite": ((PLAN, TASK), np.stack([task.nonfinite for task in tasks], -1)),
+            **_order(normalised, found, [task.name for task in tasks], valid, scores.layers),
+            **_comparisons(mean, found, scores.layers),
+        },
+        coords={
+            PLAN: np.array(texts, object),
+            "plan_name": (PLAN, np.array(names, object)),
+            **_parameters(PLAN, [_parsed(name) for name in names], scores.layers),
+            VARIANT: np.array([variant.name for variant in found], object),
+            **_parameters(VARIANT, [(variant.family, variant.values) for variant in found], scores.layers, "variant_"),
+            "variant_seeds": (VARIANT, np.array([len(variant.plans) for variant in found])),
+            TASK: np.array([task.name for task in tasks], object),
+            "task_kind": (TASK, np.array([kind_of(task.name) for task in tasks], object)),
+        },
+        attrs={
+            "analysis": "degradation",
+            "description": "Scores under layer plans, against the baseline's and chance.",
+            "model": scores.identity["model"],
+            "layers": scores.layers,
+            "metric": metric,
+            "interval": f"{LEVEL:.0%} of a bootstrap over examples",
+            "resamples": resamples,
+            "seed": seed,
+            "undefined": undefined,
+            "incomplete": int(sum((~task.finished).sum() for task in tasks)),
+        },
+    )
+
+
+# Variants
+
+
+def variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Variant]:
+    """What a store's plans are, the baseline first, then family by family, then the plans of no sweep.
+
+    A plan that several families share is a member of each, so that no curve has a hole: backwards or not, one layer is
+    one layer.
+
+    Args:
+        names: what the plans are called, `[plan]`.
+        texts: their canonical texts, `[plan]`.
+        layers: the model's T.
+    Raises:
+        RepsimError: the baseline is not among them.
+    """
+    place = {text: index for index, text in enumerate(texts)}
+    baseline = FAMILIES["baseline"].build(layers).text
+    if baseline not in place:
+        raise RepsimError(f"the baseline is not among the {len(texts)} plans evaluated; add --plan baseline --append")
+    parsed = [_parsed(name) for name in names]
+    found = [Variant("baseline", "baseline", {}, (place[baseline],))]
+    for family in SWEPT:
+        found += _sweep(family, [values for of, values in parsed if of == family], place, layers)
+    return found + [
+        Variant(name, family, values, (index,))
+        for index, (name, (family, values)) in enumerate(zip(names, parsed, strict=True))
+        if family not in (*SWEPT, "baseline")
+    ]
+
+
+def _sweep(name: str, named: Sequence[Values], place: Mapping[str, int], layers: int) -> Iterator[Variant]:
+    """A family's variants, for each part or number of loops that any name has, over all starts or layers."""
+    family = FAMILIES[name]
+    index = family.parameters[0]
+    others = {tuple((key, value) for key, value in values.items() if key != index.name) for values in named}
+    if name == "looped_parallel" and len(others) > 1:  # of a grid; one loop goes by the name of `parallel`
+        others.add((("loops", 1),))
+    for pool in [sorted(others)] if name == "random" else [[other] for other in sorted(others)]:
+        for value in index.allowed(layers):
+            texts = [family.build(layers, **{index.name: value}, **dict(other)).text for other in pool]
+            if plans := tuple(place[text] for text in texts if text in place):
+                values = {index.name: value, **({} if name == "random" else dict(pool[0]))}
+                yield Variant(family.text(**values), name, values, plans)
+
+
+def _parsed(name: str) -> tuple[str, Values]:
+    """The family of a name, empty where it has none, and the parameters."""
+    family, _, rest = name.partition(":")
+    if family not in FAMILIES:
+        return "", {}
+    pairs = (pair.split("=") for pair in rest.split(",") if pair)
+    return family, {key: int(value) if value.isdigit() else value for key, value in pairs}
+
+
+def _parameters(dim: str, parsed: Sequence[tuple[str, Values]], layers: int, prefix: str = "") -> dict[str, Any]:
+    """Families and parameters as coordinates along a dimension; -1 is none."""
+    numbers = ("start", "layer", "loops") if prefix else ("start", "layer", "seed", "loops")
+    found: dict[str, Any] = {
+        "family": np.array([family for family, _ in parsed], object),
+        **{name: np.array([values.get(name, -1) for _, values in parsed]) for name in numbers},
+        "part": np.array([values.get("part", "") for _, values in parsed], object),
+        "affected": np.array([_affected(family, values, layers) for family, values in parsed]),
+    }
+    return {f"{prefix}{name}": (dim, values) for name, values in found.items()}
+
+
+def _affected(family: str, values: Values, layers: int) -> int:
+    """How many layers are not run as in the baseline; -1 for plans of no family."""
+    if "start" in values:
+        return layers - 2 * int(values["start"]) - 1
+    if family == "drop_block":
+        return int(values["last"]) - int(values["first"]) + 1
+    return {"baseline": 0, "drop": 1, "switch": 2, "repeat": 1}.get(family, -1)
+
+
+# Tasks
+
+
+def kind_of(task: str) -> str:
+    """What a task asks for: mathematics, reasoning, semantics, knowledge or other."""
+    return next((kind for kind, names in KINDS.items() if task.startswith(names)), "other")
+
+
+def chance_of(choices: NDArray[Any], gold: NDArray[Any]) -> float:
+    """What guessing scores, 0 to 1: at random, or always the most frequent right choice if that is better.
+
+    Args:
+        choices: `[example]`, 0 where there are none and guessing is hopeless.
+        gold: the right one, `[example]`; -1 where it is not known.
+    """
+    random = np.where(choices > 0, 1 / np.maximum(choices, 1), 0).mean()
+    known = gold[(choices > 0) & (gold >= 0)]
+    return float(max(random, np.bincount(known).max() / len(gold) if len(known) else 0))
+
+
+def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
+    metrics = dataset["metric"].values.astype(str)
+    aggregation = dataset["aggregation"].transpose(TASK, "metric").values.astype(str)
+    means = (aggregation == "mean") & (dataset["higher_is_better"].transpose(TASK, "metric").values != 0)
+    usable = dict.fromkeys((*metrics[means.any(0)].tolist(), "acc"))
+    if metric not in usable:
+        raise RepsimError(f"metric={metric!r}: no task here has it; choose {', '.join(usable)}")
+    score = dataset["score"].transpose("metric", PLAN, "example").values
+    done = dataset["done"].transpose(PLAN, "block").values.astype(bool)[:, dataset["block"].values]
+    choices, gold = dataset["example_choices"].values, dataset["example_gold"].values
+    found = []
+    for row, name in enumerate(dataset[TASK].values.astype(str).tolist()):
+        own = np.flatnonzero(dataset["example_task"].values == name)
+        if not len(own):
+            raise RepsimError(f"task {name!r} has no examples, so there is nothing to compare")
+        primary = _primary(metrics[means[row]].tolist(), metric)
+        chosen = [primary, next(iter(metrics[aggregation[row] == "perplexity"].tolist()), "")]
+        finished = done[:, own]
+        each = [score[metrics == one][0][:, own] if one else np.full(finished.shape, np.nan) for one in chosen]
+        lost = np.zeros(finished.shape, bool)
+        for one, values in zip(chosen, each, strict=True):
+            lost |= finished & ~np.isfinite(values) & (one != "")
+        scored, log_likelihood = (np.where(finished & np.isfinite(values), values, np.nan) for values in each)
+        chance = chance_of(choices[own], gold[own]) if primary else np.nan
+        found.append(_Task(name, primary, chance, scored, log_likelihood, finished.all(1), lost.sum(1)))
+    return found
+
+
+def _primary(names: Sequence[str], metric: str) -> str:
+    """The first of what was asked for, acc, an exact_match and any; empty where there is none."""
+    preferred = [metric, "acc", *(name for name in names if name.startswith("exact_match")), *names]
+    return next((name for name in preferred if name in names), "")
+
+
+# Numbers
+
+
+def _named(name: str, dims: tuple[str, ...], estimate: Estimate) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):  # of infinite perplexities
+        return results.variables(name, dims, estimate, prefix=f"{name}_")
+
+
+def _means(task: _Task, resamples: int, seed: int) -> Estimate:
+    """Mean score and mean log-likelihood of a task, `[2, plan]`; its draws depend on no other task."""
+    totals = np.stack([task.score.T, task.log_likelihood.T], 1)
+    mean = inference.ratio(totals, np.ones(len(totals)))
+    return inference.bootstrap(mean, len(totals), resamples=resamples, seed=(seed, zlib.crc32(task.name.encode())))
+
+
+def _pooled(array: Array, found: Sequence[Variant]) -> Array:
+    """`[..., plan, task]` → `[..., variant, task]`, the mean over seeds."""
+    pooled: Array = array[..., [variant.plans[0] for variant in found], :]
+    for place, variant in enumerate(found):
+        if len(variant.plans) > 1:
+            pooled[..., place, :] = array[..., list(variant.plans), :].mean(-2)
+    return pooled
+
+
+def _spread(array: Array, found: Sequence[Variant]) -> Array:
+    """`[plan, task]` → `[variant, task]`, the standard deviation over seeds; NaN for one."""
+    nothing = np.full(array.shape[-1], np.nan)
+    return np.stack([array[list(v.plans)].std(0, ddof=1) if len(v.plans) > 1 else nothing for v in found])
+
+
+def _above(base: Array, chance: Array) -> Array:
+    """How far the baseline is above chance; NaN where it is not."""
+    return np.where(base > chance, base - chance, np.nan)
+
+
+def _normalised(array: Array, chance: Array) -> Array:
+    """Scores `[..., variant, task]` with the baseline first → 1 for the baseline's, 0 for chance."""
+    return (array - chance) / _above(array[..., :1, :], chance)
+
+
+def _defined(normalised: Estimate, valid: NDArray[np.bool_]) -> tuple[Estimate, int]:
+    """Without the resamples in which a valid task's baseline is not above chance, and how many these are."""
+    kept = ~np.isnan(normalised.replicates[:, 0, valid]).any(1)
+    if kept.all():
+        return normalised, 0
+    replicates = normalised.replicates[kept] if kept.sum() > 1 else np.full_like(normalised.replicates, np.nan)
+    return Estimate(normalised.value, replicates), int((~kept).sum())
+
+
+def _perplexity(mean: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.exp(-mean)
+
+
+def _order(
+    normalised: Estimate, found: Sequence[Variant], tasks: Sequence[str], valid: NDArray[np.bool_], layers: int
+) -> dict[str, Any]:
+    """Order sensitivity of each kind that has valid tasks, and of mathematics and reasoning less semantics."""
+    members = [i for i, v in enumerate(found) if v.family in ORDERS and _affected(v.family, v.values, layers) >= 2]
+    kinds = np.array([kind_of(task) if good else "" for task, good in zip(tasks, valid, strict=True)])
+
+    def sensitivity(array: Array, *of: str) -> Array:
+        chosen = array[..., members, :][..., np.isin(kinds, of)]
+        if not chosen.shape[-1] or not members:
+            return np.full(array.shape[:-2], np.nan)
+        return 1 - chosen.mean((-2, -1))
+
+    def difference(array: Array) -> Array:
+        return sensitivity(array, "mathematics", "reasoning") - sensitivity(array, "semantics")
+
+    present = [kind for kind in KINDS if kind in kinds]
+    nothing = np.empty(0)
+    each = [normalised.map(lambda array, kind=kind: sensitivity(array, kind)) for kind in present]
+    together = inference.strata(each) if each else Estimate(nothing, np.empty((len(normalised.replicates), 0)))
+    return {
+        **_named("order_sensitivity", (KIND,), together),
+        **_named("order_difference", (), normalised.map(difference)),
+        KIND: (KIND, np.array(present, object)),
+    }
+
+
+def _comparisons(mean: Estimate, found: Sequence[Variant], layers: int) -> dict[str, Any]:
+    """Every two families by the mean over tasks, `[variant]`, at the starts they share."""
+    starts: dict[str, dict[int, int]] = {family: {} for family in COMPARED}
+    for place, variant in enumerate(found):
+        many = _affected(variant.family, variant.values, layers) >= 2
+        if variant.family in COMPARED and many and variant.values.get("loops", LOOPS) == LOOPS:
+            starts[variant.family][int(variant.values["start"])] = place
+    pairs = list(combinations([family for family in COMPARED if starts[family]], 2))
+
+    def differences(array: Array) -> Array:
+        apart = np.full((*array.shape[:-1], len(pairs)), np.nan)
+        for column, (a, b) in enumerate(pairs):
+            if common := sorted(starts[a].keys() & starts[b].keys()):
+                own, other = (array[..., [starts[family][start] for start in common]] for family in (a, b))
+                apart[..., column] = own.mean(-1) - other.mean(-1)
+        return apart
+
+    apart = mean.map(differences)
+    p_value = inference.two_sided(apart.replicates)
+    return {
+        **_named("harm_difference", (COMPARISON,), apart),
+        "p_value": (COMPARISON, p_value),
+        "p_holm": (COMPARISON, inference.holm(p_value)),
+        "family_a": (COMPARISON, np.array([a for a, _ in pairs], object)),
+        "family_b": (COMPARISON, np.array([b for _, b in pairs], object)),
+    }

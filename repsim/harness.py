@@ -1,0 +1,58 @@
+"""lm-eval's own handling of models: how it cuts prompts into tokens, and how it lets a model write.
+
+A model is answered for elsewhere (`repsim.evaluation`), so log-likelihoods are not computed here: only what would go in
+and what would be scored is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.models.huggingface import HFLM
+
+from repsim.models import Model
+from repsim.packing import Window
+from repsim.schema import RepsimError
+
+
+class Harness(HFLM):  # type: ignore[misc]
+    """lm-eval's view of a loaded model.
+
+    Args:
+        model: a decoder.
+        batch: texts that are generated together.
+    """
+
+    def __init__(self, model: Model, batch: int) -> None:
+        super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size=batch)
+        self._seen: list[Window] = []
+        self._cache: Callable[[], Any] | None = None
+
+    def windows(self, instance: Any) -> tuple[Window, ...]:
+        """What lm-eval would run the model on for a request that asks for a log-likelihood."""
+        self._seen = []
+        getattr(self, instance.request_type)([instance], disable_tqdm=True)
+        return tuple(self._seen)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        for _text, context, continuation in requests:
+            if not context or not continuation or len(continuation) > self.max_length:
+                raise RepsimError(
+                    f"{len(context)} and {len(continuation)} tokens: a request needs 1 to {self.max_length:,}"
+                )
+            # Too long a text keeps its end; the last token is only predicted, never read.
+            inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
+            self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
+        return [(0.0, False)] * len(requests)
+
+    def generate(self, instances: Sequence[Any], cache: Callable[[], Any] | None) -> list[str]:
+        """What the model writes, in the requests' order; `cache` makes the cache of keys and values of a batch."""
+        self._cache = cache
+        return list(self.generate_until(list(instances), disable_tqdm=True))
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        if self._cache is not None:
+            settings["past_key_values"] = self._cache()
+        return super()._model_generate(context, max_length, stop, **settings)

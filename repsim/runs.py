@@ -1,0 +1,165 @@
+"""What every long run needs, whatever it computes: a model, a place to write to, signals that lose nothing.
+
+Captures (`repsim.recording`) and evaluations (`repsim.evaluation`) are built on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repsim import store
+from repsim.locks import Lock
+from repsim.places import Folder, Place
+from repsim.schema import Identity, RepsimError, Stopped
+
+if TYPE_CHECKING:
+    from repsim.models import Model
+
+# For `repsim.corpus.batches`. One more forward costs about 15 ms of Python and kernels: some 16 positions of a small
+# model on a CPU; a GPU does hundreds meanwhile, and padding costs it little.
+CPU_COSTS = {"overhead": 16.0, "waste": 0.02}
+GPU_COSTS = {"overhead": 256.0, "waste": 0.25}
+VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
+
+log = logging.getLogger("repsim")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: `tokens` of the `total` that it computes, those under way counted in part."""
+
+    tokens: int
+    total: int
+
+
+def check_target(place: Place) -> None:
+    """Refuses a place that cannot hold a store, before a model is loaded."""
+    store.is_begun(place)
+    if not isinstance(place, Folder):
+        return
+    ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise RepsimError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
+
+
+def loaded(model: str | Model, options: dict[str, Any]) -> Model:
+    """A model by its name and options for `repsim.models.load`; one that is loaded already as it is.
+
+    Raises:
+        RepsimError: it cannot be loaded, or is loaded and given options.
+    """
+    from repsim.models import load
+
+    if not isinstance(model, str):
+        if options:
+            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
+        return model
+    options = dict(options)
+    if "model_dtype" in options:
+        options["dtype"] = options.pop("model_dtype")
+    return load(model, **options)
+
+
+@contextmanager
+def nothing_worthless(place: Place, lock: Lock, finished: Callable[[], bool]) -> Iterator[None]:
+    """Removes a store that was begun here and cannot be made at all; `finished` says whether it holds anything."""
+    new = not store.is_begun(place)
+    try:
+        yield
+    except Stopped:
+        raise
+    except RepsimError:
+        if new and lock.held and not (store.is_begun(place) and finished()):
+            place.remove()
+        raise
+
+
+@contextmanager
+def out_of_memory(model: Model, doing: str, advice: str) -> Iterator[None]:
+    """A full memory, in one line: what was being done, and what to do.
+
+    Raises:
+        RepsimError: memory ran out.
+    """
+    import torch
+
+    try:
+        yield
+    except RuntimeError as problem:
+        if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(problem):
+            raise
+        raise RepsimError(
+            f"{doing}: out of memory on {model.device}; what is finished is kept: go on with {advice}"
+        ) from problem
+
+
+def costs(model: Model) -> dict[str, float]:
+    """What a forward and padding cost on the model's device; see `repsim.corpus.batches`."""
+    return CPU_COSTS if model.device.type == "cpu" else GPU_COSTS
+
+
+def identity(model: Model, corpus: str, digest: str, tokens: str) -> Identity:
+    """What numbers of this model over this corpus depend on."""
+    return Identity(
+        model=model.name,
+        revision=model.revision,
+        weights=model.weights_digest,
+        config=model.config_digest,
+        tokenizer=model.tokenizer_digest,
+        compute_dtype=model.dtype,
+        corpus=corpus,
+        corpus_digest=digest,
+        tokens=tokens,
+        device=model.device.type,
+        versions={name: metadata.version(name) for name in VERSIONED},
+    )
+
+
+def default_path(folder: str, model: str | Model, parts: Sequence[object]) -> Path:
+    """A store's place under the cache, named after the model and what else it is of."""
+    from repsim.models import cache_folder
+
+    name = model if isinstance(model, str) else model.name
+    named = (Path(name).name if Path(name).exists() else name, *map(str, parts))
+    slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in named)
+    return cache_folder() / folder / f"{slug[:120]}.zarr"
+
+
+def same_request(one: Any, other: Any) -> bool:
+    """Whether two requests ask for the same, however it is computed."""
+    return {**one, "batch_tokens": None} == {**other, "batch_tokens": None}
+
+
+@contextmanager
+def heeded() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it short."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in wanted}
+
+    def note(number: int, _frame: Any) -> None:
+        received.append(number)
+        log.warning("%s: finishing the states under way; once more to stop at once", signal.Signals(number).name)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in wanted:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

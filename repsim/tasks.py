@@ -1,0 +1,298 @@
+"""Benchmarks: lm-eval's tasks as requests that a model answers, and lm-eval's metrics of the answers.
+
+Prompts, their cutting into context and continuation, filters, per-example results and aggregates are lm-eval's own
+code; nothing of them is written anew. Beside `repsim.harness` the only module that imports lm-eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from repsim import suite
+from repsim.harness import Harness
+from repsim.models import Model
+from repsim.packing import Window
+from repsim.schema import RepsimError
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+FEWSHOT_SEED = 1234  # lm-eval's default
+PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")  # where data come from
+
+log = logging.getLogger("repsim")
+
+Answer: TypeAlias = tuple[float, bool] | float | str
+"""What a model says to a request: (log-likelihood, is greedy), the log-likelihood of a whole text, or a text."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model.
+
+    task, doc, choice: the task's name, the example's number in it and the request's number in the example.
+    digest: sha256 of what is asked, as tokens, and of the task's name and version; 16 hex digits.
+    windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be generated.
+    prompt: the text to go on from; None where there is nothing to generate.
+    """
+
+    task: str
+    doc: int
+    choice: int
+    digest: str
+    windows: tuple[Window, ...]
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a benchmark.
+
+    task, doc: the task's name and the item's number in it.
+    choices: between how many answers it asks to choose; 0 where it does not.
+    gold: the right one; -1 where there is none, or not one.
+    requests: at least one.
+    """
+
+    task: str
+    doc: int
+    choices: int
+    gold: int
+    requests: tuple[Request, ...]
+
+
+class Benchmark:
+    """One lm-eval task with the examples asked for.
+
+    name, version: as lm-eval has them.
+    digest: sha256 of the task's configuration, 16 hex digits.
+    shots: solved examples before each.
+    generates: whether the model is to write text.
+    """
+
+    def __init__(self, task: Any, harness: Harness, limit: int | None) -> None:
+        self._task, self._harness = task, harness
+        self.name: str = task.config.task
+        self.version = str(task.VERSION)
+        self.shots = int(task.config.num_fewshot or 0)
+        self.generates: bool = task.OUTPUT_TYPE == "generate_until"
+        settings = task.dump_config()
+        self.digest = _digest({name: settings[name] for name in sorted(settings) if name not in PLACES})
+        task.build_all_requests(limit=limit)
+        grouped: dict[int, list[Any]] = {}
+        for instance in task.instances:
+            grouped.setdefault(instance.doc_id, []).append(instance)
+        self._instances = {doc: sorted(found, key=lambda one: one.idx) for doc, found in grouped.items()}
+        self.examples = tuple(self._example(doc, found) for doc, found in self._instances.items())
+
+    def _example(self, doc: int, instances: Sequence[Any]) -> Example:
+        requests = tuple(self._request(doc, instance) for instance in instances)
+        choices, gold = 0, -1
+        if self._task.OUTPUT_TYPE == "multiple_choice":
+            options = self._task.doc_to_choice(instances[0].doc)
+            choices, gold = len(options), self._gold(instances[0].doc, options)
+        return Example(self.name, doc, choices, gold, requests)
+
+    def _gold(self, doc: Any, options: Sequence[str]) -> int:
+        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
+        if isinstance(gold, str):
+            return options.index(gold) if gold in options else -1
+        return gold if isinstance(gold, int) and 0 <= gold < len(options) else -1
+
+    def _request(self, doc: int, instance: Any) -> Request:
+        if self.generates:
+            prompt, settings = instance.args
+            if settings.get("do_sample") or settings.get("temperature"):
+                raise RepsimError(f"task {self.name}: it samples ({settings}); only greedy generation can be compared")
+            asked: Any = [prompt, settings]
+            windows: tuple[Window, ...] = ()
+        else:
+            prompt = None
+            windows = self._harness.windows(instance)
+            asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
+        digest = _digest([self.name, self.version, instance.request_type, asked])
+        return Request(self.name, doc, instance.idx, digest, windows, prompt)
+
+    def generate(self, docs: Sequence[int], cache: Callable[[], Any] | None = None) -> list[list[str]]:
+        """What the model, as it is now, writes: for each example, for each of its requests.
+
+        Args:
+            docs: examples that are answered together, padded on the left.
+            cache: makes the cache of keys and values of a batch; the model's own by default.
+        """
+        instances = [instance for doc in docs for instance in self._instances[doc]]
+        with _quiet():
+            answers = iter(self._harness.generate(instances, cache))
+        return [[next(answers) for _ in self._instances[doc]] for doc in docs]
+
+    def score(self, doc: int, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Metrics of one example, as the task's `process_results` gives them; with several filters `metric,filter`."""
+        instances = self._instances[doc]
+        for instance, answer in zip(instances, answers, strict=True):
+            instance.resps = [answer] * (instance.repeats or 1)
+            instance.filtered_resps = {}
+        found: dict[str, Any] = {}
+        for ensemble in self._task._filters:
+            ensemble.apply(instances)
+            results = [instance.filtered_resps[ensemble.name] for instance in instances]
+            suffix = "" if ensemble.name == "none" else f",{ensemble.name}"
+            metrics = self._task.process_results(instances[0].doc, results)
+            found |= {f"{metric}{suffix}": value for metric, value in metrics.items()}
+        return found
+
+    def number(self, metric: str, value: Any) -> float:
+        """A metric of one example as a number; what is only defined for many is aggregated over the one."""
+        return self.aggregate(metric, [value]) if isinstance(value, tuple | list) else float(value)
+
+    def aggregate(self, metric: str, values: Sequence[Any]) -> float:
+        """A metric of the whole benchmark, by the task's own aggregation."""
+        return float(self._task.aggregation()[metric.partition(",")[0]](values))
+
+    @property
+    def metrics(self) -> dict[str, tuple[str, bool]]:
+        """Metric → name of its aggregation, and whether higher is better."""
+        names = {function: name for name, function in AGGREGATION_REGISTRY.items()}
+        better, filters = self._task.higher_is_better(), [one.name for one in self._task._filters]
+        return {
+            metric if name == "none" else f"{metric},{name}": (
+                names.get(function, getattr(function, "__name__", "own")),
+                bool(better.get(metric, True)),
+            )
+            for name in filters
+            for metric, function in self._task.aggregation().items()
+        }
+
+
+def load(
+    names: Sequence[str],
+    model: Model,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    batch: int = 8,
+) -> tuple[Benchmark, ...]:
+    """Benchmarks with their requests, in the order of the names.
+
+    Args:
+        names: lm-eval's tasks, groups and tags, the project's own (`repsim.suite`), or `offline` for all of the latter.
+        model: whose tokenizer and context length the requests are made for.
+        data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
+        limit: the first so many examples of each.
+        shots: solved examples before each; the task's own number by default.
+        batch: requests that are generated together.
+    Raises:
+        RepsimError: no such task, its data cannot be had, or it asks for what cannot be given.
+    """
+    if not model.predicts_next_token:
+        raise RepsimError(f"{model.name}: does not predict a next token; benchmarks need a decoder")
+    if limit is not None and limit < 1:
+        raise RepsimError(f"limit={limit}: at least 1")
+    wanted = list(dict.fromkeys(name for name in names if name))
+    if not wanted:
+        raise RepsimError(f"no task: name at least one, e.g. {suite.GROUP} or arc_easy")
+    with _quiet():
+        harness = Harness(model, batch)
+        found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
+        return tuple(_built(task, harness, limit) for task in {task.config.task: task for task in found}.values())
+
+
+def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
+    try:
+        return Benchmark(task, harness, limit)
+    except RepsimError:
+        raise
+    except Exception as problem:  # a task's own code meets its data
+        raise RepsimError(
+            f"task {task.config.task}: {_brief(problem)}; does the data have the task's fields?"
+        ) from problem
+
+
+def _prepared(task: Any, shots: int | None) -> Any:
+    """As lm-eval's own evaluation prepares a task."""
+    if shots is not None and task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=shots)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        raise RepsimError(f"task {task.config.task}: it runs code that the model wrote, or shows it pictures; not here")
+    return task
+
+
+def _tasks(name: str, data_dir: Path | None) -> list[Any]:
+    if name == suite.GROUP or name in suite.NAMES:
+        own = suite.NAMES if name == suite.GROUP else (name,)
+        return [ConfigurableTask(config=suite.config(each)) for each in own]
+    index = _manager().task_index
+    if name not in index:
+        close = get_close_matches(name, [*suite.NAMES, suite.GROUP, *index], n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"the offline suite is {suite.GROUP}"
+        raise RepsimError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
+    try:
+        if data_dir is None:
+            return list(_manager().load([name])["tasks"].values())
+        members = sorted(index[name].tags) if index[name].kind.name == "TAG" else [name]
+        return [ConfigurableTask(config=_local(each, data_dir)) for each in members]
+    except RepsimError:
+        raise
+    except Exception as problem:  # data fail to come in many ways; without a network in most of them
+        advice = "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" if data_dir is None else "see the task's file"
+        raise RepsimError(f"task {name}: its data cannot be read ({_brief(problem)}); {advice}") from problem
+
+
+@cache
+def _manager() -> Any:
+    return TaskManager()  # reads some ten thousand files
+
+
+def _local(name: str, folder: Path) -> dict[str, Any]:
+    """A task's configuration with files in place of the Hub's splits."""
+    path = _manager().task_index[name].yaml_path
+    config = {} if path is None else load_yaml(path)
+    if "task" not in config or "class" in config or not isinstance(config["task"], str):
+        raise RepsimError(f"task {name}: a group, or data made by code of its own; name tasks with --data-dir")
+    splits = sorted({str(config[key]) for key in SPLITS if config.get(key)})
+    files = {split: folder / f"{name}.{split}.jsonl" for split in splits}
+    there = {split: str(file) for split, file in files.items() if file.is_file()}
+    if not there.keys() & {config.get("validation_split"), config.get("test_split")}:
+        raise RepsimError(f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}")
+    config |= {key: config.get(key) if config.get(key) in there else None for key in SPLITS}
+    if not config["fewshot_split"] and not config["training_split"] and not config["validation_split"]:
+        config["fewshot_split"] = config["test_split"]  # said so that lm-eval leaves the example itself out
+    data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": there}}
+    return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")} | data
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and remarks of lm-eval and datasets."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _brief(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
