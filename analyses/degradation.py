@@ -77,7 +77,7 @@ class _Task:
     chance: what guessing scores; NaN without a primary metric.
     score: of the primary metric, `[plan, example]`; NaN where there is none yet.
     log_likelihood: what perplexity is made of, likewise.
-    finished: whether all examples are done, `[plan]`.
+    incomplete: plans under which some examples are not done.
     nonfinite: examples that are done and have no score, `[plan]`.
     """
 
@@ -86,7 +86,7 @@ class _Task:
     chance: float
     score: Array
     log_likelihood: Array
-    finished: NDArray[np.bool_]
+    incomplete: int
     nonfinite: NDArray[np.int64]
 
 
@@ -127,11 +127,11 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
     """
     results.check_counts(resamples=resamples, seed=seed)
     dataset = scores.dataset
-    names, texts = (dataset[name].values.astype(str).tolist() for name in ("plan_name", PLAN))
+    names, texts = (dataset[name].values.astype(object).tolist() for name in ("plan_name", PLAN))
     found = variants(names, texts, scores.layers)
     tasks = _tasks(dataset, metric)
     both = inference.strata([_means(task, resamples, seed) for task in tasks])
-    raw, log_likelihood = (both.map(lambda array, part=part: array[..., part, :, :]) for part in (0, 1))
+    raw, log_likelihood = both.map(lambda array: array[..., 0, :, :]), both.map(lambda array: array[..., 1, :, :])
     value = raw.map(lambda array: _pooled(array, found))
     base = raw.map(lambda array: array[..., found[0].plans[0], :])
     chance = np.array([task.chance for task in tasks])
@@ -182,9 +182,9 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
             "resamples": resamples,
             "seed": seed,
             "undefined": undefined,
-            "incomplete": int(sum((~task.finished).sum() for task in tasks)),
+            "incomplete": sum(task.incomplete for task in tasks),
         },
-    )
+    ).set_coords(["family_a", "family_b"])
 
 
 # Variants
@@ -223,7 +223,7 @@ def _sweep(name: str, named: Sequence[Values], place: Mapping[str, int], layers:
     family = FAMILIES[name]
     index = family.parameters[0]
     others = {tuple((key, value) for key, value in values.items() if key != index.name) for values in named}
-    if name == "looped_parallel" and len(others) > 1:  # of a grid; one loop goes by the name of `parallel`
+    if name == "looped_parallel" and others - {(("loops", LOOPS),)}:  # a grid, whose first column is called `parallel`
         others.add((("loops", 1),))
     for pool in [sorted(others)] if name == "random" else [[other] for other in sorted(others)]:
         for value in index.allowed(layers):
@@ -284,30 +284,31 @@ def chance_of(choices: NDArray[Any], gold: NDArray[Any]) -> float:
 
 
 def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
-    metrics = dataset["metric"].values.astype(str)
-    aggregation = dataset["aggregation"].transpose(TASK, "metric").values.astype(str)
+    metrics = dataset["metric"].values.astype(object)
+    aggregation = dataset["aggregation"].transpose(TASK, "metric").values.astype(object)
     means = (aggregation == "mean") & (dataset["higher_is_better"].transpose(TASK, "metric").values != 0)
     usable = dict.fromkeys((*metrics[means.any(0)].tolist(), "acc"))
     if metric not in usable:
         raise RepsimError(f"metric={metric!r}: no task here has it; choose {', '.join(usable)}")
     score = dataset["score"].transpose("metric", PLAN, "example").values
     done = dataset["done"].transpose(PLAN, "block").values.astype(bool)[:, dataset["block"].values]
+    examples = dataset["example_task"].values.astype(object)
     choices, gold = dataset["example_choices"].values, dataset["example_gold"].values
     found = []
-    for row, name in enumerate(dataset[TASK].values.astype(str).tolist()):
-        own = np.flatnonzero(dataset["example_task"].values == name)
+    for row, name in enumerate(dataset[TASK].values.astype(object).tolist()):
+        own = np.flatnonzero(examples == name)
         if not len(own):
             raise RepsimError(f"task {name!r} has no examples, so there is nothing to compare")
         primary = _primary(metrics[means[row]].tolist(), metric)
-        chosen = [primary, next(iter(metrics[aggregation[row] == "perplexity"].tolist()), "")]
         finished = done[:, own]
-        each = [score[metrics == one][0][:, own] if one else np.full(finished.shape, np.nan) for one in chosen]
-        lost = np.zeros(finished.shape, bool)
-        for one, values in zip(chosen, each, strict=True):
-            lost |= finished & ~np.isfinite(values) & (one != "")
-        scored, log_likelihood = (np.where(finished & np.isfinite(values), values, np.nan) for values in each)
+        each, lost = [], np.zeros(finished.shape, bool)
+        for one in (metrics == primary, aggregation[row] == "perplexity"):
+            values = score[one.argmax()][:, own] if one.any() else np.full(finished.shape, np.nan)
+            each.append(np.where(finished & np.isfinite(values), values, np.nan))
+            lost[finished & np.isnan(each[-1]) & one.any()] = True
         chance = chance_of(choices[own], gold[own]) if primary else np.nan
-        found.append(_Task(name, primary, chance, scored, log_likelihood, finished.all(1), lost.sum(1)))
+        incomplete = int((~finished).any(1).sum())
+        found.append(_Task(name, primary, chance, each[0], each[1], incomplete, lost.sum(1)))
     return found
 
 
@@ -384,15 +385,18 @@ def _order(
             return np.full(array.shape[:-2], np.nan)
         return 1 - chosen.mean((-2, -1))
 
+    def of_each(array: Array) -> Array:
+        shares = np.empty((*array.shape[:-2], len(present)))
+        for column, kind in enumerate(present):
+            shares[..., column] = sensitivity(array, kind)
+        return shares
+
     def difference(array: Array) -> Array:
         return sensitivity(array, "mathematics", "reasoning") - sensitivity(array, "semantics")
 
     present = [kind for kind in KINDS if kind in kinds]
-    nothing = np.empty(0)
-    each = [normalised.map(lambda array, kind=kind: sensitivity(array, kind)) for kind in present]
-    together = inference.strata(each) if each else Estimate(nothing, np.empty((len(normalised.replicates), 0)))
     return {
-        **_named("order_sensitivity", (KIND,), together),
+        **_named("order_sensitivity", (KIND,), normalised.map(of_each)),
         **_named("order_difference", (), normalised.map(difference)),
         KIND: (KIND, np.array(present, object)),
     }

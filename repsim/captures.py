@@ -21,11 +21,11 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from repsim import integrity, store
-from repsim.families import NamedPlan, resolve
+from repsim import store
+from repsim.families import NamedPlan, names_of, resolve
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, parse_plan
-from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError
+from repsim.schema import NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
 
 PER_TOKEN = ("token_id", "position", "sample")
@@ -332,12 +332,6 @@ def _blas_threads(number: int) -> Iterator[None]:
                 _limits.pop().restore_original_limits()
 
 
-def names_of(plans: Sequence[NamedPlan]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(plans) - 8} more" if len(plans) > 8 else ""
-    return ", ".join(named.name for named in plans[:8]) + more
-
-
 def _as_slice(nodes: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """Neighbouring nodes as a slice, which reads faster."""
     first, last = int(nodes[0]), int(nodes[-1])
@@ -345,24 +339,15 @@ def _as_slice(nodes: NDArray[np.int64]) -> slice | NDArray[np.int64]:
 
 
 def open(path: str | Path) -> Capture:
-    """Opens a store; reads nothing but its coordinates until states are asked for.
-
-    A store that is being written shows what was finished when it was opened.
+    """Opens a capture; see `repsim.open`.
 
     Raises:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
     place = place_of(path)
+    if store.root_group(place).attrs.get("kind") == SCORES:
+        raise RepsimError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
     return Capture(place, store.open_dataset(place))
-
-
-def verify(path: str | Path) -> integrity.Check:
-    """Reads every chunk of a store and compares it with its checksum; nothing is changed.
-
-    Raises:
-        RepsimError: nothing is there, or it is not a capture of this schema.
-    """
-    return integrity.check(place_of(path))
 
 
 def repair_command(path: str | Path) -> str:

@@ -266,6 +266,12 @@ class NamedPlan:
     plan: Plan
 
 
+def names_of(plans: Sequence[NamedPlan]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(plans) - 8} more" if len(plans) > 8 else ""
+    return ", ".join(named.name for named in plans[:8]) + more
+
+
 def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[NamedPlan, ...]:
     """The plans that the texts stand for, in order, each plan once under its first name.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from lm_eval.models.huggingface import HFLM
 
 from repsim.models import Model
@@ -29,6 +30,7 @@ class Harness(HFLM):  # type: ignore[misc]
         super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size=batch)
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
+        self._finite: list[bool] = []
 
     def windows(self, instance: Any) -> tuple[Window, ...]:
         """What lm-eval would run the model on for a request that asks for a log-likelihood."""
@@ -47,12 +49,36 @@ class Harness(HFLM):  # type: ignore[misc]
             self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
         return [(0.0, False)] * len(requests)
 
-    def generate(self, instances: Sequence[Any], cache: Callable[[], Any] | None) -> list[str]:
-        """What the model writes, in the requests' order; `cache` makes the cache of keys and values of a batch."""
-        self._cache = cache
-        return list(self.generate_until(list(instances), disable_tqdm=True))
+    def generate(self, instances: Sequence[Any], cache: Callable[[], Any] | None) -> list[str | None]:
+        """What the model writes, in the requests' order; None where its logits became infinite or not a number.
+
+        Args:
+            instances: of one task.
+            cache: makes the cache of keys and values of a batch; the model's own by default.
+        """
+        # lm-eval's own order, in which it fills its batches
+        order = sorted(range(len(instances)), key=lambda i: self._length_and_text(instances[i].args[0]))
+        self._cache, self._finite = cache, []
+        texts = self.generate_until([instances[i] for i in order], disable_tqdm=True)
+        found: list[str | None] = [None] * len(instances)
+        for i, text, finite in zip(order, texts, self._finite, strict=True):
+            found[i] = text if finite else None
+        return found
+
+    def _length_and_text(self, prompt: str) -> tuple[int, str]:
+        return -len(self.tok_encode(prompt)), prompt
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
         if self._cache is not None:
             settings["past_key_values"] = self._cache()
-        return super()._model_generate(context, max_length, stop, **settings)
+        finite = torch.ones(len(context), dtype=torch.bool, device=context.device)
+
+        def look(_module: Any, _args: Any, output: Any) -> None:
+            finite.logical_and_(output.logits[:, -1].isfinite().all(-1).to(finite.device))
+
+        handle = self.model.register_forward_hook(look)
+        try:
+            return super()._model_generate(context, max_length, stop, **settings)
+        finally:
+            handle.remove()
+            self._finite += finite.tolist()

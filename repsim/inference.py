@@ -165,7 +165,8 @@ def p_values(value: Array, null: Array) -> Array:
 def two_sided(replicates: Array) -> Array:
     """Two-sided p-value of a difference of 0: twice the share of replicates on the rarer side of 0, at most 1.
 
-    At least 1 / (resamples + 1). Replicates that are NaN do not count; where all are, so is the p-value.
+    At least 1 / (resamples + 1). Where there is no difference, p or less comes in p + 1 / (resamples + 1) of studies
+    with many examples, in somewhat more with few. NaN replicates do not count; where all are NaN, so is the p-value.
 
     Args:
         replicates: of the difference, `[resample, ...]`.

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from repsim.places import Place, one_line_errors
-from repsim.schema import PLAN, RepsimError
+from repsim.schema import PLAN, SCORES, RepsimError
 from repsim.store import (
     CHECK_ADDRESS,
     RESULTS,
@@ -115,6 +115,8 @@ def check(place: Place) -> Check:
 def _promised(group: zarr.Group) -> list[str]:
     """Arrays that the root's attributes say are there."""
     attributes: Any = group.attrs
+    if attributes.get("kind") == SCORES:
+        return list(attributes["arrays"])
     described = [PLAN, "path", *attributes["coordinates"].split()]
     states = ["hidden"] if attributes["keep"] == "all" else []
     return described + states + [f"{STATISTICS}/{name}" for name in attributes["statistics"]]
@@ -148,6 +150,8 @@ def _span(dim: str, part: slice) -> str:
 
 def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
     """The chunks that finished blocks must have, for the arrays that blocks fill; every other array is whole."""
+    if group.attrs.get("kind") == SCORES:  # small enough to be whole from the beginning
+        return {}
     arrays: dict[str, Any] = {
         path: group[path]
         for path in ("hidden", "logprob", *(f"{STATISTICS}/{name}" for name in group.attrs["statistics"]))  # type: ignore[union-attr]

@@ -200,3 +200,25 @@ def _batch(rows: Sequence[Sequence[_Tree]], pad_id: int) -> Batch:
             begin += len(tree)
     mask = np.arange(shape[1]) < np.array(lengths)[:, None]
     return Batch(token_ids, mask, sees, depth)
+
+
+def cut_trees(texts: Sequence[Sequence[Window]], tokens: int) -> list[int]:
+    """How many neighbours run together: about so many tokens once what they share is shared, at least one.
+
+    Args:
+        texts: the windows of each example.
+        tokens: the most of a block, unless one example is more.
+    """
+    sizes: list[int] = []
+    tree = _Tree()
+    for windows in texts:
+        inputs = [window.inputs.tolist() for window in windows]
+        for text in inputs:
+            tree.add(text)
+        if not sizes or len(tree) > tokens:
+            tree = _Tree()
+            for text in inputs:
+                tree.add(text)
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim import captures, integrity, runs, store
-from repsim.captures import Capture, names_of
+from repsim.captures import Capture
 from repsim.corpus import BUILTIN, Corpus, Sample, TokenRule, batches, corpus_digest, cut_blocks, read_corpus, tokenize
-from repsim.families import resolve
+from repsim.families import names_of, resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, PlanTrie

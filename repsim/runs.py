@@ -108,8 +108,8 @@ def costs(model: Model) -> dict[str, float]:
     return CPU_COSTS if model.device.type == "cpu" else GPU_COSTS
 
 
-def identity(model: Model, corpus: str, digest: str, tokens: str) -> Identity:
-    """What numbers of this model over this corpus depend on."""
+def identity(model: Model, corpus: str, digest: str, tokens: str, *packages: str) -> Identity:
+    """What numbers of this model over this corpus depend on; with the versions of further packages."""
     return Identity(
         model=model.name,
         revision=model.revision,
@@ -121,7 +121,7 @@ def identity(model: Model, corpus: str, digest: str, tokens: str) -> Identity:
         corpus_digest=digest,
         tokens=tokens,
         device=model.device.type,
-        versions={name: metadata.version(name) for name in VERSIONED},
+        versions={name: metadata.version(name) for name in (*VERSIONED, *packages)},
     )
 
 

@@ -21,7 +21,12 @@ PLAN = "plan"
 STATE = "state"
 SAMPLE = "sample"
 BLOCK = "block"
+TASK = "task"
+METRIC = "metric"
+EXAMPLE = "example"
+REQUEST = "request"
 
+SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none
 STORE_DTYPES = ("float16", "float32")
 
 # What to call a field in which two captures differ, where its own name does not say it.

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
 
 from repsim.families import resolve
 from repsim.layers import Call, Mean, Stack, find_stack, replaced_layers, run_application, state_of, with_state
@@ -97,6 +100,50 @@ def _configured(config: Any, applications: list[Application], layers: int) -> It
         yield
     finally:
         config.__class__ = own
+
+
+class AveragingCache(DynamicCache):
+    """A KV cache in which the rounds of a looped parallel step remember the mean of their keys and values.
+
+    So each layer of such a step remembers one past, however often the step runs, as in the paper's decoding. Within a
+    forward every round still attends to its own new tokens, so the first forward is exact; later ones are not.
+
+    Args:
+        module: the model, inside `planned`.
+        plan: the plan it follows.
+    """
+
+    def __init__(self, module: Any, plan: Plan) -> None:
+        super().__init__(config=module.config)
+        self._rounds = _rounds(plan)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        before = self.get_seq_length(layer_idx)
+        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        rounds = self._rounds.get(layer_idx, ())
+        if not before or not rounds:
+            return found
+        past = [[getattr(self.layers[slot], name)[..., :before, :] for slot in rounds] for name in ("keys", "values")]
+        keys, values = (
+            torch.cat([torch.stack(each).mean(0), own[..., before:, :]], -2)
+            for each, own in zip(past, found, strict=True)
+        )
+        return keys, values
+
+
+def _rounds(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """KV slots of a layer in all rounds of a looped parallel step, for each of these slots."""
+    found: dict[int, tuple[int, ...]] = {}
+    slot = 0
+    for step, run in groupby(plan.steps):
+        times = len(list(run))
+        for member in range(len(step) if times > 1 and len(step) > 1 else 0):
+            slots = tuple(slot + member + turn * len(step) for turn in range(times))
+            found |= dict.fromkeys(slots, slots)
+        slot += times * len(step)
+    return found
 
 
 def _constant(value: Any) -> property:

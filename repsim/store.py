@@ -32,12 +32,16 @@ from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie, step_text
 from repsim.schema import (
     BLOCK,
+    EXAMPLE,
+    METRIC,
     NODE,
     PLAN,
+    REQUEST,
     SAMPLE,
     SCHEMA_VERSION,
     STATE,
     STORE_DTYPES,
+    TASK,
     TOKEN,
     UNIT,
     Identity,
@@ -53,6 +57,7 @@ RESULTS = "analyses"
 STATISTICS = "statistics"
 # Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
 CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
+CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096}
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 CHECK_ADDRESS = "check the address and the rights"
 GO_ON = "make that good, and the same command goes on"
@@ -296,18 +301,22 @@ def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
         RepsimError: it cannot be written.
     """
     with one_line_errors(place):
-        if not is_begun(place):
-            for key in sorted(place.sizes(), key="zarr.json".__eq__):  # last: without it the rest would be a stranger's
-                if key != locks.KEY:
-                    place.delete(key)
-            group = zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
-        else:
-            group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        group = begun(place)
         same = all(group.attrs.get(name) == value for name, value in _attributes(layout).items())
         # the array may be larger than the extent: an extension was cut short, and now another layout is asked for
         if not same or writable(group, "done").shape != (len(layout.trie), len(layout.blocks)):
             write_frame(group, layout)
         return Writer(place, group, layout, lock)
+
+
+def begun(place: Place) -> zarr.Group:
+    """The store's group for writing; made, without what was left of an earlier start, where there is none."""
+    if is_begun(place):
+        return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+    for key in sorted(place.sizes(), key="zarr.json".__eq__):  # last: without it the rest would be a stranger's
+        if key != locks.KEY:
+            place.delete(key)
+    return zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
 
 
 def is_begun(place: Place) -> bool:
@@ -334,16 +343,16 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
     described = frame(layout)
     for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
-        array = _array(group, str(name), dims, variable.shape, variable.dtype)
+        array = sized_array(group, str(name), dims, variable.shape, variable.dtype)
         array[...] = array[...] if name == "done" else variable.values  # every chunk is there, and can be missed
     extent, chunk = layout.extent, layout.chunk_tokens
     if layout.keep:
         sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
         codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
-        _array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
+        sized_array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
         about = {"units": "nat", "long_name": "log-probability of the next token"}
-        _array(
+        sized_array(
             group,
             "logprob",
             (NODE, TOKEN),
@@ -358,7 +367,7 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
     for name, width in layout.widths(extent[STATE]).items():
         chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
         shape = (extent[PLAN], extent[SAMPLE], width)
-        _array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
+        sized_array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
     coordinates = " ".join(str(name) for name in described.coords if name != PLAN)  # as xarray notes them
     group.attrs.put({**_attributes(layout), "coordinates": coordinates})
 
@@ -405,7 +414,7 @@ def frame(layout: Layout) -> xr.Dataset:
     return xr.Dataset({"path": ((PLAN, STATE), path)}, coords)
 
 
-def _array(
+def sized_array(
     group: zarr.Group,
     name: str,
     dims: Sequence[str],
@@ -414,8 +423,9 @@ def _array(
     chunks: Sequence[int] | None = None,
     codecs: Sequence[Any] = (ZstdCodec(level=1), Crc32cCodec()),
     attributes: Mapping[str, Any] | None = None,
+    empty: Any = None,
 ) -> Any:
-    """An array of this shape, made or resized; NaN or nothing where it has not been written."""
+    """An array of this shape, made or resized; `empty`, else NaN or nothing, where it has not been written."""
     if name in group:
         array: Any = group[name]
         if array.shape != tuple(shape):
@@ -427,7 +437,7 @@ def _array(
             shape=tuple(shape),
             chunks=tuple(chunks or [sizes[dim] for dim in dims]),
             dtype=dtype,
-            fill_value=np.nan if np.issubdtype(dtype, np.floating) else None,
+            fill_value=np.nan if empty is None and np.issubdtype(dtype, np.floating) else empty,
             compressors=tuple(codecs),
             dimension_names=tuple(dims),
             attributes=dict(attributes or {}),

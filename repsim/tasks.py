@@ -47,6 +47,7 @@ class Request:
     digest: sha256 of what is asked, as tokens, and of the task's name and version; 16 hex digits.
     windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be generated.
     prompt: the text to go on from; None where there is nothing to generate.
+    rolling: whether the answer is the log-likelihood of the whole text alone.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Request:
     digest: str
     windows: tuple[Window, ...]
     prompt: str | None = None
+    rolling: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,11 @@ class Benchmark:
             windows = self._harness.windows(instance)
             asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
         digest = _digest([self.name, self.version, instance.request_type, asked])
-        return Request(self.name, doc, instance.idx, digest, windows, prompt)
+        rolling = instance.request_type == "loglikelihood_rolling"
+        return Request(self.name, doc, instance.idx, digest, windows, prompt, rolling)
 
-    def generate(self, docs: Sequence[int], cache: Callable[[], Any] | None = None) -> list[list[str]]:
-        """What the model, as it is now, writes: for each example, for each of its requests.
+    def generate(self, docs: Sequence[int], cache: Callable[[], Any] | None = None) -> list[list[str | None]]:
+        """What the model, as it is now, writes: for each example, for each of its requests; see `Harness.generate`.
 
         Args:
             docs: examples that are answered together, padded on the left.
@@ -280,14 +283,16 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bars and remarks of lm-eval and datasets."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(library) for library in ("lm_eval", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _digest(values: Any) -> str:

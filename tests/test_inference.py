@@ -5,7 +5,18 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import kstest
 
-from repsim.inference import Estimate, bootstrap, calibrated, linear, p_values, ratio, shuffles
+from repsim.inference import (
+    Estimate,
+    bootstrap,
+    calibrated,
+    holm,
+    linear,
+    p_values,
+    ratio,
+    shuffles,
+    strata,
+    two_sided,
+)
 from repsim.measures import debiased_linear_cka
 from repsim.measures.cka import gram, u_centre
 from repsim.measures.geometry import (
@@ -92,6 +103,27 @@ def test_shuffles_by_hand():
     assert found == {(0, 1, 2, 3), (2, 3, 0, 1)}
     interleaved = {tuple(order.tolist()) for order in shuffles(np.array([7, 3, 7, 3]), 50)}
     assert interleaved == {(0, 1, 2, 3), (1, 0, 3, 2)}
+
+
+def test_two_sided_by_hand():
+    """One of nine below 0; all above; as many on both sides; on one side but for zeros, which are on both."""
+    columns = [[-1, 1, 2, 3, 4, 5, 6, 7, 8], range(1, 10), [-1, 1] * 4 + [0], [0, 0] + [1] * 7]
+    assert_allclose(two_sided(np.array([list(column) for column in columns], float).T), [0.3, 0.1, 1, 0.5])
+
+
+def test_holm_by_hand():
+    """In order: 4 times 0.005, 3 times 0.01, 2 times 0.03, and 0.04, which may not be less than what came before."""
+    assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    assert_allclose(holm(np.array([0.5, 0.6, 0.01])), [1, 1, 0.03])
+    assert_allclose(holm(np.array([0.2])), [0.2])
+
+
+def test_strata_by_hand():
+    """A sum of two strata: value from value, replicate from replicate."""
+    one, other = (Estimate(np.array([1.0, 2]) * k, np.array([[1.0, 2], [3, 4]]) * k) for k in (1, 10))
+    total = strata([one, other]).map(lambda array: array.sum(-1))
+    assert_allclose(total.value, [11, 22])
+    assert_allclose(total.replicates, [[11, 22], [33, 44]])
 
 
 def test_interval_is_of_percentiles():
@@ -326,6 +358,69 @@ def test_a_shuffle_that_changes_nothing_is_as_large_as_the_value_whatever_the_ro
         null = [flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in shuffles(samples, 99)]
         found.append(np.nanmin(p_values(np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan))))
     assert min(found) > 0.3
+
+
+def test_two_sided_p_values_of_no_difference_are_uniform():
+    """Means of 300 around 0: odd multiples of 1 / 200, each as likely, so uniform with 1 / 200 more or less."""
+    generator, found = np.random.default_rng(0), []
+    for seed in range(400):
+        values = generator.normal(size=(300, 2)) + np.array([0, 1])
+        found.append(two_sided(bootstrap(ratio(values, np.ones(300)), 300, resamples=199, seed=seed).replicates))
+    none, one = np.transpose(found)
+    assert kstest(none + generator.uniform(-1, 1, size=400) / 200, "uniform").pvalue > 0.05
+    assert 0.02 <= (none <= 0.05).mean() <= 0.09
+    assert (one == 1 / 200).all()
+
+
+def test_a_two_sided_p_value_is_the_level_whose_interval_begins_at_0():
+    replicates = np.random.default_rng(0).normal(1, 0.7, size=999)
+    p = float(two_sided(replicates))
+    ends = [Estimate(np.zeros(()), replicates).interval(1 - level)[0] for level in (p - 0.006, p + 0.006)]
+    assert ends[0] < 0 < ends[1]
+    assert two_sided(-replicates) == p
+
+
+def test_holm_equals_stepping_down():
+    """Of the tests still there, the smallest is rejected where it is at most level / how many; the first that is not
+    ends it."""
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        p = np.round(generator.uniform(size=7) ** 4, 3)
+        adjusted = holm(p)
+        for level in (0.01, 0.0501, 0.2, 0.7):
+            left, rejected = list(range(7)), np.zeros(7, bool)
+            while left and p[first := min(left, key=lambda i: p[i])] <= level / len(left):
+                rejected[first] = True
+                left.remove(first)
+            assert_array_equal(adjusted <= level, rejected)
+
+
+def test_holm_finds_anything_where_nothing_is_in_5_percent():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(size=(2000, 8))
+    assert 0.03 <= np.mean([(holm(row) <= 0.05).any() for row in p]) <= 0.065
+    assert ((p <= 0.05).any(1)).mean() > 0.3
+
+
+def test_strata_are_independent():
+    """The variance of a sum is the sum of variances; with one seed for both it is that of twice the same."""
+    values = np.random.default_rng(0).normal(size=200)
+
+    def error(*seeds):
+        each = [bootstrap(ratio(values, np.ones(200)), 200, resamples=4000, seed=seed) for seed in seeds]
+        return strata(each).map(lambda array: array.sum(-1)).standard_error
+
+    one = values.std() / 200**0.5
+    assert error((0, 1), (0, 2)) == pytest.approx(2**0.5 * one, rel=0.05)
+    assert error((0, 1), (0, 1)) == pytest.approx(2 * one, rel=0.05)
+
+
+def test_what_was_not_measured_has_no_two_sided_p_value_and_is_no_test():
+    replicates = np.array([[np.nan, 1, 1], [np.nan, np.nan, 2], [np.nan, 3, np.inf]])
+    assert_allclose(two_sided(replicates), [np.nan, 1 / 3, 1 / 4])
+    assert_allclose(holm(np.array([np.nan, 0.02, np.nan, 0.03])), [np.nan, 0.04, np.nan, 0.04])
+    assert_array_equal(holm(np.full(2, np.nan)), np.full(2, np.nan))
+    assert holm(np.empty(0)).shape == (0,)
 
 
 def test_p_values_have_the_shape_of_the_values():

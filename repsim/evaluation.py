@@ -1,0 +1,513 @@
+"""Benchmarks under layer plans, in one pass: joins tasks, packing, trace and stack to a store of scores.
+
+Requests whose answer is a log-likelihood run through the trie of all plans, in trees of texts that share what they
+begin with, and only the states that leave a plan are scored, at the tokens that predict something. Requests whose
+answer is a text run plan by plan through the model itself, with a KV cache. Progress goes to a callable, remarks to the
+logger `repsim`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from repsim import runs, score_store, scores, store
+from repsim.families import names_of, resolve
+from repsim.locks import Lock
+from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.places import Place, place_of
+from repsim.plans import Plan, PlanTrie
+from repsim.recording import DEFAULT_BATCH_TOKENS
+from repsim.runs import Progress
+from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
+from repsim.scores import Scores
+
+if TYPE_CHECKING:
+    from repsim.models import Model
+    from repsim.tasks import Benchmark, Example
+    from repsim.trace import NodeState, Tracer
+
+GENERATED = 8  # texts that are written together
+PACKAGES = ("lm-eval", "datasets")
+
+log = logging.getLogger("repsim")
+
+
+def evaluate(
+    model: str | Path | Model = DEFAULT_MODEL,
+    *,
+    plan: str | Plan | Sequence[str | Plan] = "baseline",
+    tasks: str | Sequence[str] = "offline",
+    limit: int | None = None,
+    shots: int | None = None,
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    append: bool = False,
+    repair: bool = False,
+    paper_cache: bool = False,
+    contexts: str = "auto",
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: Callable[[Progress], None] | None = None,
+    **load_options: Any,
+) -> Scores:
+    """Scores a model on benchmarks under layer plans, with lm-eval's tasks and metrics.
+
+    What plans share is computed once, and so is what the texts of a benchmark share. Where `out` holds a part of the
+    same evaluation, the rest is computed.
+
+    Args:
+        model: a name for `repsim.models.load`, or what that gave.
+        plan: plans, families, sweeps or named sets.
+        tasks: lm-eval's tasks, groups or tags, or the offline suite's; several in a list or with commas.
+        limit: the first so many examples of each task.
+        shots: solved examples before each; each task's own number by default.
+        data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
+        out: the store, a folder or a URL; by default under the cache, named after model, tasks and plan.
+        append: add the plans, tasks and examples that a finished store lacks.
+        repair: read the store first and compute again what is damaged or missing.
+        paper_cache: when generating, average the keys and values of a looped parallel step's rounds, as the paper did;
+            not exact.
+        contexts: `trees` where texts share what they begin with, `rows` where each runs by itself; `auto` tries
+            whether the model takes trees.
+        batch_tokens: about so many tokens are computed and finished together.
+        progress: called as scores are finished; counts each token once a plan.
+        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
+    Raises:
+        Stopped: SIGINT or SIGTERM came; the same call goes on.
+        RepsimError: something asked for cannot be had; what is finished stays.
+    """
+    named = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+    plans = [plan] if isinstance(plan, str | Plan) else list(plan)
+    model = str(model) if isinstance(model, Path) else model
+    if batch_tokens < 1:
+        raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
+    if contexts not in ("auto", "trees", "rows"):
+        raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
+    default = runs.default_path("scores", model, ("+".join(named), "+".join(map(str, plans))))
+    place = place_of(default if out is None else out)
+    runs.check_target(place)
+    loaded = runs.loaded(model, load_options)
+    resolved = resolve(plans, loaded.layers)
+
+    from repsim.tasks import load as load_tasks
+
+    folder = None if data_dir is None else Path(data_dir)
+    benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots, batch=GENERATED)
+    said: dict[str, Any] = {"limit": limit, "shots": shots, "data_dir": folder and folder.name, "contexts": contexts}
+    said |= {"batch_tokens": batch_tokens, "paper_cache": paper_cache}
+    said["model_dtype"] = str(load_options.get("model_dtype") or "").removeprefix("torch.")
+    said |= {name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")}
+    unset = {"contexts": "auto", "batch_tokens": DEFAULT_BATCH_TOKENS}
+    command = {"model": loaded.name, "plan": list(map(str, plans)), "tasks": ",".join(named)}
+    command |= {name: value for name, value in said.items() if value and value != unset.get(name)}
+    asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
+
+    layout, missing = _joined(place, asked, append)
+    if not (missing.any() or repair) and _is_aggregated(place):
+        log.info("%s: complete already", place)
+        return scores.open(place.text)
+    with Lock(place) as lock:
+        layout, missing = _joined(place, asked, append)  # again: it may have grown meanwhile
+        finished = lambda: bool(scores.open(place.text).dataset["done"].any())  # noqa: E731
+        with runs.nothing_worthless(place, lock, finished):
+            writer = score_store.prepare(place, layout, lock, repair=repair)
+            missing = asked.cells(layout, writer.done)
+            _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
+            writer.put_aggregates(_aggregates(asked, layout, writer))
+            writer.flush()
+    return _reported(scores.open(place.text))
+
+
+class _Asked:
+    """What one call asks for: plans and benchmarks of a model.
+
+    plans, benchmarks: as resolved.
+    examples: `(task, doc)` → the example, in order.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        plans: Sequence[Any],
+        benchmarks: Sequence[Benchmark],
+        command: dict[str, Any],
+        paper_cache: bool,
+        batch_tokens: int,
+    ) -> None:
+        self.model, self.plans, self.command, self.paper_cache = model, tuple(plans), command, paper_cache
+        self.batch_tokens = batch_tokens
+        self.benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
+        self.examples: dict[tuple[str, int], Example] = {
+            (example.task, example.doc): example for benchmark in benchmarks for example in benchmark.examples
+        }
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        rows = [(one.name, one.version, one.digest, one.shots) for one in self.benchmarks.values()]
+        return pd.DataFrame(rows, columns=["task", "version", "digest", "shots"])
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        rows = [
+            (one.name, metric, aggregation, better)
+            for one in self.benchmarks.values()
+            for metric, (aggregation, better) in one.metrics.items()
+        ]
+        return pd.DataFrame(rows, columns=["task", "metric", "aggregation", "better"])
+
+    def requests(self, examples: pd.DataFrame) -> pd.DataFrame:
+        """Of these examples, which are numbered by their index."""
+        rows = [
+            (task, doc, request.choice, request.digest, number)
+            for number, task, doc in examples[["task", "doc"]].itertuples()
+            for request in self.examples[task, doc].requests
+        ]
+        return pd.DataFrame(rows, columns=["task", "doc", "choice", "digest", "example"])
+
+    def blocks(self, keys: Sequence[tuple[str, int]]) -> list[int]:
+        """The block of each of these examples, counted from 0: neighbours that run together."""
+        found: list[int] = []
+        for generates in (False, True):  # in the order of the examples; the two never share a block
+            own = [key for key in keys if self.benchmarks[key[0]].generates == generates]
+            sizes = self._generated(own) if generates else self._likelihoods(own)
+            offset = found[-1] + 1 if found else 0
+            found += np.repeat(np.arange(len(sizes)) + offset, sizes).tolist()
+        return found
+
+    def _likelihoods(self, keys: Sequence[tuple[str, int]]) -> list[int]:
+        texts = [[window for one in self.examples[key].requests for window in one.windows] for key in keys]
+        return cut_trees(texts, self.batch_tokens)
+
+    def _generated(self, keys: Sequence[tuple[str, int]]) -> list[int]:
+        counts = pd.Series([task for task, _ in keys], dtype=object).value_counts(sort=False)
+        return [min(GENERATED, count - first) for count in counts for first in range(0, count, GENERATED)]
+
+    def cells(self, layout: score_store.Layout, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What this call asks for and the store lacks, `[plan, block]`.
+
+        Raises:
+            RepsimError: it asks for a part of what has to be computed together.
+        """
+        own = {named.plan for named in self.plans}
+        keys = layout.examples[["task", "doc"]].itertuples(index=False, name=None)
+        block = layout.examples["block"].to_numpy()
+        total, part = np.bincount(block), np.bincount(block, [key in self.examples for key in keys])
+        missing = np.array([named.plan in own for named in layout.plans])[:, None] & (part > 0) & ~done
+        if missing[:, part < total].any():
+            raise RepsimError(
+                "the store holds more examples of a task than are asked for, and new plans need them all; "
+                "ask for at least as many (--limit)"
+            )
+        return missing
+
+
+def _joined(place: Place, asked: _Asked, append: bool) -> tuple[score_store.Layout, NDArray[np.bool_]]:
+    """The layout of the store once it has what is asked for, and what it lacks of that now, `[plan, block]`.
+
+    Raises:
+        RepsimError: another evaluation is there, or one that would have to be extended without `append`.
+    """
+    found = scores.open(place.text) if store.is_begun(place) else None
+    tables = score_store.tables(found.dataset) if found else None
+    held_tasks, held_metrics, held_examples, held_requests = tables or (pd.DataFrame(),) * 4
+    held_plans = found.plans if found else ()
+    identity = _identity(asked.model, "")
+    if found:
+        if difference := identity.difference(replace(Identity(**found.identity), corpus_digest="")):
+            raise RepsimError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
+        if bool(found.dataset.attrs["paper_cache"]) != asked.paper_cache:
+            raise RepsimError(f"{place}: holds another evaluation (--paper-cache); choose another --out or remove it")
+        _check_same(place, asked, held_tasks, held_requests)
+    known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
+    fresh = [key for key in asked.examples if key not in known]
+    fresh.sort(key=lambda key: asked.benchmarks[key[0]].generates)  # stable: what generates comes last
+    plans = tuple(named for named in asked.plans if named.plan not in {held.plan for held in held_plans})
+    if found and (plans or fresh) and not append:
+        lacks = [f"plans {names_of(plans)}"] if plans else []
+        lacks += [f"{len(fresh):,} examples"] if fresh else []
+        raise RepsimError(
+            f"{place}: holds {names_of(held_plans)} on {len(known):,} examples, not {' nor '.join(lacks)}; "
+            "add --append, or choose another --out"
+        )
+    rows = [
+        (task, doc, asked.examples[task, doc].choices, asked.examples[task, doc].gold, block)
+        for (task, doc), block in zip(fresh, asked.blocks(fresh), strict=True)
+    ]
+    new = pd.DataFrame(rows, columns=["task", "doc", "choices", "gold", "block"])
+    new.index += len(held_examples)
+    new["block"] += 0 if held_examples.empty else held_examples["block"].max() + 1
+    names = set() if held_tasks.empty else set(held_tasks["task"])
+    requests = _stacked(held_requests, asked.requests(new))
+    commands = tuple(found.dataset.attrs["requests"]) if found else ()
+    if not commands or not runs.same_request(commands[-1], asked.command):
+        commands = (*commands, asked.command)
+    generates = any(one.generates for one in asked.benchmarks.values())
+    layout = score_store.Layout(
+        identity=_identity(asked.model, sha256("".join(requests["digest"]).encode()).hexdigest()),
+        layers=asked.model.layers,
+        plans=held_plans + plans,
+        tasks=_stacked(held_tasks, asked.tasks[~asked.tasks["task"].isin(names)]),
+        metrics=_stacked(held_metrics, asked.metrics[~asked.metrics["task"].isin(names)]),
+        examples=_stacked(held_examples, new),
+        requests=requests,
+        commands=commands
+        if commands and runs.same_request(commands[-1], asked.command)
+        else (*commands, asked.command),
+        paper_cache=asked.paper_cache,
+        generates=generates or (found is not None and "response" in found.dataset),
+    )
+    done = np.zeros((len(layout.plans), layout.blocks), bool)
+    if found:
+        before = found.dataset["done"].values
+        done[tuple(map(slice, before.shape))] = before
+    return layout, asked.cells(layout, done)
+
+
+def _stacked(held: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    return new.reset_index(drop=True) if held.empty else pd.concat([held, new], ignore_index=True)
+
+
+def _check_same(place: Place, asked: _Asked, tasks: pd.DataFrame, requests: pd.DataFrame) -> None:
+    """What the store holds of the tasks asked for must be the same questions."""
+    for held in tasks.itertuples():
+        one = asked.benchmarks.get(held.task)
+        if one and (one.version, one.shots, one.digest) != (held.version, held.shots, held.digest):
+            there, here = f"version {held.version}, {held.shots}-shot", f"version {one.version}, {one.shots}-shot"
+            raise RepsimError(
+                f"{place}: holds {held.task} of another kind ({there} there, {here} here); choose another --out"
+            )
+    digests = {
+        (request.task, request.doc, request.choice): request.digest
+        for example in asked.examples.values()
+        for request in example.requests
+    }
+    for held in requests.itertuples():
+        digest = digests.get((held.task, held.doc, held.choice), held.digest)
+        if digest != held.digest:
+            raise RepsimError(
+                f"{place}: example {held.doc} of {held.task} asks something else there; other data or another lm-eval? "
+                "choose another --out"
+            )
+
+
+def _identity(model: Model, digest: str) -> Identity:
+    return runs.identity(model, "benchmarks", digest, "scored", *PACKAGES)
+
+
+def _is_aggregated(place: Place) -> bool:
+    """Whether everything that is finished has its aggregates."""
+    found = scores.open(place.text)
+    data = found.dataset
+    applies = data["higher_is_better"].values >= 0
+    block, tasks = data["block"].values, data["example_task"].values
+    whole = np.stack([data["done"].values[:, np.unique(block[tasks == task])].all(1) for task in found.tasks], 1)
+    lost = np.isnan(data["aggregate"].values) & applies & whole[..., None]
+    return not lost[found.nonfinite.values == 0].any()
+
+
+# Computing
+
+
+def _run(
+    asked: _Asked,
+    layout: score_store.Layout,
+    writer: score_store.Writer,
+    missing: NDArray[np.bool_],
+    place: Place,
+    contexts: str,
+    progress: Callable[[Progress], None],
+) -> None:
+    trie = PlanTrie.build(named.plan for named in layout.plans)
+    keys = list(layout.examples[["task", "doc"]].itertuples(index=False, name=None))
+    blocks = {
+        block: [asked.examples[key] for key in keys[layout.examples_of(block)]]
+        for block in np.flatnonzero(missing.any(0)).tolist()
+    }
+    likelihoods = {block: found for block, found in blocks.items() if found[0].requests[0].prompt is None}
+    pack, tracer = _packing(asked.model, likelihoods.values(), contexts) if likelihoods else (None, None)
+    packed = {block: pack(_windows(found)) for block, found in likelihoods.items()} if pack else {}
+    weights = {
+        block: packed[block].tokens if block in packed else _prompt_tokens(asked, blocks[block]) for block in blocks
+    }
+    total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
+    taken = 0
+    progress(Progress(0, total))
+    with runs.heeded() as received:
+        for block, examples in blocks.items():
+            pending = np.flatnonzero(missing[:, block]).tolist()
+
+            def finish(plan: int, answers: dict[str, Any], block: int = block) -> None:
+                nonlocal taken
+                writer.put(plan, block, **answers)
+                taken += weights[block]
+                if received:
+                    writer.flush()
+                    raise Stopped(_farewell(place, received[0]), received[0])
+                progress(Progress(taken, total))
+
+            doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
+            with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
+                if tracer is not None and block in packed:
+                    _score(asked, layout, tracer, trie, examples, packed[block], pending, finish)
+                else:
+                    _generate(asked, layout, examples, pending, finish)
+
+
+def _packing(
+    model: Model, blocks: Iterable[Sequence[Example]], contexts: str
+) -> tuple[Callable[[Sequence[Window]], Packed], Tracer]:
+    """How texts are packed for this model: trees if it takes them."""
+    from repsim.trace import Tracer
+
+    tracer = Tracer(model)
+    longest = max(len(window.inputs) for examples in blocks for window in _windows(examples))
+    shares = tracer.shares_contexts(longest) if contexts != "rows" else False
+    if contexts == "trees" and not shares:
+        raise RepsimError(f"contexts 'trees': {model.name} does not take trees of texts; leave it to auto")
+    log.info("contexts: %s", "trees, what texts share is computed once" if shares else "rows, each text by itself")
+    pad_id, costs = model.tokenizer.pad_token_id or 0, runs.costs(model)
+    pack = pack_trees if shares else pack_rows
+    return lambda windows: pack(windows, pad_id, **costs), tracer
+
+
+def _windows(examples: Sequence[Example]) -> list[Window]:
+    return [window for example in examples for request in example.requests for window in request.windows]
+
+
+def _prompt_tokens(asked: _Asked, examples: Sequence[Example]) -> int:
+    prompts = [request.prompt or "" for example in examples for request in example.requests]
+    return sum(len(asked.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
+
+
+def _score(
+    asked: _Asked,
+    layout: score_store.Layout,
+    tracer: Tracer,
+    trie: PlanTrie,
+    examples: Sequence[Example],
+    packed: Packed,
+    pending: Sequence[int],
+    finish: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """A block's log-likelihoods under the pending plans; `finish` takes a plan and its answers."""
+    import torch
+
+    requests = [request for example in examples for request in example.requests]
+    owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[packed.window]
+    plans = {trie.ends[plan]: plan for plan in pending}
+    token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+
+    def consume(state: NodeState) -> None:
+        logprob, likeliest = tracer.predict(state.hidden, token, target)
+        sums = np.bincount(owner, logprob.double().cpu().numpy(), len(requests))
+        greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
+        # infinite states give no log-likelihood, and none is minus infinity by right
+        values = np.where(np.isfinite(sums), sums, np.nan)
+        answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
+        scored = _scored(asked, layout, examples, answers)
+        flags = np.where(np.isfinite(values), greedy, -1).astype(np.int8)
+        finish(plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored})
+
+    tracer.run(trie, packed.batches, consume, nodes=plans.keys())
+
+
+def _generate(
+    asked: _Asked,
+    layout: score_store.Layout,
+    examples: Sequence[Example],
+    pending: Sequence[int],
+    finish: Callable[[int, dict[str, Any]], None],
+) -> None:
+    """A block's texts, written by the model under one pending plan after another."""
+    from repsim.stack import AveragingCache, planned
+
+    benchmark = asked.benchmarks[examples[0].task]
+    docs = [example.doc for example in examples]
+    for plan in pending:
+        steps = layout.plans[plan].plan
+        with planned(asked.model, steps) as module:
+            cache = (lambda m=module, p=steps: AveragingCache(m, p)) if asked.paper_cache else None
+            texts = [text for found in benchmark.generate(docs, cache) for text in found]
+        answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
+        finish(plan, answers)
+
+
+def _scored(
+    asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], answers: Sequence[Any]
+) -> NDArray[np.float64]:
+    """`[example, metric]`; NaN for all metrics of an example with an answer that is none."""
+    found = np.full((len(examples), len(layout.metric_names)), np.nan)
+    for row, (example, metrics) in enumerate(_metrics(asked, examples, answers)):
+        for metric, value in metrics.items():
+            if metric in layout.metric_names:
+                found[row, layout.metric_names.index(metric)] = asked.benchmarks[example.task].number(metric, value)
+    return found
+
+
+def _metrics(
+    asked: _Asked, examples: Sequence[Example], answers: Sequence[Any]
+) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """lm-eval's metrics of each example; none where an answer is missing."""
+    begin = 0
+    for example in examples:
+        own = [
+            answer[0] if request.rolling else answer
+            for request, answer in zip(example.requests, answers[begin:], strict=False)
+        ]
+        begin += len(own)
+        lost = any(answer is None or (not isinstance(answer, str) and np.isnan(np.min(answer))) for answer in own)
+        yield example, {} if lost else asked.benchmarks[example.task].score(example.doc, own)
+
+
+def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.Writer) -> NDArray[np.float64]:
+    """lm-eval's aggregates of every task that a plan has finished, `[plan, task, metric]`."""
+    values = writer.values
+    found: NDArray[np.float64] = values["aggregate"].copy()
+    names = layout.examples["task"].to_numpy()
+    keys = list(layout.examples[["task", "doc"]].itertuples(index=False, name=None))
+    first = np.searchsorted(layout.requests["example"].to_numpy(), np.arange(len(keys) + 1))
+    for column, task in enumerate(layout.tasks["task"]):
+        own = np.flatnonzero(names == task).tolist()
+        benchmark = asked.benchmarks.get(task)
+        if benchmark is None or any(keys[row] not in asked.examples for row in own):
+            continue
+        blocks = layout.examples["block"].to_numpy()[own]
+        examples = [asked.examples[keys[row]] for row in own]
+        places = [place for row in own for place in range(first[row], first[row + 1])]
+        for plan in np.flatnonzero(writer.done[:, blocks].all(1)).tolist():
+            answers = _answers(values, plan, places, benchmark.generates)
+            metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
+            for metric in metrics[0] if all(metrics) else ():
+                if metric in layout.metric_names:
+                    whole = benchmark.aggregate(metric, [one[metric] for one in metrics])
+                    found[plan, column, layout.metric_names.index(metric)] = whole
+    return found
+
+
+def _answers(values: dict[str, Any], plan: int, places: list[int], generates: bool) -> list[Any]:
+    if generates:
+        return list(values["response"][plan, places])
+    numbers, greedy = values["log_likelihood"][plan, places], values["is_greedy"][plan, places] == 1
+    return list(zip(numbers.tolist(), greedy.tolist(), strict=True))
+
+
+def _reported(found: Scores) -> Scores:
+    """Says which plans left the numbers that there are."""
+    for name, count in zip(found.dataset["plan_name"].values, found.nonfinite.values, strict=True):
+        if count:
+            log.warning("plan %s: states not finite on %d examples, which have no score", name, count)
+    return found
+
+
+def _farewell(place: Place, number: int) -> str:
+    remark = scores.open(place.text).remark or "everything finished"
+    return f"stopped by {signal.Signals(number).name}; {remark} in {place}; the same command goes on from there"

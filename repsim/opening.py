@@ -1,0 +1,46 @@
+"""Opens whatever repsim has put at a place: a capture, or scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from repsim import captures, integrity, scores, store
+from repsim.captures import Capture
+from repsim.places import place_of
+from repsim.schema import SCORES
+from repsim.scores import Scores
+
+
+def open(path: str | Path) -> Capture | Scores:
+    """Opens a store; reads nothing but its coordinates until more is asked for.
+
+    A store that is being written shows what was finished when it was opened.
+
+    Raises:
+        RepsimError: nothing is there, or it is not a store of this schema.
+    """
+    return scores.open(path) if _holds_scores(path) else captures.open(path)
+
+
+def verify(path: str | Path) -> integrity.Check:
+    """Reads every chunk of a store and compares it with its checksum; nothing is changed.
+
+    Raises:
+        RepsimError: nothing is there, or it is not a store of this schema.
+    """
+    return integrity.check(place_of(path))
+
+
+def repair_command(path: str | Path) -> str:
+    """The command that computes again what `verify` finds damaged.
+
+    Raises:
+        RepsimError: nothing is there, or it is not a store of this schema.
+    """
+    if _holds_scores(path):
+        return f"{scores.open(path).commands[-1]} --repair"
+    return captures.repair_command(path)
+
+
+def _holds_scores(path: str | Path) -> bool:
+    return store.root_group(place_of(path)).attrs.get("kind") == SCORES

@@ -1,0 +1,137 @@
+"""Scores that are on disk: gives answers of a model to benchmarks, under plans, their names.
+
+How they are made is `repsim.evaluation`; how they lie on disk, `repsim.score_store`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repsim import store
+from repsim.families import NamedPlan, names_of
+from repsim.places import Folder, Place, place_of
+from repsim.plans import parse_plan
+from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
+
+
+class Scores:
+    """Scores of one model on some tasks under some plans.
+
+    dataset: as xarray opens the store, lazily; what counts of it when it was opened.
+    """
+
+    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
+        self.place, self.dataset = place, dataset
+
+    def __repr__(self) -> str:
+        sizes = self.dataset.sizes
+        counts = f"{sizes[PLAN]:,} plans x {sizes[EXAMPLE]:,} examples of {', '.join(self.tasks)}"
+        return f"Scores of {self.identity['model']}: {counts}; {self.path}{self.remark and '; ' + self.remark}"
+
+    @property
+    def path(self) -> Path | str:
+        """Where the store is: a folder's path, or a URL."""
+        return self.place.path if isinstance(self.place, Folder) else self.place.text
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Model, weights, tokenizer, requests, dtypes and versions that the numbers depend on."""
+        return dict(self.dataset.attrs["identity"])
+
+    @property
+    def layers(self) -> int:
+        """The model's number of layers, T."""
+        return int(self.dataset.attrs["layers"])
+
+    @cached_property
+    def plans(self) -> tuple[NamedPlan, ...]:
+        """The plans in the store, with the names they were asked for by."""
+        names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
+        return tuple(
+            NamedPlan(str(name), parse_plan(str(text), self.layers)) for name, text in zip(names, texts, strict=True)
+        )
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return [str(name) for name in self.dataset[TASK].values]
+
+    @property
+    def label(self) -> str:
+        """What figures and files call it: the model and the tasks."""
+        return f"{self.identity['model']}-{'+'.join(self.tasks)}"
+
+    @cached_property
+    def nonfinite(self) -> xr.DataArray:
+        """`[plan]`: how many examples have no score because a plan's states became infinite or not a number."""
+        blocks = self.dataset["block"].values
+        unscored = np.isnan(self.dataset["score"].values).all(-1) & self.dataset["done"].values[:, blocks]
+        return xr.DataArray(unscored.sum(1), {PLAN: self.dataset["plan_name"].values}, (PLAN,))
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the numbers has to know: what is not finished; empty where all is."""
+        done = self.dataset["done"].values
+        return "" if done.all() else f"{int(done.sum()):,} of {done.size:,} blocks of examples by plan are finished"
+
+    @property
+    def commands(self) -> list[str]:
+        """What made the store, for the shell."""
+        found = []
+        for row, request in enumerate(self.dataset.attrs["requests"]):
+            words = ["repsim", "evaluate", str(request["model"])]
+            for name, value in request.items():
+                if name != "model":
+                    option = "--" + name.replace("_", "-")
+                    for one in value if isinstance(value, list) else [value]:
+                        words += [option] if one is True else [option, str(one)]
+            found.append(shlex.join([*words, "--out", str(self.path), *["--append"] * bool(row)]))
+        return found
+
+    @property
+    def info(self) -> dict[str, str]:
+        """What the store is, line by line."""
+        identity, sizes, data = self.identity, self.dataset.sizes, self.dataset
+        counts = {name: int((data["example_task"] == name).sum()) for name in self.tasks}
+        about = zip(counts.items(), data["task_version"].values, data["num_fewshot"].values, strict=True)
+        lost = {
+            str(name): int(count) for name, count in zip(data["plan_name"].values, self.nonfinite.values, strict=True)
+        }
+        return {
+            "store": f"{self.path} (scores)",
+            "model": f"{identity['model']}, {self.layers} layers, {identity['compute_dtype']} on {identity['device']}",
+            "weights": identity["weights"],
+            "tasks": ", ".join(
+                f"{name} version {version}, {shots}-shot, {count:,} examples" for (name, count), version, shots in about
+            ),
+            "plans": f"{sizes[PLAN]:,}: {names_of(self.plans)}",
+            "requests": f"{sizes[REQUEST]:,}",
+            "complete": self.remark or "yes",
+            "not finite": ", ".join(f"{name} ({count:,} examples)" for name, count in lost.items() if count)
+            or "no plan",
+            "cache": "keys and values of looped steps averaged" if data.attrs["paper_cache"] else "exact",
+            "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
+            "made by": "; ".join(self.commands),
+        }
+
+    def write_result(self, name: str, result: xr.Dataset) -> None:
+        """Keeps an analysis's result with the store."""
+        store.write_result(self.place, name, result)
+
+
+def open(path: str | Path) -> Scores:
+    """Opens a store of scores; one that is being written shows what was finished when it was opened.
+
+    Raises:
+        RepsimError: nothing is there, or it holds no scores.
+    """
+    place = place_of(path)
+    if store.root_group(place).attrs.get("kind") != SCORES:
+        raise RepsimError(f"{place}: a capture, not scores; make scores with repsim evaluate")
+    return Scores(place, store.open_dataset(place))
