@@ -1,6 +1,6 @@
 """How much does each plan harm the model? Scores of tasks against the baseline's and chance, and what differs for sure.
 
-It reads the scores of examples as `repsim.evaluation` stores them, and knows neither model nor task.
+It reads the scores of examples as `repsim evaluate` stores them, and knows neither model nor task.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 from repsim import inference, results
 from repsim.families import FAMILIES
 from repsim.inference import LEVEL, Estimate
-from repsim.schema import PLAN, RepsimError
+from repsim.schema import PLAN, SCORES, TASK, RepsimError
 
-TASK, VARIANT, KIND, COMPARISON = "task", "variant", "kind", "comparison"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+READS = SCORES
+VARIANT, KIND, COMPARISON = "variant", "kind", "comparison"
+FIGURES = (2, *range(4, 12))  # of the paper
 COMPARED = ("skip", "middle_repeat", "reverse", "random", "parallel", "looped_parallel")
 SWEPT = (*COMPARED, "drop", "switch")  # families that make a curve over starts or layers
 ORDERS = ("reverse", "random")
@@ -36,7 +41,7 @@ Values = Mapping[str, int | str]
 
 
 class ScoreSource(Protocol):
-    """What this analysis asks of scores; see `repsim.evaluation.Scores`.
+    """What this analysis asks of scores; see `repsim.Scores`.
 
     dataset: the store as xarray opens it.
     layers: the model's T.
@@ -185,6 +190,35 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
             "incomplete": sum(task.incomplete for task in tasks),
         },
     ).set_coords(["family_a", "family_b"])
+
+
+def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
+    """Figures of the paper; see `repsim.figures.degradation`.
+
+    Args:
+        found: what `compute` gave.
+        figure: 2 or 4 to 11, or all of them that the plans give.
+    Returns:
+        `figN` → the figure.
+    Raises:
+        RepsimError: there is no such figure, or the plans do not give it.
+    """
+    from repsim import figures  # here, so that computing does not wait for matplotlib
+
+    if figure == "3":
+        raise RepsimError("figure=3: similarity of states, not scores; see repsim analyze cosine")
+    if figure != "all" and figure not in map(str, FIGURES):
+        raise RepsimError(f"figure={figure!r}: choose all, {', '.join(map(str, FIGURES))}")
+    drawn: dict[str, Figure] = {}
+    for number in FIGURES if figure == "all" else [int(figure)]:
+        try:
+            drawn[f"fig{number}"] = figures.degradation(found, number)
+        except RepsimError:
+            if figure != "all":
+                raise
+    if not drawn:
+        raise RepsimError("none of figures 2 to 11: its plans are not in the store; add --plan fig2 --append")
+    return drawn
 
 
 # Variants

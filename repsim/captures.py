@@ -25,7 +25,7 @@ from repsim import store
 from repsim.families import NamedPlan, names_of, resolve
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, parse_plan
-from repsim.schema import NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
+from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
 
 PER_TOKEN = ("token_id", "position", "sample")
@@ -33,6 +33,8 @@ PER_TOKEN = ("token_id", "position", "sample")
 
 class Capture:
     """Hidden states of one model over one corpus under some plans, read from disk as they are asked for."""
+
+    kind = CAPTURE
 
     def __init__(self, place: Place, dataset: xr.Dataset) -> None:
         self.place = place
@@ -47,6 +49,18 @@ class Capture:
     def identity(self) -> dict[str, Any]:
         """Model, weights, tokenizer, corpus, dtypes and versions that the numbers depend on."""
         return dict(self.dataset.attrs["identity"])
+
+    @property
+    def label(self) -> str:
+        """What figures and files call it: the model and the corpus."""
+        return f"{self.identity['model']}-{self.identity['corpus']}"
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the numbers has to know: what is not finished; empty where all is."""
+        if not self.missing:
+            return ""
+        return f"{self.complete:,} of {self.dataset.sizes[TOKEN]:,} tokens are finished under every plan"
 
     @property
     def layers(self) -> int:

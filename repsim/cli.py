@@ -24,11 +24,12 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from repsim.schema import ANALYSES, DEFAULT_MODEL, RepsimError, Stopped
+from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError, Stopped
 
 if TYPE_CHECKING:
     from repsim.captures import Capture
     from repsim.runs import Progress
+    from repsim.scores import Scores
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
@@ -47,7 +48,14 @@ PlanOption = Annotated[
 ]
 FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
 StyleOption = Annotated[str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")]
-StoresArgument = Annotated[list[str], typer.Argument(metavar="STORE...", help="Captures: folders or URLs.")]
+StoresArgument = Annotated[list[str], typer.Argument(metavar="STORE...", help="Captures, or scores: folders or URLs.")]
+ModelArgument = Annotated[str, typer.Argument(help="Embedded name, hub id, folder or GGUF file.")]
+ModelDtypeOption = Annotated[str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+DeviceMapOption = Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch or commit on the hub.")]
+StackOption = Annotated[str | None, typer.Option(help="Path of the module list with the layers.")]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the hub's code.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -62,7 +70,7 @@ class AnalysisGroup(TyperGroup):
         return analysis_command(cmd_name, found[cmd_name].load()) if found else None
 
 
-analyze_app = typer.Typer(cls=AnalysisGroup, help="Analyses a capture and draws the figure.", no_args_is_help=True)
+analyze_app = typer.Typer(cls=AnalysisGroup, help="Analyses a store and draws the figure.", no_args_is_help=True)
 plans_app = typer.Typer(help="Lists plan families and sets; `show` draws a plan.", invoke_without_command=True)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(plans_app, name="plans")
@@ -70,12 +78,12 @@ app.add_typer(plans_app, name="plans")
 
 @analyze_app.callback()
 def _analyze() -> None:
-    """Analyses a capture and draws the figure."""
+    """Analyses a store and draws the figure."""
 
 
 @app.command()
 def capture(
-    model: Annotated[str, typer.Argument(help="Embedded name, hub id, folder or GGUF file.")] = DEFAULT_MODEL,
+    model: ModelArgument = DEFAULT_MODEL,
     plan: PlanOption = ["baseline"],  # noqa: B006 - Typer copies it
     corpus: Annotated[
         str, typer.Option(help="builtin, a .txt or .jsonl file, or hf:name/config:split:field.")
@@ -105,12 +113,12 @@ def capture(
         str | None, typer.Option(metavar="SIZE", help="Refuse a larger capture, e.g. 500MB or 2TB.")
     ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Compute about so many tokens together.", min=1)] = 2048,
-    model_dtype: Annotated[str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch or commit on the hub.")] = None,
-    stack: Annotated[str | None, typer.Option(help="Path of the module list with the layers.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the hub's code.")] = False,
+    model_dtype: ModelDtypeOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    revision: RevisionOption = None,
+    stack: StackOption = None,
+    trust_remote_code: TrustOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Captures hidden states of a model over a corpus under layer plans."""
@@ -154,12 +162,77 @@ def capture(
         print(f"Next: repsim analyze {analysis} {capture.path}{option}")
 
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A capture: a folder or a URL.")]
+@app.command()
+def evaluate(
+    model: ModelArgument = DEFAULT_MODEL,
+    plan: PlanOption = ["baseline"],  # noqa: B006 - Typer copies it
+    tasks: Annotated[
+        str, typer.Option("--tasks", "-t", help="lm-eval's tasks with commas, or offline: repsim's own four.")
+    ] = "offline",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many examples of each task.", min=1)] = None,
+    shots: Annotated[int | None, typer.Option(help="Solved examples before each; else the task's own.", min=0)] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Read DIR/TASK.SPLIT.jsonl in place of the hub.", exists=True, file_okay=False)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="The store, a folder or a URL; by default under cache/scores.")
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add plans, tasks and examples the store lacks.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read the store; compute again what is damaged or missing.")
+    ] = False,
+    paper_cache: Annotated[
+        bool,
+        typer.Option("--paper-cache", help="Generating, average keys and values over a parallel step's rounds."),
+    ] = False,
+    contexts: Annotated[
+        str, typer.Option(help="trees: texts share what they begin with; rows: each by itself; auto: as the model can.")
+    ] = "auto",
+    batch_tokens: Annotated[int, typer.Option(help="Compute about so many tokens together.", min=1)] = 2048,
+    model_dtype: ModelDtypeOption = None,
+    device: DeviceOption = "auto",
+    device_map: DeviceMapOption = None,
+    revision: RevisionOption = None,
+    stack: StackOption = None,
+    trust_remote_code: TrustOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Scores a model on benchmarks under layer plans."""
+    with _progress(quiet) as progress:
+        import repsim
+
+        scores = repsim.evaluate(
+            model,
+            plan=plan,
+            tasks=tasks,
+            limit=limit,
+            shots=shots,
+            data_dir=data_dir,
+            out=out,
+            append=append,
+            repair=repair,
+            paper_cache=paper_cache,
+            contexts=contexts,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            model_dtype=model_dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            stack=stack,
+            trust_remote_code=trust_remote_code,
+        )
+    if not quiet:
+        print(scores)
+        print(f"Next: repsim analyze degradation {scores.path}")
+
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A capture or scores: a folder or a URL.")]
 
 
 @app.command()
 def info(store: StoreArgument) -> None:
-    """Prints what a capture is: identity, plans, tokens, completeness, bytes, versions."""
+    """Prints what a store is: identity, plans, tokens or tasks, completeness, versions."""
     import repsim
 
     for name, value in repsim.open(store).info.items():
@@ -168,7 +241,7 @@ def info(store: StoreArgument) -> None:
 
 @app.command()
 def verify(store: StoreArgument) -> None:
-    """Reads a whole capture and names every damaged or missing chunk; exits with 1 if there is one."""
+    """Reads a whole store and names every damaged or missing chunk; exits with 1 if there is one."""
     import repsim
 
     found = repsim.verify(store)
@@ -182,7 +255,7 @@ def verify(store: StoreArgument) -> None:
     if any(damage.is_result for damage in found.damages):
         print("Results of analyses: run repsim analyze again.")
     if not all(damage.is_result for damage in found.damages):
-        print(f"The capture: {repsim.captures.repair_command(store)}")
+        print(f"The rest: {repsim.opening.repair_command(store)}")
     raise typer.Exit(1)
 
 
@@ -240,22 +313,22 @@ def show(
 
 
 def analysis_command(name: str, module: Any) -> Any:
-    """The command of one analysis, its options read from the signature and docstring of `module.compute`."""
-    parameters = [
-        parameter
-        for parameter in inspect.signature(module.compute, eval_str=True).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    help_lines = argument_help(inspect.getdoc(module.compute) or "")
+    """The command of one analysis, its options read from signature and docstring of `compute` and `plot`."""
+    parameters = [*_keywords(module.compute), *_keywords(module.plot)]
+    drawing = {parameter.name for parameter in _keywords(module.plot)}
+    help_lines = argument_help(inspect.getdoc(module.plot) or "") | argument_help(inspect.getdoc(module.compute) or "")
 
     def command(stores: list[str], figures: Path, style: str | None, quiet: bool, **options: Any) -> None:
         import repsim
         from repsim.figures import styled
 
         opened = [repsim.open(store) for store in stores]
+        for one in opened:
+            _check_kind(name, module, one)
+        drawn = {key: options.pop(key) for key in drawing}
         with styled(style) if style else nullcontext():
             for chosen in _each_plan(opened, options):
-                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), figures, quiet)
+                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), drawn, figures, quiet)
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [
@@ -271,6 +344,19 @@ def analysis_command(name: str, module: Any) -> Any:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(command)
     return typer.main.get_command(single)
+
+
+def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    found = inspect.signature(function, eval_str=True).parameters.values()
+    return [parameter for parameter in found if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _check_kind(name: str, module: Any, opened: Capture | Scores) -> None:
+    """An analysis reads captures, or says `READS = "scores"`."""
+    wanted = getattr(module, "READS", CAPTURE)
+    if wanted != opened.kind:
+        maker = {CAPTURE: "repsim capture", SCORES: "repsim evaluate"}[wanted]
+        raise RepsimError(f"{opened.path}: holds {opened.kind}; {name} reads {wanted}, made by {maker}")
 
 
 def _option(parameter: inspect.Parameter, text: str | None) -> inspect.Parameter:
@@ -289,7 +375,7 @@ def argument_help(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _each_plan(opened: list[Capture], options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def _each_plan(opened: list[Capture | Scores], options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """The options for each store, plan by plan; a family may be another plan in a model of another depth."""
     from repsim.families import resolve
 
@@ -305,7 +391,12 @@ def _each_plan(opened: list[Capture], options: dict[str, Any]) -> Iterator[list[
 
 
 def _analyze_one(
-    name: str, module: Any, asked: list[tuple[Capture, dict[str, Any]]], folder: Path, quiet: bool
+    name: str,
+    module: Any,
+    asked: list[tuple[Capture | Scores, dict[str, Any]]],
+    drawing: dict[str, Any],
+    folder: Path,
+    quiet: bool,
 ) -> None:
     """Computes one result for each store; draws them together where the analysis can, else one by one."""
     from repsim import results
@@ -317,25 +408,26 @@ def _analyze_one(
         result, said = module.compute(opened, **options), _said(module, options)
         opened.write_result(_slug(name, *said), result)
         found.append(result)
-        of, stem = _slug(opened.identity["model"], opened.identity["corpus"]), Path(str(opened.path)).stem
+        of, stem = _slug(opened.label), Path(str(opened.path)).stem
         label = _slug(of, *said, *([] if stem.startswith(of) else [stem]))
         for more in (stem, len(labels) + 1):  # captures of one model and corpus
             label = _slug(label, more) if label in labels else label
         labels.append(label)
         results.save(result, folder / f"{name}-{labels[-1]}.nc")
         if not quiet:
-            if opened.missing:
-                finished = f"{opened.complete:,} of {opened.dataset.sizes['token']:,} tokens"
-                print(f"incomplete: {finished} are finished under every plan", file=sys.stderr)
+            if opened.remark:
+                print(f"incomplete: {opened.remark}", file=sys.stderr)
             print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
             print(f"  result: {opened.path}/analyses/{_slug(name, *said)}")
             print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")
     each = list(zip(labels, ([one] for one in found), strict=True))
     together = [(_short("+".join(labels)), found)] if _draws_several(module) else each
     for label, drawn in together:
-        paths = save(module.plot(*drawn), folder / f"{name}-{label}")
-        if not quiet:
-            print(f"  figure: {', '.join(map(str, paths))}")
+        plotted = module.plot(*drawn, **drawing)
+        for part, figure in plotted.items() if isinstance(plotted, dict) else [("", plotted)]:
+            paths = save(figure, folder / _slug(name, label, *filter(None, [part])))
+            if not quiet:
+                print(f"  figure: {', '.join(map(str, paths))}")
 
 
 def _draws_several(module: Any) -> bool:
@@ -392,14 +484,13 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("capture"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]} tokens/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_console(stderr=True)) as bar:
-        task = bar.add_task("capture", total=None, rate="-")
+        task = bar.add_task("", total=None, rate="-")
         began = 0.0
 
         def show(state: Any) -> None:

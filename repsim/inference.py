@@ -165,8 +165,8 @@ def p_values(value: Array, null: Array) -> Array:
 def two_sided(replicates: Array) -> Array:
     """Two-sided p-value of a difference of 0: twice the share of replicates on the rarer side of 0, at most 1.
 
-    At least 1 / (resamples + 1). Where there is no difference, p or less comes in p + 1 / (resamples + 1) of studies
-    with many examples, in somewhat more with few. NaN replicates do not count; where all are NaN, so is the p-value.
+    At least 2 / (resamples + 1): each tail counts the value itself. NaN replicates do not count; where all are NaN, so
+    is the p-value.
 
     Args:
         replicates: of the difference, `[resample, ...]`.
@@ -175,7 +175,7 @@ def two_sided(replicates: Array) -> Array:
     """
     known = (~np.isnan(replicates)).sum(0)
     rarer = np.minimum((replicates <= 0).sum(0), (replicates >= 0).sum(0))
-    return np.where(known > 0, np.minimum((1 + 2 * rarer) / (1 + known), 1), np.nan)
+    return np.where(known > 0, np.minimum(2 * (1 + rarer) / (1 + known), 1), np.nan)
 
 
 def holm(p_values: Array) -> Array:

@@ -55,7 +55,7 @@ def steps(source: Source, plan: str) -> list[str]:
     return found
 
 
-LEAST = {"resamples": 2, "items": 1, "permutations": 0, "seed": 0}
+LEAST = {"resamples": 2, "items": 1, "permutations": 0, "seed": 0, "repeats": 0, "tokens": 1}
 
 
 def check_counts(**counts: int | None) -> None:

@@ -26,6 +26,7 @@ METRIC = "metric"
 EXAMPLE = "example"
 REQUEST = "request"
 
+CAPTURE = "a capture"
 SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none
 STORE_DTYPES = ("float16", "float32")
 

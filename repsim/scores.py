@@ -26,6 +26,8 @@ class Scores:
     dataset: as xarray opens the store, lazily; what counts of it when it was opened.
     """
 
+    kind = SCORES
+
     def __init__(self, place: Place, dataset: xr.Dataset) -> None:
         self.place, self.dataset = place, dataset
 

@@ -65,11 +65,11 @@ RECALL = {
     "giver": "{name[0]} and {name[1]} were at home. {name[0]} was looking for the {thing[0]}. "
     "At last {name[1]} gave the {thing[0]} to {name[0]}",
     "owner": "The {thing[0]} belongs to {name[0]}. The {thing[1]} belongs to {name[1]}. "
-    "Nobody else may use the {asked[thing]}, because it belongs to {asked[name]}",
+    "Everybody in the house knows that the {asked[thing]} belongs to {asked[name]}",
     "trade": "The {trade[0]} is called {name[0]}. The {trade[1]} is called {name[1]}. They met on a Monday. "
-    "The name of the {asked[trade]} is {asked[name]}",
+    "I am sure that the {asked[trade]} is called {asked[name]}",
     "room": "{name[0]} left the {thing[0]} in the {room[0]} and the {thing[1]} in the {room[1]}. "
-    "In the evening {name[0]} needed the {asked[thing]}, so it had to be fetched from the {asked[room]}",
+    "In the evening {name[0]} found the {asked[thing]} in the {asked[room]}",
     "contents": "There is a {thing[0]} in the {box[0]} and a {thing[1]} in the {box[1]}. It is late. "
     "{name[0]} opens the {asked[box]} and takes out the {asked[thing]}",
     "letter": "{name[0]} wrote a long letter to {name[1]}. {name[2]} read it first. "
@@ -220,52 +220,53 @@ def _grammar(random: Random) -> Iterator[Item]:
 # ---- arithmetic: the order of the numbers matters in every problem
 
 SOLVED = 2  # examples shown before a problem
+LEAST = 3  # answer, so that three wrong ones that are not negative can lie below it
+NEAR = (-10, -3, -2, -1, 1, 2, 3, 10)  # how far off a miscalculation is
 Problem: TypeAlias = tuple[str, int, tuple[int, ...]]
 """What is asked, the answer, and what slips would give."""
 
 
 def _minus() -> list[Problem]:
-    """Slips: added, the other way round, one off, ten off."""
-    pairs = [(a, b) for a in range(4, 20) for b in range(2, min(a - 1, 10))]
-    return [(f"{a} - {b} =", a - b, (a + b, b - a, a - b + 1, a - b - 1, a - b + 10)) for a, b in pairs]
-
-
-def _minus_minus() -> list[Problem]:
-    """Slips: the second step done first, left out or added, one off, ten off."""
-    triples = [(a, b, c, a - b - c) for a in range(6, 20) for b in range(2, 6) for c in range(2, 6)]
-    return [
-        (f"{a} - {b} - {c} =", r, (a - (b - c), a - b, a + b + c, r + 1, r - 1, r + 10))
-        for a, b, c, r in triples
-        if r > 1
-    ]
+    """Slips: added, the other way round."""
+    pairs = [(b, r) for b in range(2, 10) for r in range(LEAST, 20 - b)]
+    return [(f"{b + r} - {b} =", r, (b + r + b, -r)) for b, r in pairs]
 
 
 def _divided() -> list[Problem]:
-    """Slips: subtracted, multiplied, the divisor, one off."""
-    triples = [(b * r, b, r) for b in range(2, 10) for r in range(2, 11) if r != b]
-    return [(f"{a} / {b} =", r, (a - b, a * b, b, r + 1, r - 1)) for a, b, r in triples]
+    """Slips: subtracted, multiplied, the divisor in place of the answer."""
+    pairs = [(b, r) for b in range(2, 13) for r in range(LEAST, 12) if r != b]
+    return [(f"{b * r} / {b} =", r, (b * r - b, b * r * b, b)) for b, r in pairs]
 
 
 def _countdown() -> list[Problem]:
-    """Slips: up in place of down, the last number again, one off, ten off."""
-    ends = [(r, step) for step in (1, 2, 3) for r in range(1, 25)]
-    terms = [tuple(r + step * left for left in (4, 3, 2, 1, 0)) for r, step in ends]
-    return [(f"{a}, {b}, {c}, {d},", r, (c, d, r + 1, r - 1, r + 10)) for a, b, c, d, r in terms]
+    """Slips: up in place of down, the last number again, one left out."""
+    ends = [(r, step) for step in (1, 2, 3) for r in range(LEAST, 31)]
+    terms = [(*(r + step * left for left in (4, 3, 2, 1, 0)), r - step) for r, step in ends]
+    return [(f"{a}, {b}, {c}, {d},", r, (c, d, beyond)) for a, b, c, d, r, beyond in terms]
 
 
-ARITHMETIC = {"minus": _minus, "minus_minus": _minus_minus, "divided": _divided, "countdown": _countdown}
+ARITHMETIC = {"minus": _minus, "divided": _divided, "countdown": _countdown}
 
 
 def _arithmetic(random: Random) -> Iterator[Item]:
     problems = {kind: make() for kind, make in ARITHMETIC.items()}
     streams = {kind: _in_turn(random, found) for kind, found in problems.items()}
+    below = _in_turn(random, range(4))
     for kind in _in_turn(random, tuple(ARITHMETIC)):
         question, right, slips = next(streams[kind])
         others = [one for one in problems[kind] if one[1] != right]  # so that the answer cannot be copied
         shown = random.sample(others, 0 if kind == "countdown" else SOLVED)
         text = "\n".join([*(f"{problem} {answer}" for problem, answer, _ in shown), question])
-        wrong = random.sample(sorted(set(slips) - {right}), 3)
-        yield Item(kind, text, str(right), tuple(map(str, wrong)))
+        yield Item(kind, text, str(right), tuple(map(str, _wrong(random, right, slips, next(below)))))
+
+
+def _wrong(random: Random, right: int, slips: Sequence[int], below: int) -> list[int]:
+    """Three wrong answers, slips first, so many of them below the right one: its rank must not give it away."""
+    likely = sorted(set(slips) - {right})
+    near = [right + off for off in NEAR if right + off >= 0 and right + off not in likely]
+    ordered = random.sample(likely, len(likely)) + random.sample(near, len(near))
+    smaller, larger = [x for x in ordered if x < right], [x for x in ordered if x > right]
+    return random.sample(found := smaller[:below] + larger[: 3 - below], len(found))
 
 
 # ---- knowledge: prompt → question=answer; an answer of one table is never a second right one to another question of it

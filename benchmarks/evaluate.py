@@ -1,0 +1,210 @@
+"""Benchmarks under plans: do they agree with lm-eval's own evaluation, and how much faster are they?
+
+    python benchmarks/evaluate.py agree   [--rows 100] [--plan-rows 5]
+    python benchmarks/evaluate.py speed fig2 [--rows 100] [--dtype float32] [--reference 4]
+
+`agree` compares every per-request log-likelihood with lm-eval's `HFLM`, the model's own forward: under the baseline, and
+under plans of every kind with the model in `repsim.planned(...)`; and the texts of GSM8K. `speed` times `repsim evaluate`
+over a whole set of plans against one `HFLM` evaluation a plan, measured on a few of them, loading left out on both sides.
+Data come from ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.models.huggingface import HFLM
+
+import repsim
+from repsim import evaluation, runs, tasks
+from repsim.families import resolve
+from repsim.models import Model, load
+from repsim.packing import cut_trees, pack_rows, pack_trees
+from repsim.plans import PlanTrie
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CHOICES = ("arc_easy", "arc_challenge", "hellaswag", "winogrande", "lambada_openai")
+TIMED = ("arc_easy", "hellaswag", "lambada_openai")
+PLANS = (
+    *(f"skip:start={n}" for n in (5, 10, 14)),
+    *(f"reverse:start={n}" for n in (5, 10, 13)),
+    *(f"middle_repeat:start={n}" for n in (5, 10, 13)),
+    *(f"parallel:start={n}" for n in (5, 10, 13)),
+    *(f"looped_parallel:start={n},loops=3" for n in (5, 10, 13)),
+    *(f"random:start={n},seed=1" for n in (5, 10, 13)),
+    *(f"drop:layer={n}" for n in (0, 14, 29)),
+    *(f"switch:layer={n}" for n in (0, 14, 28)),
+    *(f"drop:layer={n},part=attn" for n in (0, 14, 29)),
+)
+
+
+def benchmarks_of(model: Model, names: Sequence[str], rows: int, shots: int | None = None) -> Any:
+    return tasks.load(names, model, data_dir=DATA, limit=rows, shots=shots)
+
+
+def agree(arguments: argparse.Namespace) -> None:
+    model = load(dtype="float32")
+    worst: dict[str, float] = {}
+    for rows, plans in ((arguments.rows, ("baseline",)), (arguments.plan_rows, PLANS)):
+        for names, shots in ((CHOICES, None), (("arc_easy",), 5)):
+            with tempfile.TemporaryDirectory() as folder:
+                options = {"data_dir": DATA, "limit": rows, "shots": shots, "plan": list(plans)}
+                found = repsim.evaluate(model, tasks=list(names), out=f"{folder}/s.zarr", **options).dataset.load()
+            made = benchmarks_of(model, names, rows, shots)
+            for row, plan in enumerate(plans):
+                expected, metrics = reference(model, made, plan)
+                apart = np.abs(found["log_likelihood"].values[row] - expected).max()
+                worst[plan] = max(worst.get(plan, 0.0), float(apart))
+                own = {
+                    (str(task), str(metric)): float(value)
+                    for task, line in zip(found["task"].values, found["aggregate"].values[row], strict=True)
+                    for metric, value in zip(found["metric"].values, line, strict=True)
+                    if not np.isnan(value)
+                }
+                differ = {
+                    key: (own[key], metrics[key])
+                    for key in metrics
+                    if abs(own[key] / (metrics[key] or 1) - (metrics[key] != 0)) > 1e-4
+                }
+                print(
+                    f"{plan} {shots or 0}-shot, {rows} rows: log-likelihoods within {apart:.1e} nats; "
+                    f"{len(metrics)} metrics, differing: {differ or 'none'}",
+                    flush=True,
+                )
+    print(
+        f"largest difference of a log-likelihood: {max(worst.values()):.1e} nats ({max(worst, key=worst.__getitem__)})"
+    )
+    written(model, arguments.items)
+
+
+def reference(model: Model, made: Any, plan: str) -> tuple[np.ndarray, dict[tuple[str, str], float]]:
+    """lm-eval's own log-likelihoods of every request, and its metrics."""
+    harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=8)
+    numbers, metrics = [], {}
+    for benchmark in made:
+        instances = benchmark._task.instances
+        with repsim.planned(model, plan):
+            answers = harness.loglikelihood(instances, disable_tqdm=True)
+        numbers += [number for number, _ in answers]
+        for instance, answer in zip(instances, answers, strict=True):
+            instance.resps = [answer]
+        benchmark._task.apply_filters()
+        values: dict[str, list[Any]] = {}
+        docs = {instance.doc_id: instance.doc for instance in instances}
+        for number, doc in docs.items():
+            own = [one.filtered_resps["none"] for one in instances if one.doc_id == number]
+            for metric, value in benchmark._task.process_results(doc, own).items():
+                values.setdefault(metric, []).append(value)
+        metrics |= {
+            (benchmark.name, metric): float(benchmark._task.aggregation()[metric](v)) for metric, v in values.items()
+        }
+    return np.array(numbers), metrics
+
+
+def written(model: Model, items: int) -> None:
+    """GSM8K: the same texts as `HFLM` writes."""
+    (benchmark,) = benchmarks_of(model, ["gsm8k"], items)
+    for plan in ("baseline", "skip:start=13", "looped_parallel:start=13,loops=3"):
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"tasks": "gsm8k", "data_dir": DATA, "limit": items, "plan": plan}
+            found = repsim.evaluate(model, out=f"{folder}/s.zarr", **options).dataset["response"].values[0].tolist()
+        harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=items)
+        with repsim.planned(model, plan):
+            expected = harness.generate_until(benchmark._task.instances, disable_tqdm=True)
+        same = sum(one == other for one, other in zip(found, expected, strict=True))
+        print(f"gsm8k under {plan}: {same} of {items} texts the same", flush=True)
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    model = load(dtype=arguments.dtype)
+    made = benchmarks_of(model, TIMED, arguments.rows)
+    plans = resolve(arguments.set, model.layers)
+    picked = [plans[int(i)] for i in np.linspace(0, len(plans) - 1, arguments.reference)]
+    harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=16)
+    instances = [instance for benchmark in made for instance in benchmark._task.instances]
+    fits = []
+    for named in picked:
+        with repsim.planned(model, named.plan):
+            took = timed(lambda: harness.loglikelihood(instances, disable_tqdm=True))
+        fits.append((named.plan.applications, took))
+        print(f"HFLM under {named.name}: {named.plan.applications} layer applications, {took:.1f} s", flush=True)
+    # seconds = what a plan costs beside its layers + what a layer costs: the other plans by their layers
+    slope, rest = np.polyfit(*zip(*fits, strict=True), 1)
+    per_plan = statistics.mean(rest + slope * named.plan.applications for named in plans)
+    folder = tempfile.mkdtemp()
+    options = {"data_dir": DATA, "limit": arguments.rows, "plan": arguments.set, "out": f"{folder}/s.zarr"}
+    took = timed(lambda: repsim.evaluate(model, tasks=list(TIMED), **options))
+    shutil.rmtree(folder)
+    print(
+        f"{arguments.set}, {arguments.dtype}, {arguments.rows} rows a task, {len(plans)} plans: "
+        f"HFLM {per_plan:.2f} s a plan (seconds = {rest:.2f} + {slope:.3f} a layer application), "
+        f"repsim {took / len(plans):.2f} s a plan ({took:.0f} s in all): {per_plan * len(plans) / took:.1f} times faster"
+    )
+    shares(model, made, plans)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def shares(model: Model, made: Any, plans: Any) -> None:
+    """How much of the work each kind of sharing saves, counted."""
+    trie = PlanTrie.build(named.plan for named in plans)
+    apart = sum(named.plan.applications for named in plans)
+    texts = [
+        [window for request in example.requests for window in request.windows]
+        for one in made
+        for example in one.examples
+    ]
+    windows = [window for text in texts for window in text]
+    plain, begin, trees = sum(len(window.inputs) for window in windows), 0, []
+    for size in cut_trees(texts, evaluation.DEFAULT_BATCH_TOKENS):
+        part = [window for text in texts[begin : begin + size] for window in text]
+        trees.append(pack_trees(part, 0, **runs.costs(model)))
+        begin += size
+    shared = sum(one.tokens for one in trees)
+    scored = sum(len(np.unique(one.token)) for one in trees)
+    padded = sum(batch.token_ids.size for one in trees for batch in one.batches)
+    rows = sum(b.token_ids.size for b in pack_rows(windows, 0, **runs.costs(model)).batches)
+    print(
+        f"  layers: {apart:,} applications plan by plan, {trie.applications:,} through the trie: {apart / trie.applications:.2f} times fewer\n"
+        f"  contexts: {plain:,} tokens request by request ({rows:,} positions in rows), {shared:,} in trees ({padded:,} positions): "
+        f"{plain / shared:.2f} times fewer\n"
+        f"  logits: {plain:,} positions, {scored:,} where something is predicted: {plain / scored:.2f} times fewer"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(required=True)
+    one = kinds.add_parser("agree")
+    one.add_argument("--rows", type=int, default=100)
+    one.add_argument("--plan-rows", type=int, default=5)
+    one.add_argument("--items", type=int, default=8)
+    one.set_defaults(run=agree)
+    one = kinds.add_parser("speed")
+    one.add_argument("set")
+    one.add_argument("--rows", type=int, default=100)
+    one.add_argument("--dtype", default="float32")
+    one.add_argument("--reference", type=int, default=4)
+    one.set_defaults(run=speed)
+    arguments = parser.parse_args()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
