@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORE := cache/captures/smollm2-135m-builtin-baseline.zarr
 ENCODER := cache/captures/minilm-l6-builtin-baseline.zarr
+SCORES := cache/scores/smollm2-135m-offline-fig2.zarr
 
 .PHONY: demo test lint figures clean
 
@@ -11,6 +12,8 @@ demo: $(VENV)/.ready
 	$(BIN)/repsim capture
 	$(BIN)/repsim analyze cosine $(STORE)
 	$(BIN)/repsim analyze clusters $(STORE)
+	$(BIN)/repsim evaluate --plan fig2 --tasks offline --limit 40 --out $(SCORES)
+	$(BIN)/repsim analyze degradation $(SCORES) --figure 2
 
 # The figures of the README.
 figures: $(VENV)/.ready
@@ -40,4 +43,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) cache/models cache/captures
+	rm -rf $(VENV) cache/models cache/captures cache/scores

@@ -347,8 +347,14 @@ def analysis_command(name: str, module: Any) -> Any:
 
 
 def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    found = inspect.signature(function, eval_str=True).parameters.values()
-    return [parameter for parameter in found if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    """A function's keywords, their annotations evaluated; the others may name what only a type checker imports."""
+    return [
+        parameter.replace(annotation=eval(parameter.annotation, vars(inspect.getmodule(function))))
+        if isinstance(parameter.annotation, str)
+        else parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
 
 
 def _check_kind(name: str, module: Any, opened: Capture | Scores) -> None:
@@ -437,7 +443,7 @@ def _draws_several(module: Any) -> bool:
 
 def _said(module: Any, options: dict[str, Any]) -> list[str]:
     """Options that name a result: the plan and every choice by its word, numbers where they are not the default."""
-    parameters = inspect.signature(module.compute, eval_str=True).parameters
+    parameters = inspect.signature(module.compute).parameters
     words = {name: isinstance(value, str) for name, value in options.items()}
     return [
         (_file_name(str(value)) if name == "plan" else str(value)) if words[name] else f"{name}={value}"

@@ -90,6 +90,8 @@ def evaluate(
     model = str(model) if isinstance(model, Path) else model
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
+    if not plans:
+        raise RepsimError("no plan: name at least one, e.g. baseline")
     if contexts not in ("auto", "trees", "rows"):
         raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
     default = runs.default_path("scores", model, ("+".join(named), "+".join(map(str, plans))))
@@ -111,12 +113,13 @@ def evaluate(
     command |= {name: value for name, value in said.items() if value and value != unset.get(name)}
     asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
 
-    layout, missing = _joined(place, asked, append)
-    if not (missing.any() or repair) and _is_aggregated(place):
-        log.info("%s: complete already", place)
-        return scores.open(place.text)
+    if not repair:
+        layout, missing = _joined(place, asked, append)
+        if not missing.any() and _is_aggregated(place):
+            log.info("%s: complete already", place)
+            return scores.open(place.text)
     with Lock(place) as lock:
-        layout, missing = _joined(place, asked, append)  # again: it may have grown meanwhile
+        layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
         finished = lambda: bool(scores.open(place.text).dataset["done"].any())  # noqa: E731
         with runs.nothing_worthless(place, lock, finished):
             writer = score_store.prepare(place, layout, lock, repair=repair)
@@ -210,13 +213,17 @@ class _Asked:
         return missing
 
 
-def _joined(place: Place, asked: _Asked, append: bool) -> tuple[score_store.Layout, NDArray[np.bool_]]:
+def _joined(
+    place: Place, asked: _Asked, append: bool, repair: bool = False
+) -> tuple[score_store.Layout, NDArray[np.bool_]]:
     """The layout of the store once it has what is asked for, and what it lacks of that now, `[plan, block]`.
 
     Raises:
-        RepsimError: another evaluation is there, or one that would have to be extended without `append`.
+        RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
     """
     found = scores.open(place.text) if store.is_begun(place) else None
+    if found:
+        score_store.check(place, repair=repair)
     tables = score_store.tables(found.dataset) if found else None
     held_tasks, held_metrics, held_examples, held_requests = tables or (pd.DataFrame(),) * 4
     held_plans = found.plans if found else ()
@@ -226,7 +233,7 @@ def _joined(place: Place, asked: _Asked, append: bool) -> tuple[score_store.Layo
             raise RepsimError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
         if bool(found.dataset.attrs["paper_cache"]) != asked.paper_cache:
             raise RepsimError(f"{place}: holds another evaluation (--paper-cache); choose another --out or remove it")
-        _check_same(place, asked, held_tasks, held_requests)
+        _check_same(place, asked, held_tasks, held_examples, held_requests)
     known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
     fresh = [key for key in asked.examples if key not in known]
     fresh.sort(key=lambda key: asked.benchmarks[key[0]].generates)  # stable: what generates comes last
@@ -273,10 +280,13 @@ def _joined(place: Place, asked: _Asked, append: bool) -> tuple[score_store.Layo
 
 
 def _stacked(held: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    return new.reset_index(drop=True) if held.empty else pd.concat([held, new], ignore_index=True)
+    found = [table for table in (held, new) if not table.empty]  # an empty one would take the others' dtypes away
+    return pd.concat(found or [new], ignore_index=True)
 
 
-def _check_same(place: Place, asked: _Asked, tasks: pd.DataFrame, requests: pd.DataFrame) -> None:
+def _check_same(
+    place: Place, asked: _Asked, tasks: pd.DataFrame, examples: pd.DataFrame, requests: pd.DataFrame
+) -> None:
     """What the store holds of the tasks asked for must be the same questions."""
     for held in tasks.itertuples():
         one = asked.benchmarks.get(held.task)
@@ -290,13 +300,20 @@ def _check_same(place: Place, asked: _Asked, tasks: pd.DataFrame, requests: pd.D
         for example in asked.examples.values()
         for request in example.requests
     }
-    for held in requests.itertuples():
-        digest = digests.get((held.task, held.doc, held.choice), held.digest)
-        if digest != held.digest:
-            raise RepsimError(
-                f"{place}: example {held.doc} of {held.task} asks something else there; other data or another lm-eval? "
-                "choose another --out"
-            )
+    other = [
+        (held.task, held.doc)
+        for held in requests.itertuples()
+        if digests.get((held.task, held.doc, held.choice), held.digest) != held.digest
+    ]
+    for held in examples.itertuples():
+        example = asked.examples.get((held.task, held.doc))
+        if example and (example.choices, example.gold) != (held.choices, held.gold):
+            other.append((held.task, held.doc))
+    for task, doc in other:
+        raise RepsimError(
+            f"{place}: example {doc} of {task} asks something else there; other data or another lm-eval? "
+            "choose another --out"
+        )
 
 
 def _identity(model: Model, digest: str) -> Identity:
@@ -483,10 +500,11 @@ def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.W
         blocks = layout.examples["block"].to_numpy()[own]
         examples = [asked.examples[keys[row]] for row in own]
         places = [place for row in own for place in range(first[row], first[row + 1])]
-        for plan in np.flatnonzero(writer.done[:, blocks].all(1)).tolist():
+        lost = np.isnan(values["score"][:, own]).all(-1).any(1)  # no aggregate of what is left
+        for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost).tolist():
             answers = _answers(values, plan, places, benchmark.generates)
             metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
-            for metric in metrics[0] if all(metrics) else ():
+            for metric in metrics[0]:
                 if metric in layout.metric_names:
                     whole = benchmark.aggregate(metric, [one[metric] for one in metrics])
                     found[plan, column, layout.metric_names.index(metric)] = whole

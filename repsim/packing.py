@@ -85,7 +85,7 @@ def pack_trees(
     cuts = batch_ends(np.array([sum(map(len, row)) for row in rows]), overhead=overhead, waste=waste)
     made = [_batch(rows[first:last], pad_id) for first, last in pairwise((0, *cuts))]
     places = [
-        np.array(tree.path(end)[-len(window.targets) :], np.int64) + starts[tree]
+        np.array(tree.path(end)[len(window.inputs) - len(window.targets) :], np.int64) + starts[tree]
         for window, (tree, end) in zip(windows, ends, strict=True)
     ]
     return _packed(made, windows, places)

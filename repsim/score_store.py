@@ -188,6 +188,9 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
         values[name] = np.full([layout.extent[dim] for dim in dims], empty, dtype)
         if name in before:
             values[name][tuple(slice(size) for size in before[name].shape)] = before[name]
+    for column, task in enumerate(layout.tasks["task"]):  # what was aggregated of a part of the examples is no more
+        blocks = layout.examples["block"][layout.examples["task"] == task]
+        values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
     with one_line_errors(place):
         group = store.begun(place)
         if repair or any(group.attrs.get(key) != value for key, value in _attributes(layout).items()):
@@ -195,7 +198,8 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
             for key, variable in described.variables.items():
                 dims = tuple(map(str, variable.dims))
                 store.sized_array(group, str(key), dims, variable.shape, variable.dtype)[...] = variable.values
-            for name, array in values.items():
+            # `done` comes first: what is lost must not pass for finished if this is cut short
+            for name, array in sorted(values.items(), key=lambda item: item[0] != "done"):
                 dims, dtype, empty, chunks = FILLED[name]
                 about = ABOUT.get(name)
                 sized = store.sized_array(group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty)
@@ -292,13 +296,28 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     return tasks, pd.DataFrame(rows), examples, requests
 
 
+def check(place: Place, *, repair: bool) -> None:
+    """Refuses a damaged store; it is small enough to be read whole. Nothing is finished where `done` is repaired.
+
+    Raises:
+        RepsimError: what describes the store is damaged, or anything is and `repair` was not asked for.
+    """
+    for damage in integrity.check(place).damages:
+        if damage.is_result:
+            continue
+        if not damage.chunk or damage.array not in FILLED:
+            raise RepsimError(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
+        if not repair:
+            raise RepsimError(f"{place}: {damage}; add --repair")
+        if damage.array == "done":
+            array: Any = store.begun(place)["done"]
+            place.delete(f"done/{array.metadata.encode_chunk_key(damage.chunk)}")
+
+
 def _held(place: Place, repair: bool) -> dict[str, Any]:
     """What blocks have filled so far; with `repair` without what is damaged, which then counts as not finished."""
     group = store.root_group(place)
     damages: Sequence[integrity.Damage] = integrity.check(place).damages if repair else ()
-    for damage in damages:
-        if not damage.is_result and (not damage.chunk or damage.array not in FILLED):
-            raise RepsimError(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
     extent: Any = group.attrs["extent"]
     found: dict[str, Any] = {}
     with one_line_errors(place, "cannot be read", store.CHECK_ADDRESS):
@@ -314,10 +333,7 @@ def _held(place: Place, repair: bool) -> dict[str, Any]:
                     continue
                 corner = zip(chunk, chunks, shape, strict=True)
                 region = tuple(slice(i * along, min((i + 1) * along, size)) for i, along, size in corner)
-                try:
-                    found[name][region] = array[region]
-                except (ValueError, RuntimeError) as problem:
-                    raise RepsimError(f"{place}: {name} is damaged ({problem}); add --repair") from None
+                found[name][region] = array[region]
     _forget(group, found, damages)
     return found
 

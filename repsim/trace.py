@@ -214,9 +214,8 @@ class Tracer:
             logits = logits_of(self._model.module, self._model.stack, piece, form=self._form)
             (here,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
             at, wanted = (row[here] - first).to(logits.device), targets.to(logits.device)[here.to(logits.device)]
-            wide = logits.float()
-            logprob[here] = (wide[at, wanted] - wide.logsumexp(-1)[at]).to(logprob.device)
-            likeliest[here] = (logits.argmax(-1)[at] == wanted).to(likeliest.device)
+            logprob[here] = torch.log_softmax(logits, -1, dtype=torch.float32)[at, wanted].to(logprob.device)
+            likeliest[here] = (logits.max(-1).indices[at] == wanted).to(likeliest.device)
         return logprob, likeliest
 
     def shares_contexts(self, longest: int) -> bool:

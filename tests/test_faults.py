@@ -96,12 +96,14 @@ class Nursery:
     folder: where attempts leave word of how they ended.
     """
 
+    entry = "from test_faults import nurse; nurse()"
+
     def __init__(self, model: str | None, folder: Path) -> None:
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._folder, self._attempts = folder, 0
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from test_faults import nurse; nurse()", *filter(None, [model])],
+            [sys.executable, "-c", self.entry, *filter(None, [model])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,26 +1,15 @@
-"""Datasets of results as figures fit for a paper; nothing is computed or read here.
-
-A figure takes its words and numbers from a Dataset, its style from this module and nothing from
-the user's settings, so the same result gives the same bytes everywhere. pyplot is never imported.
-"""
+"""Figures of hidden states: similarity matrices, profiles along the stack, blocks, drift and clusters."""
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import attrgetter, itemgetter
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import matplotlib
-import matplotlib.figure
-import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -30,44 +19,27 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
+from repsim.figures.page import (
+    COLOURS,
+    COMPACT,
+    FONT,
+    LABEL_STEPS,
+    LINE,
+    MARGIN,
+    MARK,
+    MARKERS,
+    MOST_LABELS,
+    PALETTE,
+    POINTS,
+    UNDEFINED,
+    Figure,
+    Width,
+    blank_page,
+    wrapped,
+)
 from repsim.schema import RepsimError
 
-Width = Literal["column", "page"]
-
-WIDTHS = {"column": 3.35, "page": 6.9}  # inches; one and two columns of the usual templates
-POINTS = 72  # an inch
-FONT = 7  # points
-MARGIN = 0.08  # inches of height around title and axes
-STYLE = {
-    "font.size": FONT,
-    "figure.titlesize": FONT,
-    "axes.linewidth": 0.5,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "xtick.major.pad": 2,
-    "ytick.major.pad": 2,
-    "axes.labelpad": 3,
-    "axes.formatter.useoffset": False,
-    "figure.constrained_layout.w_pad": 0.02,
-    "figure.constrained_layout.h_pad": 0.02,
-    "figure.dpi": 200,
-    "pdf.fonttype": 42,  # TrueType: text stays text, as journals ask
-    "text.parse_math": False,  # a dollar in a corpus' name is a dollar
-}
-PALETTE = "viridis"  # even in lightness, so it survives grey printing and colour blindness
-LINE = "#440154"  # the palette's darkest
-MARK = "#D55E00"  # stands out on all of the palette
-# Okabe & Ito 2008, told apart by colour-blind readers; markers tell them apart in grey.
-COLOURS = (LINE, "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
-MARKERS = "os^Dv<>"
-COMPACT: dict[str, Any] = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 0.8}  # of a legend in one row
 DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
-UNDEFINED = "0.85"  # grey of a cell that has no value
-_chosen: ContextVar[tuple[str | Path, ...]] = ContextVar("style", default=())
-LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100)
-MOST_LABELS = 13
 
 
 @dataclass(frozen=True)
@@ -99,16 +71,6 @@ class Run:
         return layers and abs(int(self.label) - int(other.label)) == 1
 
 
-class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure that a notebook shows without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        with _style():
-            self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
 def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Figure:
     """Heat map of each similarity matrix, side by side on one scale, the first state at the top left.
 
@@ -124,7 +86,7 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
     """
     if len({_measured(result) for result in results}) > 1:
         raise RepsimError(f"side by side: {', '.join(map(_measured, results))}; draw one measure at a time")
-    with _page(width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed") as figure:
+    with blank_page(width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed") as figure:
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         values = [result[_matrix_name(result)].values for result in results]
         ticks = _scale(np.concatenate([matrix.ravel() for matrix in values]))
@@ -160,7 +122,7 @@ def profiles(
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
     wide = width or ("column" if len(labels) == 1 else "page")
-    with _page(wide, 0.75 * rows / columns, "constrained") as figure:
+    with blank_page(wide, 0.75 * rows / columns, "constrained") as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, label) in zip(grid, labels.items(), strict=False):
             _lines(axes, results, name, logarithmic)
@@ -187,7 +149,7 @@ def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
     Raises:
         RepsimError: an unknown width.
     """
-    with _page(width, 1.3, "constrained") as figure:
+    with blank_page(width, 1.3, "constrained") as figure:
         upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
         distance, of = result["distance"].values, str(result.attrs["distance_tokens"])
         places, sizes = np.arange(distance.shape[1]), result["size"].values
@@ -222,7 +184,7 @@ def drift(result: xr.Dataset, *, width: Width = "page") -> Figure:
     Raises:
         RepsimError: an unknown width.
     """
-    with _page(width, 0.45, "constrained") as figure:
+    with blank_page(width, 0.45, "constrained") as figure:
         left, right = figure.subplots(1, 2)
         matrix = result["cosine"].values
         ticks = _scale(matrix)
@@ -256,7 +218,7 @@ def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
     Raises:
         RepsimError: an unknown width.
     """
-    with _page(width, 0.52, "constrained") as figure:
+    with blank_page(width, 0.52, "constrained") as figure:
         left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(5, 4)))
         axes = left.subplots()
         upper, lower = right.subplots(2, 1)
@@ -291,68 +253,12 @@ def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
     return figure
 
 
-@contextmanager
-def _page(width: str, height: float, layout: Any) -> Iterator[Figure]:
-    """A figure of a known width and of a height that is a multiple of it, in our style."""
-    if width not in get_args(Width):
-        raise RepsimError(f"width={width!r}: choose {' or '.join(get_args(Width))}")
-    with _style():
-        inches = WIDTHS[width]
-        yield Figure(figsize=(inches, height * inches), layout=layout)
-
-
-def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
-    """Writes a figure as PNG (300 dpi) and PDF, without dates, and returns the two paths.
-
-    Args:
-        figure: any matplotlib figure.
-        path: where to, without suffix; folders that are missing are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = (path.with_name(path.name + suffix) for suffix in (".png", ".pdf"))
-    with _style():
-        figure.savefig(png, dpi=300)
-        figure.savefig(pdf, dpi=600, metadata={"CreationDate": None})
-    return [png, pdf]
-
-
-@contextmanager
-def styled(style: str | Path) -> Iterator[None]:
-    """Draws and saves with a matplotlib style on top of ours, for the length of a `with` block.
-
-    Args:
-        style: a name that matplotlib knows, or a style file.
-    Raises:
-        RepsimError: there is no such style.
-    """
-    try:
-        with matplotlib.style.context(style):
-            pass
-    except OSError:
-        known = ", ".join(name for name in matplotlib.style.available if not name.startswith("_"))
-        raise RepsimError(f"style {str(style)!r}: no such file, and matplotlib knows {known}") from None
-    token = _chosen.set((style,))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's defaults, ours on top, and the chosen one on top of both, for the length of a `with` block."""
-    with matplotlib.style.context(["default", STYLE, *_chosen.get()]):
-        yield
-
-
 def _title(result: xr.Dataset, inches: float) -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
     average = f" · {of['average']} average" if "average" in of else ""
     lines = (f"{of['model']} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{average}")
-    characters = int(inches * POINTS / (0.62 * FONT))
-    return "\n".join(textwrap.fill(line, characters, break_on_hyphens=False) for line in lines)
+    return "\n".join(wrapped(line, inches) for line in lines)
 
 
 def _parts(result: xr.Dataset) -> str:

@@ -1,0 +1,24 @@
+"""Datasets of results as figures fit for a paper; nothing is computed or read here.
+
+`page` holds what all figures share, `states` the figures of hidden states, `scores` those of benchmark scores.
+"""
+
+from repsim.figures.page import PALETTE, WIDTHS, Figure, Width, save, styled
+from repsim.figures.scores import degradation, latency
+from repsim.figures.states import blocks, clusters, drift, profiles, similarity_matrices
+
+__all__ = [
+    "PALETTE",
+    "WIDTHS",
+    "Figure",
+    "Width",
+    "blocks",
+    "clusters",
+    "degradation",
+    "drift",
+    "latency",
+    "profiles",
+    "save",
+    "similarity_matrices",
+    "styled",
+]

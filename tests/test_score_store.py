@@ -1,0 +1,435 @@
+"""Scores on disk: what lies there, what is lost when the process dies or the disk errs, and who may write.
+
+The processes that die are forked from a nursery; see `test_faults`.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_faults
+import xarray as xr
+from lm_eval.models.huggingface import HFLM
+from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
+from test_faults import FINISHED, REFUSED, SECONDS, Nursery, Whole, digests, extent, kill_often
+
+import repsim
+from repsim import captures, integrity, locks, models, score_store, scores, store
+from repsim.locks import Lock
+from repsim.places import place_of
+from repsim.schema import SCHEMA_VERSION, RepsimError
+from repsim.scores import Scores
+
+KILLS, GROWN_KILLS = 8, 6
+DTYPES = {
+    "log_likelihood": (("plan", "request"), "float64"),
+    "is_greedy": (("plan", "request"), "int8"),
+    "response": (("plan", "request"), "T"),
+    "score": (("plan", "example", "metric"), "float64"),
+    "aggregate": (("plan", "task", "metric"), "float64"),
+    "done": (("plan", "block"), "bool"),
+    "plan": (("plan",), "T"),
+    "plan_name": (("plan",), "T"),
+    "plan_digest": (("plan",), "T"),
+    "task": (("task",), "T"),
+    "task_version": (("task",), "T"),
+    "task_digest": (("task",), "T"),
+    "num_fewshot": (("task",), "int64"),
+    "metric": (("metric",), "T"),
+    "aggregation": (("task", "metric"), "T"),
+    "higher_is_better": (("task", "metric"), "int8"),
+    "example_task": (("example",), "T"),
+    "example_doc": (("example",), "int64"),
+    "example_choices": (("example",), "int64"),
+    "example_gold": (("example",), "int64"),
+    "block": (("example",), "int64"),
+    "request_task": (("request",), "T"),
+    "request_doc": (("request",), "int64"),
+    "request_choice": (("request",), "int64"),
+    "request_digest": (("request",), "T"),
+    "request_example": (("request",), "int64"),
+}
+VALUES = ("log_likelihood", "is_greedy", "response", "score", "aggregate")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder) -> models.Model:
+    return models.load(str(tiny_folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_texts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HFLM, "max_gen_toks", WRITTEN)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "rows")
+
+
+@pytest.fixture(scope="module")
+def asked(data) -> dict[str, Any]:
+    """Answers of every kind."""
+    return {"plan": PLANS[:2], "tasks": TASKS, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "batch_tokens": 150}
+
+
+@pytest.fixture(scope="module")
+def whole(model, asked, tmp_path_factory) -> Scores:
+    """Finished, not to be changed."""
+    return repsim.evaluate(model, out=tmp_path_factory.mktemp("scores") / "whole.zarr", **asked)
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    shutil.copytree(whole.path, tmp_path / "s.zarr")
+    return tmp_path / "s.zarr"
+
+
+# What lies there
+
+
+def test_xarray_opens_it_as_it_is(whole):
+    found = xr.open_zarr(whole.path, consolidated=False)
+    assert {str(name): (found[name].dims, found[name].dtype.kind) for name in found.variables} == {
+        name: (dims, np.dtype(kind).kind if kind != "T" else "T") for name, (dims, kind) in DTYPES.items()
+    }
+    assert {name: str(found[name].dtype) for name, (_, kind) in DTYPES.items() if kind != "T"} == {
+        name: kind for name, (_, kind) in DTYPES.items() if kind != "T"
+    }
+    assert set(found.data_vars) == set(VALUES)
+    assert not list((whole.path / "analyses").glob("*/zarr.json"))
+    xr.testing.assert_identical(found.load(), whole.dataset.load())
+    assert set(found.attrs) >= {"identity", "layers", "requests", "extent", "kind"}
+    assert found.attrs["repsim_schema"] == SCHEMA_VERSION
+    assert found.attrs["extent"] == {name: found.sizes[name] for name in found.sizes}
+    assert found["log_likelihood"].attrs["units"] == "nat"
+
+
+def test_names_and_what_does_not_apply(whole):
+    found = whole.dataset.load()
+    assert found["plan"].values.tolist() == ["0-5", "0, 1, 5"]
+    assert found["plan_name"].values.tolist() == list(PLANS[:2])
+    assert found["task"].values.tolist() == list(TASKS)
+    assert found["num_fewshot"].values.tolist() == [0] * 4 + [SHOTS] * 3
+    exact = ["exact_match,strict-match", "exact_match,flexible-extract"]
+    words = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
+    assert found["metric"].values.tolist() == ["perplexity", "acc", "acc_norm", *exact, *words]
+    recall = found.sel(task="recall")
+    assert recall["aggregation"].values.tolist() == ["perplexity", "mean", *[""] * 6]
+    assert recall["higher_is_better"].values.tolist() == [0, 1, *[-1] * 6]
+    for task, choices in {"recall": 0, "grammar": 2, "arithmetic": 4, "arc_easy": 4, "gsm8k": 0, "wikitext": 0}.items():
+        own = found.isel(example=found["example_task"] == task, request=found["request_task"] == task)
+        assert own["example_doc"].values.tolist() == list(range(LIMIT))
+        assert set(own["example_choices"].values.tolist()) == {choices}
+        assert own.sizes["request"] == LIMIT * max(1, choices)
+        gold = own["example_gold"].values
+        assert ((gold >= 0) & (gold < choices)).all() if choices else (gold == -1).all()
+        assert own["request_choice"].values.tolist() == list(range(max(1, choices))) * LIMIT
+        numbers, texts = np.isfinite(own["log_likelihood"].values), own["response"].values != ""
+        assert (numbers == (task != "gsm8k")).all()
+        assert texts.all() if task == "gsm8k" else not texts.any()
+        assert ((own["is_greedy"].values >= 0) == (task != "gsm8k")).all()
+        applies = own.sel(task=task)["higher_is_better"].values >= 0
+        assert (np.isfinite(own["score"].values) == applies).all()
+        assert (np.isfinite(own["aggregate"].sel(task=task).values) == applies).all()
+    block, own = found["block"].values, found["request_example"].values
+    assert (np.diff(block) >= 0).all()
+    assert found.sizes["block"] == len(set(block.tolist())) > 5
+    assert (np.diff(own) >= 0).all()
+    assert (found["example_task"].values[own] == found["request_task"].values).all()
+    assert (found["example_doc"].values[own] == found["request_doc"].values).all()
+    assert len(set(found["request_digest"].values.tolist())) > LIMIT * len(TASKS)
+
+
+def test_without_texts_there_is_no_response(model, tmp_path):
+    found = repsim.evaluate(model, **asked_of(tmp_path / "s.zarr"))
+    assert "response" not in found.dataset
+    assert repsim.verify(tmp_path / "s.zarr").damages == ()
+
+
+def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
+    capture = repsim.capture(model, limit=1, max_tokens=4, out=tmp_path / "c.zarr")
+    assert isinstance(repsim.open(whole.path), Scores)
+    assert isinstance(repsim.open(capture.path), repsim.Capture)
+    with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
+        scores.open(capture.path)
+    with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
+        captures.open(whole.path)
+    with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
+        repsim.capture(model, limit=1, max_tokens=4, out=whole.path)
+    for one in (whole.path, capture.path):
+        assert repsim.verify(one).damages == ()
+
+
+def test_what_scores_say_of_themselves(whole):
+    shown = f"{whole!r} {whole.info}"
+    for fact in ("tiny-llama", "2 plans", f"{LIMIT * len(TASKS)} examples", *PLANS[:2], *TASKS, "float32", "6 layers"):
+        assert fact in shown
+    assert whole.info["complete"] == "yes"
+    assert (whole.info["cache"], whole.info["not finite"]) == ("exact", "no plan")
+    (command,) = whole.commands
+    assert command.startswith("repsim evaluate tiny-llama --plan baseline --plan skip:start=1 --tasks recall,grammar,")
+    assert whole.layers == 6
+    assert {"lm-eval", "datasets", "torch"} <= set(whole.identity["versions"])
+
+
+def test_results_are_kept_with_the_scores(copied):
+    result = xr.Dataset({"x": ("plan", np.arange(2.0))})
+    repsim.open(copied).write_result("first", result)
+    xr.testing.assert_identical(xr.open_zarr(copied, group="analyses/first", consolidated=False).load(), result)
+    assert repsim.verify(copied).damages == ()
+
+
+# Damage
+
+
+def chunks_of(path: Path) -> dict[str, Path]:
+    """One chunk of each array."""
+    found = {file.parent.name: next(file.rglob("[0-9]*")) for file in sorted(path.glob("*/c"))}
+    return {name: next(one for one in (file, *file.rglob("*")) if one.is_file()) for name, file in found.items()}
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+@pytest.mark.parametrize("name", sorted(DTYPES))
+def test_damage_is_named_and_what_was_filled_is_made_good(whole, model, asked, copied, name, damage):
+    """A damaged answer never passes for a sound one, nor does growing make it one; a damaged description is refused."""
+    file = chunks_of(copied)[name]
+    flip(file) if damage == "flipped" else file.unlink()
+    key = file.relative_to(copied)
+    (found,) = repsim.verify(copied).damages
+    assert str(found) == f"{damage.replace('flipped', 'damaged')}: {name} whole ({key})"
+    before = {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()}
+    for options in ({}, {"plan": PLANS[:3], "append": True}, {"limit": LIMIT + 1, "append": True}):
+        with pytest.raises(RepsimError) as caught:
+            repsim.evaluate(model, out=copied, **{**asked, **options})
+        assert str(caught.value).startswith((f"{copied}: ", "an empty step"))
+        assert "\n" not in str(caught.value)
+    assert {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()} == before
+    if name in score_store.FILLED:
+        assert str(caught.value).endswith("; add --repair")
+        assert repsim.opening.repair_command(copied).endswith(f"--out {copied} --repair")
+        mended = repsim.evaluate(model, out=copied, repair=True, **asked)
+        assert repsim.verify(copied).damages == ()
+        xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
+    else:
+        with pytest.raises(RepsimError):
+            repsim.evaluate(model, out=copied, repair=True, **asked)
+        assert {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()} == before
+
+
+def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monkeypatch):
+    monkeypatch.setitem(score_store.FILLED, "response", (*score_store.FILLED["response"][:3], (64, 20)))
+    lost = repsim.evaluate(model, out=copied.with_name("t.zarr"), **asked)
+    flip(copied.with_name("t.zarr") / "response" / "c" / "0" / str(whole.dataset.sizes["request"] // 20))
+    put: list[int] = []
+    real = score_store.Writer.put
+
+    def watched(self: Any, plan: int, block: int, **answers: Any) -> None:
+        put.append(block)
+        real(self, plan, block, **answers)
+
+    monkeypatch.setattr(score_store.Writer, "put", watched)
+    mended = repsim.evaluate(model, out=lost.path, repair=True, **asked)
+    assert 0 < len(put) < mended.dataset["done"].size
+    xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
+
+
+@pytest.mark.parametrize("name", [*score_store.FILLED, "task"])
+def test_a_repair_that_is_cut_short_forgets_no_damage(whole, model, asked, copied, monkeypatch, name):
+    """While the store is written anew; the lost answers must not pass for finished ones."""
+    flip(copied / "log_likelihood" / "c" / "0" / "0")
+    real = store.sized_array
+
+    def die(group: Any, array: str, *rest: Any, **options: Any) -> Any:
+        if array == name:
+            raise KeyboardInterrupt
+        return real(group, array, *rest, **options)
+
+    monkeypatch.setattr(store, "sized_array", die)
+    with pytest.raises(KeyboardInterrupt):
+        repsim.evaluate(model, out=copied, repair=True, **asked)
+    monkeypatch.undo()
+    monkeypatch.setattr(HFLM, "max_gen_toks", WRITTEN)
+    mended = repsim.evaluate(model, out=copied, repair=True, **asked)
+    xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
+
+
+@pytest.mark.parametrize("part", ["score", "log_likelihood", "example_gold"])
+def test_lost_metadata_is_refused(model, asked, copied, part):
+    (copied / part / "zarr.json").unlink()
+    (found,) = repsim.verify(copied).damages
+    assert found == integrity.Damage(part, (), "metadata", True)
+    for repair in (False, True):
+        with pytest.raises(RepsimError, match=rf"^[^\n]*s.zarr: [^\n]*{part}[^\n]*$"):
+            repsim.evaluate(model, out=copied, repair=repair, **asked)
+
+
+# Other writers, other schemas
+
+
+def test_another_schema_is_refused(copied):
+    root = json.loads((copied / "zarr.json").read_text())
+    root["attributes"]["repsim_schema"] = SCHEMA_VERSION + 1
+    (copied / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(RepsimError, match=rf"s.zarr: schema {SCHEMA_VERSION + 1}, this repsim reads {SCHEMA_VERSION};"):
+        repsim.open(copied)
+
+
+def test_a_store_that_is_being_written_is_refused(model, asked, copied):
+    with Lock(place_of(copied)):
+        assert not repsim.open(copied).remark
+        assert repsim.evaluate(model, out=copied, **asked)  # nothing to write
+        with pytest.raises(RepsimError, match=r"being written by process \d+ on "):
+            repsim.evaluate(model, out=copied, **{**asked, "plan": PLANS[:3], "append": True})
+    assert len(repsim.open(copied).plans) == 2
+
+
+# Kills
+
+
+def nurse() -> None:
+    """A nursery of evaluations: what `test_faults.nurse` forks would capture otherwise."""
+    from repsim import evaluation, tasks
+
+    tasks._manager()
+    HFLM.max_gen_toks = WRITTEN
+    score_store.WRITE_SECONDS = 0.0
+    test_faults.repsim.capture = evaluation.evaluate
+    test_faults.nurse()
+
+
+class Evaluations(Nursery):
+    """A nursery whose attempts evaluate."""
+
+    entry = "from test_score_store import nurse; nurse()"
+
+
+def whole_of(nursery: Nursery, call: dict[str, Any]) -> Whole:
+    outcome = nursery.run(call)
+    assert outcome.status == FINISHED, outcome.message
+    assert not repsim.verify(call["out"]).damages
+    assert not repsim.open(call["out"]).remark
+    return Whole(digests(call["out"]), extent(call["out"]), outcome)
+
+
+@pytest.fixture(scope="module")
+def nursery(tiny_folder, tmp_path_factory) -> Iterator[Nursery]:
+    with Evaluations(str(tiny_folder), tmp_path_factory.mktemp("told")) as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def call(data) -> dict[str, Any]:
+    asked = {"plan": list(PLANS[:4]), "tasks": [*OFFLINE[:2], "gsm8k"], "limit": LIMIT, "shots": 1}
+    return {**asked, "data_dir": str(data), "batch_tokens": 30}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(nursery, call, tmp_path_factory) -> tuple[Path, Whole]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "s.zarr"
+    return out, whole_of(nursery, {**call, "out": str(out)})
+
+
+def test_an_evaluation_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
+    call = {**call, "out": str(tmp_path / "made on the way" / "s.zarr")}
+    hit = kill_often(nursery, call, KILLS, uninterrupted[1], lambda: shutil.rmtree(call["out"]), aim=0.4)
+    print(hit)
+    assert hit.total == KILLS
+    assert hit.writing > 0
+
+
+def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
+    """By plans, tasks and examples at once."""
+    more = {**call, "plan": list(PLANS[:6]), "tasks": [*call["tasks"], "arc_easy"], "limit": 8, "append": True}
+    reference = tmp_path / "grown.zarr"
+    shutil.copytree(uninterrupted[0], reference)
+    whole = whole_of(nursery, {**more, "out": str(reference)})
+    more["out"] = str(tmp_path / "s.zarr")
+
+    def reset() -> None:
+        shutil.rmtree(more["out"], ignore_errors=True)
+        shutil.copytree(uninterrupted[0], more["out"])
+
+    reset()
+    hit = kill_often(nursery, more, GROWN_KILLS, whole, reset, aim=0.5)
+    print(hit)
+    assert hit.total == GROWN_KILLS
+    assert hit.writing > 0
+    fresh = whole_of(nursery, {**more, "append": False, "out": str(tmp_path / "fresh.zarr")})
+    assert fresh.extent["example"] == whole.extent["example"]
+    close(repsim.open(reference).dataset, repsim.open(tmp_path / "fresh.zarr").dataset)
+
+
+def test_of_two_writers_one_is_refused(nursery, call, uninterrupted, tmp_path):
+    call = {**call, "out": str(tmp_path / "s.zarr")}
+    attempts = [nursery.start(call, pause=0.02), nursery.start(call, pause=0.02)]
+    outcomes = {attempt.process: attempt.wait() for attempt in attempts}
+    (refused,) = [process for process, outcome in outcomes.items() if outcome.status == REFUSED]
+    (writer,) = outcomes.keys() - {refused}
+    assert outcomes[writer].status == FINISHED
+    assert re.search(rf"being written by process {writer} on ", outcomes[refused].message)
+    assert digests(call["out"]) == uninterrupted[1].digests
+
+
+def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterrupted, tmp_path):
+    expected = repsim.open(uninterrupted[0]).dataset.load()
+    attempt = nursery.start({**call, "out": str(tmp_path / "s.zarr")}, pause=0.01)
+    seen = []
+    while not attempt.is_over:
+        time.sleep(0.01)
+        try:
+            found = repsim.open(tmp_path / "s.zarr").dataset
+        except RepsimError:
+            assert not seen
+            continue
+        done, values = found["done"].values, found["score"].values  # in this order: finished when read is on disk
+        finished = done[:, expected["block"].values]
+        np.testing.assert_array_equal(values[finished], expected["score"].values[finished])
+        seen.append(int(done.sum()))
+    assert attempt.wait().status == FINISHED
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+
+
+def test_a_signal_to_the_command(tiny_folder, tmp_path):
+    """The exit status says so, the message how to go on, and the same command goes on."""
+    out = tmp_path / "s.zarr"
+    command = [Path(sys.executable).with_name("repsim"), "evaluate", tiny_folder, "--tasks", "recall,knowledge"]
+    command += ["--plan", "fig2", "--limit", "60", "--batch-tokens", "64", "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    process, end = subprocess.Popen(command, **options), time.monotonic() + SECONDS
+    while not store.is_begun(place_of(out)) and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    lines = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 128 + signal.SIGINT, lines
+    assert "Traceback" not in lines
+    counts = rf"[\d,]+ of [\d,]+ blocks of examples by plan are finished in {out}"
+    stopped = rf"repsim: stopped by SIGINT(; {counts})?; the same command goes on( from there)?"
+    assert re.fullmatch(stopped, lines.splitlines()[-1]), lines
+    assert not (out / locks.KEY).exists()
+    process = subprocess.Popen(command, **options)
+    shown, lines = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, lines
+    assert "120 examples of recall, knowledge" in shown
+    assert not repsim.open(out).remark
+    assert np.isfinite(of_plan(repsim.open(out), "baseline")["score"].values).any(-1).all()
