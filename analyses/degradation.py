@@ -262,7 +262,9 @@ def _sweep(name: str, named: Sequence[Values], place: Mapping[str, int], layers:
     for pool in [sorted(others)] if name == "random" else [[other] for other in sorted(others)]:
         for value in index.allowed(layers):
             texts = [family.build(layers, **{index.name: value}, **dict(other)).text for other in pool]
-            if plans := tuple(place[text] for text in texts if text in place):
+            plans = tuple(place[text] for text in texts if text in place)
+            asked = any(values.get(index.name) == value for values in named)
+            if plans and (asked or len(plans) == len(texts)):  # one lucky order is not what random orders do
                 values = {index.name: value, **({} if name == "random" else dict(pool[0]))}
                 yield Variant(family.text(**values), name, values, plans)
 

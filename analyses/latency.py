@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim.analyses import degradation
 from repsim import results
+from repsim.analyses import degradation
 from repsim.plans import Plan
 from repsim.schema import PLAN, SCORES, RepsimError
 
@@ -101,7 +101,7 @@ def _load(scores: Scores, name: str | None) -> Model:
 
 
 def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArray[np.float64]:
-    """Seconds of a forward under each plan, `[plan]`; the plans take turns, so that no drift of the machine favours one."""
+    """Seconds of a forward under each plan, `[plan]`; they take turns, so that no drift of the machine favours one."""
     import torch
 
     from repsim.stack import planned

@@ -255,7 +255,7 @@ def verify(store: StoreArgument) -> None:
     if any(damage.is_result for damage in found.damages):
         print("Results of analyses: run repsim analyze again.")
     if not all(damage.is_result for damage in found.damages):
-        print(f"The rest: {repsim.opening.repair_command(store)}")
+        print(f"Repair: {repsim.opening.repair_command(store)}")
     raise typer.Exit(1)
 
 

@@ -221,9 +221,10 @@ def _joined(
     Raises:
         RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
     """
-    found = scores.open(place.text) if store.is_begun(place) else None
-    if found:
+    begun = store.is_begun(place)
+    if begun:
         score_store.check(place, repair=repair)
+    found = scores.open(place.text) if begun else None
     tables = score_store.tables(found.dataset) if found else None
     held_tasks, held_metrics, held_examples, held_requests = tables or (pd.DataFrame(),) * 4
     held_plans = found.plans if found else ()

@@ -96,7 +96,8 @@ def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
     for analysis in dict.fromkeys(analyses):
         installed = {entry.name: entry for entry in entry_points(group=ANALYSES)}
         if analysis not in installed:
-            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {', '.join(sorted(installed))}")
+            there = [name for name, entry in sorted(installed.items()) if hasattr(entry.load(), "STATISTICS")]
+            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {', '.join(there)}")
         kernels = getattr(installed[analysis].load(), "STATISTICS", None)
         if not kernels:
             raise RepsimError(f"statistics {analysis!r}: it needs the states themselves; capture with --keep all")

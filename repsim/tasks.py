@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from repsim.schema import RepsimError
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 FEWSHOT_SEED = 1234  # lm-eval's default
-PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")  # where data come from
+# Of a task's settings, those that say where its data come from; what is asked is in the requests' digests.
+PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata", *SPLITS)
 
 log = logging.getLogger("repsim")
 
@@ -204,6 +206,8 @@ def load(
         raise RepsimError(f"{model.name}: does not predict a next token; benchmarks need a decoder")
     if limit is not None and limit < 1:
         raise RepsimError(f"limit={limit}: at least 1")
+    if shots is not None and shots < 0:
+        raise RepsimError(f"shots={shots}: at least 0")
     wanted = list(dict.fromkeys(name for name in names if name))
     if not wanted:
         raise RepsimError(f"no task: name at least one, e.g. {suite.GROUP} or arc_easy")
@@ -274,7 +278,8 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
     if not there.keys() & {config.get("validation_split"), config.get("test_split")}:
         raise RepsimError(f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}")
     config |= {key: config.get(key) if config.get(key) in there else None for key in SPLITS}
-    if not config["fewshot_split"] and not config["training_split"] and not config["validation_split"]:
+    own = (config.get("fewshot_config") or {}).get("samples")  # solved examples that the task brings
+    if not own and not any(config[key] for key in SPLITS if key != "test_split"):
         config["fewshot_split"] = config["test_split"]  # said so that lm-eval leaves the example itself out
     data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": there}}
     return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")} | data
@@ -296,7 +301,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(values, sort_keys=True, default=str)
+    lasting = re.sub(r" at 0x[0-9a-f]+", "", text)  # functions, by their names
+    return hashlib.sha256(lasting.encode()).hexdigest()[:16]
 
 
 def _brief(problem: Exception) -> str:

@@ -29,7 +29,10 @@ from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
-WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
+ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+# How far trees may be from plain texts, as a share of how far they are where positions or mask are not heeded.
+TREE_ERRORS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.2}
 
 log = logging.getLogger("repsim")
 
@@ -222,7 +225,8 @@ class Tracer:
         """Whether trees of texts give the states that the texts give one by one.
 
         Tried on a small tree: it has to come much closer to the plain texts than what comes out where its positions
-        or its mask are not heeded. Windows of attention cannot be told of trees, so no text may be longer than one.
+        or its mask are not heeded. Attention within windows is told of trees where every text fits into one; layers
+        that are no attention, and windows that count places in the row, cannot be told.
 
         Args:
             longest: tokens of the longest text.
@@ -230,6 +234,9 @@ class Tracer:
         config = self._model.module.config.get_text_config()
         spans = [getattr(config, name, None) for name in WINDOWS]
         if any(isinstance(span, int) and 0 < span < longest for span in spans):
+            return False
+        kinds = getattr(config, "layer_types", None) or ()
+        if not ATTENTION_KINDS.issuperset(kinds) or "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
             return False
         ids = np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
         parts = ids[6:26], ids[26:36], ids[36:]
@@ -245,7 +252,7 @@ class Tracer:
         except Exception as problem:  # models refuse what they cannot take in whatever way
             log.debug("%s takes no trees: %s", self._model.name, problem)
             return False
-        return errors[0] < 0.2 * min(errors[1:])
+        return errors[0] < TREE_ERRORS[self._model.module.dtype] * min(errors[1:])
 
     def _last(self, batches: Sequence[Batch]) -> Tensor:
         """States that leave the whole stack, `[token, unit]`, float32."""

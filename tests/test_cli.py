@@ -70,13 +70,16 @@ def files(folder: Path) -> list[str]:
 
 
 ANALYSES = sorted(entry_points(group="repsim.analyses").names)
+OF_SCORES = ["degradation", "latency"]
+OF_CAPTURES = [name for name in ANALYSES if name not in OF_SCORES]
 
 
 def test_every_analysis_is_installed() -> None:
-    assert ANALYSES == ["blocks", "clusters", "cosine", "drift", "geometry", "norms", "similarity"]
+    assert OF_CAPTURES == ["blocks", "clusters", "cosine", "drift", "geometry", "norms", "similarity"]
+    assert sorted(OF_CAPTURES + OF_SCORES) == ANALYSES
 
 
-@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.mark.parametrize("analysis", OF_CAPTURES)
 def test_every_analysis_draws_a_figure_and_writes_the_data_next_to_it(
     analysis: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,7 +206,8 @@ def test_help_says_something_of_every_option(analysis: str) -> None:
     (entry,) = entry_points(group="repsim.analyses", name=analysis)
     command = cli.analysis_command(analysis, entry.load())
     options = [parameter for parameter in command.params if parameter.name not in ("help", "stores")]
-    assert {option.name for option in options} >= {"plan", "resamples", "figures", "style", "quiet"}
+    own = {"metric"} if analysis in OF_SCORES else {"plan"}
+    assert {option.name for option in options} >= {"resamples", "figures", "style", "quiet"} | own
     for option in options:
         assert option.help, option.name
         assert option.help.endswith(".") or option.help[-1].isalnum(), option.help
@@ -257,7 +261,7 @@ WRONG = {
     "statistics of states": (["capture", "{model}", "--statistics", "cosine"], "add --keep none"),
     "no such statistics": (
         ["capture", "{model}", "--keep", "none", "--statistics", "cosines"],
-        "no such analysis; there are blocks, clusters, cosine, drift, geometry, norms, similarity",
+        "no such analysis; there are blocks, cosine, norms, similarity",
     ),
     "a URL of no kind": (["capture", "{model}", "--out", "ftp://here/a.zarr"], "s3://, gs:// or az:// URL"),
     "nothing to verify": (["verify", "{here}/none.zarr"], "no such store"),
@@ -267,6 +271,12 @@ WRONG = {
     "unknown command": (["capturing"], "capturing"),
     "unknown option": (["capture", "--plans", "fig4"], "--plans"),
     "unknown analysis": (["analyze", "cosines", "{store}"], "cosines"),
+    "unknown task": (["evaluate", "{model}", "--tasks", "gramar"], "did you mean grammar"),
+    "no decoder": (["evaluate", "{other}"], "benchmarks need a decoder"),
+    "no data": (["evaluate", "{model}", "--data-dir", "{here}/none"], "--data-dir"),
+    "bad contexts": (["evaluate", "{model}", "--contexts", "some"], "choose auto, trees or rows"),
+    "scores in a capture": (["evaluate", "{model}", "--tasks", "grammar", "--out", "{store}"], "a capture, not scores"),
+    "scores wanted": (["analyze", "degradation", "{store}"], "made by repsim evaluate"),
     "no store": (["analyze", "cosine", "{here}/none.zarr"], "no such store"),
     "not a store": (["analyze", "cosine", "{here}"], "not a repsim capture"),
     "plan not captured": (["analyze", "cosine", "{store}", "--plan", "reverse:start=0"], "is not in"),
@@ -291,6 +301,61 @@ def test_wrong_input_is_one_line_and_status_2_and_leaves_nothing(
     assert says in line
     assert done.stdout == ""
     assert tree(tmp_path) | tree(store) == before
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scores") / "some.zarr"
+    plans = ("--plan", "fig2", "--plan", "fig4")
+    done = repsim("evaluate", tiny_folder, *plans, "--tasks", "grammar,knowledge", "--limit", 12, "--out", path)
+    assert done.returncode == 0, done.stderr
+    assert "contexts: trees" in done.stderr
+    assert f"Next: repsim analyze degradation {path}" in done.stdout
+    return path
+
+
+def test_degradation_draws_what_the_plans_give(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny random model is not above chance on anything; here it is taken to be."""
+    compute = repsim_library.analyses.degradation.compute
+    monkeypatch.setattr(
+        "repsim.analyses.degradation.compute",
+        lambda *args, **options: compute(*args, **options).assign(valid=("task", [1, 1])),
+    )
+    assert main("analyze", "degradation", scores, "--resamples", 20, "--figures", tmp_path) == 0
+    ends = {name.split("-")[-1] for name in files(tmp_path)}
+    assert {"fig2.pdf", "fig2.png", "fig4.pdf", "fig4.png"} <= ends
+    assert "fig10.png" not in ends
+    capsys.readouterr()
+    assert main("analyze", "degradation", scores, "--figure", 10, "--figures", tmp_path / "f") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fig10" in line
+
+
+def test_latency_times_the_model(scores: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    options = ("--resamples", 20, "--repeats", 1, "--tokens", 8, "--figures", tmp_path)
+    assert main("analyze", "latency", scores, "--model", tiny_folder, *options) == 0
+    (name,) = (name for name in files(tmp_path) if name.endswith(".nc"))
+    with xr.open_dataset(tmp_path / name, engine="scipy") as data:
+        assert (data["milliseconds"] > 0).all()
+        assert data["critical_path"].values[0] == 6
+
+
+def test_info_and_verify_of_scores(scores: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(scores, copy)
+    told = repsim("info", copy)
+    assert told.returncode == 0, told.stderr
+    for fact in ("tiny-llama", "grammar version 1.0, 0-shot, 12 examples", "complete:       yes", "--tasks grammar,kn"):
+        assert fact in told.stdout
+    chunk = copy / "log_likelihood" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    damaged = repsim("verify", copy)
+    assert damaged.returncode == 1
+    assert damaged.stdout.splitlines()[0].startswith("damaged: log_likelihood")
+    assert damaged.stdout.splitlines()[-1].startswith("Repair: repsim evaluate tiny-llama --plan fig2 --plan fig4")
+    assert damaged.stdout.splitlines()[-1].endswith("--repair")
 
 
 def test_info_and_verify(store: Path, tmp_path: Path) -> None:
@@ -318,7 +383,7 @@ def test_info_and_verify(store: Path, tmp_path: Path) -> None:
     first, count, advice = damaged.stdout.splitlines()
     assert first.startswith("damaged: hidden node 2")
     assert "1 chunks damaged or missing" in count
-    assert advice.startswith("The capture: repsim capture tiny-llama --plan fig4")
+    assert advice.startswith("Repair: repsim capture tiny-llama --plan fig4")
     assert advice.endswith(f"--out {copy} --repair")
 
 
@@ -326,7 +391,7 @@ def test_the_advised_command_repairs(store: Path, tiny_folder: Path, tmp_path: P
     copy = tmp_path / "copy.zarr"
     shutil.copytree(store, copy)
     next((copy / "hidden" / "c" / "2").rglob("0/0")).unlink()
-    command = shlex.split(repsim("verify", copy).stdout.splitlines()[-1].removeprefix("The capture: "))
+    command = shlex.split(repsim("verify", copy).stdout.splitlines()[-1].removeprefix("Repair: "))
     done = repsim(*(str(tiny_folder) if word == "tiny-llama" else word for word in command[1:]))
     assert done.returncode == 0, done.stderr
     assert repsim("verify", copy).returncode == 0

@@ -195,6 +195,23 @@ def test_results_are_kept_with_the_scores(copied):
 # Damage
 
 
+@pytest.fixture(scope="module")
+def few(data) -> dict[str, Any]:
+    return {"plan": PLANS[:2], "tasks": ("recall", "gsm8k"), "limit": 2, "shots": 1, "data_dir": data}
+
+
+@pytest.fixture(scope="module")
+def small(model, few, tmp_path_factory) -> Scores:
+    """Finished, not to be changed."""
+    return repsim.evaluate(model, out=tmp_path_factory.mktemp("scores") / "small.zarr", **few)
+
+
+@pytest.fixture
+def broken(small, tmp_path) -> Path:
+    shutil.copytree(small.path, tmp_path / "s.zarr")
+    return tmp_path / "s.zarr"
+
+
 def chunks_of(path: Path) -> dict[str, Path]:
     """One chunk of each array."""
     found = {file.parent.name: next(file.rglob("[0-9]*")) for file in sorted(path.glob("*/c"))}
@@ -209,30 +226,30 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 @pytest.mark.parametrize("name", sorted(DTYPES))
-def test_damage_is_named_and_what_was_filled_is_made_good(whole, model, asked, copied, name, damage):
+def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, broken, name, damage):
     """A damaged answer never passes for a sound one, nor does growing make it one; a damaged description is refused."""
-    file = chunks_of(copied)[name]
+    file = chunks_of(broken)[name]
     flip(file) if damage == "flipped" else file.unlink()
-    key = file.relative_to(copied)
-    (found,) = repsim.verify(copied).damages
+    key = file.relative_to(broken)
+    (found,) = repsim.verify(broken).damages
     assert str(found) == f"{damage.replace('flipped', 'damaged')}: {name} whole ({key})"
-    before = {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()}
-    for options in ({}, {"plan": PLANS[:3], "append": True}, {"limit": LIMIT + 1, "append": True}):
+    before = {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()}
+    for options in ({}, {"plan": PLANS[:3], "limit": 3, "append": True}):
         with pytest.raises(RepsimError) as caught:
-            repsim.evaluate(model, out=copied, **{**asked, **options})
-        assert str(caught.value).startswith((f"{copied}: ", "an empty step"))
+            repsim.evaluate(model, out=broken, **{**few, **options})
+        assert str(caught.value).startswith(f"{broken}: {found}")
         assert "\n" not in str(caught.value)
-    assert {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()} == before
+    assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
     if name in score_store.FILLED:
         assert str(caught.value).endswith("; add --repair")
-        assert repsim.opening.repair_command(copied).endswith(f"--out {copied} --repair")
-        mended = repsim.evaluate(model, out=copied, repair=True, **asked)
-        assert repsim.verify(copied).damages == ()
-        xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
+        assert repsim.opening.repair_command(broken).endswith(f"--out {broken} --repair")
+        mended = repsim.evaluate(model, out=broken, repair=True, **few)
+        assert repsim.verify(broken).damages == ()
+        xr.testing.assert_equal(mended.dataset.load(), small.dataset.load())
     else:
-        with pytest.raises(RepsimError):
-            repsim.evaluate(model, out=copied, repair=True, **asked)
-        assert {one: one.stat().st_mtime_ns for one in copied.rglob("*") if one.is_file()} == before
+        with pytest.raises(RepsimError, match=r": it describes the store; evaluate again, to another --out$"):
+            repsim.evaluate(model, out=broken, repair=True, **few)
+        assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
 
 
 def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monkeypatch):
@@ -253,9 +270,9 @@ def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monke
 
 
 @pytest.mark.parametrize("name", [*score_store.FILLED, "task"])
-def test_a_repair_that_is_cut_short_forgets_no_damage(whole, model, asked, copied, monkeypatch, name):
+def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken, monkeypatch, name):
     """While the store is written anew; the lost answers must not pass for finished ones."""
-    flip(copied / "log_likelihood" / "c" / "0" / "0")
+    flip(broken / "log_likelihood" / "c" / "0" / "0")
     real = store.sized_array
 
     def die(group: Any, array: str, *rest: Any, **options: Any) -> Any:
@@ -265,21 +282,21 @@ def test_a_repair_that_is_cut_short_forgets_no_damage(whole, model, asked, copie
 
     monkeypatch.setattr(store, "sized_array", die)
     with pytest.raises(KeyboardInterrupt):
-        repsim.evaluate(model, out=copied, repair=True, **asked)
+        repsim.evaluate(model, out=broken, repair=True, **few)
     monkeypatch.undo()
     monkeypatch.setattr(HFLM, "max_gen_toks", WRITTEN)
-    mended = repsim.evaluate(model, out=copied, repair=True, **asked)
-    xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
+    mended = repsim.evaluate(model, out=broken, repair=True, **few)
+    xr.testing.assert_equal(mended.dataset.load(), small.dataset.load())
 
 
 @pytest.mark.parametrize("part", ["score", "log_likelihood", "example_gold"])
-def test_lost_metadata_is_refused(model, asked, copied, part):
-    (copied / part / "zarr.json").unlink()
-    (found,) = repsim.verify(copied).damages
+def test_lost_metadata_is_refused(model, few, broken, part):
+    (broken / part / "zarr.json").unlink()
+    (found,) = repsim.verify(broken).damages
     assert found == integrity.Damage(part, (), "metadata", True)
     for repair in (False, True):
         with pytest.raises(RepsimError, match=rf"^[^\n]*s.zarr: [^\n]*{part}[^\n]*$"):
-            repsim.evaluate(model, out=copied, repair=repair, **asked)
+            repsim.evaluate(model, out=broken, repair=repair, **few)
 
 
 # Other writers, other schemas

@@ -398,12 +398,13 @@ def small(class_name: str, **config: object) -> Model:
 
 def test_a_window_that_counts_places_in_the_row_cannot_share() -> None:
     """GPT-Neo's local attention is by place, whatever mask it is given; rows of trees are longer than its texts."""
-    kinds = [[["global", "local"], T // 2]]
-    model = small("GPTNeoForCausalLM", hidden_size=32, num_layers=T, num_heads=4, attention_types=kinds, window_size=50)
+    ids = {name: DECODER[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+    kinds = {"attention_types": [[["global", "local"], T // 2]], "window_size": 50}
+    model = small("GPTNeoForCausalLM", hidden_size=32, num_layers=T, num_heads=4, **kinds, **ids)
     generator = np.random.default_rng(3)
-    ids = generator.integers(3, VOCABULARY, (12, 30)).astype(np.int32)
-    ids[:, :12] = ids[0, :12]
-    windows = [Window(row, row[-5:]) for row in ids]
+    texts = generator.integers(3, VOCABULARY, (12, 30)).astype(np.int32)
+    texts[:, :12] = texts[0, :12]
+    windows = [Window(row, row[-5:]) for row in texts]
     rows, trees = (
         packed_scores(model, pack(windows, 0, overhead=20, waste=0.5), ("baseline",))[0][1]
         for pack in (pack_rows, pack_trees)
