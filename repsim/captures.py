@@ -6,8 +6,7 @@ finished and nothing else. How one is made is `repsim.recording`.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,33 +21,21 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from repsim import store
-from repsim.families import NamedPlan, names_of, resolve
-from repsim.places import Folder, Place, place_of
-from repsim.plans import Plan, parse_plan
+from repsim.families import names_of, resolve
+from repsim.opened import Opened, commands
+from repsim.places import place_of
+from repsim.plans import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
 
 PER_TOKEN = ("token_id", "position", "sample")
 
 
-class Capture:
+class Capture(Opened):
     """Hidden states of one model over one corpus under some plans, read from disk as they are asked for."""
 
     kind = CAPTURE
-
-    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
-        self.place = place
-        self.dataset = dataset
-
-    @property
-    def path(self) -> Path | str:
-        """Where the store is: a folder's path, or a URL."""
-        return self.place.path if isinstance(self.place, Folder) else self.place.text
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model, weights, tokenizer, corpus, dtypes and versions that the numbers depend on."""
-        return dict(self.dataset.attrs["identity"])
+    maker = "repsim capture"
 
     @property
     def label(self) -> str:
@@ -61,19 +48,6 @@ class Capture:
         if not self.missing:
             return ""
         return f"{self.complete:,} of {self.dataset.sizes[TOKEN]:,} tokens are finished under every plan"
-
-    @property
-    def layers(self) -> int:
-        """The model's number of layers, T."""
-        return int(self.dataset.attrs["layers"])
-
-    @cached_property
-    def plans(self) -> tuple[NamedPlan, ...]:
-        """The plans in the store, with the names they were asked for by."""
-        names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
-        return tuple(
-            NamedPlan(str(name), parse_plan(str(text), self.layers)) for name, text in zip(names, texts, strict=True)
-        )
 
     @property
     def tokens(self) -> xr.Dataset:
@@ -203,15 +177,6 @@ class Capture:
         nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
         runs = store.samples_by_run(self.place, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
         yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
-
-    def write_result(self, name: str, result: xr.Dataset) -> None:
-        """Keeps an analysis's result with the store, under its name."""
-        store.write_result(self.place, name, result)
-
-    @property
-    def commands(self) -> list[str]:
-        """The commands that made this capture, one after the other; folders of corpus files are left out."""
-        return _commands(self.dataset.attrs["requests"], self.path)
 
     @property
     def info(self) -> dict[str, str]:
@@ -371,20 +336,4 @@ def repair_command(path: str | Path) -> str:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
     requests: Any = store.root_group(place_of(path)).attrs["requests"]
-    return f"{_commands(requests, str(path))[-1]} --repair"
-
-
-def _commands(requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
-    return [_command(request, path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
-
-
-def _command(request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:
-    """A request as a command for the shell."""
-    words = ["repsim", "capture", str(request["model"])]
-    for name, value in request.items():
-        if name == "model":
-            continue
-        option = "--" + name.replace("_", "-")
-        for one in value if isinstance(value, list) else [value]:
-            words += [option] if one is True else [option, str(one)]
-    return shlex.join([*words, "--out", str(path), *more])
+    return f"{commands(Capture.maker, requests, str(path))[-1]} --repair"

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ from repsim.scores import Scores
 if TYPE_CHECKING:
     from repsim.models import Model
     from repsim.tasks import Benchmark, Example
-    from repsim.trace import NodeState, Tracer
+    from repsim.trace import NodeState
 
 GENERATED = 8  # texts that are written together
 PACKAGES = ("lm-eval", "datasets")
@@ -79,7 +81,7 @@ def evaluate(
         contexts: `trees` where texts share what they begin with, `rows` where each runs by itself; `auto` tries
             whether the model takes trees.
         batch_tokens: about so many tokens are computed and finished together.
-        progress: called as scores are finished; counts each token once a plan.
+        progress: called as scores are finished; counts the tokens of all requests under all plans.
         **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
     Raises:
         Stopped: SIGINT or SIGTERM came; the same call goes on.
@@ -177,22 +179,15 @@ class _Asked:
         return pd.DataFrame(rows, columns=["task", "doc", "choice", "digest", "example"])
 
     def blocks(self, keys: Sequence[tuple[str, int]]) -> list[int]:
-        """The block of each of these examples, counted from 0: neighbours that run together."""
-        found: list[int] = []
-        for generates in (False, True):  # in the order of the examples; the two never share a block
-            own = [key for key in keys if self.benchmarks[key[0]].generates == generates]
-            sizes = self._generated(own) if generates else self._likelihoods(own)
-            offset = found[-1] + 1 if found else 0
-            found += np.repeat(np.arange(len(sizes)) + offset, sizes).tolist()
-        return found
-
-    def _likelihoods(self, keys: Sequence[tuple[str, int]]) -> list[int]:
-        texts = [[window for one in self.examples[key].requests for window in one.windows] for key in keys]
-        return cut_trees(texts, self.batch_tokens)
-
-    def _generated(self, keys: Sequence[tuple[str, int]]) -> list[int]:
-        counts = pd.Series([task for task, _ in keys], dtype=object).value_counts(sort=False)
-        return [min(GENERATED, count - first) for count in counts for first in range(0, count, GENERATED)]
+        """The block of each of these examples, counted from 0: neighbours of one task that run together."""
+        sizes: list[int] = []
+        for task, of in groupby(keys, key=itemgetter(0)):
+            own = list(of)
+            if self.benchmarks[task].generates:
+                sizes += [min(GENERATED, len(own) - first) for first in range(0, len(own), GENERATED)]
+            else:
+                sizes += cut_trees([_windows([self.examples[key]]) for key in own], self.batch_tokens)
+        return np.repeat(np.arange(len(sizes)), sizes).tolist()
 
     def cells(self, layout: score_store.Layout, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """What this call asks for and the store lacks, `[plan, block]`.
@@ -237,7 +232,6 @@ def _joined(
         _check_same(place, asked, held_tasks, held_examples, held_requests)
     known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
     fresh = [key for key in asked.examples if key not in known]
-    fresh.sort(key=lambda key: asked.benchmarks[key[0]].generates)  # stable: what generates comes last
     plans = tuple(named for named in asked.plans if named.plan not in {held.plan for held in held_plans})
     if found and (plans or fresh) and not append:
         lacks = [f"plans {names_of(plans)}"] if plans else []
@@ -344,18 +338,15 @@ def _run(
     contexts: str,
     progress: Callable[[Progress], None],
 ) -> None:
-    trie = PlanTrie.build(named.plan for named in layout.plans)
     keys = list(layout.examples[["task", "doc"]].itertuples(index=False, name=None))
     blocks = {
         block: [asked.examples[key] for key in keys[layout.examples_of(block)]]
         for block in np.flatnonzero(missing.any(0)).tolist()
     }
     likelihoods = {block: found for block, found in blocks.items() if found[0].requests[0].prompt is None}
-    pack, tracer = _packing(asked.model, likelihoods.values(), contexts) if likelihoods else (None, None)
-    packed = {block: pack(_windows(found)) for block, found in likelihoods.items()} if pack else {}
-    weights = {
-        block: packed[block].tokens if block in packed else _prompt_tokens(asked, blocks[block]) for block in blocks
-    }
+    every = [example for found in likelihoods.values() for example in found]
+    scorer = _Scorer(asked, layout, every, contexts) if every else None
+    weights = {block: _tokens(asked, examples) for block, examples in blocks.items()}
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
     progress(Progress(0, total))
@@ -374,68 +365,77 @@ def _run(
 
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
             with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
-                if tracer is not None and block in packed:
-                    _score(asked, layout, tracer, trie, examples, packed[block], pending, finish)
+                if scorer is not None and block in likelihoods:
+                    scorer.score(examples, scorer.packed(examples), pending, finish)
                 else:
                     _generate(asked, layout, examples, pending, finish)
 
 
-def _packing(
-    model: Model, blocks: Iterable[Sequence[Example]], contexts: str
-) -> tuple[Callable[[Sequence[Window]], Packed], Tracer]:
-    """How texts are packed for this model: trees if it takes them."""
-    from repsim.trace import Tracer
+class _Scorer:
+    """Log-likelihoods of blocks of examples, in trees of texts where the model takes them.
 
-    tracer = Tracer(model)
-    longest = max(len(window.inputs) for examples in blocks for window in _windows(examples))
-    shares = tracer.shares_contexts(longest) if contexts != "rows" else False
-    if contexts == "trees" and not shares:
-        raise RepsimError(f"contexts 'trees': {model.name} does not take trees of texts; leave it to auto")
-    log.info("contexts: %s", "trees, what texts share is computed once" if shares else "rows, each text by itself")
-    pad_id, costs = model.tokenizer.pad_token_id or 0, runs.costs(model)
-    pack = pack_trees if shares else pack_rows
-    return lambda windows: pack(windows, pad_id, **costs), tracer
+    Raises:
+        RepsimError: trees were asked for, and the model does not take them.
+    """
+
+    def __init__(self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str) -> None:
+        from repsim.trace import Tracer
+
+        self._asked, self._layout = asked, layout
+        self._trie = PlanTrie.build(named.plan for named in layout.plans)
+        self._tracer = Tracer(asked.model)
+        longest = max(len(window.inputs) for window in _windows(examples))
+        self._trees = contexts != "rows" and self._tracer.shares_contexts(longest)
+        if contexts == "trees" and not self._trees:
+            raise RepsimError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
+        how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
+        log.info("contexts: %s", how)
+
+    def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
+        """A block's texts as batches; in trees if the model takes them."""
+        pack = pack_trees if trees and self._trees else pack_rows
+        model = self._asked.model
+        return pack(_windows(examples), model.tokenizer.pad_token_id or 0, **runs.costs(model))
+
+    def score(
+        self, examples: Sequence[Example], packed: Packed, pending: Sequence[int], finish: Callable[[int, Any], None]
+    ) -> None:
+        """A block's log-likelihoods under the pending plans; `finish` takes a plan and its answers."""
+        import torch
+
+        requests = [request for example in examples for request in example.requests]
+        owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[packed.window]
+        plans = {self._trie.ends[plan]: plan for plan in pending}
+        token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+        spoilt: list[int] = []
+
+        def consume(state: NodeState) -> None:
+            logprob, likeliest = self._tracer.predict(state.hidden, token, target)
+            sums = np.bincount(owner, logprob.double().cpu().numpy(), len(requests))
+            finite = np.isfinite(sums)
+            if not finite.all() and packed.batches[0].sees is not None:
+                spoilt.append(plans[state.node])  # what a token does not see still reaches it as 0 x NaN
+                return
+            greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
+            values, flags = np.where(finite, sums, np.nan), np.where(finite, greedy, -1).astype(np.int8)
+            answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
+            scored = _scored(self._asked, self._layout, examples, answers)
+            finish(plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored})
+
+        self._tracer.run(self._trie, packed.batches, consume, nodes=plans.keys())
+        if spoilt:
+            self.score(examples, self.packed(examples, trees=False), spoilt, finish)
 
 
 def _windows(examples: Sequence[Example]) -> list[Window]:
     return [window for example in examples for request in example.requests for window in request.windows]
 
 
-def _prompt_tokens(asked: _Asked, examples: Sequence[Example]) -> int:
-    prompts = [request.prompt or "" for example in examples for request in example.requests]
-    return sum(len(asked.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
-
-
-def _score(
-    asked: _Asked,
-    layout: score_store.Layout,
-    tracer: Tracer,
-    trie: PlanTrie,
-    examples: Sequence[Example],
-    packed: Packed,
-    pending: Sequence[int],
-    finish: Callable[[int, dict[str, Any]], None],
-) -> None:
-    """A block's log-likelihoods under the pending plans; `finish` takes a plan and its answers."""
-    import torch
-
-    requests = [request for example in examples for request in example.requests]
-    owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[packed.window]
-    plans = {trie.ends[plan]: plan for plan in pending}
-    token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
-
-    def consume(state: NodeState) -> None:
-        logprob, likeliest = tracer.predict(state.hidden, token, target)
-        sums = np.bincount(owner, logprob.double().cpu().numpy(), len(requests))
-        greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
-        # infinite states give no log-likelihood, and none is minus infinity by right
-        values = np.where(np.isfinite(sums), sums, np.nan)
-        answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
-        scored = _scored(asked, layout, examples, answers)
-        flags = np.where(np.isfinite(values), greedy, -1).astype(np.int8)
-        finish(plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored})
-
-    tracer.run(trie, packed.batches, consume, nodes=plans.keys())
+def _tokens(asked: _Asked, examples: Sequence[Example]) -> int:
+    """How many tokens the requests have, what they share counted each time."""
+    prompts = [request.prompt for example in examples for request in example.requests if request.prompt is not None]
+    written = sum(len(asked.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    return written + sum(len(window.inputs) for window in _windows(examples))
 
 
 def _generate(

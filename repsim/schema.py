@@ -82,7 +82,7 @@ class Identity:
         Versions and the kind of device move numbers by floating-point noise only and do not count.
         """
         ours, theirs = self.to_dict(), other.to_dict()
-        for name in ours:
+        for name in ("model", "compute_dtype", *ours):  # a dtype changes the digest of the weights
             if name not in {"versions", "device"} and ours[name] != theirs[name]:
                 there, here = (_short(values[name]) for values in (theirs, ours))
                 return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"

@@ -5,59 +5,29 @@ How they are made is `repsim.evaluation`; how they lie on disk, `repsim.score_st
 
 from __future__ import annotations
 
-import shlex
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from repsim import store
-from repsim.families import NamedPlan, names_of
-from repsim.places import Folder, Place, place_of
-from repsim.plans import parse_plan
+from repsim.families import names_of
+from repsim.opened import Opened
+from repsim.places import place_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
 
 
-class Scores:
-    """Scores of one model on some tasks under some plans.
-
-    dataset: as xarray opens the store, lazily; what counts of it when it was opened.
-    """
+class Scores(Opened):
+    """Scores of one model on some tasks under some plans."""
 
     kind = SCORES
-
-    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
-        self.place, self.dataset = place, dataset
+    maker = "repsim evaluate"
 
     def __repr__(self) -> str:
         sizes = self.dataset.sizes
         counts = f"{sizes[PLAN]:,} plans x {sizes[EXAMPLE]:,} examples of {', '.join(self.tasks)}"
         return f"Scores of {self.identity['model']}: {counts}; {self.path}{self.remark and '; ' + self.remark}"
-
-    @property
-    def path(self) -> Path | str:
-        """Where the store is: a folder's path, or a URL."""
-        return self.place.path if isinstance(self.place, Folder) else self.place.text
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model, weights, tokenizer, requests, dtypes and versions that the numbers depend on."""
-        return dict(self.dataset.attrs["identity"])
-
-    @property
-    def layers(self) -> int:
-        """The model's number of layers, T."""
-        return int(self.dataset.attrs["layers"])
-
-    @cached_property
-    def plans(self) -> tuple[NamedPlan, ...]:
-        """The plans in the store, with the names they were asked for by."""
-        names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
-        return tuple(
-            NamedPlan(str(name), parse_plan(str(text), self.layers)) for name, text in zip(names, texts, strict=True)
-        )
 
     @property
     def tasks(self) -> list[str]:
@@ -81,20 +51,6 @@ class Scores:
         """What a reader of the numbers has to know: what is not finished; empty where all is."""
         done = self.dataset["done"].values
         return "" if done.all() else f"{int(done.sum()):,} of {done.size:,} blocks of examples by plan are finished"
-
-    @property
-    def commands(self) -> list[str]:
-        """What made the store, for the shell."""
-        found = []
-        for row, request in enumerate(self.dataset.attrs["requests"]):
-            words = ["repsim", "evaluate", str(request["model"])]
-            for name, value in request.items():
-                if name != "model":
-                    option = "--" + name.replace("_", "-")
-                    for one in value if isinstance(value, list) else [value]:
-                        words += [option] if one is True else [option, str(one)]
-            found.append(shlex.join([*words, "--out", str(self.path), *["--append"] * bool(row)]))
-        return found
 
     @property
     def info(self) -> dict[str, str]:
@@ -121,10 +77,6 @@ class Scores:
             "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
             "made by": "; ".join(self.commands),
         }
-
-    def write_result(self, name: str, result: xr.Dataset) -> None:
-        """Keeps an analysis's result with the store."""
-        store.write_result(self.place, name, result)
 
 
 def open(path: str | Path) -> Scores:

@@ -111,11 +111,15 @@ class AveragingCache(DynamicCache):
     Args:
         module: the model, inside `planned`.
         plan: the plan it follows.
+    Raises:
+        RepsimError: layers of such a step keep only a window of the past.
     """
 
     def __init__(self, module: Any, plan: Plan) -> None:
         super().__init__(config=module.config)
         self._rounds = _rounds(plan)
+        if any(getattr(layer, "is_sliding", False) for slot, layer in enumerate(self.layers) if slot in self._rounds):
+            raise RepsimError(f"{plan}: layers with sliding windows have no past to average; leave out --paper-cache")
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -46,7 +46,7 @@ class Request:
     """One question to the model.
 
     task, doc, choice: the task's name, the example's number in it and the request's number in the example.
-    digest: sha256 of what is asked, as tokens, and of the task's name and version; 16 hex digits.
+    digest: sha256 of what is asked, as tokens, of what is right, and of the task's name and version; 16 hex digits.
     windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be generated.
     prompt: the text to go on from; None where there is nothing to generate.
     rolling: whether the answer is the log-likelihood of the whole text alone.
@@ -127,7 +127,8 @@ class Benchmark:
             prompt = None
             windows = self._harness.windows(instance)
             asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
-        digest = _digest([self.name, self.version, instance.request_type, asked])
+        target = str(self._task.doc_to_target(instance.doc))
+        digest = _digest([self.name, self.version, instance.request_type, asked, target])
         rolling = instance.request_type == "loglikelihood_rolling"
         return Request(self.name, doc, instance.idx, digest, windows, prompt, rolling)
 
@@ -164,7 +165,10 @@ class Benchmark:
 
     def aggregate(self, metric: str, values: Sequence[Any]) -> float:
         """A metric of the whole benchmark, by the task's own aggregation."""
-        return float(self._task.aggregation()[metric.partition(",")[0]](values))
+        try:
+            return float(self._task.aggregation()[metric.partition(",")[0]](values))
+        except OverflowError:  # the perplexity of a model that is all wrong
+            return float("inf")
 
     @property
     def metrics(self) -> dict[str, tuple[str, bool]]:

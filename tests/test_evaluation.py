@@ -427,7 +427,7 @@ def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
         ("name", r"model \(tiny-llama there, other here\)"),
         ("weights", r"other weights \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
         ("config", r"another configuration of the model \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
-        ("dtype", r"other weights \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),  # their digest knows the dtype
+        ("dtype", r"compute_dtype \(float32 there, float16 here\)"),
         ("paper_cache", r"--paper-cache"),
         ("shots", r"version [\d.]+, 2-shot there, version [\d.]+, 1-shot here"),
         ("question", r"example 4 of arc_easy asks something else there; other data or another lm-eval\?"),

@@ -1,0 +1,81 @@
+"""What an open store is, whatever it holds: where it lies, what it is of, which plans it has, what made it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import xarray as xr
+
+from repsim import store
+from repsim.families import NamedPlan
+from repsim.places import Folder, Place
+from repsim.plans import parse_plan
+from repsim.schema import PLAN
+
+
+class Opened:
+    """A store that is open for reading.
+
+    kind: what it holds.
+    maker: the command that makes one.
+    dataset: as xarray opens it, lazily; what counted of it when it was opened.
+    """
+
+    kind: ClassVar[str]
+    maker: ClassVar[str]
+
+    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
+        self.place = place
+        self.dataset = dataset
+
+    @property
+    def path(self) -> Path | str:
+        """Where the store is: a folder's path, or a URL."""
+        return self.place.path if isinstance(self.place, Folder) else self.place.text
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Model, weights, tokenizer, texts, dtypes and versions that the numbers depend on."""
+        return dict(self.dataset.attrs["identity"])
+
+    @property
+    def layers(self) -> int:
+        """The model's number of layers, T."""
+        return int(self.dataset.attrs["layers"])
+
+    @cached_property
+    def plans(self) -> tuple[NamedPlan, ...]:
+        """The plans in the store, with the names they were asked for by."""
+        names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
+        return tuple(
+            NamedPlan(str(name), parse_plan(str(text), self.layers)) for name, text in zip(names, texts, strict=True)
+        )
+
+    @property
+    def commands(self) -> list[str]:
+        """What made it, for the shell; the first command made it, each further one added to it."""
+        return commands(self.maker, self.dataset.attrs["requests"], self.path)
+
+    def write_result(self, name: str, result: xr.Dataset) -> None:
+        """Keeps an analysis's result with the store, under its name."""
+        store.write_result(self.place, name, result)
+
+
+def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
+    """Requests that a store keeps, as commands for the shell."""
+    return [_command(maker, request, path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
+
+
+def _command(maker: str, request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:
+    words = [*maker.split(), str(request["model"])]
+    for name, value in request.items():
+        if name == "model":
+            continue
+        option = "--" + name.replace("_", "-")
+        for one in value if isinstance(value, list) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return shlex.join([*words, "--out", str(path), *more])
