@@ -22,10 +22,12 @@ from torch import nn
 import repsim
 from conftest import VOCABULARY, T, make
 from repsim import models, tasks, trace
+from repsim.families import resolve
 from repsim.layers import find_stack
 from repsim.runs import Progress
 from repsim.schema import RepsimError, Stopped
 from repsim.scores import Scores
+from repsim.stack import AveragingCache
 
 PLANS = (
     "baseline",
@@ -579,3 +581,55 @@ def test_a_capture_is_no_place_for_scores(mixed_capture, model):
     with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
         repsim.evaluate(model, **asked_of(mixed_capture.path))
     assert repsim.verify(mixed_capture.path).damages == ()
+
+
+def test_new_plans_may_be_of_some_of_the_tasks(model, path):
+    """No block holds examples of two tasks."""
+    asked = asked_of(path, batch_tokens=2048)
+    repsim.evaluate(model, **asked)
+    found = repsim.evaluate(model, append=True, **{**asked, "plan": PLANS[3], "tasks": "grammar"})
+    finished = dict(zip(found.dataset["task"].values, np.isfinite(found.dataset["aggregate"].values[3]), strict=True))
+    assert finished["grammar"].any()
+    assert not finished["recall"].any()
+
+
+def test_a_model_that_is_all_wrong_has_infinite_perplexity(model, path):
+    worse = changed(model, lambda module: module.lm_head.weight.mul_(1e4))
+    found = repsim.evaluate(worse, tasks="recall", limit=LIMIT, out=path)
+    assert found.dataset["aggregate"].sel(metric="perplexity").item() == math.inf
+
+
+def test_a_text_that_makes_states_infinite_spoils_no_other(model, data, path):
+    """In a row of trees it would: attention takes nothing of what is not seen, and 0 x NaN is NaN."""
+    rows = [json.loads(line) for line in (data / "arc_easy.test.jsonl").read_text().splitlines()[:3]]
+    rows[1]["question"] += " on"
+    (unlucky,) = model.tokenizer("on", add_special_tokens=False)["input_ids"]
+    own = path.parent / "rows"
+    own.mkdir(parents=True)
+    (own / "arc_easy.test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    broken = changed(model, lambda module: module.get_input_embeddings().weight[unlucky].fill_(torch.nan))
+    found = repsim.evaluate(broken, tasks="arc_easy", data_dir=own, out=path, shots=0)
+    assert np.isnan(found.dataset["score"].sel(metric="acc").values[0]).tolist() == [False, True, False]
+    sound = repsim.evaluate(model, tasks="arc_easy", data_dir=own, out=path.with_name("sound.zarr"), shots=0)
+    rest = found.dataset["request_doc"].values != 1
+    apart = found.dataset["log_likelihood"].values[0, rest] - sound.dataset["log_likelihood"].values[0, rest]
+    assert np.abs(apart).max() < 1e-4
+
+
+def test_another_answer_to_be_written_is_another_question(model, tmp_path):
+    rows = write_data(tmp_path / "rows")
+    asked = written_of(tmp_path / "s.zarr", rows, tasks="gsm8k", plan="baseline")
+    repsim.evaluate(model, **asked)
+    file = rows / "gsm8k.test.jsonl"
+    file.write_text(file.read_text().replace("#### 4", "#### 44"))
+    with pytest.raises(RepsimError, match="example 4 of gsm8k asks something else there"):
+        repsim.evaluate(model, **asked)
+
+
+def test_the_paper_s_cache_needs_the_whole_past():
+    windowed = make("mistral").module
+    with (
+        repsim.planned(windowed, "looped_parallel:start=1,loops=2") as module,
+        pytest.raises(RepsimError, match="leave out --paper-cache"),
+    ):
+        AveragingCache(module, resolve("looped_parallel:start=1,loops=2", T)[0].plan)
