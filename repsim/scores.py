@@ -17,6 +17,8 @@ from repsim.opened import Opened
 from repsim.places import place_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
 
+LABEL = 40  # characters that names of tasks take in the name of a file
+
 
 class Scores(Opened):
     """Scores of one model on some tasks under some plans."""
@@ -36,8 +38,9 @@ class Scores(Opened):
 
     @property
     def label(self) -> str:
-        """What figures and files call it: the model and the tasks."""
-        return f"{self.identity['model']}-{'+'.join(self.tasks)}"
+        """What figures and files call it: the model and the tasks, or how many where they are many."""
+        tasks = "+".join(self.tasks)
+        return f"{self.identity['model']}-{tasks if len(tasks) <= LABEL else f'{len(self.tasks)} tasks'}"
 
     @cached_property
     def nonfinite(self) -> xr.DataArray:
