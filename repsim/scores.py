@@ -38,8 +38,9 @@ class Scores(Opened):
 
     @property
     def label(self) -> str:
-        """What figures and files call it: the model and the tasks, or how many where they are many."""
-        tasks = "+".join(self.tasks)
+        """What figures and files call it: the model and the tasks as they were asked for, or how many if too long."""
+        asked = ",".join(request["tasks"] for request in self.dataset.attrs["requests"]).split(",")
+        tasks = "+".join(dict.fromkeys(asked))
         return f"{self.identity['model']}-{tasks if len(tasks) <= LABEL else f'{len(self.tasks)} tasks'}"
 
     @cached_property
