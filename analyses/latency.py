@@ -94,7 +94,8 @@ def _load(scores: Scores, name: str | None) -> Model:
     from repsim.models import load
 
     request = scores.dataset.attrs["requests"][-1]
-    model = load(name or request["model"], dtype=scores.identity["compute_dtype"], revision=request.get("revision"))
+    options = {key: request[key] for key in ("revision", "stack", "trust_remote_code") if key in request}
+    model = load(name or request["model"], dtype=scores.identity["compute_dtype"], **options)
     if model.weights_digest != scores.identity["weights"]:
         raise RepsimError(f"{model.name}: other weights than the scores are of; name the right ones with --model")
     return model
@@ -108,7 +109,8 @@ def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArra
 
     if tokens > model.context_length:
         raise RepsimError(f"tokens={tokens}: {model.name} takes at most {model.context_length}")
-    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    most = min(1000, model.module.config.get_text_config().vocab_size)
+    ids = torch.randint(0, most, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     found = np.empty((repeats, len(plans)))
     with torch.inference_mode():
         model.module(input_ids=ids)

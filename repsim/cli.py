@@ -471,6 +471,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal, a plain line now and then elsewhere; remarks of the library on standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     try:
@@ -483,6 +484,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
             yield _plain()
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
 
 
 @contextmanager

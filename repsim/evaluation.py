@@ -106,7 +106,7 @@ def evaluate(
 
     folder = None if data_dir is None else Path(data_dir)
     benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots, batch=GENERATED)
-    said: dict[str, Any] = {"limit": limit, "shots": shots, "data_dir": folder and folder.name, "contexts": contexts}
+    said: dict[str, Any] = {"limit": limit, "shots": shots, "data_dir": folder and "DIR", "contexts": contexts}
     said |= {"batch_tokens": batch_tokens, "paper_cache": paper_cache}
     said["model_dtype"] = str(load_options.get("model_dtype") or "").removeprefix("torch.")
     said |= {name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")}
@@ -261,9 +261,7 @@ def _joined(
         metrics=_stacked(held_metrics, asked.metrics[~asked.metrics["task"].isin(names)]),
         examples=_stacked(held_examples, new),
         requests=requests,
-        commands=commands
-        if commands and runs.same_request(commands[-1], asked.command)
-        else (*commands, asked.command),
+        commands=commands,
         paper_cache=asked.paper_cache,
         generates=generates or (found is not None and "response" in found.dataset),
     )
@@ -344,8 +342,9 @@ def _run(
         for block in np.flatnonzero(missing.any(0)).tolist()
     }
     likelihoods = {block: found for block, found in blocks.items() if found[0].requests[0].prompt is None}
-    every = [example for found in likelihoods.values() for example in found]
-    scorer = _Scorer(asked, layout, every, contexts) if every else None
+    # all that is asked for, so that what is left of it runs as the rest did
+    every = [example for example in asked.examples.values() if example.requests[0].prompt is None]
+    scorer = _Scorer(asked, layout, every, contexts) if likelihoods else None
     weights = {block: _tokens(asked, examples) for block, examples in blocks.items()}
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
@@ -411,7 +410,7 @@ class _Scorer:
 
         def consume(state: NodeState) -> None:
             logprob, likeliest = self._tracer.predict(state.hidden, token, target)
-            sums = np.bincount(owner, logprob.double().cpu().numpy(), len(requests))
+            sums = np.bincount(owner, logprob.cpu().double().numpy(), len(requests))
             finite = np.isfinite(sums)
             if not finite.all() and packed.batches[0].sees is not None:
                 spoilt.append(plans[state.node])  # what a token does not see still reaches it as 0 x NaN
@@ -505,9 +504,9 @@ def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.W
         for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost).tolist():
             answers = _answers(values, plan, places, benchmark.generates)
             metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
-            for metric in metrics[0]:
+            for metric in dict.fromkeys(metric for one in metrics for metric in one):
                 if metric in layout.metric_names:
-                    whole = benchmark.aggregate(metric, [one[metric] for one in metrics])
+                    whole = benchmark.aggregate(metric, [one[metric] for one in metrics if metric in one])
                     found[plan, column, layout.metric_names.index(metric)] = whole
     return found
 

@@ -32,13 +32,13 @@ def verify(path: str | Path) -> integrity.Check:
 
 
 def repair_command(path: str | Path) -> str:
-    """The command that computes again what `verify` finds damaged.
+    """What computes again what `verify` finds damaged, which any of the commands that made the store may have made.
 
     Raises:
         RepsimError: nothing is there, or it is not a store of this schema.
     """
     if _holds_scores(path):
-        return f"{scores.open(path).commands[-1]} --repair"
+        return " && ".join(f"{command} --repair" for command in scores.open(path).commands)
     return captures.repair_command(path)
 
 

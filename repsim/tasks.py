@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
@@ -93,6 +94,8 @@ class Benchmark:
         self.version = str(task.VERSION)
         self.shots = int(task.config.num_fewshot or 0)
         self.generates: bool = task.OUTPUT_TYPE == "generate_until"
+        if self.shots and _solves_itself(task.config):
+            log.warning("task %s: no other split is there, so solved examples are of the one asked about", self.name)
         settings = task.dump_config()
         self.digest = _digest({name: settings[name] for name in sorted(settings) if name not in PLACES})
         task.build_all_requests(limit=limit)
@@ -119,13 +122,17 @@ class Benchmark:
     def _request(self, doc: int, instance: Any) -> Request:
         if self.generates:
             prompt, settings = instance.args
-            if settings.get("do_sample") or settings.get("temperature"):
-                raise RepsimError(f"task {self.name}: it samples ({settings}); only greedy generation can be compared")
+            if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1:
+                raise RepsimError(
+                    f"task {self.name}: it samples or searches ({settings}); only greedy generation can be compared"
+                )
             asked: Any = [prompt, settings]
             windows: tuple[Window, ...] = ()
         else:
             prompt = None
             windows = self._harness.windows(instance)
+            if not windows:
+                raise RepsimError(f"task {self.name}: example {doc} is an empty text; leave it out of the data")
             asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
         target = str(self._task.doc_to_target(instance.doc))
         digest = _digest([self.name, self.version, instance.request_type, asked, target])
@@ -161,7 +168,9 @@ class Benchmark:
 
     def number(self, metric: str, value: Any) -> float:
         """A metric of one example as a number; what is only defined for many is aggregated over the one."""
-        return self.aggregate(metric, [value]) if isinstance(value, tuple | list) else float(value)
+        if isinstance(value, tuple | list):
+            return self.aggregate(metric, [value])
+        return float(value) if isinstance(value, int | float | np.number | np.bool_) else float("nan")
 
     def aggregate(self, metric: str, values: Sequence[Any]) -> float:
         """A metric of the whole benchmark, by the task's own aggregation."""
@@ -169,6 +178,8 @@ class Benchmark:
             return float(self._task.aggregation()[metric.partition(",")[0]](values))
         except OverflowError:  # the perplexity of a model that is all wrong
             return float("inf")
+        except ZeroDivisionError:  # of nothing
+            return float("nan")
 
     @property
     def metrics(self) -> dict[str, tuple[str, bool]]:
@@ -234,6 +245,8 @@ def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
 
 def _prepared(task: Any, shots: int | None) -> Any:
     """As lm-eval's own evaluation prepares a task."""
+    if shots and task.get_config("num_fewshot") == 0:
+        log.warning("task %s: 0-shot by its own settings; --shots does not change it", task.config.task)
     if shots is not None and task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=shots)
     elif task.get_config("num_fewshot") is None:
@@ -263,6 +276,13 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
     except Exception as problem:  # data fail to come in many ways; without a network in most of them
         advice = "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" if data_dir is None else "see the task's file"
         raise RepsimError(f"task {name}: its data cannot be read ({_brief(problem)}); {advice}") from problem
+
+
+def _solves_itself(config: Any) -> bool:
+    """Whether solved examples come from the split that is asked about; the example itself is left out."""
+    solved = config.fewshot_split or config.training_split or config.validation_split or config.test_split
+    own = getattr(config.fewshot_config, "samples", None)
+    return not own and solved == (config.test_split or config.validation_split)
 
 
 @cache

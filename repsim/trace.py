@@ -252,7 +252,7 @@ class Tracer:
         except Exception as problem:  # models refuse what they cannot take in whatever way
             log.debug("%s takes no trees: %s", self._model.name, problem)
             return False
-        return errors[0] < TREE_ERRORS[self._model.module.dtype] * min(errors[1:])
+        return errors[0] < TREE_ERRORS.get(self._model.module.dtype, 0.2) * min(errors[1:])
 
     def _last(self, batches: Sequence[Batch]) -> Tensor:
         """States that leave the whole stack, `[token, unit]`, float32."""
