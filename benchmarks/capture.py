@@ -30,8 +30,7 @@ from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, token
 from repsim.families import resolve
 from repsim.models import Model, load
 from repsim.plans import PlanTrie
-from repsim.recording import DEFAULT_BATCH_TOKENS
-from repsim.runs import CPU_COSTS
+from repsim.runs import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.trace import Tracer
 
 ROUNDS = 5

@@ -28,8 +28,7 @@ from repsim.locks import Lock
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
 from repsim.places import Place, place_of
 from repsim.plans import Plan, PlanTrie
-from repsim.recording import DEFAULT_BATCH_TOKENS
-from repsim.runs import Progress
+from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.scores import Scores
 
@@ -106,13 +105,20 @@ def evaluate(
 
     folder = None if data_dir is None else Path(data_dir)
     benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots, batch=GENERATED)
-    said: dict[str, Any] = {"limit": limit, "shots": shots, "data_dir": folder and "DIR", "contexts": contexts}
-    said |= {"batch_tokens": batch_tokens, "paper_cache": paper_cache}
-    said["model_dtype"] = str(load_options.get("model_dtype") or "").removeprefix("torch.")
-    said |= {name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")}
-    unset = {"contexts": "auto", "batch_tokens": DEFAULT_BATCH_TOKENS}
-    command = {"model": loaded.name, "plan": list(map(str, plans)), "tasks": ",".join(named)}
-    command |= {name: value for name, value in said.items() if value and value != unset.get(name)}
+    command = {
+        "model": loaded.name,
+        "plan": list(map(str, plans)),
+        "tasks": ",".join(named),
+        "limit": limit,
+        "shots": shots,
+        "data_dir": folder and "DIR",  # no paths in a store
+        "contexts": contexts if contexts != "auto" else None,
+        "batch_tokens": batch_tokens if batch_tokens != DEFAULT_BATCH_TOKENS else None,
+        "paper_cache": paper_cache or None,
+        "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
+        **{name: load_options.get(name) or None for name in ("revision", "stack", "trust_remote_code")},
+    }
+    command = {name: value for name, value in command.items() if value is not None}
     asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
 
     if not repair:
@@ -122,8 +128,7 @@ def evaluate(
             return scores.open(place.text)
     with Lock(place) as lock:
         layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        finished = lambda: bool(scores.open(place.text).dataset["done"].any())  # noqa: E731
-        with runs.nothing_worthless(place, lock, finished):
+        with runs.nothing_worthless(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
@@ -501,7 +506,8 @@ def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.W
         examples = [asked.examples[keys[row]] for row in own]
         places = [place for row in own for place in range(first[row], first[row + 1])]
         lost = np.isnan(values["score"][:, own]).all(-1).any(1)  # no aggregate of what is left
-        for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost).tolist():
+        new = np.isnan(found[:, column, [layout.metric_names.index(metric) for metric in benchmark.metrics]]).any(1)
+        for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost & new).tolist():
             answers = _answers(values, plan, places, benchmark.generates)
             metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
             for metric in dict.fromkeys(metric for one in metrics for metric in one):

@@ -25,7 +25,7 @@ from repsim.families import names_of, resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, PlanTrie
-from repsim.runs import Progress
+from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from repsim.models import Model
     from repsim.trace import NodeState
 
-DEFAULT_BATCH_TOKENS = 2048
 log = logging.getLogger("repsim")
 
 
@@ -132,7 +131,7 @@ def capture(
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock, lambda: bool(captures.open(place.text).dataset["done"].any())):
+        with runs.nothing_worthless(place, lock):
             writer = store.prepare(place, layout, lock)
             _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
     return captures.open(place.text)

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +25,7 @@ from repsim.schema import Identity, RepsimError, Stopped
 if TYPE_CHECKING:
     from repsim.models import Model
 
+DEFAULT_BATCH_TOKENS = 2048
 # For `repsim.corpus.batches`. One more forward costs about 15 ms of Python and kernels: some 16 positions of a small
 # model on a CPU; a GPU does hundreds meanwhile, and padding costs it little.
 CPU_COSTS = {"overhead": 16.0, "waste": 0.02}
@@ -71,15 +72,15 @@ def loaded(model: str | Model, options: dict[str, Any]) -> Model:
 
 
 @contextmanager
-def nothing_worthless(place: Place, lock: Lock, finished: Callable[[], bool]) -> Iterator[None]:
-    """Removes a store that was begun here and cannot be made at all; `finished` says whether it holds anything."""
+def nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
+    """Removes a store that was begun here and cannot be made at all."""
     new = not store.is_begun(place)
     try:
         yield
     except Stopped:
         raise
     except RepsimError:
-        if new and lock.held and not (store.is_begun(place) and finished()):
+        if new and lock.held and not (store.is_begun(place) and store.open_dataset(place)["done"].any()):
             place.remove()
         raise
 
