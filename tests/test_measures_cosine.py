@@ -16,7 +16,7 @@ from repsim.measures import (
     token_cosine_sums,
     token_cosines,
 )
-from repsim.measures.cosine import BLOCK_TOKENS
+from repsim.measures.cosine import BLOCK_BYTES, BLOCK_TOKENS
 
 KERNELS = (token_cosine_sums, grams)
 
@@ -134,10 +134,41 @@ def test_a_state_that_overflowed_is_undefined():
     assert_array_equal(np.isnan(cosine_from_gram(grams(states))), [[True, True], [True, False]])
 
 
-def test_blocks_are_float32_and_bounded():
-    blocks = list(cosine._blocks(random_states().astype(np.float16)))
-    assert [block.shape[1] for block in blocks] == [BLOCK_TOKENS, BLOCK_TOKENS, 5]
-    assert {block.dtype for block in blocks} == {np.dtype(np.float32)}
+@pytest.mark.parametrize(
+    ("states", "units"), [(1, 16), (2, 16), (5, 3), (6, 700), (40, 4096), (40, 4099)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_products_are_float32_of_runs_that_fit_the_cache(states, units, dtype):
+    """Also where the units are multiplied in pieces (4096), and where no number of pieces divides them (4099)."""
+    values = random_states(states, units=units).astype(dtype)
+    runs = list(cosine._products(values))
+    lengths = [len(run) for run in runs]
+    assert lengths[0] == min(BLOCK_TOKENS, BLOCK_BYTES // ((states + 1) * units * 4))
+    assert sum(lengths) == values.shape[1]
+    assert {run.dtype for run in runs} == {np.dtype(np.float32)}
+    wide = values.astype(np.float64)
+    assert_allclose(np.concatenate(runs), np.einsum("itu,jtu->tij", wide, wide), atol=1e-5 * units)
+
+
+def test_products_of_every_finite_float16():
+    """Squares, each against itself in float64: shifting the bits gives each number as it is, the subnormal ones too."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].reshape(1, -1, 1)
+    squares = np.concatenate(list(cosine._products(finite))).ravel()
+    assert_allclose(squares, finite.astype(np.float64).ravel() ** 2, rtol=1e-6)
+    signs = np.concatenate([finite, np.ones_like(finite)])
+    assert_array_equal(np.concatenate(list(cosine._products(signs)))[:, 0, 1], finite.ravel())
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_not_finite_in_float16_makes_its_own_state_undefined(kernel, value):
+    states = random_states(states=3).astype(np.float16)
+    states[1, 20, 3] = value
+    undefined = np.zeros((3, 3), bool)
+    undefined[1] = undefined[:, 1] = True
+    found = cosine_from_gram(kernel(states)) if kernel is grams else kernel(states)
+    assert_array_equal(np.isnan(found), undefined)
 
 
 def test_token_cosines_by_hand():

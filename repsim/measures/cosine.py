@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# float32 products of so many tokens are summed in float32, their totals in float64. 64 keeps a
-# block of states in the cache, and the rounding of a sum below 1e-6 of it whatever its length.
-BLOCK_TOKENS = 64
+# float32 products of at most so many tokens are summed in float32, their totals in float64, which keeps the rounding of
+# a sum below 1e-6 of it whatever its length; and of no more than a core's cache holds.
+BLOCK_TOKENS, BLOCK_BYTES = 64, 5 << 18
 SMALL = 10**6  # OpenBLAS multiplies matrices of so few products without copying them first: twice as fast here
 SINK_MULTIPLE = 3.0  # of the median norm; in SmolLM2-135M 2 % of tokens lie above, most of them far above
 
@@ -31,10 +31,8 @@ def token_cosine_sums(states: NDArray[Any]) -> NDArray[np.float64]:
         `[state, state]`, symmetric; the diagonal is the number of tokens.
     """
     total = np.zeros((len(states), len(states)))
-    for block in _blocks(states):
-        if states.dtype != np.float16:  # whose squares float32 always holds
-            _unit_length(block[:-1])
-        total += cosine_from_gram(_products(block)).sum(0)
+    for products in _products(states, directions=states.dtype != np.float16):  # whose squares float32 always holds
+        total += cosine_from_gram(products).sum(0)
     return total
 
 
@@ -51,27 +49,57 @@ def grams(states: NDArray[Any]) -> NDArray[np.float64]:
         `[state, state]`, symmetric; the diagonal holds squared norms.
     """
     total = np.zeros((len(states), len(states)))
-    for block in _blocks(states):
-        total += _products(block).sum(0)
+    for products in _products(states):
+        total += products.sum(0)
     return total
 
 
-def _products(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products over units of all rows but the last, `[token, state, state]`.
+def _products(states: NDArray[Any], *, directions: bool = False) -> Iterator[NDArray[np.float32]]:
+    """Inner products over units at runs of tokens, `[token, state, state]`.
 
-    Of pieces of the units, where there are many. The row more makes it a product of two matrices in numpy's eyes: that
-    of a matrix and its own transpose goes to a routine that copies first.
+    Args:
+        states: `[state, token, unit]`, any float dtype.
+        directions: of the states divided by their norms.
     """
-    units = block.shape[2]
-    piece = next((units // parts for parts in range(1, 65) if units % parts == 0 and _is_small(block, parts)), units)
-    pieces = block.reshape(len(block), -1, piece).swapaxes(0, 1)
+    count, tokens, units = states.shape
+    size = max(1, min(BLOCK_TOKENS, BLOCK_BYTES // ((count + 1) * units * 4)))
+    room = np.zeros((size, count + 1, units), np.float32)  # the last row stays zero: see `_symmetric`
+    for first in range(0, tokens, size):
+        piece = states[:, first : first + size].swapaxes(0, 1)
+        block = room[: len(piece)]
+        vectors = block[:, :-1]
+        if states.dtype == np.float16:
+            _shift(piece, vectors)
+        else:
+            np.copyto(vectors, piece)
+        if directions:
+            _unit_length(vectors)
+        products = _symmetric(block)
+        # shifted infinities and NaNs are 2^16 and more; squares of sums beyond 2^32 hold every one of them
+        if states.dtype == np.float16 and np.einsum("tss->ts", products).max(initial=0) >= 2.0**32:
+            np.copyto(vectors, piece)
+            products = _symmetric(block)
+        yield products
+
+
+def _symmetric(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products over units of all rows but the last: `[token, state + 1, unit]` → `[token, state, state]`.
+
+    Three quarters of the products, the rest being the same by symmetry; of pieces of the units, where there are many.
+    The row more makes each a product of two matrices in numpy's eyes: that of a matrix and its own transpose goes to a
+    routine that copies first.
+    """
+    tokens, rows, units = block.shape
+    half = rows // 2
+    parts = next((n for n in range(1, 65) if units % n == 0 and half * rows * units // n <= SMALL), 1)
+    pieces = block.reshape(tokens, rows, parts, -1).swapaxes(1, 2)
+    products = np.empty((tokens, parts, rows - 1, rows), np.float32)
     with np.errstate(invalid="ignore"):  # inf * 0: a state that overflowed stays NaN
-        products = (pieces[:, :-1] @ pieces.swapaxes(1, 2))[:, :, :-1]
-    return products if piece == units else products.reshape(-1, units // piece, *products.shape[1:]).sum(1)
-
-
-def _is_small(block: NDArray[np.float32], parts: int) -> bool:
-    return len(block) ** 2 * block.shape[2] // parts <= SMALL
+        np.matmul(pieces[:, :, :half], pieces.swapaxes(2, 3), out=products[:, :, :half])
+        np.matmul(pieces[:, :, half:-1], pieces[:, :, half:].swapaxes(2, 3), out=products[:, :, half:, half:])
+        found = products[:, 0] if parts == 1 else products.sum(1)
+    found[:, half:, :half] = found[:, :half, half:-1].swapaxes(1, 2)
+    return found[:, :, :-1]
 
 
 def cosine_from_gram(gram: NDArray[Any]) -> NDArray[Any]:
@@ -139,33 +167,14 @@ def sink_tokens(states: NDArray[Any], multiple: float = SINK_MULTIPLE) -> NDArra
     return sinks
 
 
-def _blocks(states: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
-    """Runs of at most `BLOCK_TOKENS` tokens as float32, `[state + 1, token, unit]`, each valid until the next.
+def _shift(values: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """float16 to float32 by shifting bits, three times as fast as numpy's own way; right where all values are finite.
 
-    The last row is zero: see `_products`.
+    A float16's exponent and fraction, moved to float32's places, are the number times 2^-112; an infinity becomes 2^16,
+    a NaN more.
     """
-    rows, units = len(states) + 1, states.shape[2]
-    room = np.zeros(rows * BLOCK_TOKENS * units, np.float32)
-    for first in range(0, states.shape[1], BLOCK_TOKENS):
-        piece = states[:, first : first + BLOCK_TOKENS]
-        block = room[: rows * piece.shape[1] * units].reshape(rows, -1, units)
-        block[-1] = 0
-        to_float32(piece, block[:-1])
-        yield block
-
-
-def to_float32(values: NDArray[Any], out: NDArray[np.float32]) -> None:
-    """Converts into memory that is there: float16 by shifting bits, three times as fast as numpy's own way.
-
-    A float16's exponent and fraction, moved to float32's places, are the number times 2^-112; infinities and NaNs,
-    the exponent of all ones, go numpy's way.
-    """
-    bits = values.view(np.int16) if values.dtype == np.float16 else None
-    if bits is None or (bits & 0x7C00).max(initial=0) == 0x7C00:
-        np.copyto(out, values)
-        return
     wide = out.view(np.int32)
-    np.copyto(wide, bits)
+    np.copyto(wide, values.view(np.int16))
     np.left_shift(wide, 13, out=wide)
     np.bitwise_and(wide, -0x70000001, out=wide)  # the sign that widening repeated stays once
     np.multiply(out, np.float32(2.0**112), out=out)
