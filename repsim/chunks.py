@@ -28,7 +28,6 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096
 CHECKSUM = 4  # bytes of a crc32c
 THREADS = 4
-READERS = 8  # more wait for the disk at a time, as each asks for little
 
 
 class ChunkFiles:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim import locks
-from repsim.chunks import READERS, ChunkFiles
+from repsim.chunks import ChunkFiles
 from repsim.corpus import Sample, TokenRule
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place, one_line, one_line_errors
@@ -541,7 +541,7 @@ def samples_by_run(
     ring = 3 + -(-int((ends - starts).max()) // size)
     room = np.empty((len(nodes), ring * size, units), array.dtype)
     direct = isinstance(place, Folder) and dataset.attrs["compression"] == "none"
-    files = ChunkFiles(READERS)
+    files = ChunkFiles()
 
     def read(chunk: int) -> None:
         rows = room[:, chunk % ring * size :][:, :size]
