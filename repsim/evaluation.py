@@ -368,10 +368,11 @@ def _run(
                 progress(Progress(taken, total))
 
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
-            with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
-                if scorer is not None and block in likelihoods:
+            if scorer is not None and block in likelihoods:
+                with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
                     scorer.score(examples, scorer.packed(examples), pending, finish)
-                else:
+            else:
+                with runs.out_of_memory(asked.model, doing, f"more memory: texts are written {GENERATED} at a time"):
                     _generate(asked, layout, examples, pending, finish)
 
 

@@ -511,6 +511,19 @@ def test_a_plan_whose_states_are_not_finite_has_no_score(model, data, path, capl
     assert np.isfinite(sound["score"].values).any(-1).all()
 
 
+@pytest.mark.parametrize(
+    ("task", "advice"), [("arc_easy", "fewer --batch-tokens"), ("gsm8k", "more memory: texts are written 8 at a time")]
+)
+def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, task, advice):
+    def full(*_args: Any, **_options: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(trace.Tracer, "predict", full)
+    monkeypatch.setattr(HFLM, "_model_generate", full)
+    with pytest.raises(RepsimError, match=rf"^block 0 of 1 \({task} 0, ...\): out of memory on cpu; .* {advice}$"):
+        repsim.evaluate(model, tasks=task, limit=2, data_dir=data, out=path)
+
+
 # The paper's cache
 
 
