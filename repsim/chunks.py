@@ -13,7 +13,7 @@ import mmap
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,19 @@ class ChunkFiles:
     """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
 
     def __init__(self, threads: int = THREADS) -> None:
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
         self._own = threading.local()
         self._direct = bool(DIRECT)
+
+    def _share(self, do: Callable[[Path, NDArray[Any]], None], chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
+        """Each thread does its share of the chunks: a task a chunk would cost the other threads time."""
+
+        def work(first: int) -> None:
+            for path, values in chunks[first :: self._threads]:
+                do(path, values)
+
+        list(self._pool.map(work, range(self._threads)))
 
     def put(self, chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
         """Writes each array, C-contiguous and little-endian, to its path; each file is whole or as it was before.
@@ -44,7 +54,7 @@ class ChunkFiles:
         Raises:
             OSError: what the file system refuses.
         """
-        list(self._pool.map(lambda chunk: self._put(*chunk), chunks))
+        self._share(self._put, chunks)
 
     def _put(self, path: Path, values: NDArray[Any]) -> None:
         data = values.reshape(-1).view(np.uint8)
@@ -101,7 +111,7 @@ class ChunkFiles:
             OSError: what the file system refuses.
             ValueError: a chunk's size or checksum is not what it should be.
         """
-        list(self._pool.map(lambda chunk: self._get(*chunk), chunks))
+        self._share(self._get, chunks)
 
     def _get(self, path: Path, data: NDArray[np.uint8]) -> None:
         tail = bytearray(CHECKSUM + 1)

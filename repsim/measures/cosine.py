@@ -5,15 +5,15 @@ Every sum over the tokens of a piece adds up to the whole's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# float32 products of at most so many tokens are summed in float32, their totals in float64, which keeps the rounding of
-# a sum below 1e-6 of it whatever its length; and of no more than stays in the cache.
-BLOCK_TOKENS, BLOCK_BYTES = 64, 3 << 20
+# Products are made of as many tokens as stay in the second-level cache beside the states they are made of, and summed
+# and divided many runs at once: every call of numpy's on more than a few numbers hands Python's lock over.
+RUN_BYTES, BLOCK_BYTES, BLOCK_TOKENS = 5 << 18, 8 << 20, 512
 SMALL = 10**6  # OpenBLAS multiplies matrices of so few products without copying them first: twice as fast here
 SINK_MULTIPLE = 3.0  # of the median norm; in SmolLM2-135M 2 % of tokens lie above, most of them far above
 
@@ -32,15 +32,15 @@ def token_cosine_sums(states: NDArray[Any]) -> NDArray[np.float64]:
     """
     total = np.zeros((len(states), len(states)))
     for products in _products(states, directions=states.dtype != np.float16):  # whose squares float32 always holds
-        total += cosine_from_gram(products).sum(0)
+        total += cosine_from_gram(products).sum(0, dtype=np.float64)
     return total
 
 
 def grams(states: NDArray[Any]) -> NDArray[np.float64]:
     """Inner product of each two states, flattened over tokens and units.
 
-    Gram matrices of the pieces of a sample add up to the sample's own. Products are float32 over
-    blocks of tokens, which float16 states cannot overflow, and the blocks are added in float64:
+    Gram matrices of the pieces of a sample add up to the sample's own. Products are float32 at
+    each token, which float16 states cannot overflow, and the tokens are added in float64:
     the sum's error stays below 1e-6 of the product of the two states' norms.
 
     Args:
@@ -50,56 +50,69 @@ def grams(states: NDArray[Any]) -> NDArray[np.float64]:
     """
     total = np.zeros((len(states), len(states)))
     for products in _products(states):
-        total += products.sum(0)
+        total += products.sum(0, dtype=np.float64)
     return total
 
 
 def _products(states: NDArray[Any], *, directions: bool = False) -> Iterator[NDArray[np.float32]]:
-    """Inner products over units at runs of tokens, `[token, state, state]`.
+    """Inner products over units at blocks of tokens, `[token, state, state]`.
 
     Args:
         states: `[state, token, unit]`, any float dtype.
         directions: of the states divided by their norms.
     """
     count, tokens, units = states.shape
-    size = max(1, min(BLOCK_TOKENS, BLOCK_BYTES // ((count + 1) * units * 4)))
-    room = np.zeros((size, count + 1, units), np.float32)  # the last row stays zero: see `_symmetric`
+    shift = states.dtype == np.float16
+    size = max(1, min(BLOCK_TOKENS, BLOCK_BYTES // ((count + 1) ** 2 * 4)))
+    run = max(1, min(size, RUN_BYTES // ((count + 1) * units * 4)))
+    room = np.zeros((run, count + 1, units), np.float32)  # the last row stays zero: see `_symmetric`
     for first in range(0, tokens, size):
-        piece = states[:, first : first + size].swapaxes(0, 1)
-        block = room[: len(piece)]
-        vectors = block[:, :-1]
-        if states.dtype == np.float16:
-            _shift(piece, vectors)
-        else:
-            np.copyto(vectors, piece)
-        if directions:
-            _unit_length(vectors)
-        products = _symmetric(block)
+        block = states[:, first : first + size].swapaxes(0, 1)
+        products = _symmetric(block, room, _shift if shift else np.copyto, directions=directions)
         # shifted infinities and NaNs are 2^16 and more; squares of sums beyond 2^32 hold every one of them
-        if states.dtype == np.float16 and np.einsum("tss->ts", products).max(initial=0) >= 2.0**32:
-            np.copyto(vectors, piece)
-            products = _symmetric(block)
+        if shift and np.einsum("tss->ts", products).max(initial=0) >= 2.0**32:
+            products = _symmetric(block, room, np.copyto, directions=directions)
         yield products
 
 
-def _symmetric(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products over units of all rows but the last: `[token, state + 1, unit]` → `[token, state, state]`.
+def _symmetric(
+    states: NDArray[Any],
+    room: NDArray[np.float32],
+    convert: Callable[[NDArray[np.float32], NDArray[Any]], None],
+    *,
+    directions: bool,
+) -> NDArray[np.float32]:
+    """Inner products over units of a block, `[token, state, unit]` → `[token, state, state]`, in runs of tokens.
 
     Three quarters of the products, the rest being the same by symmetry; of pieces of the units, where there are many.
-    The row more makes each a product of two matrices in numpy's eyes: that of a matrix and its own transpose goes to a
-    routine that copies first.
+    A row more, of zeros, makes each a product of two matrices in numpy's eyes: that of a matrix and its own transpose
+    goes to a routine that copies first.
+
+    Args:
+        room: `[token of a run, state + 1, unit]`, for float32 states; its last row is zero.
+        convert: copies states (its second argument) to float32.
     """
-    tokens, rows, units = block.shape
-    half = rows // 2
+    count, units = states.shape[1:]
+    half, rows = (count + 1) // 2, count + 1
     parts = next((n for n in range(1, 65) if units % n == 0 and half * rows * units // n <= SMALL), 1)
-    pieces = block.reshape(tokens, rows, parts, -1).swapaxes(1, 2)
-    products = np.empty((tokens, parts, rows - 1, rows), np.float32)
+    products = np.empty((len(states), count, rows), np.float32)
+    of_parts = np.zeros((len(room), parts, count, rows), np.float32) if parts > 1 else None
     with np.errstate(invalid="ignore"):  # inf * 0: a state that overflowed stays NaN
-        np.matmul(pieces[:, :, :half], pieces.swapaxes(2, 3), out=products[:, :, :half])
-        np.matmul(pieces[:, :, half:-1], pieces[:, :, half:].swapaxes(2, 3), out=products[:, :, half:, half:])
-        found = products[:, 0] if parts == 1 else products.sum(1)
-    found[:, half:, :half] = found[:, :half, half:-1].swapaxes(1, 2)
-    return found[:, :, :-1]
+        for first in range(0, len(states), len(room)):
+            piece = states[first : first + len(room)]
+            run, found = room[: len(piece)], products[first : first + len(room)]
+            convert(run[:, :-1], piece)
+            if directions:
+                _unit_length(run[:, :-1])
+            left = run.reshape(len(run), rows, parts, -1).swapaxes(1, 2)
+            right = left.swapaxes(2, 3)
+            out = found[:, np.newaxis] if of_parts is None else of_parts[: len(run)]
+            np.matmul(left[:, :, :half], right, out=out[:, :, :half])
+            np.matmul(left[:, :, half:-1], right[:, :, :, half:], out=out[:, :, half:, half:])
+            if parts > 1:
+                out.sum(1, out=found)
+    products[:, half:, :half] = products[:, :half, half:-1].swapaxes(1, 2)
+    return products[:, :, :-1]
 
 
 def cosine_from_gram(gram: NDArray[Any]) -> NDArray[Any]:
@@ -167,7 +180,7 @@ def sink_tokens(states: NDArray[Any], multiple: float = SINK_MULTIPLE) -> NDArra
     return sinks
 
 
-def _shift(values: NDArray[Any], out: NDArray[np.float32]) -> None:
+def _shift(out: NDArray[np.float32], values: NDArray[Any]) -> None:
     """float16 to float32 by shifting bits, three times as fast as numpy's own way; right where all values are finite.
 
     A float16's exponent and fraction, moved to float32's places, are the number times 2^-112; an infinity becomes 2^16,
