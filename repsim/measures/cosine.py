@@ -84,7 +84,8 @@ def _symmetric(
 ) -> NDArray[np.float32]:
     """Inner products over units of a block, `[token, state, unit]` → `[token, state, state]`, in runs of tokens.
 
-    Three quarters of the products, the rest being the same by symmetry; of pieces of the units, where there are many.
+    Three quarters of the products or fewer, the rest being the same by symmetry; of pieces of the units, where there
+    are many.
     A row more, of zeros, makes each a product of two matrices in numpy's eyes: that of a matrix and its own transpose
     goes to a routine that copies first.
 
@@ -93,8 +94,8 @@ def _symmetric(
         convert: copies states (its second argument) to float32.
     """
     count, units = states.shape[1:]
-    half, rows = (count + 1) // 2, count + 1
-    parts = next((n for n in range(1, 65) if units % n == 0 and half * rows * units // n <= SMALL), 1)
+    rows, step = count + 1, max(16, -(-count // 32) * 8)
+    parts = next((n for n in range(1, 65) if units % n == 0 and step * rows * units // n <= SMALL), 1)
     products = np.empty((len(states), count, rows), np.float32)
     of_parts = np.zeros((len(room), parts, count, rows), np.float32) if parts > 1 else None
     with np.errstate(invalid="ignore"):  # inf * 0: a state that overflowed stays NaN
@@ -107,11 +108,14 @@ def _symmetric(
             left = run.reshape(len(run), rows, parts, -1).swapaxes(1, 2)
             right = left.swapaxes(2, 3)
             out = found[:, np.newaxis] if of_parts is None else of_parts[: len(run)]
-            np.matmul(left[:, :, :half], right, out=out[:, :, :half])
-            np.matmul(left[:, :, half:-1], right[:, :, :, half:], out=out[:, :, half:, half:])
+            for first_row in range(0, count, step):
+                some = slice(first_row, min(first_row + step, count))
+                np.matmul(left[:, :, some], right[:, :, :, first_row:], out=out[:, :, some, first_row:])
             if parts > 1:
                 out.sum(1, out=found)
-    products[:, half:, :half] = products[:, :half, half:-1].swapaxes(1, 2)
+    for first_row in range(step, count, step):
+        some = slice(first_row, min(first_row + step, count))
+        products[:, some, :first_row] = products[:, :first_row, some].swapaxes(1, 2)
     return products[:, :, :-1]
 
 
@@ -125,7 +129,8 @@ def cosine_from_gram(gram: NDArray[Any]) -> NDArray[Any]:
     """
     with np.errstate(invalid="ignore"):
         norm = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
-        return gram / (norm[..., :, None] * norm[..., None, :])
+        products = norm[..., :, None] * norm[..., None, :]
+        return np.divide(gram, products, out=products)
 
 
 def token_cosines(states: NDArray[Any]) -> NDArray[np.float64]:
