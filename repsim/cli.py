@@ -412,7 +412,6 @@ def _analyze_one(
     labels: list[str] = []
     for opened, options in asked:
         result, said = module.compute(opened, **options), _said(module, options)
-        opened.write_result(_slug(name, *said), result)
         found.append(result)
         of, stem = _slug(opened.label), Path(str(opened.path)).stem
         label = _slug(of, *said, *([] if stem.startswith(of) else [stem]))
@@ -420,11 +419,18 @@ def _analyze_one(
             label = _slug(label, more) if label in labels else label
         labels.append(label)
         results.save(result, folder / f"{name}-{labels[-1]}.nc")
+        kept: str | None = f"{opened.path}/analyses/{_slug(name, *said)}"
+        try:
+            opened.write_result(_slug(name, *said), result)
+        except RepsimError as problem:  # of a store that is somebody else's to write, say
+            print(f"result not kept with the store: {problem}", file=sys.stderr)
+            kept = None
         if not quiet:
             if opened.remark:
                 print(f"incomplete: {opened.remark}", file=sys.stderr)
             print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
-            print(f"  result: {opened.path}/analyses/{_slug(name, *said)}")
+            if kept:
+                print(f"  result: {kept}")
             print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")
     each = list(zip(labels, ([one] for one in found), strict=True))
     together = [(_short("+".join(labels)), found)] if _draws_several(module) else each

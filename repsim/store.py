@@ -591,7 +591,7 @@ def write_result(place: Place, name: str, result: xr.Dataset) -> None:
         RepsimError: the store cannot be written to.
     """
     codecs = {"compressors": (ZstdCodec(level=1), Crc32cCodec())}
-    with one_line_errors(place, advice="choose another place for the store"):
+    with one_line_errors(place, advice="copy the store to where you may write"):
         result.to_zarr(
             place.zarr,
             group=f"{RESULTS}/{name}",

@@ -55,6 +55,21 @@ def test_capture_and_analyze(store: Path, tmp_path: Path) -> None:
         assert result["cosine"].dims == ("state", "state_other")
 
 
+def test_a_store_that_cannot_be_written_is_analysed_all_the_same(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one on a read-only file system; here a file lies where results go."""
+    copied, figures = tmp_path / "somebodys.zarr", tmp_path / "figures"
+    shutil.copytree(store, copied, ignore=shutil.ignore_patterns("analyses"))
+    (copied / "analyses").touch()
+    with pytest.warns(UserWarning, match="not recognized"):
+        assert main("analyze", "norms", copied, "--plan", "skip:start=0", "--figures", figures) == 0
+    told = capsys.readouterr()
+    assert "  result:" not in told.out
+    assert f"result not kept with the store: {copied}: cannot be written: Not a directory" in told.err
+    assert [Path(name).suffix for name in files(figures)] == [".nc", ".pdf", ".png"]
+
+
 @pytest.fixture(scope="module")
 def deeper(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) -> Path:
     """A finished capture of another model."""
