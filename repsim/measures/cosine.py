@@ -85,9 +85,8 @@ def _symmetric(
     """Inner products over units of a block, `[token, state, unit]` → `[token, state, state]`, in runs of tokens.
 
     Three quarters of the products or fewer, the rest being the same by symmetry; of pieces of the units, where there
-    are many.
-    A row more, of zeros, makes each a product of two matrices in numpy's eyes: that of a matrix and its own transpose
-    goes to a routine that copies first.
+    are many. A row more, of zeros, makes each a product of two matrices in numpy's eyes: that of a matrix and its own
+    transpose goes to a routine that copies first.
 
     Args:
         room: `[token of a run, state + 1, unit]`, for float32 states; its last row is zero.
@@ -95,6 +94,7 @@ def _symmetric(
     """
     count, units = states.shape[1:]
     rows, step = count + 1, max(16, -(-count // 32) * 8)
+    strips = [slice(first, min(first + step, count)) for first in range(0, count, step)]
     parts = next((n for n in range(1, 65) if units % n == 0 and step * rows * units // n <= SMALL), 1)
     products = np.empty((len(states), count, rows), np.float32)
     of_parts = np.zeros((len(room), parts, count, rows), np.float32) if parts > 1 else None
@@ -108,14 +108,12 @@ def _symmetric(
             left = run.reshape(len(run), rows, parts, -1).swapaxes(1, 2)
             right = left.swapaxes(2, 3)
             out = found[:, np.newaxis] if of_parts is None else of_parts[: len(run)]
-            for first_row in range(0, count, step):
-                some = slice(first_row, min(first_row + step, count))
-                np.matmul(left[:, :, some], right[:, :, :, first_row:], out=out[:, :, some, first_row:])
+            for some in strips:
+                np.matmul(left[:, :, some], right[:, :, :, some.start :], out=out[:, :, some, some.start :])
             if parts > 1:
                 out.sum(1, out=found)
-    for first_row in range(step, count, step):
-        some = slice(first_row, min(first_row + step, count))
-        products[:, some, :first_row] = products[:, :first_row, some].swapaxes(1, 2)
+    for some in strips[1:]:
+        products[:, some, : some.start] = products[:, : some.start, some].swapaxes(1, 2)
     return products[:, :, :-1]
 
 
