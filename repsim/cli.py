@@ -418,20 +418,19 @@ def _analyze_one(
         for more in (stem, len(labels) + 1):  # captures of one model and corpus
             label = _slug(label, more) if label in labels else label
         labels.append(label)
-        results.save(result, folder / f"{name}-{labels[-1]}.nc")
-        kept: str | None = f"{opened.path}/analyses/{_slug(name, *said)}"
+        group, data = _slug(name, *said), folder / f"{name}-{label}.nc"
+        results.save(result, data)
+        written = [f"  data:   {data}"]
         try:
-            opened.write_result(_slug(name, *said), result)
+            opened.write_result(group, result)
+            written.insert(0, f"  result: {opened.path}/analyses/{group}")
         except RepsimError as problem:  # of a store that is somebody else's to write, say
             print(f"result not kept with the store: {problem}", file=sys.stderr)
-            kept = None
         if not quiet:
             if opened.remark:
                 print(f"incomplete: {opened.remark}", file=sys.stderr)
             print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
-            if kept:
-                print(f"  result: {kept}")
-            print(f"  data:   {folder / f'{name}-{labels[-1]}.nc'}")
+            print(*written, sep="\n")
     each = list(zip(labels, ([one] for one in found), strict=True))
     together = [(_short("+".join(labels)), found)] if _draws_several(module) else each
     for label, drawn in together:

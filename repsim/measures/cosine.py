@@ -93,7 +93,8 @@ def _symmetric(
         convert: copies states (its second argument) to float32.
     """
     count, units = states.shape[1:]
-    rows, step = count + 1, max(16, -(-count // 32) * 8)
+    rows = count + 1
+    step = max(16, -(-count // 32) * 8)  # a quarter of the states a strip: multiplied with itself and what follows
     strips = [slice(first, min(first + step, count)) for first in range(0, count, step)]
     parts = next((n for n in range(1, 65) if units % n == 0 and step * rows * units // n <= SMALL), 1)
     products = np.empty((len(states), count, rows), np.float32)
