@@ -105,7 +105,7 @@ def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArra
     """Seconds of a forward under each plan, `[plan]`; they take turns, so that no drift of the machine favours one."""
     import torch
 
-    from repsim.stack import planned
+    from repsim.models.planned import planned
 
     if tokens > model.context_length:
         raise RepsimError(f"tokens={tokens}: {model.name} takes at most {model.context_length}")

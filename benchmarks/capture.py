@@ -29,9 +29,9 @@ import repsim
 from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
 from repsim.models import Model, load
+from repsim.models.tracing import Tracer
 from repsim.plans import PlanTrie
 from repsim.runs import CPU_COSTS, DEFAULT_BATCH_TOKENS
-from repsim.trace import Tracer
 
 ROUNDS = 5
 EQUAL_SAMPLES, EQUAL_LENGTH = 96, 128

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "inference",
         "integrity",
         "items",
-        "layers",
+        "models",
         "locks",
         "measures",
         "models",
@@ -34,7 +34,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "store",
         "suite",
         "tasks",
-        "trace",
     ],
     submod_attrs={
         "captures": ["Capture"],
@@ -44,6 +43,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "recording": ["capture"],
         "schema": ["RepsimError"],
         "scores": ["Scores"],
-        "stack": ["planned"],
+        "models.planned": ["planned"],
     },
 )

@@ -34,8 +34,8 @@ from repsim.scores import Scores
 
 if TYPE_CHECKING:
     from repsim.models import Model
+    from repsim.models.tracing import NodeState
     from repsim.tasks import Benchmark, Example
-    from repsim.trace import NodeState
 
 GENERATED = 8  # texts that are written together
 PACKAGES = ("lm-eval", "datasets")
@@ -384,7 +384,7 @@ class _Scorer:
     """
 
     def __init__(self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str) -> None:
-        from repsim.trace import Tracer
+        from repsim.models.tracing import Tracer
 
         self._asked, self._layout = asked, layout
         self._trie = PlanTrie.build(named.plan for named in layout.plans)
@@ -451,7 +451,8 @@ def _generate(
     finish: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """A block's texts, written by the model under one pending plan after another."""
-    from repsim.stack import AveragingCache, planned
+    from repsim.models.kv_cache import AveragingCache
+    from repsim.models.planned import planned
 
     benchmark = asked.benchmarks[examples[0].task]
     docs = [example.doc for example in examples]

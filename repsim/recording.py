@@ -31,7 +31,7 @@ from repsim.statistics import statistics_of
 
 if TYPE_CHECKING:
     from repsim.models import Model
-    from repsim.trace import NodeState
+    from repsim.models.tracing import NodeState
 
 log = logging.getLogger("repsim")
 
@@ -321,8 +321,8 @@ def _run(
     allow_nonfinite: bool,
     progress: Callable[[Progress], None] | None,
 ) -> None:
+    from repsim.models.tracing import Tracer
     from repsim.sinks import Lane, Sink
-    from repsim.trace import Tracer
 
     tracer = Tracer(model)
     kind = model.device.type

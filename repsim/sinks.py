@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.models import Model
+from repsim.models.tracing import NodeState
 from repsim.schema import RepsimError
 from repsim.store import Layout, Writer
-from repsim.trace import NodeState
 
 WAITING_STATES = 8  # on the way to the disk before the computation waits
 

@@ -19,18 +19,19 @@ import xarray as xr
 from numpy.testing import assert_array_equal
 
 import repsim
-from conftest import T
-from repsim import models, sinks, store, trace
+from repsim import models, sinks, store
 from repsim.analyses import cosine, norms
 from repsim.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
-from repsim.layers import find_stack
 from repsim.locks import Lock
+from repsim.models import tracing
+from repsim.models.stack import find_stack
 from repsim.places import place_of
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic
+from support.models import T
 
 TEXTS = (
     "the time of the day",
@@ -94,7 +95,7 @@ def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
             logprobs.append(state.logprob)
 
     for block in blocks_of(model, texts):
-        trace.Tracer(model).run(trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True)
+        tracing.Tracer(model).run(trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True)
     return [torch.cat(these).numpy() for these in states], torch.cat(logprobs).numpy()
 
 
@@ -281,7 +282,7 @@ def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts
     def fail(*_args):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(trace, "Tracer", fail)
+    monkeypatch.setattr(tracing, "Tracer", fail)
     again = repsim.capture(model, plan=PLANS, corpus=texts, out=mixed.path, dtype="float32", logprobs=True)
     xr.testing.assert_identical(again.dataset.load(), mixed.dataset.load())
 
@@ -657,8 +658,8 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(model, texts, 
         blocks.append(made)
         whole(self, trie, made, consume, **options)
 
-    blocks, whole = [], trace.Tracer.run
-    monkeypatch.setattr(trace.Tracer, "run", run)
+    blocks, whole = [], tracing.Tracer.run
+    monkeypatch.setattr(tracing.Tracer, "run", run)
     with pytest.raises(
         RepsimError, match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on"
     ):

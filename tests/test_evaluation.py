@@ -20,14 +20,15 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import repsim
-from conftest import VOCABULARY, T, make
-from repsim import models, tasks, trace
+from repsim import models, tasks
 from repsim.families import resolve
-from repsim.layers import find_stack
+from repsim.models import tracing
+from repsim.models.kv_cache import AveragingCache
+from repsim.models.stack import find_stack
 from repsim.runs import Progress
 from repsim.schema import RepsimError, Stopped
 from repsim.scores import Scores
-from repsim.stack import AveragingCache
+from support.models import VOCABULARY, T, make
 
 PLANS = (
     "baseline",
@@ -158,7 +159,7 @@ def nothing_runs(patch: pytest.MonkeyPatch) -> None:
     def fail(*_args: Any) -> None:
         raise AssertionError("computed again")
 
-    patch.setattr(trace, "Tracer", fail)
+    patch.setattr(tracing, "Tracer", fail)
     patch.setattr(HFLM, "_model_generate", fail)
 
 
@@ -518,7 +519,7 @@ def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, t
     def full(*_args: Any, **_options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(trace.Tracer, "predict", full)
+    monkeypatch.setattr(tracing.Tracer, "predict", full)
     monkeypatch.setattr(HFLM, "_model_generate", full)
     with pytest.raises(RepsimError, match=rf"^block 0 of 1 \({task} 0, ...\): out of memory on cpu; .* {advice}$"):
         repsim.evaluate(model, tasks=task, limit=2, data_dir=data, out=path)

@@ -140,8 +140,8 @@ def nurse() -> None:
     import torch
     import tqdm
 
+    import repsim.models.tracing
     import repsim.sinks
-    import repsim.trace
 
     tqdm.tqdm.monitor_interval = 0  # no thread for the bar that `load` draws
     torch.set_num_threads(1)

@@ -6,84 +6,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from conftest import DECODER, DECODERS, VOCABULARY, T, batch_of, make
-from repsim import trace
 from repsim.corpus import Batch
 from repsim.families import resolve
-from repsim.layers import Call, find_stack, state_of
-from repsim.models import Model
+from repsim.models import Model, tracing
+from repsim.models.layer_call import state_of
+from repsim.models.stack import find_stack
+from repsim.models.tracing import NodeState, Tracer
 from repsim.packing import Packed, Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie
-from repsim.trace import NodeState, Tracer
-
-# Every family, twice where its middle can be wide or narrow.
-FAMILIES = (
-    "baseline",
-    "skip:start=1",
-    "middle_repeat:start=0",
-    "reverse:start=1",
-    "random:start=0,seed=3",
-    "parallel:start=0",
-    "looped_parallel:start=1,loops=3",
-    "drop:layer=0",
-    "drop:layer=5",
-    "drop:layer=2,part=attn",
-    "drop:layer=3,part=mlp",
-    "switch:layer=2",
-    "drop_block:first=1,last=3",
-    "repeat:layer=4,times=3",
-)
-
-
-def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
-    """Each plan's states by one trace of their trie, `[token, unit]`."""
-    trie = PlanTrie.build(plans)
-    states: dict[int, Tensor] = {}
-    Tracer(model).run(trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}))
-    return [[states[node] for node in path] for path in trie.paths]
-
-
-def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[Call]:
-    """What each layer is called with in the model's own forward, and with it the model's own states."""
-    calls: list[Call] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(Call(args, kwargs)), with_kwargs=True)
-        for layer in model.stack.layers
-    ]
-    with torch.inference_mode():
-        model.module(
-            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long(), **inputs
-        )
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
-def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
-    """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    no_cache = {"use_cache": False} if model.module.can_generate() else {}
-    calls = recorded_calls(model, batch, **no_cache)
-    state = calls[0].state
-    states = [state]
-    for step in plan.steps:
-        outputs = []
-        for application in step:
-            layer = model.stack.layers[application.layer]
-            dropped = {"": None, "attn": model.stack.mlp, "mlp": model.stack.attention}[application.half]
-            hook = None
-            if dropped is not None:
-                hook = layer.get_submodule(dropped).register_forward_hook(
-                    lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
-                )
-            with torch.inference_mode():
-                call = calls[application.layer].on(state)
-                outputs.append(state_of(layer(*call.args, **call.kwargs)))
-            if hook is not None:
-                hook.remove()
-        state = torch.stack(outputs).mean(0)
-        states.append(state)
-    mask = torch.from_numpy(batch.mask)
-    return [state[mask] for state in states]
+from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
+from support.oracles import FAMILIES, naive, traced
 
 
 def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch) -> None:
@@ -240,11 +172,11 @@ def test_wanted_nodes_alone_are_handed_out_and_no_others_are_computed_but_their_
     tracer.run(trie, [batch], lambda state: every.update({state.node: state.hidden.clone()}))
     wanted = frozenset({3, trie.ends[1]})
     ran: list[int] = []
-    run_application = trace.run_application
+    apply_layer = tracing.apply_layer
     monkeypatch.setattr(
-        trace,
-        "run_application",
-        lambda stack, what, call: (ran.append(what.layer), run_application(stack, what, call))[1],
+        tracing,
+        "apply_layer",
+        lambda stack, what, call: (ran.append(what.layer), apply_layer(stack, what, call))[1],
     )
     found: dict[int, Tensor] = {}
     tracer.run(trie, [batch], lambda state: found.update({state.node: state.hidden.clone()}), nodes=wanted)
@@ -364,7 +296,7 @@ def test_predictions_do_not_depend_on_how_many_are_made_at_once(llama: Model, mo
     tokens = torch.randint(20, (50,), generator=generator)
     targets = torch.randint(VOCABULARY, (50,), generator=generator)
     whole = tracer.predict(hidden, tokens, targets)
-    monkeypatch.setattr(trace, "LOGIT_TOKENS", 3)
+    monkeypatch.setattr(tracing, "LOGIT_TOKENS", 3)
     pieces = tracer.predict(hidden, tokens, targets)
     torch.testing.assert_close(pieces[0], whole[0], rtol=0, atol=1e-5)
     assert torch.equal(pieces[1], whole[1])

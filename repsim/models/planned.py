@@ -2,23 +2,21 @@
 
 Each application of a layer becomes one entry of the model's module list, with its own KV-cache slot; the model's
 configuration is told how many entries there are and which kind each is, so that its own code builds the masks and the
-cache. Tracing does not use this module; both call layers through `repsim.layers`.
+cache. Tracing does not use this module; both call layers through `repsim.models.layer_call`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import nn
 
 from repsim.families import resolve
-from repsim.layers import Call, Mean, Stack, find_stack, replaced_layers, run_application, state_of, with_state
-from repsim.models import Model
+from repsim.models.layer_call import Join, LayerCall, apply_layer, replaced_layers, state_of, with_state
+from repsim.models.model import Model
+from repsim.models.stack import Stack, find_stack
 from repsim.plans import Application, Plan
 from repsim.schema import RepsimError
 
@@ -43,18 +41,18 @@ class AppliedLayer(nn.Module):
     returns the mean of all their outputs. Any attribute a model asks of its layer is the layer's own.
     """
 
-    def __init__(self, stack: Stack, application: Application, slot: int, mean: Mean, first: bool) -> None:
+    def __init__(self, stack: Stack, application: Application, slot: int, mean: Join, first: bool) -> None:
         super().__init__()
         self.layer = stack.layers[application.layer]
         self._stack, self._application, self._slot = stack, application, slot
         self._mean, self._first = mean, first
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = Call(args, kwargs)
+        call = LayerCall(args, kwargs)
         if self._first:
             self._mean.clear()
         with _cache_slot(self.layer, self._slot):
-            output = run_application(self._stack, self._application, call)
+            output = apply_layer(self._stack, self._application, call)
         mean = self._mean.add(state_of(output))
         return with_state(output, call.state if mean is None else mean)
 
@@ -102,54 +100,6 @@ def _configured(config: Any, applications: list[Application], layers: int) -> It
         config.__class__ = own
 
 
-class AveragingCache(DynamicCache):
-    """A KV cache in which the rounds of a looped parallel step remember the mean of their keys and values.
-
-    So each layer of such a step remembers one past, however often the step runs, as in the paper's decoding. Within a
-    forward every round still attends to its own new tokens, so the first forward is exact; later ones are not.
-
-    Args:
-        module: the model, inside `planned`.
-        plan: the plan it follows.
-    Raises:
-        RepsimError: layers of such a step keep only a window of the past.
-    """
-
-    def __init__(self, module: Any, plan: Plan) -> None:
-        super().__init__(config=module.config)
-        self._rounds = _rounds(plan)
-        if any(getattr(layer, "is_sliding", False) for slot, layer in enumerate(self.layers) if slot in self._rounds):
-            raise RepsimError(f"{plan}: layers with sliding windows have no past to average; leave out --paper-cache")
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        before = self.get_seq_length(layer_idx)
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        rounds = self._rounds.get(layer_idx, ())
-        if not before or not rounds:
-            return found
-        past = [[getattr(self.layers[slot], name)[..., :before, :] for slot in rounds] for name in ("keys", "values")]
-        keys, values = (
-            torch.cat([torch.stack(each).mean(0), own[..., before:, :]], -2)
-            for each, own in zip(past, found, strict=True)
-        )
-        return keys, values
-
-
-def _rounds(plan: Plan) -> dict[int, tuple[int, ...]]:
-    """KV slots of a layer in all rounds of a looped parallel step, for each of these slots."""
-    found: dict[int, tuple[int, ...]] = {}
-    slot = 0
-    for step, run in groupby(plan.steps):
-        times = len(list(run))
-        for member in range(len(step) if times > 1 and len(step) > 1 else 0):
-            slots = tuple(slot + member + turn * len(step) for turn in range(times))
-            found |= dict.fromkeys(slots, slots)
-        slot += times * len(step)
-    return found
-
-
 def _constant(value: Any) -> property:
     return property(lambda _config: value)
 
@@ -179,7 +129,7 @@ def planned(model: Model | nn.Module, plan: str | Plan) -> Iterator[nn.Module]:
     applied: list[AppliedLayer] = []
     applications: list[Application] = []
     for step in found[0].plan.steps:
-        mean = Mean(len(step))
+        mean = Join(len(step))
         for application in step:
             first = application == step[0]
             applied.append(AppliedLayer(stack, application, len(applied), mean, first))

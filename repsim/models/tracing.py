@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.layers import Call, Mean, logits_of, run_application, state_of, with_state
-from repsim.models import Model
+from repsim.models.layer_call import Join, LayerCall, apply_layer, logits_of, state_of, with_state
+from repsim.models.model import Model
 from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
@@ -61,7 +61,7 @@ class _Run:
     following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one.
     """
 
-    calls: list[Call]
+    calls: list[LayerCall]
     tokens: Tensor
     following: Tensor
 
@@ -121,11 +121,11 @@ class Tracer:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
         mask = torch.from_numpy(batch.mask).to(self._model.device)
-        calls: list[Call] = []
+        calls: list[LayerCall] = []
         with self._envoy.trace(input_ids=token_ids, **self._masked(batch), **self._no_cache) as tracer:
             for layer in self._envoys:
                 args, kwargs = layer.inputs
-                calls.append(Call(args, kwargs))
+                calls.append(LayerCall(args, kwargs))
                 self._check(calls, token_ids)
                 if len(calls) == 1 and not isinstance(self._form, Tensor):
                     self._form = layer(*args, **kwargs)
@@ -144,7 +144,7 @@ class Tracer:
         hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, torch.finfo(dtype).min)
         return {"attention_mask": hidden, "position_ids": torch.from_numpy(batch.depth).to(device)}
 
-    def _check(self, calls: list[Call], token_ids: Tensor) -> None:
+    def _check(self, calls: list[LayerCall], token_ids: Tensor) -> None:
         """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
         root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
         if state.shape != (expected := (*token_ids.shape, self._model.units)):
@@ -159,7 +159,7 @@ class Tracer:
             )
 
     def _depth_first(
-        self, trie: PlanTrie, calls: list[list[Call]], nodes: Collection[int]
+        self, trie: PlanTrie, calls: list[list[LayerCall]], nodes: Collection[int]
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Node and its states, `[sample, position, unit]` a batch; let go once the last child has begun.
 
@@ -183,11 +183,11 @@ class Tracer:
             yield node, states
             del states
 
-    def _step(self, step: Step | None, calls: list[Call], state: Tensor) -> Tensor:
+    def _step(self, step: Step | None, calls: list[LayerCall], state: Tensor) -> Tensor:
         assert step is not None, "only the root has no step"
-        mean = Mean(len(step))
+        mean = Join(len(step))
         for application in step:
-            output = run_application(self._model.stack, application, calls[application.layer].on(state))
+            output = apply_layer(self._model.stack, application, calls[application.layer].on(state))
             result = mean.add(state_of(output))
         assert result is not None, "the last member completes the mean"
         return result

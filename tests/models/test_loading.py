@@ -15,13 +15,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import repsim
-from conftest import DECODER, VOCABULARY, T, batch_of, make
-from repsim import models
-from repsim.layers import find_stack
 from repsim.models import Model
+from repsim.models import loading as models
+from repsim.models.stack import find_stack
+from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
-from repsim.trace import Tracer
+from support.models import DECODER, VOCABULARY, T, batch_of, make
 
 WEIGHTS = "model.safetensors"
 

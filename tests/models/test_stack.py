@@ -1,5 +1,3 @@
-import copy
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -9,129 +7,34 @@ import transformers
 from torch import Tensor, nn
 
 import repsim
-from conftest import ARCHITECTURES, DECODER, DECODERS, MIXED, SMALL, VOCABULARY, T, batch_of, make
 from repsim.corpus import Batch
 from repsim.families import resolve
-from repsim.layers import (
-    ATTENTION_PATHS,
-    MLP_PATHS,
-    Call,
-    Mean,
-    find_stack,
-    half_paths,
-    logits_of,
-    run_application,
-    state_of,
-)
 from repsim.models import Model
+from repsim.models.layer_call import Join, LayerCall, apply_layer, logits_of, state_of
+from repsim.models.stack import ATTENTION_PATHS, MLP_PATHS, find_stack, half_paths
+from repsim.models.tracing import NodeState, Tracer
 from repsim.plans import Application, Plan, PlanTrie
 from repsim.schema import RepsimError
-from repsim.trace import NodeState, Tracer
-from test_stack import last_states
-from test_trace import FAMILIES, naive, recorded_calls, traced
+from support.models import (
+    ARCHITECTURES,
+    DECODERS,
+    HEAD,
+    MIXED,
+    MORE,
+    MORE_DECODERS,
+    POST_NORM,
+    RELATIVE,
+    SMALL,
+    VOCABULARY,
+    WITHOUT_HALVES,
+    T,
+    batch_of,
+    build,
+    made,
+    make,
+)
+from support.oracles import FAMILIES, last_states, naive, recorded_calls, traced
 
-TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-GPT = {**TOKENS, "n_embd": 32, "n_layer": T, "n_head": 4}
-LONG = {**TOKENS, "hidden_size": 32, "n_layer": T, "n_head": 4}
-HEAD = {**DECODER, "head_dim": 8}
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-SHARED = {"shared_expert_intermediate_size": 16}
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
-
-# More architectures, and other forms of those in conftest: (model class, configuration, where the layers are).
-MORE = {
-    "gpt_neox_sequential": (
-        "GPTNeoXForCausalLM",
-        {**SMALL, **TOKENS, "use_parallel_residual": False},
-        "gpt_neox.layers",
-    ),
-    "opt_post_norm": (
-        "OPTForCausalLM",
-        {**SMALL, **TOKENS, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
-        "model.decoder.layers",
-    ),
-    "falcon_two_norms": (
-        "FalconForCausalLM",
-        {**SMALL, **TOKENS, "new_decoder_architecture": True, "num_kv_heads": 2},
-        "transformer.h",
-    ),
-    "falcon_alibi": (
-        "FalconForCausalLM",
-        {**SMALL, **TOKENS, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
-        "transformer.h",
-    ),
-    "gptj": ("GPTJForCausalLM", {**GPT, "rotary_dim": 4}, "transformer.h"),
-    "gpt_neo": (
-        "GPTNeoForCausalLM",
-        {**TOKENS, "hidden_size": 32, "num_layers": T, "num_heads": 4, "window_size": 4}
-        | {"attention_types": [[["global", "local"], 3]]},
-        "transformer.h",
-    ),
-    "phi": ("PhiForCausalLM", DECODER, "model.layers"),
-    "phi3": ("Phi3ForCausalLM", DECODER, "model.layers"),
-    "gemma": ("GemmaForCausalLM", HEAD, "model.layers"),
-    "gemma2": ("Gemma2ForCausalLM", {**HEAD, "sliding_window": 4, "query_pre_attn_scalar": 8}, "model.layers"),
-    "qwen2": ("Qwen2ForCausalLM", DECODER, "model.layers"),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", {**DECODER, **MOE, **SHARED}, "model.layers"),
-    "qwen3_next": ("Qwen3NextForCausalLM", {**HEAD, **MOE, **SHARED, **LINEAR}, "model.layers"),
-    "cohere": ("CohereForCausalLM", {**DECODER, "logit_scale": 0.3}, "model.layers"),
-    "granite": (
-        "GraniteForCausalLM",
-        {**DECODER, "logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
-        "model.layers",
-    ),
-    "granitemoe": ("GraniteMoeForCausalLM", {**DECODER, "num_local_experts": 4}, "model.layers"),
-    "granitemoehybrid": (
-        "GraniteMoeHybridForCausalLM",
-        {**DECODER, **MAMBA, "num_local_experts": 4, "shared_intermediate_size": 32, "mamba_n_groups": 1}
-        | {"layer_types": ["mamba", "attention", "mamba"] * 2},
-        "model.layers",
-    ),
-    "stablelm": ("StableLmForCausalLM", {**DECODER, "use_parallel_residual": True}, "model.layers"),
-    "bloom": ("BloomForCausalLM", LONG, "transformer.h"),
-    "mpt": (
-        "MptForCausalLM",
-        {**TOKENS, "d_model": 32, "n_layers": T, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
-        "transformer.blocks",
-    ),
-    "olmo2": ("Olmo2ForCausalLM", DECODER, "model.layers"),
-    "electra": ("ElectraModel", {**SMALL, "embedding_size": 16}, "encoder.layer"),
-    "mpnet": ("MPNetModel", SMALL, "encoder.layer"),
-    "deberta": ("DebertaModel", {**SMALL, **RELATIVE}, "encoder.layer"),
-    "deberta_v2": ("DebertaV2Model", {**SMALL, **RELATIVE, "position_buckets": 8}, "encoder.layer"),
-    "bamba": ("BambaForCausalLM", {**DECODER, **MAMBA, "attn_layer_indices": [1, 4]}, "model.layers"),
-    "mamba": (
-        "MambaForCausalLM",
-        {**TOKENS, "hidden_size": 32, "num_hidden_layers": T, "state_size": 8},
-        "backbone.layers",
-    ),
-    "jamba": (
-        "JambaForCausalLM",
-        {**DECODER, "attn_layer_period": 3, "attn_layer_offset": 1, "num_experts": 4}
-        | {"mamba_d_state": 8, "mamba_dt_rank": 4},
-        "model.layers",
-    ),
-    "falcon_h1": ("FalconH1ForCausalLM", {**HEAD, **MAMBA, "mamba_d_ssm": 64}, "model.layers"),
-    "lfm2": ("Lfm2ForCausalLM", {**DECODER, "layer_types": ["conv", "full_attention", "conv"] * 2}, "model.layers"),
-    "smollm3": ("SmolLM3ForCausalLM", DECODER, "model.layers"),
-    "ernie4_5": ("Ernie4_5ForCausalLM", HEAD, "model.layers"),
-    "glm4": ("Glm4ForCausalLM", HEAD, "model.layers"),
-    "gpt_oss": (
-        "GptOssForCausalLM",
-        {**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
-        "model.layers",
-    ),
-    "deepseek_v3": (
-        "DeepseekV3ForCausalLM",
-        {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
-        | {"first_k_dense_replace": 2},
-        "model.layers",
-    ),
-}
-MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
 PLANS = (
     "reverse:start=1",
     "looped_parallel:start=1,loops=2",
@@ -141,36 +44,16 @@ PLANS = (
     "repeat:layer=4,times=3",
     "0, 3-5",
 )  # each keeps an attention layer of the hybrids: transformers' cache cannot do without one
-WITHOUT_HALVES = {"mamba"}
-POST_NORM = {"deberta", "deberta_v2", "bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
 
 
-def build(class_name: str, config: dict[str, object]) -> nn.Module:
-    cls = getattr(transformers, class_name)
-    torch.manual_seed(7)
-    module = cls(cls.config_class(**copy.deepcopy(config))).eval().requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return module
-
-
-@functools.cache
-def made(name: str) -> Model:
-    """A model of either dictionary."""
-    if name in ARCHITECTURES:
-        return make(name)
-    module = build(*MORE[name][:2])
-    return Model(module, None, name, None, find_stack(module))
-
-
-def calls_of(model: Model, batch: Batch) -> list[Call]:
+def calls_of(model: Model, batch: Batch) -> list[LayerCall]:
     no_cache = {"use_cache": False} if model.module.can_generate() else {}
     return recorded_calls(model, batch, **no_cache)
 
 
-def run(model: Model, layer: int, half: str, call: Call) -> Tensor:
+def run(model: Model, layer: int, half: str, call: LayerCall) -> Tensor:
     with torch.inference_mode():
-        return state_of(run_application(model.stack, Application(layer, half), call))
+        return state_of(apply_layer(model.stack, Application(layer, half), call))
 
 
 # The halves of a layer, written by hand. `attend` calls the layer's own attention with the layer's arguments.
@@ -449,11 +332,11 @@ def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
 def test_a_replayed_call_leaves_the_models_cache_alone(llama: Model) -> None:
     """Some models make a cache whatever they are told (GraniteMoe takes `use_cache` only further in)."""
     cache, state = transformers.DynamicCache(), torch.ones(1, 2, 32)
-    call = Call((state, cache), {"past_key_values": cache, "use_cache": True}).on(state * 2)
+    call = LayerCall((state, cache), {"past_key_values": cache, "use_cache": True}).on(state * 2)
     assert call.args[1] is None
     assert call.kwargs == {"past_key_values": None, "use_cache": True}
     assert torch.equal(call.state, state * 2)
-    assert torch.equal(Call((), {"hidden_states": state, "layer_past": cache}).on(state * 3).state, state * 3)
+    assert torch.equal(LayerCall((), {"hidden_states": state, "layer_past": cache}).on(state * 3).state, state * 3)
 
 
 class Blocks(nn.Module):
@@ -583,7 +466,7 @@ def test_a_planned_model_says_how_deep_it_is(name: str) -> None:
 
 
 def test_mean_by_hand() -> None:
-    mean = Mean(3)
+    mean = Join(3)
     assert mean.add(torch.tensor([1.0, 10.0])) is None
     assert mean.add(torch.tensor([2.0, 20.0])) is None
     assert mean.add(torch.tensor([6.0, 60.0])).tolist() == [3.0, 30.0]
@@ -593,7 +476,7 @@ def test_mean_by_hand() -> None:
 
 def test_the_mean_of_one_is_that_very_state() -> None:
     state = torch.tensor([0.1], dtype=torch.bfloat16)
-    assert Mean(1).add(state) is state
+    assert Join(1).add(state) is state
 
 
 @pytest.mark.parametrize(
@@ -605,14 +488,14 @@ def test_the_mean_of_one_is_that_very_state() -> None:
     ],
 )
 def test_sums_are_wide_and_rounded_once(dtype: torch.dtype, values: list[float], expected: float) -> None:
-    mean = Mean(len(values))
+    mean = Join(len(values))
     *_, result = [mean.add(torch.tensor([value], dtype=dtype)) for value in values]
     assert result.dtype == dtype
     assert result.item() == expected
 
 
 def test_clear_forgets_a_step_cut_short() -> None:
-    mean = Mean(2)
+    mean = Join(2)
     mean.add(torch.tensor([100.0]))
     mean.clear()
     assert mean.add(torch.tensor([1.0])) is None

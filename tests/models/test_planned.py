@@ -5,27 +5,15 @@ import torch
 from torch import Tensor
 
 import repsim
-from conftest import T, make
 from repsim.corpus import Batch
 from repsim.families import resolve
-from repsim.layers import state_of
 from repsim.models import Model
+from repsim.models.kv_cache import AveragingCache
 from repsim.schema import RepsimError
-from repsim.stack import AveragingCache
-from test_trace import FAMILIES, traced
+from support.models import T, make
+from support.oracles import FAMILIES, last_states, traced
 
 NEW_TOKENS = 6
-
-
-def last_states(model: Model, plan: str, batch: Batch) -> Tensor:
-    """What leaves the planned stack in the model's own forward, `[token, unit]`."""
-    ends: list[Tensor] = []
-    mask = torch.from_numpy(batch.mask)
-    with repsim.planned(model, plan) as module, torch.inference_mode():
-        stack = module.get_submodule(model.stack.path)
-        stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
-        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long())
-    return ends[0][mask]
 
 
 @pytest.mark.parametrize("plan", FAMILIES)

@@ -1,0 +1,162 @@
+"""How one layer is called on a state that is not its own.
+
+`apply_layer` calls a layer, or one half of it, on any state; `Join` averages the members of a parallel step;
+`logits_of` lets the model's own code finish from a state. Tracing and the planned model are both built from these, so
+they cannot disagree. This module knows nothing of plans' text, of tracing or of disks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from repsim.models.stack import ATTENTION_PATHS, MLP_PATHS, Stack, half_paths
+from repsim.plans import Application
+from repsim.schema import RepsimError
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments that a model gave to one of its layers.
+
+    The state is the first positional argument or the keyword `hidden_states`; masks, positions and the rest stay
+    with the layer wherever a plan runs it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def state(self) -> Tensor:
+        """`[sample, position, unit]`."""
+        state: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return state
+
+    def on(self, state: Tensor) -> LayerCall:
+        """The same call on another state, without the model's own KV cache: the state may not be one of the model's."""
+        args = tuple(None if isinstance(value, Cache) else value for value in self.args)
+        kwargs = {name: None if isinstance(value, Cache) else value for name, value in self.kwargs.items()}
+        return LayerCall((state, *args[1:]), kwargs) if args else LayerCall((), {**kwargs, "hidden_states": state})
+
+
+def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
+    """What a layer, or one half of it, returns for a call: a state, or a tuple that begins with one.
+
+    Half of a layer is the layer with the other half's contribution set to zero: the residual and the norms stay.
+    """
+    layer = stack.layers[application.layer]
+    with _without_other_half(layer, application) if application.half else nullcontext():
+        return layer(*call.args, **call.kwargs)
+
+
+@contextmanager
+def _without_other_half(layer: Any, application: Application) -> Iterator[None]:
+    dropped, paths = ("mlp", MLP_PATHS) if application.half == "attn" else ("attention", ATTENTION_PATHS)
+    modules = [layer.get_submodule(path) for path in half_paths(layer, paths)]
+    if not modules:
+        parts = ", ".join(name for name, _ in layer.named_children())
+        raise RepsimError(f"{application.text}: no {dropped} module is known in {layer._get_name()}; seen: {parts}")
+    handles = [module.register_forward_hook(_zero) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+    return with_state(output, torch.zeros_like(state_of(output)))
+
+
+def state_of(output: Any) -> Tensor:
+    """The state in what a layer returned; Falcon's layers return a tuple, most others a tensor."""
+    state: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return state
+
+
+def with_state(output: Any, state: Tensor) -> Any:
+    """A layer's output in its own form, with another state in it."""
+    return type(output)([state, *output[1:]]) if isinstance(output, (tuple, list)) else state
+
+
+class Join:
+    """Mean of the outputs of one step's members, summed in float32 or wider and rounded once at the end.
+
+    Members may sit on different devices; the sum gathers on the first one's.
+    """
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+        self._sum: Tensor | None
+        self._added: int
+        self.clear()
+
+    def add(self, state: Tensor) -> Tensor | None:
+        """Takes one member's output; returns the mean with the last one and starts anew."""
+        if self.members == 1:
+            return state
+        wide = state.to(torch.promote_types(state.dtype, torch.float32))
+        self._sum = wide if self._sum is None else self._sum + wide.to(self._sum.device)
+        self._added += 1
+        if self._added < self.members:
+            return None
+        mean = (self._sum / self.members).to(state.dtype)
+        self.clear()
+        return mean
+
+    def clear(self) -> None:
+        """Forgets a step that an exception cut short."""
+        self._sum, self._added = None, 0
+
+
+@contextmanager
+def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The model with other modules in place of its layers; what was there is back whatever happens."""
+    name = stack.path.rpartition(".")[2]
+    before = getattr(stack.owner, name)
+    setattr(stack.owner, name, nn.ModuleList(modules))
+    try:
+        yield
+    finally:
+        setattr(stack.owner, name, before)
+
+
+class _Given(nn.Module):
+    """Stands in for a whole stack and returns a given state in the form that the layers use.
+
+    What a model asks of its layer, e.g. which mask it wants (`attention_type`), is the first layer's.
+    """
+
+    def __init__(self, output: Any, layer: nn.Module) -> None:
+        super().__init__()
+        self.output = output
+        self._layer = [layer]  # in a list, so that it is no submodule
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer[0], name)
+
+
+def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> Tensor:
+    """Logits that the model's own code gives to states which leave the stack: final norm, head, any scaling.
+
+    Args:
+        module: the model, or an envoy of it inside a trace.
+        states: `[token, unit]`; the code after a stack works on each position by itself.
+        form: what one of the model's layers returned; only its form counts.
+    Returns:
+        `[token, vocabulary]`.
+    """
+    output = with_state(form, states[None])
+    stand_in = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+    with replaced_layers(stack, [_Given(output, stack.layers[0])]):
+        logits: Tensor = module(input_ids=stand_in, use_cache=False).logits[0]
+    return logits
