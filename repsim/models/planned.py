@@ -131,7 +131,7 @@ def planned(model: Model | nn.Module, plan: str | Plan) -> Iterator[nn.Module]:
     for step in found[0].plan.steps:
         mean = Join(len(step))
         for application in step:
-            first = application == step[0]
+            first = application == step.members[0]
             applied.append(AppliedLayer(stack, application, len(applied), mean, first))
             applications.append(application)
     config: Any = module.config
