@@ -144,6 +144,7 @@ class _Asked:
 
     plans, benchmarks: as resolved.
     examples: `(task, doc)` → the example, in order.
+    proven: plans whose planned model has been found to be right.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class _Asked:
     ) -> None:
         self.model, self.plans, self.command, self.paper_cache = model, tuple(plans), command, paper_cache
         self.batch_tokens = batch_tokens
+        self.proven: set[Plan] = set()
         self.benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
         self.examples: dict[tuple[str, int], Example] = {
             (example.task, example.doc): example for benchmark in benchmarks for example in benchmark.examples
@@ -456,8 +458,7 @@ def _check_paper_cache(model: Model, plans: Sequence[NamedPlan]) -> None:
 
     for named in plans:
         if any(len(step) > 1 for step in named.plan.steps):
-            with planned(model, named.plan) as module:
-                AveragingCache(module, named.plan)
+            AveragingCache(planned(model, named.plan, check=False), named.plan)
 
 
 def _generate(
@@ -475,10 +476,11 @@ def _generate(
     docs = [example.doc for example in examples]
     for plan in pending:
         steps = layout.plans[plan].plan
-        with planned(asked.model, steps) as module:
-            averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
-            cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
-            texts = [text for found in benchmark.generate(docs, cache) for text in found]
+        module = planned(asked.model, steps, check=steps not in asked.proven)
+        asked.proven.add(steps)
+        averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
+        cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
+        texts = [text for found in benchmark.generate(docs, module, cache) for text in found]
         answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
         finish(plan, answers)
 

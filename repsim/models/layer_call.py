@@ -70,7 +70,7 @@ def half_layer(layer: nn.Module, application: Application) -> nn.Module:
     names = half_paths(layer, paths)
     if not names:
         parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(f"{application.text}: no {dropped} module is known in {layer._get_name()}; seen: {parts}")
+        raise RepsimError(f"{application.text}: no {dropped} module is known in {type(layer).__name__}; seen: {parts}")
     for name in names:
         layer.set_submodule(name, Silenced(layer.get_submodule(name)))
     return layer

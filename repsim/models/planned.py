@@ -81,7 +81,7 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     return made
 
 
-class PlannedModel:
+class PlannedModel(nn.Module):
     """What a planned model can do beyond its class, which comes second among its bases.
 
     plan: what it follows.
@@ -102,7 +102,7 @@ class PlannedModel:
         pass
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
-        return _empty, (type(self).__bases__[1],), self.__dict__
+        return _empty, (type(self).__bases__[1],), vars(self)
 
     def generate(self, *args: Any, **options: Any) -> Any:
         """As the class generates; without a cache where the cache was found to change the states."""
@@ -151,7 +151,8 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
         owner = made.get_submodule(stack.path.rpartition(".")[0])
         starts = [number for step in plan.steps for number in (True, *[False] * (len(step) - 1))]
         owner.register_forward_hook(functools.partial(_without_inner_states, starts))
-    made.__class__ = _planned_class(type(module))
+    own: Any = type(module)
+    made.__class__ = _planned_class(own)
     made._repsim_plan, made._repsim_stack = plan, stack.path
     return made
 
@@ -194,8 +195,9 @@ def _configure(config: Any, applications: Sequence[Application], stack: Stack) -
 def _set(config: Any, name: str, value: Any) -> None:
     """Sets a value of a configuration, also one that its class derives from others and lets nobody set."""
     name = config.attribute_map.get(name, name)
-    if isinstance(getattr(type(config), name, None), property):
-        config.__class__ = _plain_attribute(type(config), name)
+    own: Any = type(config)
+    if isinstance(getattr(own, name, None), property):
+        config.__class__ = _plain_attribute(own, name)
         vars(config)[name] = value
     else:
         setattr(config, name, value)
@@ -212,8 +214,8 @@ def _reduced(config: Any, own: type, name: str, _protocol: Any) -> tuple[Any, ..
     return _empty_config, (own, name), vars(config)
 
 
-def _empty_config(own: type, name: str) -> Any:
-    made = own.__new__(own)
+def _empty_config(own: Any, name: str) -> Any:
+    made = object.__new__(own)
     made.__class__ = _plain_attribute(own, name)
     return made
 

@@ -92,7 +92,7 @@ def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tens
         The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2, TOKENS, unit]`.
     """
     pad = made.config.get_text_config().pad_token_id
-    settings = GenerationConfig(
+    settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=2, min_new_tokens=2, num_beams=1, do_sample=False, use_cache=True, pad_token_id=pad or 0
     )
     with _last_layer(made, model) as states:
@@ -179,7 +179,7 @@ def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dic
 def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> None:
     """Makes a model of the configuration and these weights, and compares what both give for some tokens."""
     advice = "its configuration cannot say which layers these are; save the model itself and keep the plan's text"
-    own = type(made).__bases__[1]
+    own: Any = type(made).__bases__[1]
     vocabulary = made.config.get_text_config().vocab_size
     ids = torch.arange(1, 9, device=made.get_input_embeddings().weight.device)[None] % vocabulary
     try:
