@@ -26,7 +26,7 @@ def repsim(*arguments: object, **environment: str) -> subprocess.CompletedProces
         [*REPSIM, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **environment},
+        env={**os.environ, **environment},
         check=False,
     )
 

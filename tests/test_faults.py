@@ -144,7 +144,7 @@ def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
         attempt.kill()
         assert (out / locks.KEY).exists()
     together = second == "at the same time"
-    attempts = [nursery.start(call, [1, 10] if together else [10]) for _ in range(1 + together)]  # 1 is the lock
+    attempts = [nursery.start(call, [locks.KEY, 10] if together else [10]) for _ in range(1 + together)]
     for attempt in attempts if together else []:
         assert attempt.stops()
     for attempt in attempts if together else []:

@@ -50,10 +50,10 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
 
     Args:
         where: the store's folder or URL.
-        moments: each the number of a write, counted from 1; or the beginning of a key, for the first write to a key
-            that begins so; or such a beginning and a number, for a later one.
+        moments: each the number of a write, counted from 1 without the lock's; or the beginning of a key, for the
+            first write to a key that begins so; or such a beginning and a number, for a later one.
     Returns:
-        A function that says how many writes there were.
+        A function that says how many writes there were, without the lock's.
     """
     chosen = {(moment, 1) if isinstance(moment, str) else moment for moment in moments}
     count, counts, lock = 0, dict.fromkeys((moment[0] for moment in chosen if isinstance(moment, tuple)), 0), Lock()
@@ -61,9 +61,14 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
     def write(key: str) -> None:
         nonlocal count
         with lock:
-            count += 1
-            counts.update({start: counts[start] + 1 for start in counts if key.startswith(start)})
-            reached = {count, *((start, counts[start]) for start in counts if key.startswith(start))}
+            reached: set[Moment] = set()
+            if key != locks.KEY:
+                count += 1
+                reached.add(count)
+            for start in counts:
+                if key.startswith(start):
+                    counts[start] += 1
+                    reached.add((start, counts[start]))
         if not chosen.isdisjoint(reached):
             os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -111,7 +116,7 @@ def start_command(words: Sequence[object], out: Path, moment: Moment, setting: s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **_paths(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, **_paths(), "OMP_NUM_THREADS": "1"},
     )
     status = os.waitpid(process.pid, os.WUNTRACED)[1]
     assert os.WIFSTOPPED(status), process.stderr.read()
