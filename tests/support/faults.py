@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import urllib.request
 import warnings
@@ -21,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,11 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
         A function that says how many writes there were, without the lock's.
     """
     chosen = {(moment, 1) if isinstance(moment, str) else moment for moment in moments}
-    count, counts, lock = 0, dict.fromkeys((moment[0] for moment in chosen if isinstance(moment, tuple)), 0), Lock()
+    count, counts, lock = (
+        0,
+        dict.fromkeys((moment[0] for moment in chosen if isinstance(moment, tuple)), 0),
+        threading.Lock(),
+    )
 
     def write(key: str) -> None:
         nonlocal count
@@ -70,7 +74,8 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
                     counts[start] += 1
                     reached.add((start, counts[start]))
         if not chosen.isdisjoint(reached):
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: sent to the process, another thread may take it, and this one go on for a moment.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     if "://" in where:
         _tell_of_requests(write)
