@@ -53,10 +53,48 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
     return calls
 
 
+def without_cache(model: Model) -> dict[str, bool]:
+    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and answer the same bits.
+
+    With its cache a model lays out keys and values anew, for which some processors' kernels add up in another order.
+    """
+    return {"use_cache": False} if model.module.can_generate() else {}
+
+
+def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
+    """What enters and leaves each layer in the model's own forward, `[token, unit]`."""
+    states: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out))) for layer in model.stack.layers
+    ]
+    first = recorded_calls(model, batch, **inputs)[0].state
+    for hook in hooks:
+        hook.remove()
+    mask = torch.from_numpy(batch.mask)
+    return [state[mask] for state in (first, *states)]
+
+
+def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
+    """States that the same layers computed, with sums taken in another order: another layout, another kernel.
+
+    Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and Mary 2019), and two
+    runs differ by sqrt(2) of that. A layer adds two such results to its input, so sqrt(n) eps for each layer; n is the
+    longest sum of a layer, four times the units at most.
+
+    Args:
+        ours: `[token, unit]`.
+        theirs: likewise.
+        layers: how many led to these states.
+    """
+    assert ours.dtype == theirs.dtype
+    eps = torch.finfo(theirs.dtype).eps
+    bound = layers * (4 * theirs.shape[-1]) ** 0.5 * eps * theirs.norm(dim=-1)
+    assert ((ours - theirs).norm(dim=-1) <= bound).all()
+
+
 def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
     """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    no_cache = {"use_cache": False} if model.module.can_generate() else {}
-    calls = recorded_calls(model, batch, **no_cache)
+    calls = recorded_calls(model, batch, **without_cache(model))
     state = calls[0].state
     states = [state]
     for step in plan.steps:
@@ -74,18 +112,18 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
             if hook is not None:
                 hook.remove()
-        state = torch.stack(outputs).mean(0)
+        state = sum(outputs) / len(outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
 
 
-def last_states(model: Model, plan: str, batch: Batch) -> Tensor:
+def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tensor:
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)
     with repsim.planned(model, plan) as module, torch.inference_mode():
         stack = module.get_submodule(model.stack.path)
         stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
-        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long())
+        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **inputs)
     return ends[0][mask]
