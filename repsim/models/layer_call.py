@@ -7,18 +7,19 @@ they cannot disagree. This module knows nothing of plans' text, of tracing or of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from repsim.models.stack import ATTENTION_PATHS, MLP_PATHS, Stack, half_paths
+from repsim.models.halves import dropped_modules, hooked, kind_of, prove_halves, proven_kinds, zero_output
+from repsim.models.stack import Stack
 from repsim.plans import Application
-from repsim.schema import RepsimError
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,40 @@ def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
     Half of a layer is the layer with the other half's contribution set to zero: the residual and the norms stay.
     """
     layer = stack.layers[application.layer]
-    with _without_other_half(layer, application) if application.half else nullcontext():
+    half = application.half
+    with hooked(dropped_modules(layer, half), zero_output) if half else nullcontext():
         return layer(*call.args, **call.kwargs)
 
 
-@contextmanager
-def _without_other_half(layer: Any, application: Application) -> Iterator[None]:
-    dropped, paths = ("mlp", MLP_PATHS) if application.half == "attn" else ("attention", ATTENTION_PATHS)
-    modules = [layer.get_submodule(path) for path in half_paths(layer, paths)]
-    if not modules:
-        parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(f"{application.text}: no {dropped} module is known in {layer._get_name()}; seen: {parts}")
-    handles = [module.register_forward_hook(_zero) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def prove_unproven_halves(
+    stack: Stack, applications: Iterable[Application], calls: Callable[[], Sequence[LayerCall]]
+) -> None:
+    """Proves the halves of every kind of layer that is halved here for the first time in its model.
+
+    Args:
+        stack: the layers, in evaluation mode.
+        applications: what will run; whole layers need no proof.
+        calls: gives what the model calls its layers with on a few tokens, `[layer]`; asked where a proof is due.
+    Raises:
+        RepsimError: a layer does not fall into halves.
+    """
+    proven = proven_kinds(stack.owner)
+    recorded: Sequence[LayerCall] = ()
+    for application in applications:
+        layer = stack.layers[application.layer]
+        if not application.half or kind_of(layer) in proven:
+            continue
+        dropped_modules(layer, application.half)  # what is not known is named for the half that was asked for
+        recorded = recorded or calls()
+        call = recorded[application.layer]
+        prove_halves(layer, call.state, partial(_state_after, layer, call))
+        if call.state.shape[1] > 1:  # one token alone does not show who heeds whom
+            proven.add(kind_of(layer))
 
 
-def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
-    return with_state(output, torch.zeros_like(state_of(output)))
+def _state_after(layer: Any, call: LayerCall, state: Tensor) -> Tensor:
+    call = call.on(state)
+    return state_of(layer(*call.args, **call.kwargs))
 
 
 def state_of(output: Any) -> Tensor:
