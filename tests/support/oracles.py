@@ -1,11 +1,14 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
+import inspect
+
 import torch
 from torch import Tensor
 
 import repsim
 from repsim.corpus import Batch
 from repsim.models import Model
+from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
@@ -44,10 +47,10 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
         layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(LayerCall(args, kwargs)), with_kwargs=True)
         for layer in model.stack.layers
     ]
+    if "attention_mask" in inspect.signature(type(model.module).forward).parameters:
+        inputs["attention_mask"] = torch.from_numpy(batch.mask).long()
     with torch.inference_mode():
-        model.module(
-            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long(), **inputs
-        )
+        model.module(input_ids=torch.from_numpy(batch.token_ids), **inputs)
     for hook in hooks:
         hook.remove()
     return calls
@@ -101,16 +104,17 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
         outputs = []
         for application in step:
             layer = model.stack.layers[application.layer]
-            dropped = {"": None, "attn": model.stack.mlp, "mlp": model.stack.attention}[application.half]
-            hook = None
-            if dropped is not None:
-                hook = layer.get_submodule(dropped).register_forward_hook(
+            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
+            hooks = [
+                layer.get_submodule(path).register_forward_hook(
                     lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
                 )
+                for path in half_paths(layer, patterns)
+            ]
             with torch.inference_mode():
                 call = calls[application.layer].on(state)
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
         state = sum(outputs) / len(outputs)
         states.append(state)
