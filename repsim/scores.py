@@ -78,6 +78,7 @@ class Scores(Opened):
             "not finite": ", ".join(f"{name} ({count:,} examples)" for name, count in lost.items() if count)
             or "no plan",
             "cache": "keys and values of looped steps averaged" if data.attrs["paper_cache"] else "exact",
+            "replay": self.replay,
             "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
             "made by": "; ".join(self.commands),
         }

@@ -1,36 +1,25 @@
 """Is the replay the model? What a comparison of the two found, and what rounding allows.
 
 The states that a tracer's replay gives are compared with those of the model's own forward, layer by layer, for each
-kind of batch. The running is `repsim.models.tracing`; this module knows the batches, the arithmetic of the verdict,
-and where a verdict is kept so that the next run of the same model need not ask again.
+kind of batch. The running is `repsim.models.tracing`; this module knows the batches and the arithmetic of the verdict.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.models.loading import cache_folder
-from repsim.models.model import Model
 from repsim.schema import RepsimError
 
 PROOF_TOKENS = 256  # of one kind of batch
 PADDED_ROWS = 48, 32  # tokens of the rows that prove batches with padding
 ROUNDINGS = 4  # how many roundings a layer may add
-VERSIONS = ("torch", "transformers", "nnsight", "repsim-layers")
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,8 @@ class ReplayProof:
     def adding(self, batch: Batch, error: float) -> ReplayProof:
         """The verdict once a batch was compared, too."""
         kinds = tuple(dict.fromkeys((*self.kinds, kind_of(batch))))
-        longest = max(self.longest, min(batch.token_ids.shape[1], PROOF_TOKENS))
+        length = min(batch.token_ids.shape[1], PROOF_TOKENS)
+        longest = max(self.longest, length if length > 1 else 0)  # of one position, samples and positions look alike
         return ReplayProof(max(self.error, error), kinds, longest, self.logits)
 
     def with_logits(self, error: float) -> ReplayProof:
@@ -137,43 +127,3 @@ def refusal(model: str, layer: int, error: float, kind: str, dtype: torch.dtype)
         f"forward by {error:.1g} of their norm ({kind} batch; rounding allows {rounding(dtype, layer + 1):.1g}), so "
         "every number would be wrong; the layer depends on more than the state it is given, and cannot be traced"
     )
-
-
-# Kept between runs
-
-
-def recall(model: Model) -> ReplayProof:
-    """The verdict of an earlier run; an empty one where there is none, or none that can be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        found = json.loads(_file(model).read_text())
-        return ReplayProof(float(found["error"]), tuple(found["kinds"]), int(found["longest"]), bool(found["logits"]))
-    return ReplayProof()
-
-
-def remember(model: Model, proof: ReplayProof) -> None:
-    """Keeps a verdict in the cache, where there is one; that it cannot be kept costs the next run a second."""
-    file = _file(model)
-    if not cache_folder().is_dir() or proof == recall(model):
-        return
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=file.parent, prefix=".proof-")
-        with os.fdopen(descriptor, "w") as out:
-            json.dump(asdict(proof), out)
-        os.replace(unfinished, file)
-
-
-def _file(model: Model) -> Path:
-    module = model.module
-    key = {
-        "weights": model.weights_digest,
-        "config": model.config_digest,
-        "class": f"{type(module).__module__}.{type(module).__qualname__}",
-        "attention": str(getattr(module.config, "_attn_implementation", None)),
-        "dtype": model.dtype,
-        "device": model.device.type,
-        "stack": model.stack.path,
-        **{name: metadata.version(name) for name in VERSIONS},
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "proofs" / f"{digest[:32]}.json"

@@ -86,15 +86,9 @@ class Tracer:
     proof: what comparing the replay with the model's own forward has found so far.
     """
 
-    def __init__(self, model: Model, proof: ReplayProof | None = None) -> None:
-        """Makes the envoys.
-
-        Args:
-            model: the model.
-            proof: what an earlier tracer of the same model has proven, and this one need not again.
-        """
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self.proof = ReplayProof() if proof is None else proof
+        self.proof = ReplayProof()
         with warnings.catch_warnings():
             # BERT's submodules named `output` are reached through their layer; that nnsight renames them is no news.
             warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
