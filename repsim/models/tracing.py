@@ -97,6 +97,7 @@ class Tracer:
         for part in model.stack.path.split("."):
             layers = getattr(layers, part)
         self._envoys = [layers[i] for i in range(model.layers)]
+        self._state = ModuleState(model.module)
         accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
@@ -154,7 +155,6 @@ class Tracer:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
         inputs, calls = self._inputs(batch), []
         mask = torch.from_numpy(batch.mask).to(self._model.device)
-        before = ModuleState.of(self._model.module)
         with self._envoy.trace(**inputs) as tracer:
             for layer in self._envoys:
                 args, kwargs = layer.inputs
@@ -165,19 +165,20 @@ class Tracer:
                 if len(calls) < len(self._model.stack):
                     layer.skip(with_state(self._form, calls[-1].state))
             tracer.stop()
-        left = None if before.is_current else ModuleState.of(self._model.module)
-        before.restore()
+        left = None if self._state.is_current else ModuleState(self._model.module)
+        if left is not None:
+            self._state.restore()
         following = next_tokens(inputs["input_ids"], mask)
         return _Run(calls, mask.flatten().nonzero()[:, 0], following, left)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Leaves the model's modules as they were found, whatever its forward or its layers do to them."""
-        before = ModuleState.of(self._model.module)
         try:
             yield
         finally:
-            before.restore()
+            if not self._state.is_current:
+                self._state.restore()
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
@@ -221,7 +222,6 @@ class Tracer:
         alive = {0: [Passed.into(run.calls[0], self._slots) for run in runs]}
         left = [sum(child in nodes for child in children) for children in trie.children]
         switches = any(run.state is not None for run in runs)
-        found = ModuleState.of(self._model.module) if switches else None
         for node in trie.depth_first():
             if node not in nodes:
                 continue
@@ -231,8 +231,8 @@ class Tracer:
                 entering = alive[parent] if left[parent] else alive.pop(parent)
                 alive[node] = []
                 for run, passed in zip(runs, entering, strict=True):
-                    if state := run.state or found:  # a model that changes with the batch is this batch's while it runs
-                        state.restore()
+                    if switches:  # a model that changes with the batch is this batch's while it runs
+                        (run.state or self._state).restore()
                     alive[node].append(self._step(trie.steps[node], run.calls, passed))
                 del entering, passed
             leaving = alive[node] if left[node] else alive.pop(node)
@@ -369,6 +369,8 @@ class Tracer:
             RepsimError: they differ by more than rounding.
         """
         observed, output = self._forward(self._probe(0), to_the_end=True)
+        if self._form is None:
+            self._form = observed[0].output
         states = state_of(observed[-1].output).flatten(0, 1)
         found = logits_of(self._model.module, self._model.stack, states, form=self._form)
         error = distance(found, output.logits.flatten(0, 1))
