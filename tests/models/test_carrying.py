@@ -28,7 +28,7 @@ BASELINE = PlanTrie.build([Plan.from_steps(range(T))])
 
 
 def no_cache(model: Model) -> dict[str, bool]:
-    return {"use_cache": False} if model.module.can_generate() else {}
+    return {} if model.name == "lilt" else {"use_cache": False}
 
 
 def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:

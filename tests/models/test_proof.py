@@ -100,7 +100,7 @@ def test_what_a_proof_says() -> None:
 
 
 def plant(model: Model, layer: int, size: float) -> None:
-    """A layer whose output is larger by a share while the model's own forward runs, and only then."""
+    """A layer whose second half gives more by a share while the model's own forward runs, and only then."""
     inside = False
 
     def enter(*_: object) -> None:
@@ -116,11 +116,11 @@ def plant(model: Model, layer: int, size: float) -> None:
 
     model.module.register_forward_pre_hook(enter)
     model.module.register_forward_hook(leave, always_call=True)
-    model.stack.layers[layer].register_forward_hook(swell)
+    model.stack.layers[layer].mlp.register_forward_hook(swell)
 
 
 @pytest.mark.parametrize("lengths", [(9, 7, 4), (9, 9)], ids=["padded", "plain"])
-@pytest.mark.parametrize("size", [0.5, 1e-4])
+@pytest.mark.parametrize("size", [0.5, 1e-3])
 def test_a_layer_that_replays_otherwise_is_refused_by_name(lengths: tuple[int, ...], size: float) -> None:
     model = make("llama")
     plant(model, 3, size)
@@ -174,12 +174,12 @@ def test_random_forwards_are_no_fault_of_the_replay() -> None:
     model, generator = make("llama"), torch.Generator().manual_seed(0)
 
     def jitter(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        return output + 1e-5 * output.norm() / output.numel() ** 0.5 * torch.randn(output.shape, generator=generator)
+        return output + 1e-4 * output.norm() / output.numel() ** 0.5 * torch.randn(output.shape, generator=generator)
 
-    model.stack.layers[1].register_forward_hook(jitter)
+    model.stack.layers[1].mlp.register_forward_hook(jitter)
     tracer = Tracer(model)
     tracer.run(BASELINE, [batch_of((9, 9))], lambda _: None)
-    assert 1e-6 < tracer.proof.error < 1e-4
+    assert 1e-6 < tracer.proof.error < 1e-3
 
 
 # In stores
@@ -197,7 +197,7 @@ def test_a_capture_keeps_the_proof_as_it_grows(tiny_folder: Path, tmp_path: Path
 
 def test_a_capture_of_a_faulty_replay_leaves_no_store(tiny_folder: Path, tmp_path: Path) -> None:
     model = repsim.models.load(str(tiny_folder))
-    plant(model, 4, 0.01)
+    plant(model, 4, 0.1)
     with pytest.raises(RepsimError, match="at layer 4"):
         repsim.capture(model, limit=3, out=tmp_path / "capture.zarr")
     assert not (tmp_path / "capture.zarr" / "zarr.json").exists()
@@ -207,7 +207,7 @@ def test_an_evaluation_is_proven_or_refused(tiny_folder: Path, tmp_path: Path) -
     model = repsim.models.load(str(tiny_folder))
     scores = repsim.evaluate(model, tasks="grammar", limit=4, out=tmp_path / "scores.zarr")
     assert "logits" in scores.info["replay"]
-    plant(model, 1, 0.01)
+    plant(model, 1, 0.1)
     with pytest.raises(RepsimError, match="at layer 1"):
         repsim.evaluate(model, tasks="grammar", limit=4, out=tmp_path / "other.zarr")
 

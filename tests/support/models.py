@@ -186,7 +186,8 @@ SPARSE = {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_expert
 SPARSE |= {"first_k_dense_replace": 2, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "head_dim": 4}
 SPARSE |= {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4, "indexer_types": ["full", "shared", "shared"] * 2}
 RESIDUAL = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 4}
-RESIDUAL |= {"d_rel": 4, "rel_extent": 16, "n_routed_experts": 4, "n_layers_per_attn_res_block": 2}
+RESIDUAL |= {"d_rel": 4, "rel_extent": 16, "n_layers_per_attn_res_block": 2}
+RESIDUAL |= {"n_routed_experts": 4, "num_experts_per_tok": 2}
 
 # Layers that hand on more than the state: (model class, configuration).
 CARRYING = {
