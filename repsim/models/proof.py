@@ -18,7 +18,7 @@ from repsim.corpus import Batch
 from repsim.schema import RepsimError
 
 PROOF_TOKENS = 128  # of one kind of batch; they run twice, in the replay and in the model's own forward
-PADDED_ROWS = 48, 32  # tokens of the rows that prove batches with padding
+PADDED_ROWS = 24, 16  # tokens of the rows that prove batches with padding
 ROUNDINGS = 4  # how many roundings a layer may add
 
 
