@@ -195,6 +195,7 @@ class Capture(Opened):
             "plan digests": " ".join(str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8])
             + (" ..." if sizes[PLAN] > 8 else ""),
             "device": identity["device"],
+            "replay": self.replay,
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
             "schema": str(self.dataset.attrs[store.SCHEMA_ATTRIBUTE]),
             "made by": "; then ".join(self.commands),

@@ -379,6 +379,7 @@ def _run(
             if scorer is not None and block in likelihoods:
                 with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
                     scorer.score(examples, scorer.packed(examples), pending, finish)
+                writer.note_replay(scorer.verdict)
             else:
                 with runs.out_of_memory(asked.model, doing, f"more memory: texts are written {GENERATED} at a time"):
                     _generate(asked, layout, examples, pending, finish)
@@ -403,6 +404,11 @@ class _Scorer:
             raise RepsimError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
         how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
         log.info("contexts: %s", how)
+
+    @property
+    def verdict(self) -> str:
+        """How far the replay was proven to be the model."""
+        return self._tracer.proof.text
 
     def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
         """A block's texts as batches; in trees if the model takes them."""
