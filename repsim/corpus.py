@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +88,14 @@ class Batch:
     @property
     def tokens(self) -> int:
         return int(self.mask.sum())
+
+
+class Company(StrEnum):
+    """Which texts may run together in a batch, by what a model takes without changing their states."""
+
+    ANY = "texts of any length, padded"
+    EQUAL = "texts of one length, unpadded"
+    NONE = "each text by itself"
 
 
 @dataclass(frozen=True)
@@ -296,7 +305,9 @@ def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float) -> tuple[Batch, ...]:
+def batches(
+    samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
+) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
     Args:
@@ -304,14 +315,21 @@ def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: f
         pad_id: token id at padded positions.
         overhead: what one more forward costs, counted in positions.
         waste: the most of all positions that may be padding, 0 to 1; more batches are made where it takes them.
+        company: which samples may share a batch.
     """
     lengths = np.array([len(sample) for sample in samples])
-    ends = batch_ends(lengths, overhead=overhead, waste=waste)
+    ends = batch_ends(lengths, overhead=overhead, waste=waste, company=company)
     return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
 
 
-def batch_ends(lengths: NDArray[np.int64], *, overhead: float, waste: float) -> list[int]:
+def batch_ends(
+    lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
+) -> list[int]:
     """Where the batches end that cost least, for rows of these lengths in this order; see `batches`."""
+    if company is Company.NONE:
+        return list(range(1, len(lengths) + 1))
+    if company is Company.EQUAL:
+        return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
     ends = _cheapest(lengths, overhead)
     while _positions(lengths, ends) * (1 - waste) > lengths.sum():
         overhead /= 2  # below 1 no position is worth wasting

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim import runs, score_store, scores, store
+from repsim.corpus import Company
 from repsim.families import names_of, resolve
 from repsim.locks import Lock
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
@@ -380,17 +381,24 @@ class _Scorer:
     """Log-likelihoods of blocks of examples, in trees of texts where the model takes them.
 
     Raises:
-        RepsimError: trees were asked for, and the model does not take them.
+        RepsimError: trees were asked for, and the model does not take them; or its tokens see those after them.
     """
 
     def __init__(self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str) -> None:
+        from repsim.models.company import Trials
         from repsim.models.tracing import Tracer
 
         self._asked, self._layout = asked, layout
         self._trie = PlanTrie.build(named.plan for named in layout.plans)
         self._tracer = Tracer(asked.model)
-        longest = max(len(window.inputs) for window in _windows(examples))
-        self._trees = contexts != "rows" and self._tracer.shares_contexts(longest)
+        texts = [window.inputs for window in _windows(examples)]
+        trials = Trials(asked.model, self._tracer, texts)
+        trials.check_foresight("benchmarks")
+        self._company = trials.company.company
+        log.info("batches: %s", trials.company)
+        longest = max(map(len, texts))
+        alike = self._company is Company.ANY  # of a model whose states depend on neighbours, rows cannot be shared
+        self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
         if contexts == "trees" and not self._trees:
             raise RepsimError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
         how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
@@ -398,9 +406,11 @@ class _Scorer:
 
     def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
         """A block's texts as batches; in trees if the model takes them."""
-        pack = pack_trees if trees and self._trees else pack_rows
-        model = self._asked.model
-        return pack(_windows(examples), model.tokenizer.pad_token_id or 0, **runs.costs(model))
+        model, windows = self._asked.model, _windows(examples)
+        pad_id, costs = model.tokenizer.pad_token_id or 0, runs.costs(model)
+        if trees and self._trees:
+            return pack_trees(windows, pad_id, **costs)
+        return pack_rows(windows, pad_id, **costs, company=self._company)
 
     def score(
         self, examples: Sequence[Example], packed: Packed, pending: Sequence[int], finish: Callable[[int, Any], None]

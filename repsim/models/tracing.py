@@ -24,6 +24,7 @@ from torch import Tensor
 from repsim.corpus import Batch
 from repsim.models.layer_call import Join, LayerCall, apply_layer, logits_of, state_of, with_state
 from repsim.models.model import Model
+from repsim.models.module_state import ModuleState
 from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
@@ -79,6 +80,7 @@ class Tracer:
         for part in model.stack.path.split("."):
             layers = getattr(layers, part)
         self._envoys = [layers[i] for i in range(model.layers)]
+        self._state = ModuleState(model.module)
         accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
@@ -119,6 +121,7 @@ class Tracer:
 
     def _calls(self, batch: Batch) -> _Run:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
+        self._state.restore()
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
         mask = torch.from_numpy(batch.mask).to(self._model.device)
         calls: list[LayerCall] = []

@@ -1,0 +1,162 @@
+"""Whether a text's states are its own: do they depend on the texts beside it, does a token see what follows?
+
+Tried once per run, by numbers and never by a model's name. Texts of the run are computed each by itself, and beside the
+longest one, padded. Models that do not mask padding give other states then, and so do models whose rotary positions
+follow the longest text of a batch. Only the first layer of each kind runs. What follows for batches is
+`repsim.corpus.Company`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from repsim.corpus import Company, Sample, batches
+from repsim.models.model import Model
+from repsim.models.tracing import Tracer
+from repsim.plans import Plan, PlanTrie
+from repsim.schema import RepsimError
+
+# How far two layouts of the same text may lie apart, as a share of a state's length: what rounding does in few layers.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+SHORT = 16  # tokens of a text that is short and yet has some to see
+ONE_BATCH: dict[str, Any] = {"overhead": 1e9, "waste": 1.0}  # of what may share one
+NUMBERS = ("layer_idx", "layer_id")  # what a layer's modules call its place in the stack
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found out about texts that run together.
+
+    company: which texts may share a batch.
+    error: the largest distance of a token's state in company from its state alone, as a share of its length.
+    """
+
+    company: Company
+    error: float
+
+    def __str__(self) -> str:
+        because = {
+            Company.ANY: f"tried: the same states to {self.error:.0e}",
+            Company.EQUAL: f"padding or a longer text beside it changes a text's states, by {self.error:.2g}",
+            Company.NONE: f"any other text beside it changes a text's states, by {self.error:.2g}",
+        }
+        return f"{self.company} ({because[self.company]})"
+
+
+class Trials:
+    """Tries one model on texts of a run.
+
+    Args:
+        model: the model.
+        tracer: its tracer.
+        texts: token ids of all texts of the run, `[token]` each; which lengths there are counts.
+    Raises:
+        RepsimError: by any of the trials: the model cannot be traced.
+    """
+
+    def __init__(self, model: Model, tracer: Tracer, texts: Sequence[NDArray[np.int32]]) -> None:
+        self._model, self._tracer, self._pad_id = model, tracer, model.tokenizer.pad_token_id or 0
+        self._trie = PlanTrie.build([Plan.from_steps(_kinds(model))])
+        self._rounding = ROUNDING.get(model.module.dtype, 5e-2)
+        self._texts = sorted({len(text): text for text in texts}.values(), key=len)  # one of each length
+        self._other = next((text for text in texts if text is not self._texts[-1]), None)
+        self._known = np.unique(np.concatenate(self._texts))
+
+    @cached_property
+    def company(self) -> Trial:
+        """Which texts may run together."""
+        if self._other is None:
+            return Trial(Company.ANY, 0.0)
+        padded = max((self._change(text, self._texts[-1]) for text in self._short()), default=0.0)
+        if len(self._texts) > 1 and padded <= self._rounding:
+            return Trial(Company.ANY, padded)
+        length = min(SHORT, len(self._other))
+        beside = self._change(self._texts[-1][:length], self._other[:length])
+        if beside > self._rounding:
+            return Trial(Company.NONE, beside)
+        return Trial(Company.EQUAL, padded) if len(self._texts) > 1 else Trial(Company.ANY, beside)
+
+    def check_foresight(self, asked: str) -> None:
+        """Refuses to score next tokens where a token has seen them.
+
+        Args:
+            asked: what asks for next tokens.
+        Raises:
+            RepsimError: a token's state changes with the tokens after it.
+        """
+        text = self._texts[-1][:SHORT]
+        changed = [text.copy() for _ in text]
+        for place, row in enumerate(changed):
+            row[place] = self._another(row[place])
+        wanted = self._states([text])
+        found = torch.split(self._states(changed, self.company.company), len(text))
+        error = max(_distance(row[:place], wanted[:place]) for place, row in enumerate(found))
+        if error > self._rounding:
+            raise RepsimError(
+                f"{asked}: {self._model.name} lets a token see those after it (they change its state by {error:.2g}), "
+                "so next tokens would be scored by what has seen them; take a model with causal attention"
+            )
+
+    def _short(self) -> list[NDArray[np.int32]]:
+        """The shortest texts of at least 2, 16, 64, 256, ... tokens, but the longest of all.
+
+        Positions that are rotated otherwise beside a longer text show first in the second token and most in the last.
+        """
+        found: list[NDArray[np.int32]] = []
+        floor = 2
+        for text in self._texts[:-1]:
+            if len(text) >= floor:
+                found.append(text)
+                floor = max(SHORT, 4 ** int(np.log2(len(text)) // 2 + 1))
+        return found or self._texts[:-1]
+
+    def _change(self, text: NDArray[np.int32], neighbour: NDArray[np.int32]) -> float:
+        """How far a text's states beside another one are from its states alone."""
+        alone, together = self._states([text]), self._states([text, neighbour])
+        return _distance(together[: len(text)], alone)
+
+    def _states(self, texts: Sequence[NDArray[np.int32]], company: Company = Company.ANY) -> Tensor:
+        """`[token, unit]`, behind the first layer of each kind."""
+        made = batches([Sample("", text) for text in texts], self._pad_id, **ONE_BATCH, company=company)
+        found: list[Tensor] = []
+        self._tracer.run(self._trie, made, lambda state: found.append(state.hidden.double()), nodes=self._trie.ends)
+        return found[0]
+
+    def _another(self, token: int) -> int:
+        """Another token of the run's texts."""
+        others = self._known[self._known != token]
+        return int(others[len(others) // 2]) if len(others) else int(token == 0)
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    """The largest distance of a token's states, as a share of the wanted one's length; 0 for what is not finite."""
+    if not len(wanted):
+        return 0.0
+    shares = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(torch.finfo(wanted.dtype).tiny)
+    return float(torch.where(wanted.isfinite().all(-1), shares, 0).nan_to_num(torch.inf).max())
+
+
+def _kinds(model: Model) -> list[int]:
+    """The first layer of each kind: of other modules, other settings or another type by the configuration."""
+    types = getattr(model.module.config.get_text_config(), "layer_types", None) or ()
+    first: dict[Any, int] = {}
+    for number, layer in enumerate(model.stack.layers):
+        first.setdefault((tuple(types[number : number + 1]), *map(_settings, layer.modules())), number)
+    return list(first.values())
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    plain = (
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and name not in NUMBERS
+    )
+    return (type(module), *plain)
