@@ -14,6 +14,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -267,7 +268,8 @@ def tokenize(
     cut = sum(len(ids) > max_tokens for ids in encoded)
     none = sum(not ids for ids in encoded)
     if cut:  # again, so that special tokens stay at the end
-        encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        with _first_kept(tokenizer):
+            encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
         if any(len(ids) > max_tokens for ids in encoded):
             raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
     samples = [
@@ -278,6 +280,17 @@ def tokenize(
     counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
     notes = tuple(f"{number} {what}" for number, what in counted if number)
     return tuple(sorted(samples, key=len, reverse=True)), notes
+
+
+@contextmanager
+def _first_kept(tokenizer: Any) -> Iterator[None]:
+    """Texts are cut at their end, whatever side the tokenizer's own settings name."""
+    side = getattr(tokenizer, "truncation_side", "right")
+    tokenizer.truncation_side = "right"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
 
 
 def corpus_digest(samples: Sequence[Sample]) -> str:

@@ -102,10 +102,12 @@ def evaluate(
     loaded = runs.loaded(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
+    from repsim.models.module_state import at_rest
     from repsim.tasks import load as load_tasks
 
     folder = None if data_dir is None else Path(data_dir)
-    benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots, batch=GENERATED)
+    with at_rest(loaded.module):  # lm-eval changes it
+        benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots)
     command = {
         "model": loaded.name,
         "plan": list(map(str, plans)),
@@ -129,7 +131,7 @@ def evaluate(
             return scores.open(place.text)
     with Lock(place) as lock:
         layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock):
+        with runs.nothing_worthless(place, lock), at_rest(loaded.module):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
@@ -351,6 +353,8 @@ def _run(
     # all that is asked for, so that what is left of it runs as the rest did
     every = [example for example in asked.examples.values() if example.requests[0].prompt is None]
     scorer = _Scorer(asked, layout, every, contexts) if likelihoods else None
+    written = [block for block in blocks if block not in likelihoods]
+    at_once = _texts_at_once(asked) if written else GENERATED
     weights = {block: _tokens(asked, examples) for block, examples in blocks.items()}
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
@@ -374,7 +378,7 @@ def _run(
                     scorer.score(examples, scorer.packed(examples), pending, finish)
             else:
                 with runs.out_of_memory(asked.model, doing, f"more memory: texts are written {GENERATED} at a time"):
-                    _generate(asked, layout, examples, pending, finish)
+                    _generate(asked, layout, examples, pending, at_once, finish)
 
 
 class _Scorer:
@@ -393,9 +397,10 @@ class _Scorer:
         self._tracer = Tracer(asked.model)
         texts = [window.inputs for window in _windows(examples)]
         trials = Trials(asked.model, self._tracer, texts)
-        trials.check_foresight("benchmarks")
+        with runs.out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
+            log.info("batches: %s", trials.company)
+            trials.check_foresight("benchmarks")
         self._company = trials.company.company
-        log.info("batches: %s", trials.company)
         longest = max(map(len, texts))
         alike = self._company is Company.ANY  # of a model whose states depend on neighbours, rows cannot be shared
         self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
@@ -453,11 +458,24 @@ def _tokens(asked: _Asked, examples: Sequence[Example]) -> int:
     return written + sum(len(window.inputs) for window in _windows(examples))
 
 
+def _texts_at_once(asked: _Asked) -> int:
+    """How many texts are written together: several only if that changes none."""
+    from repsim.models.company import can_write_together
+
+    examples = asked.examples.values()
+    prompts = [request.prompt for example in examples for request in example.requests if request.prompt is not None]
+    if can_write_together(asked.model, prompts):
+        return GENERATED
+    log.info("writing: one text at a time, as padding or a longer prompt beside it changes what the model writes")
+    return 1
+
+
 def _generate(
     asked: _Asked,
     layout: score_store.Layout,
     examples: Sequence[Example],
     pending: Sequence[int],
+    at_once: int,
     finish: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """A block's texts, written by the model under one pending plan after another."""
@@ -470,7 +488,7 @@ def _generate(
         steps = layout.plans[plan].plan
         with planned(asked.model, steps) as module:
             cache = (lambda m=module, p=steps: AveragingCache(m, p)) if asked.paper_cache else None
-            texts = [text for found in benchmark.generate(docs, cache) for text in found]
+            texts = [text for found in benchmark.generate(docs, cache, at_once) for text in found]
         answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
         finish(plan, answers)
 

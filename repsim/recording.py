@@ -186,7 +186,7 @@ def _layout(
     plans = resolve(asked, model.layers)
     if not plans:
         raise RepsimError("no plan: name at least one, e.g. baseline")
-    longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
+    longest = model.context_length if max_tokens is None else min(max_tokens, model.positions or max_tokens)
     samples, cut = tokenize(texts, model.tokenizer, longest)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
@@ -339,9 +339,10 @@ def _tried(model: Model, layout: store.Layout) -> tuple[Tracer, Company]:
 
     tracer = Tracer(model)
     trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
-    if layout.logprobs:
-        trials.check_foresight("--logprobs")
-    log.info("batches: %s", trials.company)
+    with runs.out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
+        log.info("batches: %s", trials.company)
+        if layout.logprobs:
+            trials.check_foresight("--logprobs")
     return tracer, trials.company.company
 
 

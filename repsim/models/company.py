@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from repsim.corpus import Company, Sample, batches
 from repsim.models.model import Model
+from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
@@ -28,6 +29,7 @@ from repsim.schema import RepsimError
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 SHORT = 16  # tokens of a text that is short and yet has some to see
 ONE_BATCH: dict[str, Any] = {"overhead": 1e9, "waste": 1.0}  # of what may share one
+WRITTEN = 256  # tokens that a task lets a model write, unless it says otherwise
 NUMBERS = ("layer_idx", "layer_id")  # what a layer's modules call its place in the stack
 
 
@@ -134,6 +136,41 @@ class Trials:
         """Another token of the run's texts."""
         others = self._known[self._known != token]
         return int(others[len(others) // 2]) if len(others) else int(token == 0)
+
+
+@torch.inference_mode()
+def can_write_together(model: Model, prompts: Sequence[str]) -> bool:
+    """Whether a text goes on beside a longer one, padded on the left, as it does alone.
+
+    Tried on the shortest prompt and the longest one, which is as long as it gets while the model writes.
+    """
+    texts = sorted((model.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)), key=len)
+    if len(texts) < 2:
+        return True
+    short, long = texts[0], texts[-1]
+    width = min(len(long) + WRITTEN, max(model.context_length - 1, len(long)))
+    row = (long * (1 + width // max(1, len(long))))[:width]
+    padding = [model.tokenizer.pad_token_id or 0] * (width - len(short))
+    alone = _next_logits(model, [short], [[1] * len(short)])
+    together = _next_logits(model, [padding + short, row], [[0] * len(padding) + [1] * len(short), [1] * width])
+    return _distance(together[:1], alone) <= 3 * ROUNDING.get(model.module.dtype, 5e-2)
+
+
+def _next_logits(model: Model, rows: list[list[int]], mask: list[list[int]]) -> Tensor:
+    """Logits of what follows each row, as the model's own generation gives them, `[row, vocabulary]`."""
+    state = ModuleState(model.module)
+    inputs = {"input_ids": rows, "attention_mask": mask}
+    greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    output = model.module.generate(
+        **{name: torch.tensor(value, device=model.device) for name, value in inputs.items()},
+        max_new_tokens=1,
+        pad_token_id=model.tokenizer.pad_token_id or 0,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **greedy,
+    )
+    state.restore()
+    return output.logits[0].double()
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:

@@ -91,15 +91,25 @@ class ModuleState:
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode and without what longer texts left in its rotary positions; afterwards as before."""
+    """A model as repsim runs it; afterwards it is what it was.
+
+    It is in evaluation mode, its rotary positions are those of a model that has seen no long text, and its parts return
+    records whatever its configuration says (`return_dict`).
+    """
     before = ModuleState(module)
     training = [child for child in module.modules() if child.training]
+    configs: dict[int, Any] = {id(child.config): child.config for child in module.modules() if hasattr(child, "config")}
+    tuples = [config for config in configs.values() if getattr(config, "return_dict", True) is False]
     module.eval()
     _shrink(module)
+    for config in tuples:
+        config.return_dict = True
     try:
         yield
     finally:
         before.restore()
+        for config in tuples:
+            config.return_dict = False
         for child in training:
             child.training = True
 
