@@ -108,7 +108,7 @@ class Trials:
             )
 
     def _short(self) -> list[NDArray[np.int32]]:
-        """The shortest texts of at least 2, 16, 64, 256, ... tokens, but the longest of all.
+        """The shortest text of at least 2 tokens, of 16, and of 4 times as many each time; not the longest of all.
 
         Positions that are rotated otherwise beside a longer text show first in the second token and most in the last.
         """
@@ -117,7 +117,7 @@ class Trials:
         for text in self._texts[:-1]:
             if len(text) >= floor:
                 found.append(text)
-                floor = max(SHORT, 4 ** int(np.log2(len(text)) // 2 + 1))
+                floor = max(SHORT, 4 * len(text))
         return found or self._texts[:-1]
 
     def _change(self, text: NDArray[np.int32], neighbour: NDArray[np.int32]) -> float:
@@ -129,7 +129,18 @@ class Trials:
         """`[token, unit]`, behind the first layer of each kind."""
         made = batches([Sample("", text) for text in texts], self._pad_id, **ONE_BATCH, company=company)
         found: list[Tensor] = []
-        self._tracer.run(self._trie, made, lambda state: found.append(state.hidden.double()), nodes=self._trie.ends)
+        try:
+            self._tracer.run(self._trie, made, lambda state: found.append(state.hidden.double()), nodes=self._trie.ends)
+        except (RepsimError, torch.OutOfMemoryError):
+            raise
+        except Exception as problem:  # models refuse what they cannot take in whatever way
+            if "allocate memory" in str(problem):
+                raise
+            tokens, reason = " and ".join(str(len(text)) for text in texts), " ".join(str(problem).split())[:200]
+            raise RepsimError(
+                f"{self._model.name}: its forward fails on texts of {tokens} tokens ({reason}); "
+                "choose texts or --max-tokens that it takes"
+            ) from problem
         return found[0]
 
     def _another(self, token: int) -> int:

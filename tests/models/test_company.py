@@ -33,6 +33,7 @@ LONGROPE = {
 UNMASKED = {
     "fnet": ("FNetModel", {**SMALL, "use_tpu_fourier_optimizations": False}),
     "yoso": ("YosoModel", SMALL),
+    "nystromformer": ("NystromformerModel", SMALL),
     "convbert": ("ConvBertModel", {**SMALL, "embedding_size": 32}),
     "mobilebert": (
         "MobileBertModel",
@@ -122,6 +123,15 @@ def test_texts_of_one_length_are_never_padded(lengths):
     assert tried(model_of(*UNMASKED["fnet"]), *lengths) is Company.ANY
 
 
+def test_a_model_that_takes_no_such_text_is_refused_in_one_line():
+    """Where landmarks are means of segments, texts have one length only."""
+    model = model_of("NystromformerModel", {**SMALL, "num_landmarks": 4, "segment_means_seq_len": 32})
+    with pytest.raises(
+        RepsimError, match=r"^NystromformerModel: its forward fails on texts of 2 tokens \(shape .*\); "
+    ):
+        tried(model, *LENGTHS)
+
+
 class Crowd(nn.Module):
     """Adds to each state the mean of the batch, as a router with room for so many tokens of a batch does."""
 
@@ -157,15 +167,15 @@ def test_a_trial_says_what_it_found():
 
 
 def test_a_trial_costs_few_tokens():
-    """Of 31 layers one runs, on texts of 62 and 64 tokens, each alone and beside one of 220."""
+    """Of 31 layers one runs, on texts of 30 and 120 tokens, each alone and beside one of 220."""
     model = model_of("LlamaForCausalLM", {**DECODER, "num_hidden_layers": 31})
-    tracer, texts = Tracer(model), texts_of(*range(220, 60, -2))
+    tracer, texts = Tracer(model), texts_of(*range(220, 29, -2))
     tracer.run(PlanTrie.build([Plan.from_steps([0])]), batches([Sample("", texts[-1])], 0, **COSTS), lambda _: None)
     positions = []
     for layer in model.stack.layers:
         layer.mlp.register_forward_hook(lambda _m, _a, output: positions.append(output.shape[:2].numel()))
     assert Trials(model, tracer, texts).company.company is Company.ANY
-    assert positions == [62, 2 * 220, 64, 2 * 220]
+    assert positions == [30, 2 * 220, 120, 2 * 220]
 
 
 # What follows a token
