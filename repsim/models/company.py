@@ -69,19 +69,22 @@ class Trials:
         self._trie = PlanTrie.build([Plan.from_steps(_kinds(model))])
         self._rounding = ROUNDING.get(model.module.dtype, 5e-2)
         self._texts = sorted({len(text): text for text in texts}.values(), key=len)  # one of each length
-        self._other = next((text for text in texts if text is not self._texts[-1]), None)
+        begin = self._texts[-1][:SHORT]
+        unlike = (text for text in texts if not np.array_equal(text[:SHORT], begin[: len(text)]))
+        self._neighbour = next(unlike, begin)
+        self._is_single = len(texts) == 1
         self._known = np.unique(np.concatenate(self._texts))
 
     @cached_property
     def company(self) -> Trial:
         """Which texts may run together."""
-        if self._other is None:
+        if self._is_single:
             return Trial(Company.ANY, 0.0)
         padded = max((self._change(text, self._texts[-1]) for text in self._short()), default=0.0)
         if len(self._texts) > 1 and padded <= self._rounding:
             return Trial(Company.ANY, padded)
-        length = min(SHORT, len(self._other))
-        beside = self._change(self._texts[-1][:length], self._other[:length])
+        length = min(SHORT, len(self._neighbour))
+        beside = self._change(self._texts[-1][:length], self._neighbour[:length])
         if beside > self._rounding:
             return Trial(Company.NONE, beside)
         return Trial(Company.EQUAL, padded) if len(self._texts) > 1 else Trial(Company.ANY, beside)
