@@ -188,6 +188,7 @@ class Capture(Opened):
         return {
             **self._facts(),
             "kept": f"{kept} of {identity['tokens']} tokens, compression {self.dataset.attrs['compression']}",
+            "batches": str(self.dataset.attrs.get("batches", "not tried")),
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
             "revision": str(identity["revision"]),

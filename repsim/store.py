@@ -26,7 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim import locks
 from repsim.chunks import ChunkFiles
-from repsim.corpus import Sample, TokenRule
+from repsim.corpus import Company, Sample, TokenRule
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie
@@ -92,6 +92,7 @@ class Layout:
     statistics: numbers of each sample and plan.
     compression: of the states, `none`, `fast` or `small`.
     requests: the options of every capture that made it.
+    company: which samples shared a batch when it was computed last, and were padded.
     """
 
     identity: Identity
@@ -107,6 +108,7 @@ class Layout:
     statistics: tuple[Statistic, ...] = ()
     compression: str = "none"
     requests: tuple[Mapping[str, Any], ...] = ()
+    company: Company = Company.ANY
 
     def __post_init__(self) -> None:
         check_form(self.dtype, self.compression)
@@ -400,6 +402,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "statistics": [statistic.name for statistic in layout.statistics],
         "compression": layout.compression,
         "requests": [dict(request) for request in layout.requests],
+        "batches": str(layout.company),
         "extent": layout.extent,
     }
 

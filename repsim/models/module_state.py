@@ -87,6 +87,7 @@ class _Kept:
             if len(now) > size:
                 for name in set(names(self.module)) - before.keys():
                     del now[name]
+                    self.module._non_persistent_buffers_set.discard(name)
 
 
 class ModuleState:

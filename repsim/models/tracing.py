@@ -164,6 +164,7 @@ class Tracer:
 
     def _calls(self, batch: Batch) -> _Run:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
+        self._state.restore()
         inputs, calls = self._inputs(batch), []
         mask = torch.from_numpy(batch.mask).to(self._model.device)
         with self._envoy.trace(**inputs) as tracer:
