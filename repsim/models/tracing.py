@@ -9,7 +9,6 @@ full attention), and no more states are alive than the path under way has branch
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
+from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import Join, LayerCall, apply_layer, logits_of, state_of, with_state
 from repsim.models.model import Model
 from repsim.packing import Window, pack_rows, pack_trees
@@ -79,11 +79,9 @@ class Tracer:
         for part in model.stack.path.split("."):
             layers = getattr(layers, part)
         self._envoys = [layers[i] for i in range(model.layers)]
-        accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
-        takes_use_cache = "use_cache" in accepted or model.module.can_generate()  # GraniteMoe hides it in **kwargs
-        self._no_cache = {"use_cache": False} if takes_use_cache else {}
+        self._no_cache = without_cache(model.module)
 
     @torch.inference_mode()
     def run(
@@ -122,7 +120,8 @@ class Tracer:
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
         mask = torch.from_numpy(batch.mask).to(self._model.device)
         calls: list[LayerCall] = []
-        with self._envoy.trace(input_ids=token_ids, **self._masked(batch), **self._no_cache) as tracer:
+        decoded = decoder_inputs(self._model.module, token_ids, mask)
+        with self._envoy.trace(input_ids=token_ids, **decoded, **self._masked(batch), **self._no_cache) as tracer:
             for layer in self._envoys:
                 args, kwargs = layer.inputs
                 calls.append(LayerCall(args, kwargs))
