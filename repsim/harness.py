@@ -62,12 +62,14 @@ class Harness(HFLM):  # type: ignore[misc]
             self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
         return [(0.0, False)] * len(requests)
 
-    def check_room(self, settings: dict[str, Any]) -> None:
-        """Refuses to let a text be written that leaves no room for what it goes on from.
+    def check_writing(self, settings: dict[str, Any]) -> None:
+        """Refuses to let a text be written that nothing would end, or that leaves no room for what it goes on from.
 
         Raises:
+            RepsimError: the tokenizer has no token that ends a text.
             Unfit: as many tokens are to be written as the model reads, or more.
         """
+        self._required(self.eot_token_id)
         written = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
         if written >= self.max_length:
             raise Unfit(

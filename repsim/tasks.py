@@ -132,7 +132,7 @@ class Benchmark:
                 raise RepsimError(
                     f"task {self.name}: it samples or searches ({settings}); only greedy generation can be compared"
                 )
-            self._harness.check_room(settings)
+            self._harness.check_writing(settings)
             asked: Any = [prompt, settings]
             windows: tuple[Window, ...] = ()
         else:

@@ -73,7 +73,7 @@ def check_stack(module: Any, stack: Stack) -> None:
         shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
         found = f"its {len(stack)} entries run in the order {shown}" if order else "none of its entries runs on text"
         raise RepsimError(
-            f"{name}: {found}, not once each, one after the other, so they are not the layers that a plan arranges; "
+            f"{name}: {found}; layers that a plan can arrange run once each, one after the other; "
             "name another list with stack=PATH (--stack PATH), or take another model"
         )
     if strange := forms - PLAIN_FORMS:
