@@ -600,13 +600,14 @@ def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data
     assert written.dataset["response"].shape == (1, 2)
 
 
-def test_the_tasks_that_fit_are_scored_where_another_does_not(model, data, path, caplog):
+def test_the_tasks_that_fit_are_scored_where_another_does_not(model, data, path, caplog, monkeypatch):
+    monkeypatch.setattr(HFLM, "max_gen_toks", 64)
     asked = {"data_dir": data, "limit": 2, "shots": 0}
-    both = repsim.evaluate(short(model, WRITTEN), tasks="gsm8k,grammar", out=path, **asked)
+    both = repsim.evaluate(short(model, 64), tasks="gsm8k,grammar", out=path, **asked)
     assert both.tasks == ["grammar"]
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [line.partition(" tokens")[0] for line in said] == ["left out: task gsm8k: up to 8"]
-    alone = repsim.evaluate(short(model, WRITTEN), tasks="grammar", out=path.with_name("b.zarr"), **asked)
+    assert [line.partition(" tokens")[0] for line in said] == ["left out: task gsm8k: up to 64"]
+    alone = repsim.evaluate(short(model, 64), tasks="grammar", out=path.with_name("b.zarr"), **asked)
     close(both.dataset, alone.dataset)
 
 

@@ -97,9 +97,8 @@ def load(
             its stack is not found.
     """
     if not isinstance(name, str | Path):
-        raise RepsimError(
-            f"model: {type(name).__name__} is no name; give an embedded name, hub id, folder or GGUF file"
-        )
+        given = type(name).__name__
+        raise RepsimError(f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file")
     name = str(name)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
@@ -200,9 +199,7 @@ def _found_instead(folder: Path) -> str:
     """What a folder without a model of transformers holds, and what to do with it."""
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if (folder / "model_index.json").is_file():
-        return (
-            f"it is a pipeline that makes pictures; its text encoder may be read: {', '.join(inner) or 'none is there'}"
-        )
+        return f"it is a pipeline of models; name the folder of its text encoder ({', '.join(inner) or 'none there'})"
     if inner:
         return f"models are in the folders in it: {', '.join(inner)}; name one of them"
     shards = set(_settings(folder / "model.safetensors.index.json").get("weight_map", {}).values())

@@ -215,6 +215,7 @@ def test_a_folder_of_folders(folder: Path, tmp_path: Path) -> None:
 
 PATCHES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
 SPEECH = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY, "pad_token_id": 0}
+SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -291,8 +292,8 @@ def test_a_model_in_memory_is_told_what_to_hand_over(tiny_folder: Path, tmp_path
     assert not (tmp_path / "a.zarr").exists()
 
 
-@pytest.mark.parametrize(("positions", "tokenizer", "longest"), [(-1, 1000, 1000), (None, 50, 50), (64, 0, 64)])
-def test_a_length_below_one_is_no_limit(tiny_folder: Path, positions: int | None, tokenizer: int, longest: int) -> None:
+@pytest.mark.parametrize(("positions", "tokenizer", "longest"), [(-1, 1000, 1000), (0, 50, 50), (64, 0, 64)])
+def test_a_length_below_one_is_no_limit(tiny_folder: Path, positions: int, tokenizer: int, longest: int) -> None:
     """XLNet's configuration says -1 of a length that it does not limit."""
     model = models.load(tiny_folder, device="cpu")
     model.module.config.max_position_embeddings = positions
