@@ -461,7 +461,16 @@ def _generate(
         steps = layout.plans[plan].plan
         with planned(asked.model, steps) as module:
             cache = (lambda m=module, p=steps: AveragingCache(m, p)) if asked.paper_cache else None
-            texts = [text for found in benchmark.generate(docs, cache) for text in found]
+            try:
+                texts = [text for found in benchmark.generate(docs, cache) for text in found]
+            except (ValueError, IndexError) as problem:  # the model's own code, e.g. a cache without attention layers
+                if isinstance(problem, RepsimError):
+                    raise
+                said = " ".join(str(problem).split())[:200]
+                raise RepsimError(
+                    f"task {benchmark.name}, plan {layout.plans[plan].name}: the model cannot write under this plan "
+                    f"({type(problem).__name__}: {said}); leave the plan or the task out"
+                ) from problem
         answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
         finish(plan, answers)
 
