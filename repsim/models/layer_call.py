@@ -140,13 +140,14 @@ def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None
         setattr(stack.owner, name, before)
 
 
-class _Given(nn.Module):
-    """Stands in for a whole stack and returns a given state in the form that the layers use.
+class Absent(nn.Module):
+    """Stands in a model's list in the place of a layer that does not run.
 
-    What a model asks of its layer, e.g. which mask it wants (`attention_type`), is the first layer's.
+    What a model asks of its layer, e.g. which mask it wants (`attention_type`), is the layer's.
     """
 
-    def __init__(self, output: Any, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, output: Any = None) -> None:
+        """A stand-in for `layer` that returns `output`, in the form that the layers use."""
         super().__init__()
         self.output = output
         self._layer = [layer]  # in a list, so that it is no submodule
@@ -155,7 +156,7 @@ class _Given(nn.Module):
         return self.output
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer[0], name)
+        return getattr(self.__dict__["_layer"][0], name)
 
 
 def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> Tensor:
@@ -171,6 +172,6 @@ def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> 
     output = with_state(form, states[:, None])
     # Each state is a sample of one position, so that no model has too few positions for them.
     stand_in = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
-    with replaced_layers(stack, [_Given(output, stack.layers[0])]):
+    with replaced_layers(stack, [Absent(stack.layers[0], output)]):
         logits: Tensor = module(input_ids=stand_in, use_cache=False).logits[:, 0]
     return logits

@@ -71,7 +71,10 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the embeddings."""
-        device: torch.device = self.module.get_input_embeddings().weight.device
+        embeddings = self.module.get_input_embeddings()
+        device: torch.device = embeddings.weight.device
+        if device.type == "meta":  # accelerate brings them to a device for each call
+            device = torch.device(embeddings._hf_hook.execution_device)
         return device
 
     @property

@@ -23,12 +23,13 @@ from typing import Any
 import nnsight
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim.corpus import Batch
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
+    Absent,
     Join,
     LayerCall,
     apply_layer,
@@ -40,6 +41,7 @@ from repsim.models.layer_call import (
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
+from repsim.models.sharing import SharedCopies
 from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
@@ -89,8 +91,16 @@ class _StackLeft(Exception):
     """Ends a forward behind the last layer."""
 
 
+class _Frame(nnsight.NNsight):  # type: ignore[misc]
+    """nnsight's view of a model, whose inputs stay where they are: its first parameter may be offloaded."""
+
+    @property
+    def device(self) -> None:
+        return None
+
+
 class Tracer:
-    """Runs tries of plans on one model; makes the nnsight envoys once.
+    """Runs tries of plans on one model, or rather on module trees of its own that share the model's parameters.
 
     proof: what comparing the replay with the model's own forward has found so far.
     """
@@ -98,14 +108,6 @@ class Tracer:
     def __init__(self, model: Model) -> None:
         self._model = model = model.at_rest()
         self.proof = ReplayProof()
-        with warnings.catch_warnings():
-            # BERT's submodules named `output` are reached through their layer; that nnsight renames them is no news.
-            warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
-            self._envoy = nnsight.NNsight(model.module)
-        layers = self._envoy
-        for part in model.stack.path.split("."):
-            layers = getattr(layers, part)
-        self._envoys = [layers[i] for i in range(model.layers)]
         self._state = ModuleState(model.module)
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
@@ -162,20 +164,38 @@ class Tracer:
                 logprob = torch.cat([self._logprob(piece, run.following) for piece, run in pairs])
             consume(NodeState(node, pieces[0] if len(pieces) == 1 else torch.cat(pieces), logprob))
 
+    def _frame(self) -> tuple[Any, list[Any]]:
+        """The model without its layers as nnsight sees it, and the places of the layers in it.
+
+        A new one for each forward, so that nothing which a forward leaves in it reaches the next.
+        """
+        copies, stack = SharedCopies(), self._model.stack
+        copies.use(stack.layers, nn.ModuleList(map(Absent, stack.layers)))
+        with warnings.catch_warnings():
+            # Submodules named `output` are not asked for; that nnsight renames them is no news.
+            warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
+            envoy = _Frame(copies.of(self._model.module))
+        places = envoy
+        for part in stack.path.split("."):
+            places = getattr(places, part)
+        return envoy, [places[layer] for layer in range(len(stack))]
+
     def _calls(self, batch: Batch) -> _Run:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
         self._state.restore()
+        envoy, places = self._frame()
         inputs, calls = self._inputs(batch), []
         mask = torch.from_numpy(batch.mask).to(self._model.device)
-        with self._envoy.trace(**inputs) as tracer:
-            for layer in self._envoys:
-                args, kwargs = layer.inputs
+        first = self._model.stack.layers[0]
+        with envoy.trace(**inputs) as tracer:
+            for place in places:
+                args, kwargs = place.inputs
                 calls.append(LayerCall(args, kwargs))
                 self._check(calls, inputs["input_ids"])
                 if len(calls) == 1 and not isinstance(self._form, Tensor):
-                    self._form = layer(*args, **kwargs)
-                if len(calls) < len(self._model.stack):
-                    layer.skip(with_state(self._form, calls[-1].state))
+                    self._form = first(*args, **kwargs)
+                if len(calls) < len(places):
+                    place.skip(with_state(self._form, calls[-1].state))
             tracer.stop()
         left = None if self._state.is_current else ModuleState(self._model.module)
         if left is not None:
