@@ -122,9 +122,10 @@ def load(
     local = Path(name) if options["use_safetensors"] else source
     public = name if name in EMBEDDED or not local.exists() else local.resolve().name
     commit = getattr(module.config, "_commit_hash", None) or revision
-    found = find_stack(module, stack)
-    check_stack(module, found)
-    return Model(module, tokenizer, public, commit, found)
+    loaded = Model(module, tokenizer, public, commit, find_stack(module, stack))
+    tried = loaded.at_rest()  # a forward may leave traces in a model
+    check_stack(tried.module, tried.stack)
+    return loaded
 
 
 def cache_folder() -> Path:

@@ -56,7 +56,8 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
     with torch.inference_mode(), _evaluating(made):
         if made.can_generate() and not made.config.is_encoder_decoder:
             try:
-                ids, cached = _generated(made, model, ids, mask)
+                ids, states = _generated(made, model, ids, mask)
+                cached = states if states.shape[:2] == ids.shape else None  # a model without a cache reads all again
             except Exception as problem:  # a cache meets a stack that it was not written for
                 cache_error = f"it fails ({brief(problem)})"
         traced = _traced(model, plan, ids, mask)

@@ -433,8 +433,13 @@ class Tracer:
         )
 
     def _check_steps(self, trie: PlanTrie) -> None:
-        """A mean of states is one; a mean of what layers hand on besides is nothing that a model knows."""
+        """Of what layers hand on besides the state there is no mean, and half a layer may make another one."""
         for step in trie.steps if self._slots else ():
+            if step is not None and any(member.half for member in step):
+                raise RepsimError(
+                    f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} besides "
+                    "the state, so the other half may still act on the layers after it; name whole layers"
+                )
             if step is not None and len(step) > 1:
                 raise RepsimError(
                     f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
