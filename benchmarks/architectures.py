@@ -1,0 +1,135 @@
+"""Every text architecture of transformers, tiny and random, against plain loops over its own layers. Run by hand:
+
+    .venv/bin/python benchmarks/architectures.py [TYPE ...]
+
+Prints a row per architecture and writes all of them to benchmarks/ARCHITECTURES.md. What is right is never asked of
+repsim: layers are called with what hooks saw the model's own forward give them, half layers have the other half's
+last weights set to zero, logits come from the model's own forward with one state exchanged, and generation with a
+cache is held against generation without.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import sys
+import time
+import warnings
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import torch
+from support.architectures import SUBJECTS, Subject
+from support.survey import Outcome, examine
+
+from repsim.models import planned as _planned  # noqa: F401 - imported once, before the processes part
+from repsim.models import tracing as _tracing  # noqa: F401
+
+PROCESSES = 2
+LIMIT_S = 90  # for one architecture
+TABLE = Path(__file__).with_name("ARCHITECTURES.md")
+CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation")
+
+
+def main(names: list[str]) -> int:
+    subjects = [subject for subject in SUBJECTS if not names or subject.name in names or subject.model_type in names]
+    began = time.monotonic()
+    outcomes: dict[str, list[Outcome]] = {}
+    for subject, found in examine_all(subjects):
+        outcomes[subject.name] = found
+        print(row(subject, found), flush=True)
+    faults = [(name, one) for name, found in outcomes.items() for one in found if one.is_fault]
+    print(f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s")
+    for name, one in faults:
+        print(f"{name}: {one.check}: {one.case}: {one.text}")
+    if not names:
+        TABLE.write_text(page([(s, outcomes[s.name]) for s in subjects]))
+    return 1 if faults else 0
+
+
+def examine_all(subjects: list[Subject]) -> Any:
+    """Each subject in a process of its own, two at a time; one that takes too long is ended and told so."""
+    context = multiprocessing.get_context("fork")
+    left, running = list(subjects), {}
+    while left or running:
+        while left and len(running) < PROCESSES:
+            subject = left.pop(0)
+            receiving, sending = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(subject, sending))
+            process.start()
+            sending.close()
+            running[receiving] = (subject, process, time.monotonic() + LIMIT_S)
+        for receiving in wait(list(running), timeout=1):
+            subject, process, _ = running.pop(receiving)
+            try:
+                found = [Outcome(**each) for each in json.loads(receiving.recv())]
+            except EOFError:
+                found = [Outcome("baseline", "", "crash", f"the process ended with {process.exitcode}")]
+            process.join()
+            yield subject, found
+        for receiving, (subject, process, end) in list(running.items()):
+            if time.monotonic() > end:
+                del running[receiving]
+                process.kill()
+                process.join()
+                yield subject, [Outcome("baseline", "", "crash", f"took more than {LIMIT_S} s")]
+
+
+def work(subject: Subject, sending: Connection) -> None:
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sending.send(json.dumps([vars(outcome) for outcome in examine(subject)]))
+
+
+def cell(found: list[Outcome], check: str) -> str:
+    """The largest difference of a check, and what was refused or wrong."""
+    mine = [one for one in found if one.check == check]
+    if not mine:
+        return "–"
+    said = []
+    if faults := [one for one in mine if one.is_fault]:
+        said.append(f"**{len(faults)} WRONG** ({max(one.text for one in faults)[:60]})")
+    if equal := [one.difference for one in mine if one.kind == "equal"]:
+        said.append(f"{max(equal):.0e}")
+    if refused := [one for one in mine if one.kind == "refused"]:
+        said.append("refused" if len(refused) == len(mine) else f"{len(refused)} of {len(mine)} refused")
+    return ", ".join(said)
+
+
+def row(subject: Subject, found: list[Outcome]) -> str:
+    return "| " + " | ".join([subject.name, subject.stack or "", *(cell(found, check) for check in CHECKS)]) + " |"
+
+
+def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
+    refusals = [
+        f"- {subject.name}: {line}"
+        for subject, found in rows
+        for line in dict.fromkeys(f"{one.check}: {one.text}" for one in found if one.kind == "refused")
+    ]
+    head = ["architecture", "`--stack`", *CHECKS]
+    lines = [
+        "# Architectures",
+        "",
+        f"{len(rows)} tiny random models from transformers' configuration classes, made by",
+        "`python benchmarks/architectures.py`: the largest relative difference of any token from a plain loop",
+        "over the model's own layers (float32), or what is refused.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join(["---"] * len(head)) + " |",
+        *(row(subject, found) for subject, found in rows),
+        "",
+        "## Refused",
+        "",
+        *refusals,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
