@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import sys
 import time
+import traceback
 import warnings
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,20 +25,23 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from support.architectures import SUBJECTS, Subject
-from support.survey import Outcome, examine
 
 from repsim.models import planned as _planned  # noqa: F401 - imported once, before the processes part
 from repsim.models import tracing as _tracing  # noqa: F401
+from support.architectures import SUBJECTS, Subject, build
+from support.survey import Outcome, examine
 
 PROCESSES = 2
-LIMIT_S = 90  # for one architecture
+LIMIT_S = 150  # for one architecture
 TABLE = Path(__file__).with_name("ARCHITECTURES.md")
 CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation")
 
 
 def main(names: list[str]) -> int:
-    subjects = [subject for subject in SUBJECTS if not names or subject.name in names or subject.model_type in names]
+    torch.set_num_threads(1)
+    build("llama")  # imports, once for all processes, what all of them need
+    known = {subject.name: subject for subject in SUBJECTS}
+    subjects = [known[name] for name in names] or SUBJECTS
     began = time.monotonic()
     outcomes: dict[str, list[Outcome]] = {}
     for subject, found in examine_all(subjects):
@@ -46,6 +51,8 @@ def main(names: list[str]) -> int:
     print(f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s")
     for name, one in faults:
         print(f"{name}: {one.check}: {one.case}: {one.text}")
+    if dump := os.environ.get("SURVEY_JSON"):
+        Path(dump).write_text(json.dumps({name: [vars(one) for one in found] for name, found in outcomes.items()}))
     if not names:
         TABLE.write_text(page([(s, outcomes[s.name]) for s in subjects]))
     return 1 if faults else 0
@@ -82,15 +89,18 @@ def examine_all(subjects: list[Subject]) -> Any:
 def work(subject: Subject, sending: Connection) -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    sending.send(json.dumps([vars(outcome) for outcome in examine(subject)]))
+    try:
+        found = examine(subject)
+    except Exception:
+        found = [Outcome("baseline", "", "crash", " / ".join(traceback.format_exc(limit=-2).split("\n")[1:]))]
+    sending.send(json.dumps([vars(outcome) for outcome in found]))
 
 
 def cell(found: list[Outcome], check: str) -> str:
     """The largest difference of a check, and what was refused or wrong."""
     mine = [one for one in found if one.check == check]
     if not mine:
-        return "–"
+        return "-"
     said = []
     if faults := [one for one in mine if one.is_fault]:
         said.append(f"**{len(faults)} WRONG** ({max(one.text for one in faults)[:60]})")
@@ -102,7 +112,7 @@ def cell(found: list[Outcome], check: str) -> str:
 
 
 def row(subject: Subject, found: list[Outcome]) -> str:
-    return "| " + " | ".join([subject.name, subject.stack or "", *(cell(found, check) for check in CHECKS)]) + " |"
+    return "| " + " | ".join([subject.name, *(cell(found, check) for check in CHECKS)]) + " |"
 
 
 def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
@@ -111,7 +121,7 @@ def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
         for subject, found in rows
         for line in dict.fromkeys(f"{one.check}: {one.text}" for one in found if one.kind == "refused")
     ]
-    head = ["architecture", "`--stack`", *CHECKS]
+    head = ["architecture", *CHECKS]
     lines = [
         "# Architectures",
         "",

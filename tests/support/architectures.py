@@ -36,7 +36,9 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
     **dict.fromkeys(("attention_heads", "swa_num_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups"), 2),
-    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "d_head", "dim_head", "swa_head_dim", "attention_head_size"), 8),
+    **dict.fromkeys(
+        ("head_dim", "d_kv", "kv_channels", "d_head", "dim_head", "swa_head_dim", "attention_head_size"), 8
+    ),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "dff", "dim_ff", "hidden_dim", "d_inner"), 48),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "feed_forward_size"), 48),
     **dict.fromkeys(("intermediate_size_mlp", "dense_intermediate_size", "shared_intermediate_size"), 48),
@@ -84,7 +86,65 @@ SIZES: dict[str, int] = {
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
 # What the names do not say. Keys are paths in the configuration (`text_config.num_experts`).
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"] * 2
+EXPERTS = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+THREE_AXES = {"rope_parameters.mrope_section": [2, 1, 1]}
+TEXT_OF_THREE_AXES = {"text_config.rope_parameters.mrope_section": [2, 1, 1]}
+MAMBA_MIXED = ["mamba", "attention", "mamba"] * 2
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "big_bird": {"block_size": 4, "num_random_blocks": 1},  # sparse beyond 28 tokens
+    "bigbird_pegasus": {"block_size": 4, "num_random_blocks": 1},
+    "bamba": {"attn_layer_indices": [1, 4]},
+    "cohere_compass_text": {"layer_types": MIXED, "head_dim": 8},
+    "cosmos3_edge_text": {"rope_parameters.mrope_section": [2, 1, 1]},
+    "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.clip_qkv": 8.0},
+    "deepseek_v2": EXPERTS,
+    "dots1": {**EXPERTS, "layer_types": MIXED},
+    "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [2, 1, 1], "text_config.moe_num_experts": 4},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 0, "mask_token_id": 80},
+    "gemma3n_text": {"num_kv_shared_layers": 1},
+    "glm5_next_text": {"index_kpool": 2, "indexer_types": ["full", "shared", "shared"] * 2},
+    **dict.fromkeys(("glm4v_text", "glm_image_text", "glm_ocr_text", "qwen2_vl_text", "qwen2_5_vl_text"), THREE_AXES),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), TEXT_OF_THREE_AXES),
+    "glm4v_moe_text": {"rope_parameters.mrope_section": [1, 1, 0]},
+    "glm4v_moe": {"text_config.rope_parameters.mrope_section": [1, 1, 0]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 3]], "attention_layers": ["global", "local"] * 3},
+    "granitemoehybrid": {"layer_types": MAMBA_MIXED, "shared_intermediate_size": 32},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "hunyuan_vl_text": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * 2},
+    "lilt": {"hidden_size": 48},
+    "mamba2": {"num_heads": 8},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared", "shared"] * 2},
+    "mistral_large4_text": {"indexer_types": ["full", "shared", "shared"] * 2},
+    "hy_v4": {"indexer_types": ["full", "shared", "shared"] * 2},
+    "xlstm": {"num_heads": 4, "head_dim": 8},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba"] * 2, "mamba_dt_rank": 4},
+    "zamba2": {"layer_types": ["mamba", "hybrid", "mamba"] * 2},
+    "ministral": {"head_dim": 8, "layer_types": MIXED},
+    "nemotron": {"num_key_value_heads": 2},
+    "squeezebert": {"embedding_size": 32},
+    "qwen4_exp": {"text_config.indexer_budget": 4, "text_config.indexer_compress_ratio": 2},
+    "qwen4_exp_text": {"indexer_budget": 4, "indexer_compress_ratio": 2},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 16],
+        "axial_pos_shape": [8, 8],
+        "attn_layers": ["local", "lsh", "local", "lsh", "local", "lsh"],
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
+# Types whose class for the next token does not take their whole configuration.
+CLASSES = {
+    "bert": "BertForMaskedLM",
+    "emu3": "Emu3ForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "squeezebert": {"embedding_size": 32},
+    "qwen4_exp": "Qwen4ExpForConditionalGeneration",
+}
 
 
 def tiny(model_type: str, **changes: Any) -> PreTrainedConfig:
@@ -107,6 +167,8 @@ def _shrunk(config: Any, first_special: int) -> dict[str, Any]:
     for name, value in vars(config).items():
         if hasattr(value, "to_dict"):
             values[name] = {"model_type": value.model_type} | _shrunk(value, first_special)
+        elif isinstance(value, dict) and "mrope_section" in value:
+            values[name] = {**value, "mrope_section": [2, 1, 1]}  # of 8 numbers in a head
         elif name in SPECIAL:
             values[name] = SPECIAL[name] if value is not None or name != "decoder_start_token_id" else None
         elif isinstance(value, bool) or value is None:
@@ -122,6 +184,8 @@ def _shrunk(config: Any, first_special: int) -> dict[str, Any]:
 
 def _size(config: Any, name: str, value: int) -> int:
     """Key and value heads are as many as heads where they are so by default; no experts stay none."""
+    if name == "head_dim" and value == getattr(config, "qk_rope_head_dim", None):
+        return SIZES["qk_rope_head_dim"]
     heads = getattr(config, "num_attention_heads", None)
     if name in ("num_key_value_heads", "num_kv_heads") and value == heads:
         return SIZES["num_attention_heads"]
@@ -133,7 +197,9 @@ def _size(config: Any, name: str, value: int) -> int:
 
 
 def class_of(model_type: str) -> Any:
-    """The class that stands for a type: for masked tokens where there is one, else for the next token, else the bare."""
+    """The class that stands for a type: for masked tokens, else for the next token, else the bare one."""
+    if model_type in CLASSES:
+        return getattr(transformers, CLASSES[model_type])
     if CONFIG_MAPPING[model_type]().is_encoder_decoder:
         return getattr(transformers, MODEL_MAPPING_NAMES[model_type])
     for names in (
@@ -163,16 +229,333 @@ def build(model_type: str, **changes: Any) -> nn.Module:
 class Subject:
     """One model of the survey.
 
-    name: as the table calls it.
-    stack: what `--stack` is given; None where the layers are found.
+    model_type: as transformers calls it.
+    side: `encoder`, `decoder` or `text` where a model has several stacks and `--stack` is to name this one.
     """
 
-    name: str
     model_type: str
-    stack: str | None = None
+    side: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}:{self.side}" if self.side else self.model_type
 
     def build(self) -> nn.Module:
         return build(self.model_type)
 
+    def stack(self, module: nn.Module) -> str | None:
+        """What `--stack` is given: the outermost module list as long as the model is deep, on this side."""
+        if not self.side:
+            return None
+        lists = [name for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child) == T]
+        outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        words = {"text": ("language_model", "text_model", "lm.", "model.layers")}.get(self.side, (self.side,))
+        return next(name for word in words for name in outermost if word in name)
 
-SUBJECTS: list[Subject] = [Subject("llama", "llama"), Subject("bert", "bert"), Subject("zaya", "zaya"), Subject("qwen3_next", "qwen3_next")]
+
+NAMES = """
+afmoe
+albert
+apertus
+arcee
+aria
+aria_text
+audioflamingo3
+axk1
+axk2
+aya_vision
+bailing_hybrid
+bamba
+bart
+beam
+bert
+bert-generation
+big_bird
+bigbird_pegasus
+biogpt
+bitnet
+blenderbot
+blenderbot-small
+bloom
+camembert
+canine
+clip_text_model
+codegen
+cohere
+cohere2
+cohere2_moe
+cohere2_vision
+convbert
+cosmos3_edge
+cosmos3_edge_text
+cosmos3_omni
+cpmant
+ctrl
+cwm
+data2vec-text
+dbrx
+deberta
+deberta-v2
+deepseek_v2
+deepseek_v3
+deepseek_v32
+deepseek_v4
+deepseek_vl
+deepseek_vl_hybrid
+diffllama
+distilbert
+doge
+dots1
+dpr
+electra
+embedding_gemma2_text
+ernie
+ernie4_5
+ernie4_5_moe
+esm
+esmc
+eurobert
+evolla
+exaone4
+exaone4_5
+exaone_moe
+falcon
+falcon_h1
+falcon_mamba
+flaubert
+flex_olmo
+flint
+florence2
+fnet
+fsmt
+funnel
+fuyu
+gemma
+gemma2
+gemma3
+gemma3_text
+gemma3n_text
+gemma4
+gemma4_text
+gemma4_unified
+gemma4_unified_text
+git
+glm
+glm4
+glm46v
+glm4_moe
+glm4_moe_lite
+glm4v
+glm4v_moe
+glm4v_moe_text
+glm4v_text
+glm5_next_text
+glm_image_text
+glm_moe_dsa
+glm_ocr
+glm_ocr_text
+glmasr
+got_ocr2
+gpt-sw3
+gpt2
+gpt_bigcode
+gpt_neo
+gpt_neox
+gpt_neox_japanese
+gpt_oss
+gptj
+granite
+granite_docling
+granite_docling_text
+granite_speech
+granite_speech_plus
+granite_swa
+granitemoe
+granitemoe_swa
+granitemoehybrid
+granitemoeshared
+gte
+helium
+hrm_text
+hunyuan_v1_dense
+hunyuan_v1_moe
+hy_v3
+hy_v4
+hyperclovax
+hyperclovax_vision_v2
+ibert
+idefics2
+idefics3
+imagegpt
+inkling2_text
+inkling_text
+internlm3
+internvl
+iquestcoder
+jais2
+jamba
+janus
+jetmoe
+jina_embeddings_v3
+kimi_k25
+kimi_linear
+kolibri1
+kosmos-2.5
+laguna
+layoutlm
+lfm2
+lfm2_moe
+lfm2_vl
+lfm3
+lfm3_vl
+lighton_ocr
+lilt
+llama
+llama4
+llama4_text
+llava
+llava_next
+llava_next_video
+llava_onevision
+longcat_flash
+longformer
+longt5
+luke
+m2m_100
+mamba
+mamba2
+marian
+markuplm
+mbart
+megatron-bert
+mellum
+mimo_v2_flash
+minicpm3
+minicpm_ocr
+minicpmv4_6
+minicpmv4_7
+minimax
+minimax_m2
+minimax_m3_vl
+minimax_m3_vl_text
+ministral
+ministral3
+mistral
+mistral3
+mistral4
+mistral_large4
+mistral_large4_text
+mixtral
+mllama
+mobilebert
+modernbert
+modernbert-decoder
+modernvbert
+molmo2_text
+moshi
+moss_transcribe_diarize
+mpnet
+mpt
+mra
+mt5
+muse_glimmer
+muse_glimmer_text
+muse_spark_text
+musicflamingo
+mvp
+nanochat
+nemotron
+nemotron_h
+nllb-moe
+nomic_bert
+nystromformer
+ok
+olmo
+olmo2
+olmo3
+olmo_hybrid
+olmoe
+openai-gpt
+openai_privacy_filter
+opt
+ovis2
+paddleocr_vl
+paligemma
+pegasus
+pegasus_x
+persimmon
+phi
+phi3
+phi4_multimodal
+phimoe
+plbart
+pp_chart2table
+prophetnet
+qianfan_ocr
+qwen2
+qwen2_5_vl
+qwen2_5_vl_text
+qwen2_audio
+qwen2_moe
+qwen2_vl
+qwen2_vl_text
+qwen3
+qwen3_5
+qwen3_5_moe
+qwen3_5_moe_text
+qwen3_5_text
+qwen3_asr
+qwen3_moe
+qwen3_next
+qwen3_vl
+qwen3_vl_moe
+qwen3_vl_moe_text
+qwen3_vl_text
+qwen4_exp_text
+recurrent_gemma
+rembert
+roberta
+roberta-prelayernorm
+roc_bert
+roformer
+rwkv
+seamless_m4t
+seamless_m4t_v2
+seed_oss
+shieldgemma2
+smollm3
+smolvlm
+solar_open
+splinter
+stablelm
+starcoder2
+switch_transformers
+t5
+t5gemma
+t5gemma2
+tapas
+tipsv2_text_model
+trocr
+ultrabert
+ultravbert
+umt5
+unlimited_ocr
+vaultgemma
+video_llama_3
+video_llava
+vipllava
+voxtral
+xglm
+xlm
+xlm-roberta
+xlm-roberta-xl
+xlnet
+xlstm
+xmod
+yoso
+youtu
+zamba
+zamba2
+zaya
+"""
+SUBJECTS = [Subject(*name.split(":")) for name in NAMES.split()]
