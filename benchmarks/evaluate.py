@@ -5,7 +5,7 @@
     python benchmarks/evaluate.py speed fig2 [--rows 100] [--dtype float32] [--reference 4]
 
 `agree` compares every per-request log-likelihood with lm-eval's `HFLM`, the model's own forward: under the baseline,
-and under plans of every kind with the model in `repsim.planned(...)`; and `HFLM` with itself at another batch size,
+and under plans of every kind with what `repsim.planned(...)` gives; and `HFLM` with itself at another batch size,
 which is how much of it is rounding. `written` compares the texts of GSM8K. `speed` times `repsim evaluate` over a whole
 set of plans against one `HFLM` evaluation a plan, measured on a few of them, loading left out on both sides. Data come
 from ../shared/data.
@@ -86,12 +86,11 @@ def compare(model: Model, names: Sequence[str], rows: int, plans: Sequence[str],
 
 def reference(model: Model, made: Any, plan: str, batch: int) -> tuple[np.ndarray, dict[tuple[str, str], float]]:
     """lm-eval's own log-likelihoods of every request, and its metrics."""
-    harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch)
+    harness = HFLM(pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=batch)
     numbers, metrics = [], {}
     for benchmark in made:
         instances = benchmark._task.instances
-        with repsim.planned(model, plan):
-            answers = harness.loglikelihood(instances, disable_tqdm=True)
+        answers = harness.loglikelihood(instances, disable_tqdm=True)
         numbers += [number for number, _ in answers]
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps = [answer]
@@ -116,9 +115,8 @@ def written(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             options = {"tasks": "gsm8k", "data_dir": DATA, "limit": items, "plan": plan}
             found = repsim.evaluate(model, out=f"{folder}/s.zarr", **options).dataset["response"].values[0].tolist()
-        harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=items)
-        with repsim.planned(model, plan):
-            expected = harness.generate_until(benchmark._task.instances, disable_tqdm=True)
+        harness = HFLM(pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=items)
+        expected = harness.generate_until(benchmark._task.instances, disable_tqdm=True)
         same = sum(one == other for one, other in zip(found, expected, strict=True))
         print(f"gsm8k under {plan}: {same} of {items} texts the same", flush=True)
 
@@ -128,12 +126,12 @@ def speed(arguments: argparse.Namespace) -> None:
     made = benchmarks_of(model, TIMED, arguments.rows)
     plans = resolve(arguments.set, model.layers)
     picked = [plans[int(i)] for i in np.linspace(0, len(plans) - 1, arguments.reference)]
-    harness = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=16)
     instances = [instance for benchmark in made for instance in benchmark._task.instances]
     fits = []
     for named in picked:
-        with repsim.planned(model, named.plan):
-            took = timed(lambda: harness.loglikelihood(instances, disable_tqdm=True))
+        planned = repsim.planned(model, named.plan)
+        harness = HFLM(pretrained=planned, tokenizer=model.tokenizer, batch_size=16)
+        took = timed(lambda harness=harness: harness.loglikelihood(instances, disable_tqdm=True))
         fits.append((named.plan.applications, took))
         print(f"HFLM under {named.name}: {named.plan.applications} layer applications, {took:.1f} s", flush=True)
     # seconds = what a plan costs beside its layers + what a layer costs: the other plans by their layers

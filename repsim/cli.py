@@ -183,7 +183,7 @@ def evaluate(
     ] = False,
     paper_cache: Annotated[
         bool,
-        typer.Option("--paper-cache", help="Generating, average keys and values over a parallel step's rounds."),
+        typer.Option("--paper-cache", help="Generating, average keys and values over a parallel step's layers."),
     ] = False,
     contexts: Annotated[
         str, typer.Option(help="trees: texts share what they begin with; rows: each by itself; auto: as the model can.")

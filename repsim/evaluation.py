@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim import runs, score_store, scores, store
-from repsim.families import names_of, resolve
+from repsim.families import NamedPlan, names_of, resolve
 from repsim.locks import Lock
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
 from repsim.places import Place, place_of
@@ -75,8 +75,8 @@ def evaluate(
         out: the store, a folder or a URL; by default under the cache, named after model, tasks and plan.
         append: add the plans, tasks and examples that a finished store lacks.
         repair: read the store first and compute again what is damaged or missing.
-        paper_cache: when generating, average the keys and values of a looped parallel step's rounds, as the paper did;
-            not exact.
+        paper_cache: when generating, average the keys and values of each parallel step's layers, as the paper did; not
+            exact.
         contexts: `trees` where texts share what they begin with, `rows` where each runs by itself; `auto` tries
             whether the model takes trees.
         batch_tokens: about so many tokens are computed and finished together.
@@ -120,6 +120,8 @@ def evaluate(
     }
     command = {name: value for name, value in command.items() if value is not None}
     asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
+    if paper_cache and any(one.generates for one in benchmarks):
+        _check_paper_cache(loaded, asked.plans)
 
     if not repair:
         layout, missing = _joined(place, asked, append)
@@ -142,6 +144,7 @@ class _Asked:
 
     plans, benchmarks: as resolved.
     examples: `(task, doc)` → the example, in order.
+    proven: plans whose planned model has been found to be right.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class _Asked:
     ) -> None:
         self.model, self.plans, self.command, self.paper_cache = model, tuple(plans), command, paper_cache
         self.batch_tokens = batch_tokens
+        self.proven: set[Plan] = set()
         self.benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
         self.examples: dict[tuple[str, int], Example] = {
             (example.task, example.doc): example for benchmark in benchmarks for example in benchmark.examples
@@ -232,8 +236,12 @@ def _joined(
     if found:
         if difference := identity.difference(replace(Identity(**found.identity), corpus_digest="")):
             raise RepsimError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
-        if bool(found.dataset.attrs["paper_cache"]) != asked.paper_cache:
-            raise RepsimError(f"{place}: holds another evaluation (--paper-cache); choose another --out or remove it")
+        cache, wanted = found.dataset.attrs["paper_cache"], asked.paper_cache and score_store.PAPER_CACHE
+        if cache != wanted:
+            raise RepsimError(
+                f"{place}: holds another evaluation (--paper-cache: {scores.CACHES[cache]} there, "
+                f"{scores.CACHES[wanted]} here); choose another --out or remove it"
+            )
         _check_same(place, asked, held_tasks, held_examples, held_requests)
     known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
     fresh = [key for key in asked.examples if key not in known]
@@ -443,6 +451,16 @@ def _tokens(asked: _Asked, examples: Sequence[Example]) -> int:
     return written + sum(len(window.inputs) for window in _windows(examples))
 
 
+def _check_paper_cache(model: Model, plans: Sequence[NamedPlan]) -> None:
+    """Refuses before anything is computed what could not be generated with the paper's cache."""
+    from repsim.models.kv_cache import AveragingCache
+    from repsim.models.planned import planned
+
+    for named in plans:
+        if any(len(step) > 1 for step in named.plan.steps):
+            AveragingCache(planned(model, named.plan, check=False), named.plan)
+
+
 def _generate(
     asked: _Asked,
     layout: score_store.Layout,
@@ -458,9 +476,11 @@ def _generate(
     docs = [example.doc for example in examples]
     for plan in pending:
         steps = layout.plans[plan].plan
-        with planned(asked.model, steps) as module:
-            cache = (lambda m=module, p=steps: AveragingCache(m, p)) if asked.paper_cache else None
-            texts = [text for found in benchmark.generate(docs, cache) for text in found]
+        module = planned(asked.model, steps, check=steps not in asked.proven)
+        asked.proven.add(steps)
+        averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
+        cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
+        texts = [text for found in benchmark.generate(docs, module, cache) for text in found]
         answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
         finish(plan, answers)
 

@@ -49,16 +49,17 @@ class Harness(HFLM):  # type: ignore[misc]
             self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
         return [(0.0, False)] * len(requests)
 
-    def generate(self, instances: Sequence[Any], cache: Callable[[], Any] | None) -> list[str | None]:
-        """What the model writes, in the requests' order; None where its logits became infinite or not a number.
+    def generate(self, instances: Sequence[Any], module: Any, cache: Callable[[], Any] | None) -> list[str | None]:
+        """What a model writes, in the requests' order; None where its logits became infinite or not a number.
 
         Args:
             instances: of one task.
+            module: the model, of the same tokenizer and context length.
             cache: makes the cache of keys and values of a batch; the model's own by default.
         """
         # lm-eval's own order, in which it fills its batches
         order = sorted(range(len(instances)), key=lambda i: self._length_and_text(instances[i].args[0]))
-        self._cache, self._finite = cache, []
+        self._cache, self._finite, self._model = cache, [], module
         texts = self.generate_until([instances[i] for i in order], disable_tqdm=True)
         found: list[str | None] = [None] * len(instances)
         for i, text, finite in zip(order, texts, self._finite, strict=True):

@@ -1,7 +1,7 @@
 """Which layers run, in which order, on which input.
 
 A layer plan is a tuple of steps; a step is one layer, or several layers on the same input whose
-outputs are averaged. This module writes, reads and draws plans and joins plans that begin alike
+outputs are joined into one state. This module writes, reads and draws plans and joins plans that begin alike
 into a trie. It knows layers by number only: no model, no torch, no numpy.
 """
 
@@ -52,16 +52,65 @@ class Application:
         return f"{self.layer}.{self.half}" if self.half else str(self.layer)
 
 
-Step: TypeAlias = tuple[Application, ...]
+@dataclass(frozen=True, order=True)
+class Step:
+    """One move of a plan: what runs on the same input, and how its outputs become one state.
+
+    members: at least one, distinct; they get sorted.
+    join: `mean`, the mean of the members' outputs.
+    """
+
+    members: tuple[Application, ...]
+    join: str = "mean"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(sorted(self.members)))
+        if not self.members:
+            raise RepsimError("a step without layers: a step has at least one; leave it out")
+        for one, other in itertools.pairwise(self.members):
+            if one == other:
+                raise RepsimError(f"{self.text}: {one.text} is there twice; name it once")
+
+    def __iter__(self) -> Iterator[Application]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def text(self) -> str:
+        """`7`, `7.mlp` or `(13|14|15|16)`."""
+        text = "|".join(member.text for member in self.members)
+        return text if len(self) == 1 else f"({text})"
+
+    @property
+    def words(self) -> str:
+        """What runs, for the eye."""
+        if len(self) > 1:
+            return f"layers {', '.join(member.text for member in self.members)} in parallel, outputs averaged"
+        (only,) = self.members
+        without = {"": "", "attn": " without its MLP", "mlp": " without its attention"}
+        return f"layer {only.layer}{without[only.half]}"
+
+    @property
+    def note(self) -> str:
+        """What `draw` writes beside the axis."""
+        return self.text if len(self) == 1 else f"mean of {len(self)}"
+
+    def glyph(self, member: Application) -> str:
+        """One member on the axis of `draw`: a dot, a bar where it is one of several, `a` or `m` for a half."""
+        return member.half[:1] or ("●" if len(self) == 1 else "┃")
+
+
 Member: TypeAlias = SupportsIndex | str | Application
-StepLike: TypeAlias = Member | Sequence[Member]
+StepLike: TypeAlias = Member | Sequence[Member] | Step
 
 
 @dataclass(frozen=True)
 class Plan:
     """The layers that run, in order; equal plans have equal hidden states.
 
-    steps: at least one; the members of a step are distinct and get sorted.
+    steps: at least one.
     """
 
     steps: tuple[Step, ...]
@@ -69,7 +118,6 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise RepsimError("a plan without steps: a plan has at least one; name a layer")
-        object.__setattr__(self, "steps", tuple(_step(members) for members in self.steps))
 
     def __str__(self) -> str:
         return self.text
@@ -126,21 +174,14 @@ class Plan:
         """
         if isinstance(steps, str):
             raise RepsimError(f"{steps[:40]!r}: a text, not a list of steps; use parse_plan")
-        return cls(tuple(tuple(map(_application, _members(step))) for step in steps))
+        return cls(tuple(map(_step, steps)))
 
 
-def _members(step: StepLike) -> Sequence[Member]:
-    return step if isinstance(step, Sequence) and not isinstance(step, str) else [step]
-
-
-def _step(members: Iterable[Application]) -> Step:
-    step = tuple(sorted(members))
-    if not step:
-        raise RepsimError("a step without layers: a step has at least one; leave it out")
-    for one, other in itertools.pairwise(step):
-        if one == other:
-            raise RepsimError(f"{step_text(step)}: {one.text} is there twice; name it once")
-    return step
+def _step(step: StepLike) -> Step:
+    if isinstance(step, Step):
+        return step
+    members = step if isinstance(step, Sequence) and not isinstance(step, str) else [step]
+    return Step(tuple(map(_application, members)))
 
 
 def _application(member: Member) -> Application:
@@ -154,12 +195,6 @@ def _application(member: Member) -> Application:
 
 
 # Text
-
-
-def step_text(step: Step) -> str:
-    """`7`, `7.mlp` or `(13|14|15|16)`."""
-    text = "|".join(member.text for member in step)
-    return text if len(step) == 1 else f"({text})"
 
 
 def _runs(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
@@ -177,7 +212,7 @@ def _runs(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
 
 def _lone_layer(piece: Sequence[Step]) -> int | None:
     """The layer of a piece that runs one whole layer once; None for every other piece."""
-    member = piece[0][0]
+    member = piece[0].members[0]
     return member.layer if len(piece) == len(piece[0]) == 1 and not member.half else None
 
 
@@ -195,8 +230,8 @@ def _is_range(run: Sequence[Step]) -> bool:
 
 def _run_text(run: Sequence[Step]) -> str:
     if _is_range(run):
-        return f"{step_text(run[0])}-{step_text(run[-1])}"
-    return step_text(run[0]) + (f"*{len(run)}" if len(run) > 1 else "")
+        return f"{run[0].text}-{run[-1].text}"
+    return run[0].text + (f"*{len(run)}" if len(run) > 1 else "")
 
 
 def parse_plan(text: str, layers: int) -> Plan:
@@ -221,12 +256,12 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
         raise RepsimError(f"{piece}: a count is at least 1; leave the step out instead")
     if body.startswith("("):
         parts = body[1:-1].split("|")
-        return [_step(m for part in parts for m in _parse_members(part, piece, layers))] * count
+        return [Step(tuple(m for part in parts for m in _parse_members(part, piece, layers)))] * count
     if match[2] and "-" in body:
         raise RepsimError(
             f"{piece}: a range takes no count; write ({body})*{count} for these layers in parallel or list the steps"
         )
-    return [(member,) for member in _parse_members(body, piece, layers) for _ in range(count)]
+    return [Step((member,)) for member in _parse_members(body, piece, layers) for _ in range(count)]
 
 
 def _parse_members(part: str, piece: str, layers: int) -> list[Application]:
@@ -349,17 +384,10 @@ def _at(plan: Plan) -> Iterator[tuple[str, tuple[Step, ...]]]:
 
 
 def _words(run: Sequence[Step]) -> str:
-    step, one = run[0], run[0][0]
     if _is_range(run):
-        last = run[-1][0].layer
-        return f"layers {one.layer} to {last}" + (", backwards" if last < one.layer else "")
-    if len(step) > 1:
-        names = ", ".join(member.text for member in step)
-        words = f"layers {names} in parallel, outputs averaged"
-    else:
-        without = {"": "", "attn": " without its MLP", "mlp": " without its attention"}
-        words = f"layer {one.layer}{without[one.half]}"
-    return words + (f", {len(run)} times" if len(run) > 1 else "")
+        first, last = run[0].members[0].layer, run[-1].members[0].layer
+        return f"layers {first} to {last}" + (", backwards" if last < first else "")
+    return run[0].words + (f", {len(run)} times" if len(run) > 1 else "")
 
 
 def draw(plan: Plan, layers: int) -> str:
@@ -385,22 +413,20 @@ def draw(plan: Plan, layers: int) -> str:
 def _row(run: Sequence[Step], scale: int, columns: int) -> str:
     cells = ["·"] * columns
     if _is_range(run):
-        begin, end = run[0][0].layer // scale, run[-1][0].layer // scale
+        begin, end = run[0].members[0].layer // scale, run[-1].members[0].layer // scale
         low, high = sorted((begin, end))
         cells[low : high + 1] = "─" * (high + 1 - low)
         cells[begin], cells[end] = "○", "▸" if run[-1] > run[0] else "◂"
     else:
         for member in run[0]:
-            whole = "●" if len(run[0]) == 1 else "┃"
-            cells[member.layer // scale] = member.half[:1] or whole
+            cells[member.layer // scale] = run[0].glyph(member)
     return "".join(cells)
 
 
 def _note(run: Sequence[Step]) -> str:
     if _is_range(run):
         return _run_text(run)
-    note = step_text(run[0]) if len(run[0]) == 1 else f"mean of {len(run[0])}"
-    return note + (f", {len(run)} times" if len(run) > 1 else "")
+    return run[0].note + (f", {len(run)} times" if len(run) > 1 else "")
 
 
 def _summary(plan: Plan, layers: int) -> str:

@@ -55,6 +55,9 @@ ABOUT = {
     "score": {"long_name": "lm-eval's metric of one example"},
     "aggregate": {"long_name": "lm-eval's metric of the whole task"},
 }
+# What `paper_cache` is in a store's attributes where it is not False. True in older stores is another procedure: each
+# layer's own mean over the rounds of a loop, which is not the paper's.
+PAPER_CACHE = "one past per parallel step"
 WRITE_SECONDS = 2.0  # of work that a kill may cost, beside the plan under way
 
 
@@ -70,7 +73,7 @@ class Layout:
     examples: columns task, doc, choices, gold, block; a block's examples are neighbours.
     requests: columns task, doc, choice, digest, example (its number); in the order of the examples.
     commands: the options of every evaluation that made it.
-    paper_cache: whether looped parallel steps averaged the keys and values of their rounds when generating.
+    paper_cache: whether texts were written with the paper's cache, `repsim.models.kv_cache`.
     """
 
     identity: Identity
@@ -218,7 +221,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "layers": layout.layers,
         "identity": layout.identity.to_dict(),
         "requests": [dict(command) for command in layout.commands],
-        "paper_cache": layout.paper_cache,
+        "paper_cache": layout.paper_cache and PAPER_CACHE,
         "extent": layout.extent,
     }
 

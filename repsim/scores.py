@@ -16,7 +16,14 @@ from repsim.families import names_of
 from repsim.opened import Opened
 from repsim.places import place_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
+from repsim.score_store import PAPER_CACHE
 
+# By what a store's `paper_cache` is
+CACHES = {
+    False: "exact",
+    PAPER_CACHE: "keys and values averaged over the layers of each parallel step, as in the paper",
+    True: "keys and values averaged over the rounds of loops, as --paper-cache once did and the paper did not",
+}
 LABEL = 40  # characters that names of tasks take in the name of a file
 
 
@@ -77,7 +84,7 @@ class Scores(Opened):
             "complete": self.remark or "yes",
             "not finite": ", ".join(f"{name} ({count:,} examples)" for name, count in lost.items() if count)
             or "no plan",
-            "cache": "keys and values of looped steps averaged" if data.attrs["paper_cache"] else "exact",
+            "cache": CACHES[data.attrs["paper_cache"]],
             "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
             "made by": "; ".join(self.commands),
         }

@@ -29,7 +29,7 @@ from repsim.chunks import ChunkFiles
 from repsim.corpus import Sample, TokenRule
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place, one_line, one_line_errors
-from repsim.plans import PlanTrie, step_text
+from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
     EXAMPLE,
@@ -402,7 +402,7 @@ def frame(layout: Layout) -> xr.Dataset:
         "plan_name": (PLAN, np.array([named.name for named in plans], strings)),
         "plan_digest": (PLAN, np.array([named.plan.digest for named in plans], strings)),
         "parent": (NODE, np.array(trie.parents, np.int64)),
-        "step_text": (NODE, np.array(["embed" if step is None else step_text(step) for step in trie.steps], strings)),
+        "step_text": (NODE, np.array(["embed" if step is None else step.text for step in trie.steps], strings)),
         "done": ((NODE, BLOCK), np.zeros((len(trie), len(layout.blocks)), bool)),
         "token_id": (TOKEN, np.concatenate(ids).astype(np.int32)),
         "position": (TOKEN, np.concatenate(layout.positions)),

@@ -139,16 +139,19 @@ class Benchmark:
         rolling = instance.request_type == "loglikelihood_rolling"
         return Request(self.name, doc, instance.idx, digest, windows, prompt, rolling)
 
-    def generate(self, docs: Sequence[int], cache: Callable[[], Any] | None = None) -> list[list[str | None]]:
-        """What the model, as it is now, writes: for each example, for each of its requests; see `Harness.generate`.
+    def generate(
+        self, docs: Sequence[int], module: Any, cache: Callable[[], Any] | None = None
+    ) -> list[list[str | None]]:
+        """What a model writes: for each example, for each of its requests; see `Harness.generate`.
 
         Args:
             docs: examples that are answered together, padded on the left.
+            module: the Hugging Face model that writes.
             cache: makes the cache of keys and values of a batch; the model's own by default.
         """
         instances = [instance for doc in docs for instance in self._instances[doc]]
         with _quiet():
-            answers = iter(self._harness.generate(instances, cache))
+            answers = iter(self._harness.generate(instances, module, cache))
         return [[next(answers) for _ in self._instances[doc]] for doc in docs]
 
     def score(self, doc: int, answers: Sequence[Answer]) -> dict[str, Any]:

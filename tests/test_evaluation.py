@@ -15,20 +15,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import repsim
 from repsim import models, tasks
-from repsim.families import resolve
 from repsim.models import tracing
-from repsim.models.kv_cache import AveragingCache
 from repsim.models.stack import find_stack
 from repsim.runs import Progress
 from repsim.schema import RepsimError, Stopped
 from repsim.scores import Scores
-from support.models import VOCABULARY, T, make
+from support.models import VOCABULARY, T, made, make
 
 PLANS = (
     "baseline",
@@ -528,18 +527,39 @@ def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, t
 # The paper's cache
 
 
-def test_the_paper_s_cache_changes_only_what_loops_in_parallel(model, data, path):
-    plans = ("baseline", "parallel:start=1", "repeat:layer=3,times=2", "0, (1|2|3|4)*4, 5")
+def test_the_paper_s_cache_changes_only_what_runs_in_parallel(model, data, path):
+    plans = ("baseline", "repeat:layer=3,times=2", "parallel:start=0", "0, (1|2|3|4)*4, 5")
     asked = written_of(path, data, plan=plans, limit=8)
     exact = repsim.evaluate(model, **asked)
     other = repsim.evaluate(model, paper_cache=True, **{**asked, "out": path.with_name("paper.zarr")})
     texts = [one.dataset["response"].values for one in (exact, other)]
-    assert texts[0][:3].tolist() == texts[1][:3].tolist()
-    assert not exact.dataset.attrs["paper_cache"]
-    assert other.dataset.attrs["paper_cache"]
-    assert (exact.info["cache"], other.info["cache"]) == ("exact", "keys and values of looped steps averaged")
+    assert [(one == two).all() for one, two in zip(*texts, strict=True)] == [True, True, False, False]
+    assert exact.dataset.attrs["paper_cache"] is False
+    assert other.dataset.attrs["paper_cache"] == "one past per parallel step"
+    averaged = "keys and values averaged over the layers of each parallel step, as in the paper"
+    assert (exact.info["cache"], other.info["cache"]) == ("exact", averaged)
     assert "--paper-cache" in other.commands[0]
     np.testing.assert_array_equal(exact.dataset["log_likelihood"].values, other.dataset["log_likelihood"].values)
+
+
+@pytest.mark.parametrize("paper_cache", [False, True])
+def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(model, data, path, paper_cache):
+    """Such a store says `paper_cache: true`; neither exact texts nor the paper's may join it."""
+    asked = written_of(path, data, tasks="gsm8k", plan="baseline", limit=2)
+    repsim.evaluate(model, **asked)
+    zarr.open_group(path).attrs["paper_cache"] = True
+    assert repsim.open(path).info["cache"].startswith("keys and values averaged over the rounds of loops")
+    asked |= {"plan": ("baseline", "parallel:start=1"), "append": True, "paper_cache": paper_cache}
+    with pytest.raises(RepsimError, match=r"\(--paper-cache: .* rounds of loops, .* there, .* here\); choose another"):
+        repsim.evaluate(model, **asked)
+
+
+def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, path):
+    recurrent = replace(made("granitemoehybrid"), tokenizer=model.tokenizer)
+    asked = written_of(path, data, tasks=("recall", "gsm8k"), plan=("baseline", "parallel:start=1"), paper_cache=True)
+    with pytest.raises(RepsimError, match=r"\(LinearAttentionLayer\) .*; leave out --paper-cache$"):
+        repsim.evaluate(recurrent, **asked)
+    assert not path.exists()
 
 
 # Bad input
@@ -638,12 +658,3 @@ def test_another_answer_to_be_written_is_another_question(model, tmp_path):
     file.write_text(file.read_text().replace("#### 4", "#### 44"))
     with pytest.raises(RepsimError, match="example 4 of gsm8k asks something else there"):
         repsim.evaluate(model, **asked)
-
-
-def test_the_paper_s_cache_needs_the_whole_past():
-    windowed = make("mistral").module
-    with (
-        repsim.planned(windowed, "looped_parallel:start=1,loops=2") as module,
-        pytest.raises(RepsimError, match="leave out --paper-cache"),
-    ):
-        AveragingCache(module, resolve("looped_parallel:start=1,loops=2", T)[0].plan)

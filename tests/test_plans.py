@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repsim.plans import Application, Plan, PlanTrie, describe, draw, parse_plan, step_text
+from repsim.plans import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
 from repsim.schema import RepsimError
 
 LAYERS = 12
@@ -30,7 +30,7 @@ pieces = st.one_of(
     st.builds(lambda step, times: [step] * times, steps, st.integers(2, 4)),
     st.builds(counted, layer_numbers, layer_numbers),
 )
-plans = st.lists(pieces, min_size=1, max_size=6).map(lambda parts: Plan(tuple(chain(*parts))))
+plans = st.lists(pieces, min_size=1, max_size=6).map(lambda parts: Plan.from_steps(chain(*parts)))
 few_plans = st.lists(plans, max_size=6)
 
 
@@ -88,8 +88,8 @@ def test_plan_counts_and_forms():
 def test_text_of_applications_and_steps():
     assert Application(7).text == "7"
     assert Application(7, "mlp").text == "7.mlp"
-    assert step_text((Application(7),)) == "7"
-    assert step_text((Application(7), Application(8, "attn"))) == "(7|8.attn)"
+    assert Step((Application(7),)).text == "7"
+    assert Step((Application(7), Application(8, "attn"))).text == "(7|8.attn)"
 
 
 def test_trie_of_the_design_page():
@@ -97,7 +97,7 @@ def test_trie_of_the_design_page():
     assert trie.parents == (-1, 0, 1, 2, 3, 4, 5, 3, 7, 2, 9, 10)
     assert trie.paths == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (0, 1, 2, 9, 10, 11))
     assert trie.steps[0] is None
-    assert [step_text(step) for step in trie.steps[1:]] == (
+    assert [step.text for step in trie.steps[1:]] == (
         ["0", "1", "2", "3", "4", "5", "4", "5", "(2|3|4)", "(2|3|4)", "5"]
     )
     assert trie.children[:4] == ((1,), (2,), (3, 9), (4, 7))

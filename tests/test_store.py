@@ -18,7 +18,7 @@ from repsim.corpus import Sample
 from repsim.families import resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
-from repsim.plans import PlanTrie, step_text
+from repsim.plans import PlanTrie
 from repsim.schema import SCHEMA_VERSION, Identity, RepsimError
 from repsim.statistics import Statistic
 
@@ -210,7 +210,7 @@ def test_the_trie_can_be_read_back(place):
         nodes = row[row >= 0]
         assert (row[len(nodes) :] == -1).all()
         assert dataset["parent"].values[nodes].tolist() == [-1, *nodes[:-1]]
-        assert dataset["step_text"].values[nodes[1:]].tolist() == list(map(step_text, named.plan.steps))
+        assert dataset["step_text"].values[nodes[1:]].tolist() == [step.text for step in named.plan.steps]
 
 
 def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):

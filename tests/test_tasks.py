@@ -372,13 +372,13 @@ def test_solved_examples_that_a_task_brings_are_shown(tiny, tmp_path):
 
 
 @slow
-def test_texts_are_those_that_lm_eval_lets_the_model_write(own, references):
+def test_texts_are_those_that_lm_eval_lets_the_model_write(own, references, tiny):
     """All together, so shorter prompts are padded, or one by one."""
     samples, _, _ = references("gsm8k")
     _, said = expected(samples)
     docs = [example.doc for example in own["gsm8k"].examples]
-    assert own["gsm8k"].generate(docs) == [said[doc] for doc in docs]
-    assert [own["gsm8k"].generate([doc])[0] for doc in docs[::-1]] == [said[doc] for doc in docs[::-1]]
+    assert own["gsm8k"].generate(docs, tiny.module) == [said[doc] for doc in docs]
+    assert [own["gsm8k"].generate([doc], tiny.module)[0] for doc in docs[::-1]] == [said[doc] for doc in docs[::-1]]
 
 
 @slow

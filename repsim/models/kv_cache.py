@@ -1,61 +1,102 @@
-"""A KV cache in which the rounds of a looped parallel step remember their mean, as in the paper's decoding."""
+"""The KV cache of the paper's decoding: the layers of a parallel step share one past, the mean of theirs.
+
+A layer's own code decides what its attention does with a past; this module only changes what is remembered from one
+forward to the next. It knows nothing of tasks, of stores or of how a model comes to follow a plan.
+"""
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from repsim.plans import Plan
 from repsim.schema import RepsimError
 
+ADVICE = "leave out --paper-cache"
+
 
 class AveragingCache(DynamicCache):
-    """A KV cache in which the rounds of a looped parallel step remember the mean of their keys and values.
+    """A KV cache in which the layers of a pass, which is one parallel step, share one past: the mean of theirs.
 
-    So each layer of such a step remembers one past, however often the step runs, as in the paper's decoding. Within a
-    forward every round still attends to its own new tokens, so the first forward is exact; later ones are not.
+    Within a forward each layer of a pass attends to the shared past and to its own new tokens. Once the last layer
+    has run, the mean of their new keys and the mean of their new values join the past. So the first forward is exact
+    and later ones are not. Each round of a looped step is a pass of its own, and a layer that runs alone keeps its own
+    past. A layer without its attention has no part in the mean; one with a sliding window sees the end of the past.
+
+    Source: Sun et al. 2024, Transformer Layers as Painters (arXiv 2407.09298), its code for Llama and Mistral.
 
     Args:
-        module: the model, inside `planned`.
-        plan: the plan it follows.
+        module: the model, following the plan.
+        plan: the plan.
     Raises:
-        RepsimError: layers of such a step keep only a window of the past.
+        RepsimError: what the layers of a pass remember has no mean, or the model follows another plan.
     """
 
     def __init__(self, module: Any, plan: Plan) -> None:
+        if module.config.is_encoder_decoder or not module._supports_default_dynamic_cache():
+            name = type(module).__name__
+            raise RepsimError(f"{name}: has a KV cache of its own kind, which cannot be averaged; {ADVICE}")
         super().__init__(config=module.config)
-        self._rounds = _rounds(plan)
-        if any(getattr(layer, "is_sliding", False) for slot, layer in enumerate(self.layers) if slot in self._rounds):
-            raise RepsimError(f"{plan}: layers with sliding windows have no past to average; leave out --paper-cache")
+        if len(self.layers) != plan.applications:
+            raise RepsimError(
+                f"{plan}: runs {plan.applications} layers, but the model's KV cache has {len(self.layers)} slots, so "
+                "they would be averaged wrongly; give the model that follows this plan"
+            )
+        self._pass_of = {slot: slots for slots in _passes(plan) for slot in slots}
+        self._new: dict[int, tuple[Tensor, Tensor]] = {}  # by slot, keys and values of the pass that is under way
+        for slot in self._pass_of:
+            kind = type(self.layers[slot])
+            if kind not in (DynamicLayer, DynamicSlidingWindowLayer):  # recurrent states, an index, or nothing
+                raise RepsimError(
+                    f"{plan}: parallel layers that remember something else than keys and values ({kind.__name__}) "
+                    f"have no mean of these to share; {ADVICE}"
+                )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        before = self.get_seq_length(layer_idx)
-        found = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        rounds = self._rounds.get(layer_idx, ())
-        if not before or not rounds:
-            return found
-        past = [[getattr(self.layers[slot], name)[..., :before, :] for slot in rounds] for name in ("keys", "values")]
-        keys, values = (
-            torch.cat([torch.stack(each).mean(0), own[..., before:, :]], -2)
-            for each, own in zip(past, found, strict=True)
+        attended = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        slots = self._pass_of.get(layer_idx, ())
+        if slots:
+            self._new[layer_idx] = key_states, value_states
+        if slots and layer_idx == slots[-1]:
+            self._remember_mean(slots)
+        return attended
+
+    def _remember_mean(self, slots: Sequence[int]) -> None:
+        """Puts the mean over a pass in the place of each of its layers' new tokens."""
+        keys, values = map(_mean, zip(*map(self._new.pop, slots), strict=True))
+        for slot in slots:
+            layer: Any = self.layers[slot]
+            layer.keys, layer.values = _with_end(layer.keys, keys), _with_end(layer.values, values)
+
+
+def _mean(states: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of their new keys, or values: `[sample, head, position, unit]`."""
+    heads = {f"{state.shape[1]} of {state.shape[3]} units" for state in states}
+    if len(heads) > 1:
+        raise RepsimError(
+            f"parallel layers with different heads ({', '.join(sorted(heads))}): their keys and values have no mean "
+            f"to share; {ADVICE}"
         )
-        return keys, values
+    return torch.stack([state.to(states[0].device) for state in states]).mean(0)
 
 
-def _rounds(plan: Plan) -> dict[int, tuple[int, ...]]:
-    """KV slots of a layer in all rounds of a looped parallel step, for each of these slots."""
-    found: dict[int, tuple[int, ...]] = {}
-    slot = 0
-    for step, run in groupby(plan.steps):
-        times = len(list(run))
-        for member in range(len(step) if times > 1 and len(step) > 1 else 0):
-            slots = tuple(slot + member + turn * len(step) for turn in range(times))
-            found |= dict.fromkeys(slots, slots)
-        slot += times * len(step)
-    return found
+def _with_end(states: Tensor, end: Tensor) -> Tensor:
+    """The same tokens with others at their end; a sliding window may keep fewer than are new."""
+    kept = min(end.shape[-2], states.shape[-2])
+    return torch.cat([states[..., : states.shape[-2] - kept, :], end[..., -kept:, :].to(states.device)], dim=-2)
+
+
+def _passes(plan: Plan) -> list[tuple[int, ...]]:
+    """KV slots of the layers that share a past, of each pass with several that attend."""
+    passes, begin = [], 0
+    for step in plan.steps:
+        passes.append(tuple(slot for slot, member in enumerate(step, begin) if member.half != "mlp"))
+        begin += len(step)
+    return [slots for slots in passes if len(slots) > 1]

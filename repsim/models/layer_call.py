@@ -7,8 +7,9 @@ they cannot disagree. This module knows nothing of plans' text, of tracing or of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from repsim.models.sharing import shared_copy
 from repsim.models.stack import ATTENTION_PATHS, MLP_PATHS, Stack, half_paths
-from repsim.plans import Application
+from repsim.plans import Application, Step
 from repsim.schema import RepsimError
 
 
@@ -46,32 +48,54 @@ class LayerCall:
 
 
 def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
-    """What a layer, or one half of it, returns for a call: a state, or a tuple that begins with one.
-
-    Half of a layer is the layer with the other half's contribution set to zero: the residual and the norms stay.
-    """
+    """What a layer, or one half of it, returns for a call: a state, or a tuple that begins with one."""
     layer = stack.layers[application.layer]
-    with _without_other_half(layer, application) if application.half else nullcontext():
-        return layer(*call.args, **call.kwargs)
+    if application.half:
+        if application not in stack.halves:
+            stack.halves[application] = half_layer(shared_copy(layer), application)
+        layer = stack.halves[application]
+    return layer(*call.args, **call.kwargs)
 
 
-@contextmanager
-def _without_other_half(layer: Any, application: Application) -> Iterator[None]:
+def half_layer(layer: nn.Module, application: Application) -> nn.Module:
+    """The layer with the other half's contribution set to zero; the residual and the norms stay.
+
+    Args:
+        layer: a copy that may be changed (`repsim.models.sharing`); it is what is returned.
+        application: which half is kept.
+    Raises:
+        RepsimError: the other half's modules are not known.
+    """
     dropped, paths = ("mlp", MLP_PATHS) if application.half == "attn" else ("attention", ATTENTION_PATHS)
-    modules = [layer.get_submodule(path) for path in half_paths(layer, paths)]
-    if not modules:
+    names = half_paths(layer, paths)
+    if not names:
         parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(f"{application.text}: no {dropped} module is known in {layer._get_name()}; seen: {parts}")
-    handles = [module.register_forward_hook(_zero) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        raise RepsimError(f"{application.text}: no {dropped} module is known in {type(layer).__name__}; seen: {parts}")
+    for name in names:
+        layer.set_submodule(name, Silenced(layer.get_submodule(name)))
+    return layer
 
 
-def _zero(_module: nn.Module, _args: Any, output: Any) -> Any:
-    return with_state(output, torch.zeros_like(state_of(output)))
+class Silenced(nn.Module):
+    """A module that runs, so that its KV cache stays as long as the others', and whose output counts as zero.
+
+    A module of its own and no hook: compiled code does not look for hooks. Any attribute asked of it is the module's.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            output = self.module(*args, **kwargs)
+        return with_state(output, torch.zeros_like(state_of(output)))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
 
 
 def state_of(output: Any) -> Tensor:
@@ -86,33 +110,31 @@ def with_state(output: Any, state: Tensor) -> Any:
 
 
 class Join:
-    """Mean of the outputs of one step's members, summed in float32 or wider and rounded once at the end.
+    """The outputs of a step's members as one state.
 
-    Members may sit on different devices; the sum gathers on the first one's.
+    Their mean is summed in float32 or wider and rounded once at the end; members may sit on different devices, and the
+    sum gathers on the first one's. Each thread joins outputs of its own.
     """
 
-    def __init__(self, members: int) -> None:
-        self.members = members
-        self._sum: Tensor | None
-        self._added: int
-        self.clear()
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self._pending = threading.local()
 
-    def add(self, state: Tensor) -> Tensor | None:
-        """Takes one member's output; returns the mean with the last one and starts anew."""
-        if self.members == 1:
+    def __reduce__(self) -> tuple[type[Join], tuple[Step]]:
+        return Join, (self.step,)
+
+    def add(self, position: int, state: Tensor) -> Tensor | None:
+        """Takes the output of the member at a position, in order; returns the joined state with the last one."""
+        if len(self.step) == 1:
             return state
         wide = state.to(torch.promote_types(state.dtype, torch.float32))
-        self._sum = wide if self._sum is None else self._sum + wide.to(self._sum.device)
-        self._added += 1
-        if self._added < self.members:
+        if position:  # the first member begins anew, also after a step that an exception cut short
+            wide = self._pending.total + wide.to(self._pending.total.device)
+        if position < len(self.step) - 1:
+            self._pending.total = wide
             return None
-        mean = (self._sum / self.members).to(state.dtype)
-        self.clear()
-        return mean
-
-    def clear(self) -> None:
-        """Forgets a step that an exception cut short."""
-        self._sum, self._added = None, 0
+        self._pending.total = None  # nothing is kept alive
+        return (wide / len(self.step)).to(state.dtype)
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from repsim.plans import Application
 from repsim.schema import RepsimError
 
 # Paths, inside a layer, of the modules whose output is what that half adds to the residual stream; attention stands for
@@ -51,11 +52,12 @@ class Stack:
 
     path: dotted path of the module list, e.g. `model.layers`.
     owner: the module that holds the list and loops over it.
-    layers: the module list, one entry a layer; inside a trace, an envoy for each entry.
+    layers: the module list, one entry per layer.
     attention, mlp: path inside the first layer of the half's output module; None where none was found. Layers of other
         kinds are looked up as they run.
     norm: the norm between the last layer and the head; None for post-norm encoders.
     head: the module that gives logits; None for a model without one.
+    halves: the half layers that have been made so far.
     """
 
     path: str
@@ -65,6 +67,7 @@ class Stack:
     mlp: str | None
     norm: nn.Module | None
     head: nn.Module | None
+    halves: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.layers)

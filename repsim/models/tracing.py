@@ -185,12 +185,12 @@ class Tracer:
 
     def _step(self, step: Step | None, calls: list[LayerCall], state: Tensor) -> Tensor:
         assert step is not None, "only the root has no step"
-        mean = Join(len(step))
-        for application in step:
+        join = Join(step)
+        for position, application in enumerate(step):
             output = apply_layer(self._model.stack, application, calls[application.layer].on(state))
-            result = mean.add(state_of(output))
-        assert result is not None, "the last member completes the mean"
-        return result
+            joined = join.add(position, state_of(output))
+        assert joined is not None, "the last member completes the step"
+        return joined
 
     def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
         (tokens,) = (following >= 0).nonzero(as_tuple=True)

@@ -2,13 +2,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
 
 import repsim
 from repsim.corpus import Batch
 from repsim.families import resolve
 from repsim.models import Model
-from repsim.models.kv_cache import AveragingCache
 from repsim.schema import RepsimError
 from support.models import T, make
 from support.oracles import FAMILIES, last_states, traced
@@ -44,74 +42,6 @@ def test_every_application_has_a_cache_slot(llama: Model, batch: Batch) -> None:
         cache = module(input_ids=torch.from_numpy(batch.token_ids), use_cache=True).past_key_values
     assert len(cache) == 1 + 4 + 2 + 1
     assert all(layer.get_seq_length() == batch.token_ids.shape[1] for layer in cache.layers)
-
-
-# The paper's cache
-
-LOOPED = "0, (1|2)*3, 3*2, (4|5), 5"  # KV slots 0, 1 to 6, 7 and 8, 9 and 10, 11
-ROUNDS = ((1, 3, 5), (2, 4, 6))  # slots of layers 1 and 2
-
-
-def test_rounds_of_a_looped_parallel_step_remember_their_mean(llama: Model) -> None:
-    plan = resolve(LOOPED, T)[0].plan
-    with repsim.planned(llama, plan) as module:
-        cache = AveragingCache(module, plan)
-
-        def token(value: float) -> tuple[Tensor, Tensor]:
-            """Keys and values `[sample, head, position, unit]` of one token."""
-            return torch.full((1, 2, 1, 8), value), torch.full((1, 2, 1, 8), -value)
-
-        first = [cache.update(*token(float(slot)), slot)[0][0, 0, :, 0].tolist() for slot in range(12)]
-        second = [[found[0, 0, :, 0].tolist() for found in cache.update(*token(100.0), slot)] for slot in range(12)]
-        third = [cache.update(*token(7.0), slot)[0][0, 0, :, 0].tolist() for slot in range(12)]
-    assert first == [[float(slot)] for slot in range(12)]  # nothing is past yet
-    means = [0.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0, 7.0, 8.0, 9.0, 10.0, 11.0]
-    assert second == [[[mean, 100.0], [-mean, -100.0]] for mean in means]
-    assert third == [[mean, 100.0, 7.0] for mean in means]
-    assert cache.get_seq_length() == 3
-
-
-def test_decoding_attends_to_the_mean_of_the_rounds(llama: Model) -> None:
-    """Against a plain cache into which the means are put by hand before each step; the first forward is exact."""
-    plan = resolve(LOOPED, T)[0].plan
-    prompt = torch.tensor([[11, 23, 42, 7, 77], [31, 5, 64, 8, 9]])
-    steps = [prompt, *torch.tensor([[12, 13], [50, 60], [33, 3]])[..., None]]
-    exact: list[Tensor] = []
-    with repsim.planned(llama, plan) as module, torch.inference_mode():
-        cache = AveragingCache(module, plan)
-        found = [module(input_ids=ids, past_key_values=cache, use_cache=True).logits for ids in steps]
-        literal, plain, expected = None, None, []
-        for ids in steps:
-            if literal is not None:
-                for slots in ROUNDS:
-                    for name in ("keys", "values"):
-                        mean = sum(getattr(literal.layers[slot], name) for slot in slots) / len(slots)
-                        for slot in slots:
-                            setattr(literal.layers[slot], name, mean.clone())
-            output = module(input_ids=ids, past_key_values=literal, use_cache=True)
-            literal = output.past_key_values
-            expected.append(output.logits)
-            output = module(input_ids=ids, past_key_values=plain, use_cache=True)
-            plain = output.past_key_values
-            exact.append(output.logits)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found[0], exact[0])
-    assert (found[1] - exact[1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("plan", ["baseline", "parallel:start=1", "repeat:layer=2,times=3", "0, (1|2), 3, (1|2), 5"])
-def test_without_rounds_the_paper_s_cache_is_the_model_s_own(llama: Model, plan: str) -> None:
-    """A parallel step that runs once, a layer that runs several times, equal steps that do not follow each other."""
-    prompt = torch.tensor([[11, 23, 42, 7, 77], [31, 5, 64, 8, 9]])
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "output_logits": True, "eos_token_id": None}
-    with repsim.planned(llama, plan) as module:
-        runs = [
-            module.generate(prompt, return_dict_in_generate=True, past_key_values=cache, **settings)
-            for cache in (None, AveragingCache(module, resolve(plan, T)[0].plan))
-        ]
-    for plain, averaged in zip(runs[0].logits, runs[1].logits, strict=True):
-        assert torch.equal(plain, averaged)
 
 
 def snapshot(model: Model) -> tuple[object, ...]:

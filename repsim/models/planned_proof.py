@@ -1,0 +1,198 @@
+"""Whether a planned model is what its plan says, found out on a few tokens.
+
+Its own code runs a loop that was written for another stack: it may hand a layer what belongs to its place in the list,
+or keep a cache that minds which layer comes first. So a planned model's states are compared with the trace's, and those
+that it computes with a KV cache with those without; and a folder is written only where what it loads as gives the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from repsim.corpus import Batch
+from repsim.models.layer_call import state_of
+from repsim.models.model import Model
+from repsim.models.tracing import Tracer
+from repsim.plans import Plan, PlanTrie
+from repsim.schema import RepsimError
+
+TOKENS = 4  # of the longer of two texts that a proof runs
+# How far two ways to compute a state may be apart, relative to its length: rounding grows about as the square root of
+# the layers that it passes. Beyond the cap nothing is rounding, whatever the dtype.
+ROUNDING, CAP = 64.0, 0.1
+
+
+def rounding_bound(dtype: torch.dtype, applications: int) -> float:
+    """The largest relative difference that counts as rounding after so many layers."""
+    return min(CAP, ROUNDING * torch.finfo(dtype).eps * math.sqrt(applications))
+
+
+def prove(made: Any, plan: Plan, model: Model) -> str | None:
+    """Compares a planned model with the trace of its plan.
+
+    Args:
+        made: the planned model.
+        plan: what it follows.
+        model: the model it was made from.
+    Returns:
+        What is wrong with its KV cache; None where the cache is right or the model has none.
+    Raises:
+        RepsimError: its states are not the plan's.
+    """
+    ids = _token_ids(model)
+    mask = torch.ones_like(ids)
+    mask[1, : TOKENS // 2] = 0  # padded on the left, as texts are that `generate` goes on from
+    bound = rounding_bound(made.dtype, plan.applications)
+    cached, cache_error = None, None
+    with torch.inference_mode(), _evaluating(made):
+        if made.can_generate() and not made.config.is_encoder_decoder:
+            try:
+                ids, cached = _generated(made, model, ids, mask)
+            except Exception as problem:  # a cache meets a stack that it was not written for
+                cache_error = f"it fails ({brief(problem)})"
+        try:
+            plain = _last_states(made, model, ids, mask)
+        except Exception as problem:
+            raise RepsimError(
+                f"{plan}: {model.name} cannot run it in its own forward ({brief(problem)}); capture the plan instead"
+            ) from problem
+        error = _error(plain[0], _traced(model, plan, ids[:1])[0])
+    if not error <= bound:
+        raise RepsimError(
+            f"{plan}: in its own forward {model.name} comes to other states than its layers do (relative difference "
+            f"{error:.1g}, rounding is {bound:.1g}): it gives its layers something that depends on their place in the "
+            "stack; capture the plan instead"
+        )
+    if cached is not None and not (error := _error(cached[mask.bool()], plain[mask.bool()])) <= bound:
+        cache_error = f"the states differ by {error:.1g} (relative)"
+    return cache_error
+
+
+def _token_ids(model: Model) -> Tensor:
+    """Two texts of ordinary tokens, `[2, TOKENS]`: none that a configuration gives a meaning of its own."""
+    configs = (model.module.config, model.module.config.get_text_config())
+    special = {value for config in configs for name, value in vars(config).items() if name.endswith("_token_id")}
+    ordinary = [number for number in range(min(configs[1].vocab_size, 64)) if number not in special]
+    return torch.from_numpy(np.random.default_rng(0).choice(ordinary, (2, TOKENS))).to(model.device)
+
+
+def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Lets the model write one token, and read it, with its cache.
+
+    Returns:
+        The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2, TOKENS, unit]`.
+    """
+    pad = made.config.get_text_config().pad_token_id
+    settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=2, min_new_tokens=2, num_beams=1, do_sample=False, use_cache=True, pad_token_id=pad or 0
+    )
+    with _last_layer(made, model) as states:
+        written = made.generate(ids[:, :-1], attention_mask=mask[:, :-1], generation_config=settings)
+    return written[:, :-1], torch.cat(states, 1)
+
+
+def _last_states(made: Any, model: Model, ids: Tensor, mask: Tensor) -> Tensor:
+    """What leaves the planned stack in one forward without a cache, `[2, TOKENS, unit]`."""
+    accepted = inspect.signature(type(made).forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted or made.can_generate() else {}
+    if "position_ids" in accepted and made.can_generate():
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
+    with _last_layer(made, model) as states:
+        made(input_ids=ids, attention_mask=mask, **options)
+    return states[0]
+
+
+def _traced(model: Model, plan: Plan, ids: Tensor) -> Tensor:
+    """What leaves the plan's last step by the trace, `[sample, position, unit]`."""
+    found: list[Tensor] = []
+    trie = PlanTrie.build([plan])
+    batch = Batch(ids.cpu().numpy(), np.ones(ids.shape, bool))
+    Tracer(model).run(trie, [batch], lambda state: found.append(state.hidden), nodes=trie.ends)
+    return found[0].reshape(*ids.shape, -1)
+
+
+def _error(states: Tensor, expected: Tensor) -> float:
+    """The largest difference of a token's states, relative to their length."""
+    expected = expected.float()
+    apart = (states.float().to(expected.device) - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return float(apart.max())
+
+
+@contextmanager
+def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
+    """The states that leave the planned stack while the block runs, one tensor per forward."""
+    states: list[Tensor] = []
+    last = made.get_submodule(model.stack.path)[-1]
+    handle = last.register_forward_hook(lambda _module, _args, output: states.append(state_of(output)))
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _evaluating(made: nn.Module) -> Iterator[None]:
+    """Without dropout; each part is in training afterwards that was before."""
+    training = [module for module in made.modules() if module.training]
+    made.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+# Saving
+
+
+def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A planned model's weights for a Hugging Face folder, with physical copies where layers run several times.
+
+    Raises:
+        RepsimError: the folder would load as another model, so nothing is to be written.
+    """
+    if any(len(step) > 1 or member.half for step in plan.steps for member in step):
+        raise RepsimError(
+            f"{plan}: a Hugging Face folder holds whole layers one after the other, no half layers or parallel steps; "
+            "save the model itself and keep the plan's text"
+        )
+    entries: set[int] = set()
+    physical: dict[str, Tensor] = {}
+    path = f"{made._repsim_stack}."
+    for name, tensor in weights.items():
+        again = name.startswith(path) and tensor.numel() > 0 and tensor.data_ptr() in entries
+        physical[name] = tensor.clone() if again else tensor
+        entries.add(tensor.data_ptr())
+    _check_loads_as(made, plan, physical)
+    return physical
+
+
+def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> None:
+    """Makes a model of the configuration and these weights, and compares what both give for some tokens."""
+    advice = "its configuration cannot say which layers these are; save the model itself and keep the plan's text"
+    own: Any = type(made).__bases__[1]
+    vocabulary = made.config.get_text_config().vocab_size
+    ids = torch.arange(1, 9, device=made.get_input_embeddings().weight.device)[None] % vocabulary
+    try:
+        config = type(made.config).from_dict(made.config.to_dict())
+        fresh = own.from_pretrained(None, config=config, state_dict=dict(weights), dtype=made.dtype).eval()
+        with torch.inference_mode(), _evaluating(made):
+            found, expected = (model.to(ids.device)(input_ids=ids)[0] for model in (fresh, made))
+        same = found.shape == expected.shape and _error(found, expected) <= rounding_bound(made.dtype, len(plan))
+    except Exception as problem:  # a configuration or its model refuse in whatever way
+        raise RepsimError(f"{plan}: would not load from a folder ({brief(problem)}): {advice}") from problem
+    if not same:
+        raise RepsimError(f"{plan}: would load from a folder as another model: {advice}")
+
+
+def brief(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:120]}"
