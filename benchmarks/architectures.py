@@ -28,13 +28,14 @@ import torch
 
 from repsim.models import planned as _planned  # noqa: F401 - imported once, before the processes part
 from repsim.models import tracing as _tracing  # noqa: F401
-from support.architectures import SUBJECTS, Subject, build
+from support.architectures import SUBJECTS, USED, Subject, build
 from support.survey import Outcome, examine
+from support.uses import examine_uses
 
 PROCESSES = 2
 LIMIT_S = 150  # for one architecture
 TABLE = Path(__file__).with_name("ARCHITECTURES.md")
-CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation")
+CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation", "uses")
 
 
 def main(names: list[str]) -> int:
@@ -91,6 +92,8 @@ def work(subject: Subject, sending: Connection) -> None:
     warnings.simplefilter("ignore")
     try:
         found = examine(subject)
+        if subject.name in USED:
+            found += examine_uses(subject)
     except Exception:
         found = [Outcome("baseline", "", "crash", " / ".join(traceback.format_exc(limit=-2).split("\n")[1:]))]
     sending.send(json.dumps([vars(outcome) for outcome in found]))

@@ -469,7 +469,6 @@ nemotron_h
 nllb-moe
 nomic_bert
 nystromformer
-ok
 olmo
 olmo2
 olmo3
@@ -559,3 +558,9 @@ zamba2
 zaya
 """
 SUBJECTS = [Subject(*name.split(":")) for name in NAMES.split()]
+# Dense models, mixtures of experts, hybrids and encoders that are tried in every use of a model.
+USED = {
+    *("llama", "gpt2", "gpt_neox", "falcon", "opt", "gemma3_text", "bert", "modernbert"),
+    *("mixtral", "gpt_oss", "qwen2_moe", "deepseek_v3"),
+    *("qwen3_next", "bamba", "jamba", "granitemoehybrid", "lfm2", "mamba", "falcon_h1", "recurrent_gemma"),
+}

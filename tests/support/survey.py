@@ -110,14 +110,20 @@ class Witness:
         self.batch = batch
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.outputs: list[Any] = []
+        self.watch(generating)
+
+    def watch(self, generating: bool = False) -> None:
+        """Runs the model's own forward, or the one that begins its own generation, and keeps what its layers saw."""
+        self.calls.clear()
+        self.outputs.clear()
         hooks = []
         for layer in self.layers:
             hooks.append(layer.register_forward_pre_hook(lambda _m, a, k: self.calls.append((a, k)), with_kwargs=True))
             hooks.append(layer.register_forward_hook(lambda _m, _a, out: self.outputs.append(out)))
         if generating:
-            generated(self.module, batch, 1, use_cache=False)
+            generated(self.module, self.batch, 1, use_cache=False)
         else:
-            self.module(**inputs_of(self.module, batch))
+            self.module(**inputs_of(self.module, self.batch))
         for hook in hooks:
             hook.remove()
 
@@ -127,11 +133,11 @@ class Witness:
 
     def states(self, plan: Plan, layers: list[nn.Module] | None = None) -> list[Tensor]:
         """The plan's states by a plain loop, `[token, unit]`; with other layers where they are given."""
-        return self._tokens(self._loop(plan, layers or self.layers))
+        return self._tokens(self.loop(plan, layers or self.layers))
 
     def logprobs(self, plan: Plan) -> Tensor:
         """Of each token's successor, by the model's own forward whose last layer returns the loop's last state."""
-        with self._ending_in(self._loop(plan, self.layers)[-1]):
+        with self._ending_in(self.loop(plan, self.layers)[-1]):
             logits = self.module(**inputs_of(self.module, self.batch)).logits
         ids, mask = torch.from_numpy(self.batch.token_ids), torch.from_numpy(self.batch.mask)
         right = torch.full(ids.shape, torch.nan)
@@ -141,14 +147,14 @@ class Witness:
 
     def first_logits(self, plan: Plan) -> Tensor:
         """Logits of the first generated token, `[sample, vocabulary]`, likewise."""
-        with self._ending_in(self._loop(plan, self.layers)[-1]):
+        with self._ending_in(self.loop(plan, self.layers)[-1]):
             return generated(self.module, self.batch, 1, use_cache=False)[0][0]
 
     def _tokens(self, states: list[Tensor]) -> list[Tensor]:
         return [state[torch.from_numpy(self.batch.mask)] for state in states]
 
-    def _loop(self, plan: Plan, layers: list[nn.Module]) -> list[Tensor]:
-        """Each layer called with what the model's own forward called it with, on the plan's states.
+    def loop(self, plan: Plan, layers: list[nn.Module]) -> list[Tensor]:
+        """Each layer called with what the model's own forward called it with: the plan's states, padding included.
 
         What layers hand on beside the state goes along the plan's path; a step's members get the same, and what its
         first member returns is handed on.
@@ -396,26 +402,24 @@ def examine(subject: Subject) -> list[Outcome]:
     witnesses = {layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()}
     runs = {layout: Run(model, [witness]) for layout, witness in witnesses.items()}
     for layout, run in runs.items():
-        _judge(found, "baseline", layout, ROUNDING, run.baseline)
+        judge(found, "baseline", layout, ROUNDING, run.baseline)
     right = {outcome.case for outcome in found if outcome.kind == "equal"}
     runs = {layout: run for layout, run in runs.items() if layout in right}
     if len(runs) == 2:
         runs = {"both": Run(model, list(witnesses.values()))}  # as a block's batches run
-        _judge(found, "baseline", "both", ROUNDING, runs["both"].baseline)
+        judge(found, "baseline", "both", ROUNDING, runs["both"].baseline)
     for layout, run in runs.items():
         run.trace(list(plans.values()))
         for text, plan in plans.items():
-            _judge(found, "families", f"{text}, {layout}", ROUNDING, partial(run.family, plan))
+            judge(found, "families", f"{text}, {layout}", ROUNDING, partial(run.family, plan))
             if model.predicts_next_token:
-                _judge(found, "log-probabilities", f"{text}, {layout}", ROUNDING, partial(run.logprobs, plan))
+                judge(found, "log-probabilities", f"{text}, {layout}", ROUNDING, partial(run.logprobs, plan))
     for text, plan in plans.items():
-        _judge(
-            found, "families", f"{text}, planned", ROUNDING, partial(Run(model, [witnesses["padded"]]).planned, plan)
-        )
+        judge(found, "families", f"{text}, planned", ROUNDING, partial(Run(model, [witnesses["padded"]]).planned, plan))
     for run in list(runs.values())[:1]:
         for index in kinds_of(model.stack.layers):
             for part in ("attn", "mlp"):
-                _judge(found, "halves", f"{index} without {part}", ROUNDING, partial(run.half, index, part))
+                judge(found, "halves", f"{index} without {part}", ROUNDING, partial(run.half, index, part))
     if model.predicts_next_token:
         _generations(found, subject, model, left=True, texts=GENERATED)
         _generations(found, subject, model, left=False, texts=GENERATED[-2:])
@@ -447,10 +451,10 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
 
     for text in texts:
         plan = resolve(text, model.layers)[0].plan
-        _judge(found, "generation", f"{text}, {layout}", CACHED, partial(compare, plan))
+        judge(found, "generation", f"{text}, {layout}", CACHED, partial(compare, plan))
 
 
-def _judge(found: list[Outcome], check: str, case: str, bound: float, compare: Callable[[], float | str]) -> None:
+def judge(found: list[Outcome], check: str, case: str, bound: float, compare: Callable[[], float | str]) -> None:
     try:
         value = compare()
     except Unknown as problem:
