@@ -14,53 +14,57 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import sys
 import time
-import traceback
 import warnings
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from repsim.models import planned as _planned  # noqa: F401 - imported once, before the processes part
 from repsim.models import tracing as _tracing  # noqa: F401
 from support.architectures import SUBJECTS, USED, Subject, build
-from support.survey import Outcome, examine
+from support.survey import Outcome, examine, told
 from support.uses import examine_uses
 
 PROCESSES = 2
-LIMIT_S = 150  # for one architecture
+LIMIT_S = 90  # of processor time for one architecture
 TABLE = Path(__file__).with_name("ARCHITECTURES.md")
 CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation", "uses")
 
 
 def main(names: list[str]) -> int:
     torch.set_num_threads(1)
+    disable_progress_bar()
     build("llama")  # imports, once for all processes, what all of them need
     known = {subject.name: subject for subject in SUBJECTS}
     subjects = [known[name] for name in names] or SUBJECTS
+    log = os.environ.get("SURVEY_LOG")  # every outcome, a line of JSON per architecture
     began = time.monotonic()
     outcomes: dict[str, list[Outcome]] = {}
     for subject, found in examine_all(subjects):
         outcomes[subject.name] = found
         print(row(subject, found), flush=True)
+        if log:
+            with open(log, "a") as lines:
+                lines.write(json.dumps([subject.name, [vars(one) for one in found]]) + "\n")
     faults = [(name, one) for name, found in outcomes.items() for one in found if one.is_fault]
     print(f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s")
     for name, one in faults:
         print(f"{name}: {one.check}: {one.case}: {one.text}")
-    if dump := os.environ.get("SURVEY_JSON"):
-        Path(dump).write_text(json.dumps({name: [vars(one) for one in found] for name, found in outcomes.items()}))
     if not names:
         TABLE.write_text(page([(s, outcomes[s.name]) for s in subjects]))
     return 1 if faults else 0
 
 
-def examine_all(subjects: list[Subject]) -> Any:
-    """Each subject in a process of its own, two at a time; one that takes too long is ended and told so."""
+def examine_all(subjects: list[Subject]) -> Iterator[tuple[Subject, list[Outcome]]]:
+    """Each subject in a process of its own, two at a time."""
     context = multiprocessing.get_context("fork")
     left, running = list(subjects), {}
     while left or running:
@@ -70,32 +74,30 @@ def examine_all(subjects: list[Subject]) -> Any:
             process = context.Process(target=work, args=(subject, sending))
             process.start()
             sending.close()
-            running[receiving] = (subject, process, time.monotonic() + LIMIT_S)
-        for receiving in wait(list(running), timeout=1):
-            subject, process, _ = running.pop(receiving)
+            running[receiving] = (subject, process)
+        for receiving in wait(list(running)):
+            subject, process = running.pop(receiving)
             try:
                 found = [Outcome(**each) for each in json.loads(receiving.recv())]
             except EOFError:
-                found = [Outcome("baseline", "", "crash", f"the process ended with {process.exitcode}")]
+                process.join()
+                ended = f"its process ended with {process.exitcode} (a limit of {LIMIT_S} s holds)"
+                found = [Outcome("baseline", "", "crash", ended)]
             process.join()
             yield subject, found
-        for receiving, (subject, process, end) in list(running.items()):
-            if time.monotonic() > end:
-                del running[receiving]
-                process.kill()
-                process.join()
-                yield subject, [Outcome("baseline", "", "crash", f"took more than {LIMIT_S} s")]
 
 
 def work(subject: Subject, sending: Connection) -> None:
+    """What a process does; seconds of its own time are counted, so that a busy machine decides nothing."""
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     try:
         found = examine(subject)
         if subject.name in USED:
             found += examine_uses(subject)
-    except Exception:
-        found = [Outcome("baseline", "", "crash", " / ".join(traceback.format_exc(limit=-2).split("\n")[1:]))]
+    except Exception as problem:
+        found = [Outcome("baseline", "", "crash", told(problem))]
     sending.send(json.dumps([vars(outcome) for outcome in found]))
 
 

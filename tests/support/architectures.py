@@ -90,6 +90,7 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"] * 2
 EXPERTS = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
 THREE_AXES = {"rope_parameters.mrope_section": [2, 1, 1]}
 TEXT_OF_THREE_AXES = {"text_config.rope_parameters.mrope_section": [2, 1, 1]}
+MAMBA_HYBRID = ["mamba", "hybrid", "mamba", "hybrid", "mamba", "mamba"]
 MAMBA_MIXED = ["mamba", "attention", "mamba"] * 2
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "big_bird": {"block_size": 4, "num_random_blocks": 1},  # sparse beyond 28 tokens
@@ -121,8 +122,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "hy_v4": {"indexer_types": ["full", "shared", "shared"] * 2},
     "xlstm": {"num_heads": 4, "head_dim": 8},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba"] * 2, "mamba_dt_rank": 4},
-    "zamba2": {"layer_types": ["mamba", "hybrid", "mamba"] * 2},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "full_attention"] * 2},
+    "zamba": {"layers_block_type": MAMBA_HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {"layer_types": MAMBA_HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16, "kv_channels": 8},
     "ministral": {"head_dim": 8, "layer_types": MIXED},
     "nemotron": {"num_key_value_heads": 2},
     "squeezebert": {"embedding_size": 32},
@@ -266,16 +268,20 @@ axk2
 aya_vision
 bailing_hybrid
 bamba
-bart
+bart:decoder
+bart:encoder
 beam
 bert
 bert-generation
 big_bird
-bigbird_pegasus
+bigbird_pegasus:decoder
+bigbird_pegasus:encoder
 biogpt
 bitnet
-blenderbot
-blenderbot-small
+blenderbot-small:decoder
+blenderbot-small:encoder
+blenderbot:decoder
+blenderbot:encoder
 bloom
 camembert
 canine
@@ -327,7 +333,8 @@ flex_olmo
 flint
 florence2
 fnet
-fsmt
+fsmt:decoder
+fsmt:encoder
 funnel
 fuyu
 gemma
@@ -403,6 +410,7 @@ kolibri1
 kosmos-2.5
 laguna
 layoutlm
+led
 lfm2
 lfm2_moe
 lfm2_vl
@@ -419,14 +427,18 @@ llava_next_video
 llava_onevision
 longcat_flash
 longformer
-longt5
+longt5:decoder
+longt5:encoder
 luke
-m2m_100
+m2m_100:decoder
+m2m_100:encoder
 mamba
 mamba2
-marian
+marian:decoder
+marian:encoder
 markuplm
-mbart
+mbart:decoder
+mbart:encoder
 megatron-bert
 mellum
 mimo_v2_flash
@@ -457,16 +469,19 @@ moss_transcribe_diarize
 mpnet
 mpt
 mra
-mt5
+mt5:decoder
+mt5:encoder
 muse_glimmer
 muse_glimmer_text
 muse_spark_text
 musicflamingo
-mvp
+mvp:decoder
+mvp:encoder
 nanochat
 nemotron
 nemotron_h
-nllb-moe
+nllb-moe:decoder
+nllb-moe:encoder
 nomic_bert
 nystromformer
 olmo
@@ -480,16 +495,20 @@ opt
 ovis2
 paddleocr_vl
 paligemma
-pegasus
-pegasus_x
+pegasus:decoder
+pegasus:encoder
+pegasus_x:decoder
+pegasus_x:encoder
 persimmon
 phi
 phi3
 phi4_multimodal
 phimoe
-plbart
+plbart:decoder
+plbart:encoder
 pp_chart2table
-prophetnet
+prophetnet:decoder
+prophetnet:encoder
 qianfan_ocr
 qwen2
 qwen2_5_vl
@@ -526,18 +545,24 @@ smollm3
 smolvlm
 solar_open
 splinter
+squeezebert
 stablelm
 starcoder2
-switch_transformers
-t5
-t5gemma
-t5gemma2
+switch_transformers:decoder
+switch_transformers:encoder
+t5:decoder
+t5:encoder
+t5gemma2:decoder
+t5gemma2:encoder
+t5gemma:decoder
+t5gemma:encoder
 tapas
 tipsv2_text_model
 trocr
 ultrabert
 ultravbert
-umt5
+umt5:decoder
+umt5:encoder
 unlimited_ocr
 vaultgemma
 video_llama_3

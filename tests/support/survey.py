@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
-from support.architectures import TOKENS, Subject
+from support.architectures import TOKENS, Subject, T
 
 FAMILIES = (
     "baseline",
@@ -52,6 +53,7 @@ GENERATED = (
     "repeat:layer=4,times=2",
     "looped_parallel:start=1,loops=2",
 )
+SCORED = ("baseline", "skip:start=1", "reverse:start=1", "parallel:start=0", "drop:layer=5")
 ROUNDING = 2e-5  # relative; of a token's state or logits, float32
 CACHED = 1e-3  # with a cache other kernels run
 NEW_TOKENS = 3
@@ -110,6 +112,7 @@ class Witness:
         self.batch = batch
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.outputs: list[Any] = []
+        self._loops: dict[Plan, list[Tensor]] = {}
         self.watch(generating)
 
     def watch(self, generating: bool = False) -> None:
@@ -133,11 +136,11 @@ class Witness:
 
     def states(self, plan: Plan, layers: list[nn.Module] | None = None) -> list[Tensor]:
         """The plan's states by a plain loop, `[token, unit]`; with other layers where they are given."""
-        return self._tokens(self.loop(plan, layers or self.layers))
+        return self._tokens(self._remembered(plan) if layers is None else self.loop(plan, layers))
 
     def logprobs(self, plan: Plan) -> Tensor:
         """Of each token's successor, by the model's own forward whose last layer returns the loop's last state."""
-        with self._ending_in(self.loop(plan, self.layers)[-1]):
+        with self._ending_in(self._remembered(plan)[-1]):
             logits = self.module(**inputs_of(self.module, self.batch)).logits
         ids, mask = torch.from_numpy(self.batch.token_ids), torch.from_numpy(self.batch.mask)
         right = torch.full(ids.shape, torch.nan)
@@ -147,8 +150,13 @@ class Witness:
 
     def first_logits(self, plan: Plan) -> Tensor:
         """Logits of the first generated token, `[sample, vocabulary]`, likewise."""
-        with self._ending_in(self.loop(plan, self.layers)[-1]):
+        with self._ending_in(self._remembered(plan)[-1]):
             return generated(self.module, self.batch, 1, use_cache=False)[0][0]
+
+    def _remembered(self, plan: Plan) -> list[Tensor]:
+        if plan not in self._loops:
+            self._loops[plan] = self.loop(plan, self.layers)
+        return self._loops[plan]
 
     def _tokens(self, states: list[Tensor]) -> list[Tensor]:
         return [state[torch.from_numpy(self.batch.mask)] for state in states]
@@ -157,7 +165,7 @@ class Witness:
         """Each layer called with what the model's own forward called it with: the plan's states, padding included.
 
         What layers hand on beside the state goes along the plan's path; a step's members get the same, and what its
-        first member returns is handed on.
+        last member returns is handed on.
         """
         places = self._handed_on()
         args, kwargs = self.calls[0]
@@ -166,7 +174,7 @@ class Witness:
         for step in json.loads(plan.to_json()):
             outputs = [self._apply(layers[index], index, states[-1], carried) for index in step]
             states.append(torch.stack([state_of(output) for output in outputs]).mean(0))
-            carried = {key: outputs[0][place] for key, place in places.items()}
+            carried = {key: outputs[-1][place] for key, place in places.items()}
         return states
 
     def _apply(self, layer: nn.Module, index: int, state: Tensor, carried: dict[Any, Any]) -> Any:
@@ -182,14 +190,18 @@ class Witness:
             raise Unknown(f"the model's own layer {index} cannot run here: {told(problem)}") from problem
 
     def _handed_on(self) -> dict[Any, int]:
-        """Arguments that are what the layer before returned beside the state: their place in its output."""
+        """Arguments that are what the layer before returned beside the state: their place in its output.
+
+        What one layer makes for all of them (T5's position biases) stays with each layer's own call.
+        """
         places: dict[Any, int] = {}
         for output, (args, kwargs) in zip(self.outputs, self.calls[1:], strict=False):
             for place, value in enumerate(output[1:], 1) if isinstance(output, (tuple, list)) else ():
                 for key, argument in (*enumerate(args[1:], 1), *kwargs.items()):
                     if value is not None and argument is value:
                         places[key] = place
-        return places
+        made = {key: {id(output[place]) for output in self.outputs[:-1]} for key, place in places.items()}
+        return {key: place for key, place in places.items() if len(made[key]) > 1}
 
     @contextmanager
     def _ending_in(self, state: Tensor) -> Iterator[None]:
@@ -309,9 +321,10 @@ def batch_of(lengths: tuple[int, ...], seed: int = 0) -> Batch:
 
 
 def inputs_of(module: Any, batch: Batch) -> dict[str, Any]:
+    """What a forward is given; decoders read the same ids where a model does not make theirs from its input."""
     ids = torch.from_numpy(batch.token_ids)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.from_numpy(batch.mask).long()}
-    if module.config.is_encoder_decoder:
+    if module.config.is_encoder_decoder and not hasattr(sys.modules[type(module).__module__], "shift_tokens_right"):
         inputs["decoder_input_ids"] = ids
     if module.can_generate() or module.config.is_encoder_decoder:
         inputs["use_cache"] = False
@@ -397,6 +410,8 @@ def examine(subject: Subject) -> list[Outcome]:
         model = Model(module, None, subject.name, None, find_stack(module, subject.stack(module)))
     except RepsimError as problem:
         return [Outcome("baseline", "", "refused", str(problem))]
+    if model.layers != T:
+        return [Outcome("baseline", "", "none", f"{model.layers} layers, not {T}")]
     plans = {text: resolve(text, model.layers)[0].plan for text in FAMILIES}
     batches = {"alone": batch_of((40,), seed=1), "padded": batch_of((9, 6, 4))}
     witnesses = {layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()}
@@ -412,7 +427,7 @@ def examine(subject: Subject) -> list[Outcome]:
         run.trace(list(plans.values()))
         for text, plan in plans.items():
             judge(found, "families", f"{text}, {layout}", ROUNDING, partial(run.family, plan))
-            if model.predicts_next_token:
+            if model.predicts_next_token and text in SCORED:
                 judge(found, "log-probabilities", f"{text}, {layout}", ROUNDING, partial(run.logprobs, plan))
     for text, plan in plans.items():
         judge(found, "families", f"{text}, planned", ROUNDING, partial(Run(model, [witnesses["padded"]]).planned, plan))
