@@ -55,7 +55,11 @@ def main(names: list[str]) -> int:
             with open(log, "a") as lines:
                 lines.write(json.dumps([subject.name, [vars(one) for one in found]]) + "\n")
     faults = [(name, one) for name, found in outcomes.items() for one in found if one.is_fault]
-    print(f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s")
+    times = os.times()
+    print(
+        f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s, "
+        f"{sum(times[:4]):.0f} s of processor time"
+    )
     for name, one in faults:
         print(f"{name}: {one.check}: {one.case}: {one.text}")
     if not names:
