@@ -1,4 +1,4 @@
-"""Kills captures of the embedded model at random moments, on a disk and on an S3 server of this machine. Run by hand:
+"""Kills captures of the embedded model before chosen writes, on a disk and on an S3 server here. Run by hand:
 
     .venv/bin/python benchmarks/faults.py [kills]
 
@@ -16,9 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from test_faults import Nursery, Whole, amazon, kill_often
-
 from repsim.places import place_of
+from support.faults import Nursery, Whole, amazon, kill_often
 
 KILLS = 50
 ASKED = {
@@ -34,8 +33,9 @@ SMALL = {**ASKED, "plan": "baseline", "limit": 12}  # a request to the server ta
 
 def report(name: str, nursery: Nursery, call: dict, kills: int, whole: Whole, reset: Callable[[], None]) -> None:
     began = time.monotonic()
-    hit = kill_often(nursery, call, kills, whole, reset)
-    print(f"{name}: {hit}, {len(whole.digests)} objects equal each time, {time.monotonic() - began:.0f} s", flush=True)
+    captures = kill_often(nursery, call, kills, whole, reset)
+    outcome = f"{kills} kills, {captures} captures with {len(whole.digests)} objects equal each time"
+    print(f"{name}: {outcome}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main(kills: int) -> None:

@@ -19,6 +19,20 @@ from repsim.corpus import Batch, read_corpus
 from repsim.models import Model
 from support.models import ARCHITECTURES, DECODERS, VOCABULARY, batch_of, make
 
+# What a user's terminal or CI sets must not decide what the command prints.
+for name in (
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "PY_COLORS",
+    "NO_COLOR",
+    "GITHUB_ACTIONS",
+    "TTY_COMPATIBLE",
+    "TERMINAL_WIDTH",
+    "LINES",
+    "REPSIM_DEBUG",
+):
+    os.environ.pop(name, None)
+os.environ["COLUMNS"] = "100"
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 

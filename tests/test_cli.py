@@ -1,11 +1,11 @@
 import functools
-import getpass
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ import repsim as repsim_library
 from repsim import cli
 from repsim.analyses import degradation
 
+USER = "somebody-of-note"
 REPSIM = [sys.executable, "-c", "from repsim.cli import run; run()"]
+Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def repsim(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a user runs it."""
+    """The command in a process of its own, as a user runs it; seconds for the imports."""
     return subprocess.run(
         [*REPSIM, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **environment},
+        env={**os.environ, **environment},
         check=False,
     )
 
@@ -39,7 +41,9 @@ def tree(folder: Path) -> set[Path]:
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A finished capture of a tiny model."""
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
-    done = repsim("capture", tiny_folder, "--plan", "fig4", "--limit", 8, "--max-tokens", 20, "--out", path)
+    done = repsim(
+        "capture", tiny_folder, "--plan", "fig4", "--limit", 8, "--max-tokens", 20, "--out", path, LOGNAME=USER
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -81,6 +85,18 @@ def deeper(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) 
 def main(*arguments: object) -> int:
     """The command in this process, which is faster."""
     return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    """The command in this process, with what it says."""
+
+    def called(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        status = main(*arguments)
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return called
 
 
 def files(folder: Path) -> list[str]:
@@ -301,18 +317,29 @@ WRONG = {
     "unknown average": (["analyze", "cosine", "{store}", "--average", "tokens"], "--average"),
     "plans show": (["plans", "show", "skip:start=99"], "start=99: a 30-layer model allows 0 to 14"),
 }
+IN_A_PROCESS_OF_ITS_OWN = ("layer out of range", "unknown option", "no store")
 
 
-@pytest.mark.parametrize(("arguments", "says"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("name", "own_process"), [*((name, False) for name in WRONG), *((name, True) for name in IN_A_PROCESS_OF_ITS_OWN)]
+)
 def test_wrong_input_is_one_line_and_status_2_and_leaves_nothing(
-    arguments: list[str], says: str, store: Path, tiny_folder: Path, tiny_encoder_folder: Path, tmp_path: Path
+    name: str,
+    own_process: bool,
+    call: Call,
+    store: Path,
+    tiny_folder: Path,
+    tiny_encoder_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    arguments, says = WRONG[name]
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0")
     places = {"model": tiny_folder, "other": tiny_encoder_folder, "store": store, "here": tmp_path}
-    cache = tmp_path / "cache"
+    monkeypatch.setenv("REPSIM_CACHE", str(tmp_path / "cache"))
     before = tree(tmp_path) | tree(store)
-    done = repsim(*(argument.format(**places) for argument in arguments), REPSIM_CACHE=str(cache))
+    done = (repsim if own_process else call)(*(argument.format(**places) for argument in arguments))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("repsim: ")
@@ -367,26 +394,26 @@ def test_latency_times_the_model(
         assert data["critical_path"].values[0] == 6
 
 
-def test_info_and_verify_of_scores(scores: Path, tmp_path: Path) -> None:
+def test_info_and_verify_of_scores(call: Call, scores: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     shutil.copytree(scores, copy)
-    told = repsim("info", copy)
+    told = call("info", copy)
     assert told.returncode == 0, told.stderr
     for fact in ("tiny-llama", "grammar version 1.0, 0-shot, 12 examples", "complete:       yes", "--tasks grammar,kn"):
         assert fact in told.stdout
     chunk = copy / "log_likelihood" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
-    damaged = repsim("verify", copy)
+    damaged = call("verify", copy)
     assert damaged.returncode == 1
     assert damaged.stdout.splitlines()[0].startswith("damaged: log_likelihood")
     assert damaged.stdout.splitlines()[-1].startswith("Repair: repsim evaluate tiny-llama --plan fig2 --plan fig4")
     assert damaged.stdout.splitlines()[-1].endswith("--repair")
 
 
-def test_info_and_verify(store: Path, tmp_path: Path) -> None:
+def test_info_and_verify(call: Call, store: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     shutil.copytree(store, copy)
-    told = repsim("info", copy)
+    told = call("info", copy)
     assert told.returncode == 0, told.stderr
     for fact in (
         "model:",
@@ -397,13 +424,15 @@ def test_info_and_verify(store: Path, tmp_path: Path) -> None:
         "made by:        repsim",
     ):
         assert fact in told.stdout
-    assert getpass.getuser() not in (copy / "zarr.json").read_text()
-    sound = repsim("verify", copy)
+    described = (copy / "zarr.json").read_text()
+    assert USER not in described
+    assert "pytest-of-" not in described  # nor where it lies
+    sound = call("verify", copy)
     assert (sound.returncode, sound.stderr) == (0, "")
     assert re.search(r"copy.zarr: sound; [\d,]+ chunks, [\d.,]+ MB read", sound.stdout)
     chunk = next((copy / "hidden" / "c" / "2").rglob("0/0"))
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
-    damaged = repsim("verify", copy)
+    damaged = call("verify", copy)
     assert (damaged.returncode, damaged.stderr) == (1, "")
     first, count, advice = damaged.stdout.splitlines()
     assert first.startswith("damaged: hidden node 2")
@@ -412,14 +441,14 @@ def test_info_and_verify(store: Path, tmp_path: Path) -> None:
     assert advice.endswith(f"--out {copy} --repair")
 
 
-def test_the_advised_command_repairs(store: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_advised_command_repairs(call: Call, store: Path, tiny_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     shutil.copytree(store, copy)
     next((copy / "hidden" / "c" / "2").rglob("0/0")).unlink()
-    command = shlex.split(repsim("verify", copy).stdout.splitlines()[-1].removeprefix("Repair: "))
-    done = repsim(*(str(tiny_folder) if word == "tiny-llama" else word for word in command[1:]))
+    command = shlex.split(call("verify", copy).stdout.splitlines()[-1].removeprefix("Repair: "))
+    done = call(*(str(tiny_folder) if word == "tiny-llama" else word for word in command[1:]))
     assert done.returncode == 0, done.stderr
-    assert repsim("verify", copy).returncode == 0
+    assert call("verify", copy).returncode == 0
     assert tree(copy) == {copy / path.relative_to(store) for path in tree(store) if "analyses/" not in str(path)} | {
         path for path in tree(copy) if "analyses/" in str(path)
     }
@@ -444,14 +473,14 @@ def test_an_unforeseen_error_is_one_line_too(
     assert "unforeseen KeyError" in capsys.readouterr().err
 
 
-def test_plans_lists_and_draws() -> None:
-    listed = repsim("plans").stdout
+def test_plans_lists_and_draws(call: Call) -> None:
+    listed = call("plans").stdout
     for name in ("skip:start=", "looped_parallel:start=", "painters", "dropouts"):
         assert name in listed
-    drawn = repsim("plans", "show", "looped_parallel:start=10,loops=3").stdout
+    drawn = call("plans", "show", "looped_parallel:start=10,loops=3").stdout
     assert "0-10, (11|12|13|14|15|16|17|18|19)*3, 20-29" in drawn
     assert "steps 1-11: layers 0 to 10" in drawn
-    counted = repsim("plans", "show", "skip:start=0..1", "--layers", 6).stdout
+    counted = call("plans", "show", "skip:start=0..1", "--layers", 6).stdout
     assert "2 plans" in counted
     assert "4 steps; 4 trie nodes, the root included" in counted  # 0 and 0 1 5 share layer 0
 

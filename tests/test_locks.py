@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from threading import Event, Thread
+from queue import Queue
+from threading import Semaphore
 
 import psutil
 import pytest
@@ -30,34 +30,54 @@ def place(request, tmp_path):
     made.remove()
 
 
-@pytest.fixture
-def fast(monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+class Clock:
+    """Stands in for the module `time` while a lock waits for a sign of life: only its waiting makes time pass.
+
+    slept: called after each wait with the seconds that have passed.
+    """
+
+    def __init__(self, slept=lambda _now: None):
+        self.now, self._slept = 0.0, slept
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self._slept(self.now)
 
 
-@contextmanager
-def beating(place, owner):
-    """A living writer elsewhere."""
-    place.write(KEY, owner.bytes)
-    stop = Event()
+class Pulse:
+    """Stands in for the event between a lock's signs of life: they come when a test says so, in the lock's thread."""
 
-    def beat():
-        beats = 0
-        while not stop.wait(0.05):
-            beats += 1
-            place.write(KEY, replace(owner, beat=beats).bytes)
+    def __init__(self):
+        self._waiting, self._stop = Semaphore(0), Queue()
 
-    thread = Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    def wait(self, _seconds: float) -> bool:
+        self._waiting.release()
+        return self._stop.get()
+
+    def set(self) -> None:
+        self._stop.put(True)
+
+    def beat(self, last: bool = False) -> None:
+        """Has the lock beat once; returns after that, unless it will beat no more."""
+        self._waiting.acquire()
+        self._stop.put(False)
+        if not last:
+            self._waiting.acquire()
+            self._waiting.release()
+
+
+def pulsed(place) -> tuple[Lock, Pulse]:
+    """A lock, and what makes it beat."""
+    lock, pulse = Lock(place), Pulse()
+    lock._stop = pulse
+    return lock, pulse
 
 
 def until(true) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 600
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -135,30 +155,37 @@ def test_a_killed_writer_has_lost_its_lock(tmp_path):
         lock.check()
 
 
-def test_a_writer_elsewhere_that_beats_is_alive(place, fast):
-    with beating(place, FAR):
-        with pytest.raises(RepsimError, match=rf"being written by process {FAR.process} on far, started"), Lock(place):
-            pass
-        assert b'"far"' in place.read(KEY)
-
-
-def test_a_writer_elsewhere_that_does_not_beat_is_dead(place, fast):
+def test_a_writer_elsewhere_that_beats_is_alive(place, monkeypatch):
     place.write(KEY, FAR.bytes)
-    start = time.monotonic()
+
+    def beat(now: float) -> None:
+        """Late, but within what a lock waits for."""
+        if now > locks.BEAT_SECONDS * (locks.MISSED_BEATS - 1):
+            place.write(KEY, replace(FAR, beat=1).bytes)
+
+    monkeypatch.setattr(locks, "time", Clock(beat))
+    with pytest.raises(RepsimError, match=rf"being written by process {FAR.process} on far, started"), Lock(place):
+        pass
+    assert b'"far"' in place.read(KEY)
+
+
+def test_a_writer_elsewhere_that_does_not_beat_is_dead(place, monkeypatch):
+    place.write(KEY, FAR.bytes)
+    clock = Clock()
+    monkeypatch.setattr(locks, "time", clock)
     with Lock(place) as lock:
-        assert time.monotonic() - start >= 4 * 0.05
+        assert 40 <= clock.now < 50
         assert lock.after_crash
         lock.check()
 
 
 def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 1.0)
     place.write(KEY, FAR.bytes)
-    release = Thread(target=lambda: (time.sleep(0.2), place.delete(KEY)))
-    release.start()
+    clock = Clock(lambda _now: place.delete(KEY))
+    monkeypatch.setattr(locks, "time", clock)
     with Lock(place) as lock:
         assert not lock.after_crash
-    release.join()
+    assert clock.now < locks.BEAT_SECONDS
 
 
 @pytest.mark.parametrize("data", [b"", b'{"process": 1', b"[]", b"null", b'{"process": 1}', b"\xff\0"])
@@ -169,21 +196,26 @@ def test_a_damaged_lock_is_nobodys(place, data):
         assert lock.after_crash  # a power cut damages locks, nothing else does
 
 
-def test_a_lock_is_renewed(place, fast):
-    with Lock(place) as lock:
+def test_a_lock_is_renewed(place):
+    lock, pulse = pulsed(place)
+    with lock:
         first = place.read(KEY)
-        until(lambda: place.read(KEY) != first)
+        pulse.beat()
+        assert place.read(KEY) != first
         lock.check()
-    time.sleep(0.1)
+    assert not lock._beating.is_alive()
     assert place.sizes() == {}
 
 
-@pytest.mark.parametrize("taken", [FAR, None])
-def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, fast, taken):
-    with Lock(place) as lock:
+def test_signs_of_life_come_by_themselves(place, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+    with Lock(place):
         until(lambda: b'"beat": 0' not in place.read(KEY))
-        lock._stop.set()  # lest a beat under way writes over it
-        lock._beating.join()
+
+
+@pytest.mark.parametrize("taken", [FAR, None])
+def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, taken):
+    with Lock(place) as lock:
         place.delete(KEY)
         if taken is not None:
             place.write(KEY, taken.bytes)
@@ -193,18 +225,23 @@ def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, fast, taken)
     assert place.read(KEY) == (taken and taken.bytes)
 
 
-def test_a_beat_does_not_take_a_lost_lock_back(place, fast):
-    with Lock(place) as lock:
+def test_a_beat_does_not_take_a_lost_lock_back(place):
+    lock, pulse = pulsed(place)
+    with lock:
+        pulse.beat()
         place.write(KEY, FAR.bytes)
-        until(lambda: not lock._beating.is_alive())
+        pulse.beat(last=True)
+        lock._beating.join()
+        assert place.read(KEY) == FAR.bytes
         place.delete(KEY)
         with pytest.raises(RepsimError, match="taken over by another writer"):
             lock.check()
     assert place.sizes() == {}
 
 
-def test_a_beat_that_fails_is_tried_again(place, fast, monkeypatch):
-    with Lock(place) as lock:
+def test_a_beat_that_fails_is_tried_again(place, monkeypatch):
+    lock, pulse = pulsed(place)
+    with lock:
         failed = []
 
         def fail(*_args):
@@ -213,7 +250,10 @@ def test_a_beat_that_fails_is_tried_again(place, fast, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(place, "write", fail)
-            until(lambda: len(failed) > 1)
+            pulse.beat()
+            pulse.beat()
+        assert len(failed) == 2
         before = place.read(KEY)
-        until(lambda: place.read(KEY) != before)
+        pulse.beat()
+        assert place.read(KEY) != before
         lock.check()

@@ -1,27 +1,21 @@
 """Scores on disk: what lies there, what is lost when the process dies or the disk errs, and who may write.
 
-The processes that die are forked from a nursery; see `test_faults`.
+The processes that die are forked from a nursery; see `support.faults`.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import test_faults
 import xarray as xr
 from lm_eval.models.huggingface import HFLM
 from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
-from test_faults import FINISHED, REFUSED, SECONDS, Nursery, Whole, digests, extent, kill_often
 
 import repsim
 from repsim import captures, integrity, locks, models, score_store, scores, store
@@ -29,6 +23,8 @@ from repsim.locks import Lock
 from repsim.places import place_of
 from repsim.schema import SCHEMA_VERSION, RepsimError
 from repsim.scores import Scores
+from support import faults
+from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
 
 KILLS, GROWN_KILLS = 8, 6
 DTYPES = {
@@ -323,28 +319,19 @@ def test_a_store_that_is_being_written_is_refused(model, asked, copied):
 
 
 def nurse() -> None:
-    """A nursery of evaluations: what `test_faults.nurse` forks would capture otherwise."""
-    from repsim import evaluation, tasks
+    """A nursery of evaluations."""
+    from repsim import tasks
 
     tasks._manager()
     HFLM.max_gen_toks = WRITTEN
-    score_store.WRITE_SECONDS = 0.0
-    test_faults.repsim.capture = evaluation.evaluate
-    test_faults.nurse()
+    score_store.WRITE_SECONDS = -1.0
+    faults.nurse(repsim.evaluate)
 
 
 class Evaluations(Nursery):
     """A nursery whose attempts evaluate."""
 
     entry = "from test_score_store import nurse; nurse()"
-
-
-def whole_of(nursery: Nursery, call: dict[str, Any]) -> Whole:
-    outcome = nursery.run(call)
-    assert outcome.status == FINISHED, outcome.message
-    assert not repsim.verify(call["out"]).damages
-    assert not repsim.open(call["out"]).remark
-    return Whole(digests(call["out"]), extent(call["out"]), outcome)
 
 
 @pytest.fixture(scope="module")
@@ -362,15 +349,12 @@ def call(data) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def uninterrupted(nursery, call, tmp_path_factory) -> tuple[Path, Whole]:
     out = tmp_path_factory.mktemp("uninterrupted") / "s.zarr"
-    return out, whole_of(nursery, {**call, "out": str(out)})
+    return out, Whole.of(nursery, {**call, "out": str(out)})
 
 
 def test_an_evaluation_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
     call = {**call, "out": str(tmp_path / "made on the way" / "s.zarr")}
-    hit = kill_often(nursery, call, KILLS, uninterrupted[1], lambda: shutil.rmtree(call["out"]), aim=0.4)
-    print(hit)
-    assert hit.total == KILLS
-    assert hit.writing > 0
+    kill_often(nursery, call, KILLS, uninterrupted[1], lambda: shutil.rmtree(call["out"]))
 
 
 def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
@@ -378,7 +362,7 @@ def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_pat
     more = {**call, "plan": list(PLANS[:6]), "tasks": [*call["tasks"], "arc_easy"], "limit": 8, "append": True}
     reference = tmp_path / "grown.zarr"
     shutil.copytree(uninterrupted[0], reference)
-    whole = whole_of(nursery, {**more, "out": str(reference)})
+    whole = Whole.of(nursery, {**more, "out": str(reference)})
     more["out"] = str(tmp_path / "s.zarr")
 
     def reset() -> None:
@@ -386,41 +370,44 @@ def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_pat
         shutil.copytree(uninterrupted[0], more["out"])
 
     reset()
-    hit = kill_often(nursery, more, GROWN_KILLS, whole, reset, aim=0.5)
-    print(hit)
-    assert hit.total == GROWN_KILLS
-    assert hit.writing > 0
-    fresh = whole_of(nursery, {**more, "append": False, "out": str(tmp_path / "fresh.zarr")})
+    kill_often(nursery, more, GROWN_KILLS, whole, reset)
+    fresh = Whole.of(nursery, {**more, "append": False, "out": str(tmp_path / "fresh.zarr")})
     assert fresh.extent["example"] == whole.extent["example"]
     close(repsim.open(reference).dataset, repsim.open(tmp_path / "fresh.zarr").dataset)
 
 
 def test_of_two_writers_one_is_refused(nursery, call, uninterrupted, tmp_path):
     call = {**call, "out": str(tmp_path / "s.zarr")}
-    attempts = [nursery.start(call, pause=0.02), nursery.start(call, pause=0.02)]
-    outcomes = {attempt.process: attempt.wait() for attempt in attempts}
-    (refused,) = [process for process, outcome in outcomes.items() if outcome.status == REFUSED]
-    (writer,) = outcomes.keys() - {refused}
-    assert outcomes[writer].status == FINISHED
-    assert re.search(rf"being written by process {writer} on ", outcomes[refused].message)
+    writer = nursery.start(call, [10])
+    assert writer.stops()
+    refused = nursery.run(call)
+    assert refused.status == REFUSED
+    assert re.search(rf"being written by process {writer.process} on ", refused.message)
+    assert writer.wait().status == FINISHED
     assert digests(call["out"]) == uninterrupted[1].digests
 
 
 def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterrupted, tmp_path):
     expected = repsim.open(uninterrupted[0]).dataset.load()
-    attempt = nursery.start({**call, "out": str(tmp_path / "s.zarr")}, pause=0.01)
-    seen = []
-    while not attempt.is_over:
-        time.sleep(0.01)
+    seen: list[int] = []
+
+    def look() -> None:
         try:
             found = repsim.open(tmp_path / "s.zarr").dataset
         except RepsimError:
             assert not seen
-            continue
+            return
         done, values = found["done"].values, found["score"].values  # in this order: finished when read is on disk
         finished = done[:, expected["block"].values]
         np.testing.assert_array_equal(values[finished], expected["score"].values[finished])
         seen.append(int(done.sum()))
+
+    writes = uninterrupted[1].outcome.writes
+    attempt = nursery.start({**call, "out": str(tmp_path / "s.zarr")}, range(1, writes, writes // 30))
+    while attempt.stops():
+        look()
+        attempt.go_on()
+        look()  # beside the writer
     assert attempt.wait().status == FINISHED
     assert seen == sorted(seen)
     assert len(set(seen)) > 3
@@ -429,23 +416,19 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterr
 def test_a_signal_to_the_command(tiny_folder, tmp_path):
     """The exit status says so, the message how to go on, and the same command goes on."""
     out = tmp_path / "s.zarr"
-    command = [Path(sys.executable).with_name("repsim"), "evaluate", tiny_folder, "--tasks", "recall,knowledge"]
-    command += ["--plan", "fig2", "--limit", "60", "--batch-tokens", "64", "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    process, end = subprocess.Popen(command, **options), time.monotonic() + SECONDS
-    while not store.is_begun(place_of(out)) and time.monotonic() < end:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    lines = process.communicate(timeout=SECONDS)[1]
+    words = ["evaluate", tiny_folder, "--tasks", "recall,knowledge", "--plan", "fig2", "--limit", "60"]
+    words += ["--batch-tokens", "64"]
+    setting = "from repsim import score_store; score_store.WRITE_SECONDS = -1.0"
+    process = start_command(words, out, ("done/c", 3), setting)
+    lines = end_command(process, signal.SIGINT)[1]
     assert process.returncode == 128 + signal.SIGINT, lines
     assert "Traceback" not in lines
     counts = rf"[\d,]+ of [\d,]+ blocks of examples by plan are finished in {out}"
-    stopped = rf"repsim: stopped by SIGINT(; {counts})?; the same command goes on( from there)?"
+    stopped = rf"repsim: stopped by SIGINT; {counts}; the same command goes on from there"
     assert re.fullmatch(stopped, lines.splitlines()[-1]), lines
     assert not (out / locks.KEY).exists()
-    process = subprocess.Popen(command, **options)
-    shown, lines = process.communicate(timeout=SECONDS)
+    process = start_command(words, out, "done/c")
+    shown, lines = end_command(process)
     assert process.returncode == 0, lines
     assert "120 examples of recall, knowledge" in shown
     assert not repsim.open(out).remark

@@ -8,19 +8,20 @@ they cannot disagree. This module knows nothing of plans' text, of tracing or of
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from repsim.models.halves import dropped_paths, half_layer, kind_of, prove_halves, proven_kinds
 from repsim.models.sharing import shared_copy
-from repsim.models.stack import ATTENTION_PATHS, MLP_PATHS, Stack, half_paths
+from repsim.models.stack import Stack
 from repsim.plans import Application, Step
-from repsim.schema import RepsimError
 
 
 @dataclass(frozen=True)
@@ -52,50 +53,40 @@ def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
     layer = stack.layers[application.layer]
     if application.half:
         if application not in stack.halves:
-            stack.halves[application] = half_layer(shared_copy(layer), application)
+            stack.halves[application] = half_layer(shared_copy(layer), application.half)
         layer = stack.halves[application]
     return layer(*call.args, **call.kwargs)
 
 
-def half_layer(layer: nn.Module, application: Application) -> nn.Module:
-    """The layer with the other half's contribution set to zero; the residual and the norms stay.
+def prove_unproven_halves(
+    stack: Stack, applications: Iterable[Application], calls: Callable[[], Sequence[LayerCall]]
+) -> None:
+    """Proves the halves of every kind of layer that is halved here for the first time in its model.
 
     Args:
-        layer: a copy that may be changed (`repsim.models.sharing`); it is what is returned.
-        application: which half is kept.
+        stack: the layers, in evaluation mode.
+        applications: what will run; whole layers need no proof.
+        calls: gives what the model calls its layers with on a few tokens, `[layer]`; asked where a proof is due.
     Raises:
-        RepsimError: the other half's modules are not known.
+        RepsimError: a layer does not fall into halves.
     """
-    dropped, paths = ("mlp", MLP_PATHS) if application.half == "attn" else ("attention", ATTENTION_PATHS)
-    names = half_paths(layer, paths)
-    if not names:
-        parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(f"{application.text}: no {dropped} module is known in {type(layer).__name__}; seen: {parts}")
-    for name in names:
-        layer.set_submodule(name, Silenced(layer.get_submodule(name)))
-    return layer
+    proven = proven_kinds(stack.owner)
+    recorded: Sequence[LayerCall] = ()
+    for application in applications:
+        layer = stack.layers[application.layer]
+        if not application.half or kind_of(layer) in proven:
+            continue
+        dropped_paths(layer, application.half)  # what is not known is named for the half that was asked for
+        recorded = recorded or calls()
+        call, tried = recorded[application.layer], shared_copy(layer)
+        prove_halves(tried, call.state, partial(_state_after, tried, call))
+        if call.state.shape[1] > 1:  # one token alone does not show who heeds whom
+            proven.add(kind_of(layer))
 
 
-class Silenced(nn.Module):
-    """A module that runs, so that its KV cache stays as long as the others', and whose output counts as zero.
-
-    A module of its own and no hook: compiled code does not look for hooks. Any attribute asked of it is the module's.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            output = self.module(*args, **kwargs)
-        return with_state(output, torch.zeros_like(state_of(output)))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
+def _state_after(layer: Any, call: LayerCall, state: Tensor) -> Tensor:
+    call = call.on(state)
+    return state_of(layer(*call.args, **call.kwargs))
 
 
 def state_of(output: Any) -> Tensor:

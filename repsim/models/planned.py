@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
 from repsim.families import resolve
-from repsim.models.layer_call import Join, LayerCall, half_layer, state_of, with_state
+from repsim.models.halves import half_layer
+from repsim.models.layer_call import Join, LayerCall, state_of, with_state
 from repsim.models.model import Model
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
@@ -145,7 +146,7 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
             layer = SharedCopies(copies).of(stack.layers[application.layer])
             _point_to_slot(layer, len(entries))
             if application.half:
-                half_layer(layer, application)
+                half_layer(layer, application.half)
             entries.append(layer if len(step) == 1 else ParallelMember(layer, join, position))
     if len(applications) > len(plan):
         owner = made.get_submodule(stack.path.rpartition(".")[0])

@@ -1,13 +1,12 @@
 """Where a Hugging Face model keeps its layers: the one module list that holds its blocks, and what stands around it.
 
-`find_stack` looks for the list, the two halves of a block, the final norm and the head. What a layer computes is
-`repsim.models.layer_call`. This module knows nothing of plans, of tracing or of disks.
+`find_stack` looks for the list, the final norm and the head. What a layer computes is `repsim.models.layer_call`, what
+its halves are `repsim.models.halves`. This module knows nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,35 +14,6 @@ from torch import nn
 
 from repsim.plans import Application
 from repsim.schema import RepsimError
-
-# Paths, inside a layer, of the modules whose output is what that half adds to the residual stream; attention stands for
-# whatever mixes positions. Of nested paths the inner one is taken: BERT's halves end in a dense layer beside the norm,
-# and some modules (Bloom's, MPT's) add the residual themselves after their last dense layer.
-ATTENTION_PATHS = (
-    "attention.output.dense",
-    "self_attention.dense",
-    "self_attn",
-    "linear_attn",
-    "attn",
-    "self_attention",
-    "attention",
-    "temporal_block",
-    "mamba",
-    "conv",
-)
-MLP_PATHS = (
-    "output.dense",
-    "mlp.dense_4h_to_h",
-    "ffn.down_proj",
-    "mlp",
-    "ffn",
-    "feed_forward",
-    "fc2",
-    "block_sparse_moe",
-    "shared_mlp",
-    "moe",
-    "mlp_block",
-)
 
 
 @dataclass(frozen=True)
@@ -53,8 +23,6 @@ class Stack:
     path: dotted path of the module list, e.g. `model.layers`.
     owner: the module that holds the list and loops over it.
     layers: the module list, one entry per layer.
-    attention, mlp: path inside the first layer of the half's output module; None where none was found. Layers of other
-        kinds are looked up as they run.
     norm: the norm between the last layer and the head; None for post-norm encoders.
     head: the module that gives logits; None for a model without one.
     halves: the half layers that have been made so far.
@@ -63,8 +31,6 @@ class Stack:
     path: str
     owner: nn.Module
     layers: Any
-    attention: str | None
-    mlp: str | None
     norm: nn.Module | None
     head: nn.Module | None
     halves: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
@@ -108,8 +74,6 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         path=path,
         owner=owner,
         layers=layers,
-        attention=next(iter(half_paths(layers[0], ATTENTION_PATHS)), None),
-        mlp=next(iter(half_paths(layers[0], MLP_PATHS)), None),
         norm=_final_norm(owner),
         head=getattr(module, "get_output_embeddings", lambda: None)(),
     )
@@ -125,20 +89,6 @@ def _likely_stacks(module: nn.Module, lists: dict[str, nn.ModuleList]) -> list[s
 def _text_config(module: nn.Module) -> Any:
     config: Any = getattr(module, "config", None)
     return None if config is None else config.get_text_config()
-
-
-def half_paths(layer: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Those of the paths that a layer has, without the ones that contain another of them."""
-    found = [path for path in paths if _has(layer, path)]
-    return [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
-
-
-def _has(layer: nn.Module, path: str) -> bool:
-    try:
-        layer.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:

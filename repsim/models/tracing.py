@@ -10,6 +10,7 @@ full attention), and no more states are alive than the path under way has branch
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,13 +23,22 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.models.layer_call import Join, LayerCall, apply_layer, logits_of, state_of, with_state
+from repsim.models.layer_call import (
+    Join,
+    LayerCall,
+    apply_layer,
+    logits_of,
+    prove_unproven_halves,
+    state_of,
+    with_state,
+)
 from repsim.models.model import Model
 from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
+PROOF_TOKENS = 16  # of a text that shows what a layer's halves are
 WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 # How far trees may be from plain texts, as a share of how far they are where positions or mask are not heeded.
@@ -104,6 +114,8 @@ class Tracer:
             nodes: those wanted, all by default; what leads to them is computed and not handed out.
             logprobs: whether to score the next token at the nodes that end a plan.
         """
+        applications = itertools.chain.from_iterable(filter(None, trie.steps))
+        prove_unproven_halves(self._model.stack, applications, lambda: self._calls(_few_tokens(batches)).calls)
         runs = [self._calls(batch) for batch in batches]
         wanted = range(len(trie)) if nodes is None else nodes
         scored = frozenset(trie.ends) if logprobs else frozenset()
@@ -260,6 +272,19 @@ class Tracer:
         trie = PlanTrie.build([Plan.from_steps(range(self._model.layers))])
         self.run(trie, batches, lambda state: found.append(state.hidden.float()), nodes=trie.ends)
         return found[0]
+
+
+def _few_tokens(batches: Sequence[Batch]) -> Batch:
+    """The longest sample's first tokens."""
+    batch = max(batches, key=lambda batch: batch.mask.sum(1).max())
+    row = batch.mask.sum(1).argmax()
+    real = slice(batch.mask[row, :PROOF_TOKENS].sum())
+    return Batch(
+        batch.token_ids[[row], real],
+        batch.mask[[row], real],
+        None if batch.sees is None else batch.sees[[row], real, real],
+        None if batch.depth is None else batch.depth[[row], real],
+    )
 
 
 def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:

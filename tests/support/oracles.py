@@ -1,11 +1,14 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
+import inspect
+
 import torch
 from torch import Tensor
 
 import repsim
 from repsim.corpus import Batch
 from repsim.models import Model
+from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
@@ -44,48 +47,87 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
         layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(LayerCall(args, kwargs)), with_kwargs=True)
         for layer in model.stack.layers
     ]
+    if "attention_mask" in inspect.signature(type(model.module).forward).parameters:
+        inputs["attention_mask"] = torch.from_numpy(batch.mask).long()
     with torch.inference_mode():
-        model.module(
-            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long(), **inputs
-        )
+        model.module(input_ids=torch.from_numpy(batch.token_ids), **inputs)
     for hook in hooks:
         hook.remove()
     return calls
 
 
+def without_cache(model: Model) -> dict[str, bool]:
+    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and answer the same bits.
+
+    With its cache a model lays out keys and values anew, for which some processors' kernels add up in another order.
+    """
+    return {"use_cache": False} if model.module.can_generate() else {}
+
+
+def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
+    """What enters and leaves each layer in the model's own forward, `[token, unit]`."""
+    states: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out))) for layer in model.stack.layers
+    ]
+    first = recorded_calls(model, batch, **inputs)[0].state
+    for hook in hooks:
+        hook.remove()
+    mask = torch.from_numpy(batch.mask)
+    return [state[mask] for state in (first, *states)]
+
+
+def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
+    """States that the same layers computed, with sums taken in another order: another layout, another kernel.
+
+    Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and Mary 2019), and two
+    runs differ by sqrt(2) of that. A layer adds two such results to its input, so sqrt(n) eps for each layer; n is the
+    longest sum of a layer, four times the units at most.
+
+    Args:
+        ours: `[token, unit]`.
+        theirs: likewise.
+        layers: how many led to these states.
+    """
+    assert ours.dtype == theirs.dtype
+    eps = torch.finfo(theirs.dtype).eps
+    bound = layers * (4 * theirs.shape[-1]) ** 0.5 * eps * theirs.norm(dim=-1)
+    assert ((ours - theirs).norm(dim=-1) <= bound).all()
+
+
 def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
     """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    no_cache = {"use_cache": False} if model.module.can_generate() else {}
-    calls = recorded_calls(model, batch, **no_cache)
+    calls = recorded_calls(model, batch, **without_cache(model))
     state = calls[0].state
     states = [state]
     for step in plan.steps:
         outputs = []
         for application in step:
             layer = model.stack.layers[application.layer]
-            dropped = {"": None, "attn": model.stack.mlp, "mlp": model.stack.attention}[application.half]
-            hook = None
-            if dropped is not None:
-                hook = layer.get_submodule(dropped).register_forward_hook(
+            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
+            hooks = [
+                layer.get_submodule(path).register_forward_hook(
                     lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
                 )
+                for path in half_paths(layer, patterns)
+            ]
             with torch.inference_mode():
                 call = calls[application.layer].on(state)
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
-        state = torch.stack(outputs).mean(0)
+        state = sum(outputs) / len(outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
 
 
-def last_states(model: Model, plan: str, batch: Batch) -> Tensor:
+def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tensor:
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)
     with repsim.planned(model, plan) as module, torch.inference_mode():
         stack = module.get_submodule(model.stack.path)
         stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
-        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long())
+        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **inputs)
     return ends[0][mask]
