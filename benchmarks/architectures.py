@@ -1,6 +1,6 @@
 """Every text architecture of transformers, tiny and random, against plain loops over its own layers. Run by hand:
 
-    .venv/bin/python benchmarks/architectures.py [TYPE ...]
+    .venv/bin/python benchmarks/architectures.py [--log FILE] [ARCHITECTURE ...]
 
 Prints a row per architecture and writes all of them to benchmarks/ARCHITECTURES.md. What is right is never asked of
 repsim: layers are called with what hooks saw the model's own forward give them, half layers have the other half's
@@ -10,13 +10,13 @@ cache is held against generation without.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import multiprocessing
 import os
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -39,32 +39,40 @@ TABLE = Path(__file__).with_name("ARCHITECTURES.md")
 CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation", "uses")
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], log: Path | None = None) -> int:
+    """Prints a row per architecture; the whole survey also writes its page.
+
+    Args:
+        names: of the architectures; all of them by default.
+        log: a file that keeps every outcome; what it holds is not done again.
+    """
     torch.set_num_threads(1)
     disable_progress_bar()
     build("llama")  # imports, once for all processes, what all of them need
     known = {subject.name: subject for subject in SUBJECTS}
     subjects = [known[name] for name in names] or SUBJECTS
-    log = os.environ.get("SURVEY_LOG")  # every outcome, a line of JSON per architecture
-    began = time.monotonic()
-    outcomes: dict[str, list[Outcome]] = {}
-    for subject, found in examine_all(subjects):
+    outcomes = read(log)
+    for subject, found in examine_all([subject for subject in subjects if subject.name not in outcomes]):
         outcomes[subject.name] = found
         print(row(subject, found), flush=True)
         if log:
-            with open(log, "a") as lines:
+            with log.open("a") as lines:
                 lines.write(json.dumps([subject.name, [vars(one) for one in found]]) + "\n")
-    faults = [(name, one) for name, found in outcomes.items() for one in found if one.is_fault]
+    faults = [(subject.name, one) for subject in subjects for one in outcomes[subject.name] if one.is_fault]
     times = os.times()
-    print(
-        f"{len(outcomes)} architectures, {len(faults)} faults, {time.monotonic() - began:.0f} s, "
-        f"{sum(times[:4]):.0f} s of processor time"
-    )
+    print(f"{len(subjects)} architectures, {len(faults)} faults, {sum(times[:4]):.0f} s of processor time")
     for name, one in faults:
         print(f"{name}: {one.check}: {one.case}: {one.text}")
     if not names:
-        TABLE.write_text(page([(s, outcomes[s.name]) for s in subjects]))
+        TABLE.write_text(page([(subject, outcomes[subject.name]) for subject in subjects]))
     return 1 if faults else 0
+
+
+def read(log: Path | None) -> dict[str, list[Outcome]]:
+    if log is None or not log.exists():
+        return {}
+    lines = map(json.loads, log.read_text().splitlines())
+    return {name: [Outcome(**each) for each in found] for name, found in lines}
 
 
 def examine_all(subjects: list[Subject]) -> Iterator[tuple[Subject, list[Outcome]]]:
@@ -115,6 +123,8 @@ def cell(found: list[Outcome], check: str) -> str:
         said.append(f"**{len(faults)} WRONG** ({max(one.text for one in faults)[:60]})")
     if equal := [one.difference for one in mine if one.kind == "equal"]:
         said.append(f"{max(equal):.0e}")
+    if not said and all(one.kind == "none" for one in mine):
+        return "no loop"
     if refused := [one for one in mine if one.kind == "refused"]:
         said.append("refused" if len(refused) == len(mine) else f"{len(refused)} of {len(mine)} refused")
     return ", ".join(said)
@@ -151,4 +161,8 @@ def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    sys.exit(main(options.names, options.log))

@@ -144,7 +144,6 @@ CLASSES = {
     "llama4": "Llama4ForConditionalGeneration",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
-    "squeezebert": {"embedding_size": 32},
     "qwen4_exp": "Qwen4ExpForConditionalGeneration",
 }
 
@@ -225,6 +224,10 @@ def build(model_type: str, **changes: Any) -> nn.Module:
     for parameter in module.parameters():  # the usual 0.02 leaves layers that hardly change a state
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     return module
+
+
+# Encoder-decoders whose bare forward makes what the decoder reads from what the encoder reads.
+MAKES_DECODER_IDS = {"bart", "mbart", "mvp", "plbart", "led", "bigbird_pegasus"}
 
 
 @dataclass(frozen=True)

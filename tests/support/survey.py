@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 import repsim
 from repsim.corpus import Batch
@@ -28,7 +28,7 @@ from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
-from support.architectures import TOKENS, Subject, T
+from support.architectures import MAKES_DECODER_IDS, TOKENS, Subject, T
 
 FAMILIES = (
     "baseline",
@@ -179,7 +179,8 @@ class Witness:
 
     def _apply(self, layer: nn.Module, index: int, state: Tensor, carried: dict[Any, Any]) -> Any:
         args, kwargs = self.calls[index]
-        kwargs = {name: carried.get(name, value) for name, value in kwargs.items()}
+        args = tuple(None if isinstance(value, Cache) else value for value in args)
+        kwargs = {name: carried.get(name, value) for name, value in kwargs.items() if not isinstance(value, Cache)}
         if args:
             args = (state, *(carried.get(at, value) for at, value in enumerate(args[1:], 1)))
         else:
@@ -324,7 +325,7 @@ def inputs_of(module: Any, batch: Batch) -> dict[str, Any]:
     """What a forward is given; decoders read the same ids where a model does not make theirs from its input."""
     ids = torch.from_numpy(batch.token_ids)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.from_numpy(batch.mask).long()}
-    if module.config.is_encoder_decoder and not hasattr(sys.modules[type(module).__module__], "shift_tokens_right"):
+    if module.config.is_encoder_decoder and module.config.model_type not in MAKES_DECODER_IDS:
         inputs["decoder_input_ids"] = ids
     if module.can_generate() or module.config.is_encoder_decoder:
         inputs["use_cache"] = False
@@ -364,9 +365,9 @@ def zero_half(layer: nn.Module, part: str) -> list[str]:
 def half_of(path: str) -> str:
     """Which half of a layer a parameter belongs to; "" for norms and what is not known."""
     owner = path.rpartition(".")[0]
-    if re.search(r"cross|encoder_attn|EncDec", path) or NORMS.search(owner):
+    if NORMS.search(owner):
         return ""
-    if MIXERS.search(path):
+    if MIXERS.search(path):  # what reads an encoder included
         return "attn"
     return "mlp" if MLPS.search(path) else ""
 
