@@ -188,6 +188,7 @@ class Capture(Opened):
         return {
             **self._facts(),
             "kept": f"{kept} of {identity['tokens']} tokens, compression {self.dataset.attrs['compression']}",
+            "batches": str(self.dataset.attrs.get("batches", "not tried")),
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
             "revision": str(identity["revision"]),
@@ -195,6 +196,7 @@ class Capture(Opened):
             "plan digests": " ".join(str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8])
             + (" ..." if sizes[PLAN] > 8 else ""),
             "device": identity["device"],
+            "replay": self.replay,
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
             "schema": str(self.dataset.attrs[store.SCHEMA_ATTRIBUTE]),
             "made by": "; then ".join(self.commands),

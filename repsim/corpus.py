@@ -14,7 +14,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +89,14 @@ class Batch:
     @property
     def tokens(self) -> int:
         return int(self.mask.sum())
+
+
+class Company(StrEnum):
+    """Which texts may run together in a batch, by what a model takes without changing their states."""
+
+    ANY = "texts of any length, padded"
+    EQUAL = "texts of one length, unpadded"
+    NONE = "each text by itself"
 
 
 @dataclass(frozen=True)
@@ -258,7 +268,8 @@ def tokenize(
     cut = sum(len(ids) > max_tokens for ids in encoded)
     none = sum(not ids for ids in encoded)
     if cut:  # again, so that special tokens stay at the end
-        encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        with _first_kept(tokenizer):
+            encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
         if any(len(ids) > max_tokens for ids in encoded):
             raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
     samples = [
@@ -269,6 +280,17 @@ def tokenize(
     counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
     notes = tuple(f"{number} {what}" for number, what in counted if number)
     return tuple(sorted(samples, key=len, reverse=True)), notes
+
+
+@contextmanager
+def _first_kept(tokenizer: Any) -> Iterator[None]:
+    """Texts are cut at their end, whatever side the tokenizer's own settings name."""
+    side = getattr(tokenizer, "truncation_side", "right")
+    tokenizer.truncation_side = "right"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
 
 
 def corpus_digest(samples: Sequence[Sample]) -> str:
@@ -296,7 +318,9 @@ def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float) -> tuple[Batch, ...]:
+def batches(
+    samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
+) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
     Args:
@@ -304,14 +328,21 @@ def batches(samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: f
         pad_id: token id at padded positions.
         overhead: what one more forward costs, counted in positions.
         waste: the most of all positions that may be padding, 0 to 1; more batches are made where it takes them.
+        company: which samples may share a batch.
     """
     lengths = np.array([len(sample) for sample in samples])
-    ends = batch_ends(lengths, overhead=overhead, waste=waste)
+    ends = batch_ends(lengths, overhead=overhead, waste=waste, company=company)
     return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
 
 
-def batch_ends(lengths: NDArray[np.int64], *, overhead: float, waste: float) -> list[int]:
+def batch_ends(
+    lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
+) -> list[int]:
     """Where the batches end that cost least, for rows of these lengths in this order; see `batches`."""
+    if company is Company.NONE:
+        return list(range(1, len(lengths) + 1))
+    if company is Company.EQUAL:
+        return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
     ends = _cheapest(lengths, overhead)
     while _positions(lengths, ends) * (1 - waste) > lengths.sum():
         overhead /= 2  # below 1 no position is worth wasting

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim import runs, score_store, scores, store
+from repsim.corpus import Company
 from repsim.families import NamedPlan, names_of, resolve
 from repsim.locks import Lock
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
@@ -101,10 +102,12 @@ def evaluate(
     loaded = runs.loaded(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
+    from repsim.models.module_state import at_rest
     from repsim.tasks import load as load_tasks
 
     folder = None if data_dir is None else Path(data_dir)
-    benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots, batch=GENERATED)
+    with at_rest(loaded.module):  # lm-eval changes it
+        benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots)
     command = {
         "model": loaded.name,
         "plan": list(map(str, plans)),
@@ -130,7 +133,7 @@ def evaluate(
             return scores.open(place.text)
     with Lock(place) as lock:
         layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock):
+        with runs.nothing_worthless(place, lock), at_rest(loaded.module):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
@@ -358,6 +361,8 @@ def _run(
     # all that is asked for, so that what is left of it runs as the rest did
     every = [example for example in asked.examples.values() if example.requests[0].prompt is None]
     scorer = _Scorer(asked, layout, every, contexts) if likelihoods else None
+    written = [block for block in blocks if block not in likelihoods]
+    at_once = _texts_at_once(asked) if written else GENERATED
     weights = {block: _tokens(asked, examples) for block, examples in blocks.items()}
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
@@ -379,36 +384,52 @@ def _run(
             if scorer is not None and block in likelihoods:
                 with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
                     scorer.score(examples, scorer.packed(examples), pending, finish)
+                writer.note_replay(scorer.verdict)
             else:
                 with runs.out_of_memory(asked.model, doing, f"more memory: texts are written {GENERATED} at a time"):
-                    _generate(asked, layout, examples, pending, finish)
+                    _generate(asked, layout, examples, pending, at_once, finish)
 
 
 class _Scorer:
     """Log-likelihoods of blocks of examples, in trees of texts where the model takes them.
 
     Raises:
-        RepsimError: trees were asked for, and the model does not take them.
+        RepsimError: trees were asked for, and the model does not take them; or its tokens see those after them.
     """
 
     def __init__(self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str) -> None:
+        from repsim.models.company import Trials
         from repsim.models.tracing import Tracer
 
         self._asked, self._layout = asked, layout
         self._trie = PlanTrie.build(named.plan for named in layout.plans)
         self._tracer = Tracer(asked.model)
-        longest = max(len(window.inputs) for window in _windows(examples))
-        self._trees = contexts != "rows" and self._tracer.shares_contexts(longest)
+        texts = [window.inputs for window in _windows(examples)]
+        trials = Trials(asked.model, self._tracer, texts)
+        with runs.out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
+            log.info("batches: %s", trials.company)
+            trials.check_foresight("benchmarks")
+        self._company = trials.company.company
+        longest = max(map(len, texts))
+        alike = self._company is Company.ANY  # of a model whose states depend on neighbours, rows cannot be shared
+        self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
         if contexts == "trees" and not self._trees:
             raise RepsimError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
         how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
         log.info("contexts: %s", how)
 
+    @property
+    def verdict(self) -> str:
+        """How far the replay was proven to be the model."""
+        return self._tracer.proof.text
+
     def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
         """A block's texts as batches; in trees if the model takes them."""
-        pack = pack_trees if trees and self._trees else pack_rows
-        model = self._asked.model
-        return pack(_windows(examples), model.tokenizer.pad_token_id or 0, **runs.costs(model))
+        model, windows = self._asked.model, _windows(examples)
+        pad_id, costs = model.tokenizer.pad_token_id or 0, runs.costs(model)
+        if trees and self._trees:
+            return pack_trees(windows, pad_id, **costs)
+        return pack_rows(windows, pad_id, **costs, company=self._company)
 
     def score(
         self, examples: Sequence[Example], packed: Packed, pending: Sequence[int], finish: Callable[[int, Any], None]
@@ -461,11 +482,24 @@ def _check_paper_cache(model: Model, plans: Sequence[NamedPlan]) -> None:
             AveragingCache(planned(model, named.plan, check=False), named.plan)
 
 
+def _texts_at_once(asked: _Asked) -> int:
+    """How many texts are written together: several only if that changes none."""
+    from repsim.models.company import can_write_together
+
+    examples = asked.examples.values()
+    prompts = [request.prompt for example in examples for request in example.requests if request.prompt is not None]
+    if can_write_together(asked.model, prompts):
+        return GENERATED
+    log.info("writing: one text at a time, as padding or a longer prompt beside it changes what the model writes")
+    return 1
+
+
 def _generate(
     asked: _Asked,
     layout: score_store.Layout,
     examples: Sequence[Example],
     pending: Sequence[int],
+    at_once: int,
     finish: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """A block's texts, written by the model under one pending plan after another."""
@@ -480,7 +514,7 @@ def _generate(
         asked.proven.add(steps)
         averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
         cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
-        texts = [text for found in benchmark.generate(docs, module, cache) for text in found]
+        texts = [text for found in benchmark.generate(docs, module, cache, at_once) for text in found]
         answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
         finish(plan, answers)
 

@@ -14,8 +14,12 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from repsim.models import Model
+from repsim.models.module_state import ModuleState
 from repsim.packing import Window
 from repsim.schema import RepsimError
+
+# Said at each call, as a model's own settings for generation may say otherwise.
+GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 class Harness(HFLM):  # type: ignore[misc]
@@ -23,11 +27,10 @@ class Harness(HFLM):  # type: ignore[misc]
 
     Args:
         model: a decoder.
-        batch: texts that are generated together.
     """
 
-    def __init__(self, model: Model, batch: int) -> None:
-        super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size=batch)
+    def __init__(self, model: Model) -> None:
+        super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
         self._finite: list[bool] = []
@@ -49,14 +52,18 @@ class Harness(HFLM):  # type: ignore[misc]
             self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
         return [(0.0, False)] * len(requests)
 
-    def generate(self, instances: Sequence[Any], module: Any, cache: Callable[[], Any] | None) -> list[str | None]:
+    def generate(
+        self, instances: Sequence[Any], module: Any, cache: Callable[[], Any] | None, at_once: int
+    ) -> list[str | None]:
         """What a model writes, in the requests' order; None where its logits became infinite or not a number.
 
         Args:
             instances: of one task.
             module: the model, of the same tokenizer and context length.
             cache: makes the cache of keys and values of a batch; the model's own by default.
+            at_once: so many texts are written together.
         """
+        self.batch_size_per_gpu = at_once
         # lm-eval's own order, in which it fills its batches
         order = sorted(range(len(instances)), key=lambda i: self._length_and_text(instances[i].args[0]))
         self._cache, self._finite, self._model = cache, [], module
@@ -77,9 +84,11 @@ class Harness(HFLM):  # type: ignore[misc]
         def look(_module: Any, _args: Any, output: Any) -> None:
             finite.logical_and_(output.logits[:, -1].isfinite().all(-1).to(finite.device))
 
+        before = ModuleState(self.model)  # a longer prompt must not change what is written after the next one
         handle = self.model.register_forward_hook(look)
         try:
-            return super()._model_generate(context, max_length, stop, **settings)
+            return super()._model_generate(context, max_length, stop, **{**settings, **GREEDY})
         finally:
             handle.remove()
+            before.restore()
             self._finite += finite.tolist()

@@ -47,6 +47,11 @@ class Opened:
         """The model's number of layers, T."""
         return int(self.dataset.attrs["layers"])
 
+    @property
+    def replay(self) -> str:
+        """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain, padded)`."""
+        return str(self.dataset.attrs.get(store.REPLAY, "not proven"))
+
     @cached_property
     def plans(self) -> tuple[NamedPlan, ...]:
         """The plans in the store, with the names they were asked for by."""

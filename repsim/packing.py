@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.corpus import Batch, Sample, batch_ends, batches
+from repsim.corpus import Batch, Company, Sample, batch_ends, batches
 
 ROW_TOKENS = 256  # of a row that trees share; longer rows cost attention, shorter ones padding
 TREE_TOKENS = 2048  # of one tree whose texts are mostly what they share, such as few-shot examples
@@ -53,13 +53,15 @@ class Packed:
         return sum(batch.tokens for batch in self.batches)
 
 
-def pack_rows(windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float) -> Packed:
-    """One row a window, equal inputs once; see `repsim.corpus.batches` for the costs."""
+def pack_rows(
+    windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
+) -> Packed:
+    """One row per window, equal inputs once; see `repsim.corpus.batches` for the costs."""
     rows: dict[bytes, Sample] = {}
     for window in windows:
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
     order = sorted(rows, key=lambda key: -len(rows[key]))
-    made = batches([rows[key] for key in order], pad_id, overhead=overhead, waste=waste)
+    made = batches([rows[key] for key in order], pad_id, overhead=overhead, waste=waste, company=company)
     ends = dict(zip(order, np.cumsum([len(rows[key]) for key in order]).tolist(), strict=True))
     places = [np.arange(-len(window.targets), 0) + ends[window.inputs.tobytes()] for window in windows]
     return _packed(made, windows, places)

@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from repsim import captures, integrity, runs, store
 from repsim.captures import Capture
-from repsim.corpus import BUILTIN, Corpus, Sample, TokenRule, batches, corpus_digest, cut_blocks, read_corpus, tokenize
+from repsim.corpus import (
+    BUILTIN,
+    Company,
+    Corpus,
+    Sample,
+    TokenRule,
+    batches,
+    corpus_digest,
+    cut_blocks,
+    read_corpus,
+    tokenize,
+)
 from repsim.families import names_of, resolve
 from repsim.locks import Lock
 from repsim.places import Folder, Place, place_of
@@ -31,7 +42,7 @@ from repsim.statistics import statistics_of
 
 if TYPE_CHECKING:
     from repsim.models import Model
-    from repsim.models.tracing import NodeState
+    from repsim.models.tracing import NodeState, Tracer
 
 log = logging.getLogger("repsim")
 
@@ -116,6 +127,9 @@ def capture(
         "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
         **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
+
+    from repsim.models.module_state import at_rest
+
     asked = _layout(loaded, texts, plans, max_tokens, chosen, kernels, batch_tokens)
     if repair and store.is_begun(place):
         with Lock(place):
@@ -131,9 +145,11 @@ def capture(
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock):
+        with runs.nothing_worthless(place, lock), at_rest(loaded.module):
+            tracer, company = _tried(loaded, layout)
+            layout = replace(layout, company=company)
             writer = store.prepare(place, layout, lock)
-            _run(loaded, layout, writer, missing, place, allow_nonfinite, progress)
+            _run(loaded, tracer, layout, writer, missing, place, allow_nonfinite, progress)
     return captures.open(place.text)
 
 
@@ -170,7 +186,7 @@ def _layout(
     plans = resolve(asked, model.layers)
     if not plans:
         raise RepsimError("no plan: name at least one, e.g. baseline")
-    longest = model.context_length if max_tokens is None else min(max_tokens, model.context_length)
+    longest = model.context_length if max_tokens is None else min(max_tokens, model.positions or max_tokens)
     samples, cut = tokenize(texts, model.tokenizer, longest)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
@@ -312,8 +328,27 @@ def _repair(place: Place, asked: store.Layout) -> None:
 # Computing and writing
 
 
+def _tried(model: Model, layout: store.Layout) -> tuple[Tracer, Company]:
+    """The model's tracer, and which of the samples may share a batch.
+
+    Raises:
+        RepsimError: log-probabilities are asked for, and a token has seen the one after it.
+    """
+    from repsim.models.company import Trials
+    from repsim.models.tracing import Tracer
+
+    tracer = Tracer(model)
+    trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
+    with runs.out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
+        log.info("batches: %s", trials.company)
+        if layout.logprobs:
+            trials.check_foresight("--logprobs")
+    return tracer, trials.company.company
+
+
 def _run(
     model: Model,
+    tracer: Tracer,
     layout: store.Layout,
     writer: store.Writer,
     missing: NDArray[np.bool_],
@@ -321,10 +356,8 @@ def _run(
     allow_nonfinite: bool,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    from repsim.models.tracing import Tracer
     from repsim.sinks import Lane, Sink
 
-    tracer = Tracer(model)
     kind = model.device.type
     lengths = np.diff(layout.token_starts)
     before, total = 0.0, int(lengths[missing.any(0)].sum())
@@ -346,12 +379,14 @@ def _run(
                     raise Stopped(_farewell(place, received[0]), received[0])
                 progress(Progress(round(before + share * sink.taken), total))
 
-            made = batches(samples, model.tokenizer.pad_token_id or 0, **runs.costs(model))
+            pad_id = model.tokenizer.pad_token_id or 0
+            made = batches(samples, pad_id, **runs.costs(model), company=Company(layout.company))
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
             with runs.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
             sink.finish()
+            writer.note_replay(tracer.proof.text)
             before += lengths[block]
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from repsim import store
 from repsim.locks import Lock
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
     from repsim.models import Model
 
 DEFAULT_BATCH_TOKENS = 2048
-# For `repsim.corpus.batches`. One more forward costs about 15 ms of Python and kernels: some 16 positions of a small
+
+
+class Costs(TypedDict):
+    """What a forward and padding cost; see `repsim.corpus.batches`."""
+
+    overhead: float
+    waste: float
+
+
+# One more forward costs about 15 ms of Python and kernels: some 16 positions of a small
 # model on a CPU; a GPU does hundreds meanwhile, and padding costs it little.
-CPU_COSTS = {"overhead": 16.0, "waste": 0.02}
-GPU_COSTS = {"overhead": 256.0, "waste": 0.25}
+CPU_COSTS: Costs = {"overhead": 16.0, "waste": 0.02}
+GPU_COSTS: Costs = {"overhead": 256.0, "waste": 0.25}
 VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
 
 log = logging.getLogger("repsim")
@@ -104,7 +113,7 @@ def out_of_memory(model: Model, doing: str, advice: str) -> Iterator[None]:
         ) from problem
 
 
-def costs(model: Model) -> dict[str, float]:
+def costs(model: Model) -> Costs:
     """What a forward and padding cost on the model's device; see `repsim.corpus.batches`."""
     return CPU_COSTS if model.device.type == "cpu" else GPU_COSTS
 

@@ -125,6 +125,7 @@ class Writer:
 
     def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: Lock, values: dict[str, Any]) -> None:
         self._place, self._layout, self._lock, self.values = place, layout, lock, values
+        self._group = group
         self._arrays = {name: store.writable(group, name) for name in layout.filled}
         self._unwritten: dict[str, set[tuple[int, ...]]] = {name: set() for name in layout.filled}
         self._written = time.monotonic()
@@ -148,6 +149,10 @@ class Writer:
         self._set("done", (plan, slice(block, block + 1)), True)
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.flush()
+
+    def note_replay(self, verdict: str) -> None:
+        """Keeps how far the replay was proven to be the model."""
+        store.note_replay(self._place, self._group, verdict)
 
     def put_aggregates(self, values: NDArray[np.float64]) -> None:
         """`[plan, task, metric]`, all at once."""
@@ -210,7 +215,8 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
             group.require_group(store.RESULTS)
             coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
             arrays = sorted({*map(str, described.variables), *values})
-            group.attrs.put({**_attributes(layout), "coordinates": " ".join([*coordinates, "done"]), "arrays": arrays})
+            described_by = {"coordinates": " ".join([*coordinates, "done"]), "arrays": arrays}
+            group.attrs.put({**_attributes(layout), **store.replay_of(group), **described_by})
     return Writer(place, group, layout, lock, values)
 
 

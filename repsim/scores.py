@@ -85,6 +85,7 @@ class Scores(Opened):
             "not finite": ", ".join(f"{name} ({count:,} examples)" for name, count in lost.items() if count)
             or "no plan",
             "cache": CACHES[data.attrs["paper_cache"]],
+            "replay": self.replay,
             "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
             "made by": "; ".join(self.commands),
         }

@@ -26,7 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim import locks
 from repsim.chunks import ChunkFiles
-from repsim.corpus import Sample, TokenRule
+from repsim.corpus import Company, Sample, TokenRule
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie
@@ -53,6 +53,7 @@ CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
 STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
 SCHEMA_ATTRIBUTE = "repsim_schema"
+REPLAY = "replay"  # attribute: how far the replay was proven to be the model; stores made before have none
 RESULTS = "analyses"
 STATISTICS = "statistics"
 # Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
@@ -91,6 +92,7 @@ class Layout:
     statistics: numbers of each sample and plan.
     compression: of the states, `none`, `fast` or `small`.
     requests: the options of every capture that made it.
+    company: which samples shared a batch when it was computed last, and were padded.
     """
 
     identity: Identity
@@ -106,6 +108,7 @@ class Layout:
     statistics: tuple[Statistic, ...] = ()
     compression: str = "none"
     requests: tuple[Mapping[str, Any], ...] = ()
+    company: Company = Company.ANY
 
     def __post_init__(self) -> None:
         check_form(self.dtype, self.compression)
@@ -172,7 +175,7 @@ class Writer:
     """
 
     def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: locks.Lock) -> None:
-        self._place, self._layout, self._lock = place, layout, lock
+        self._place, self._group, self._layout, self._lock = place, group, layout, lock
         self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
         self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
         self._done = writable(group, "done")
@@ -186,6 +189,10 @@ class Writer:
     def pending(self, block: int) -> frozenset[int]:
         """Nodes that this block lacks."""
         return frozenset(np.flatnonzero(self._layout.wanted & ~self.done[:, block]).tolist())
+
+    def note_replay(self, verdict: str) -> None:
+        """Keeps how far the replay was proven to be the model."""
+        note_replay(self._place, self._group, verdict)
 
     def begin(self, block: int) -> None:
         """The block that the next states are of.
@@ -294,6 +301,18 @@ class Writer:
         self._marked = time.monotonic()
 
 
+def note_replay(place: Place, group: zarr.Group, verdict: str) -> None:
+    """Keeps how far the replay was proven, where the store does not say so yet."""
+    if group.attrs.get(REPLAY) != verdict:
+        with one_line_errors(place, advice=GO_ON):
+            group.attrs[REPLAY] = verdict
+
+
+def replay_of(group: zarr.Group) -> dict[str, Any]:
+    """The attribute that `note_replay` left, which a store keeps as it grows."""
+    return {REPLAY: group.attrs[REPLAY]} if REPLAY in group.attrs else {}
+
+
 def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
@@ -369,7 +388,7 @@ def write_frame(group: zarr.Group, layout: Layout) -> None:
         shape = (extent[PLAN], extent[SAMPLE], width)
         sized_array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
     coordinates = " ".join(str(name) for name in described.coords if name != PLAN)  # as xarray notes them
-    group.attrs.put({**_attributes(layout), "coordinates": coordinates})
+    group.attrs.put({**_attributes(layout), **replay_of(group), "coordinates": coordinates})
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
@@ -383,6 +402,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "statistics": [statistic.name for statistic in layout.statistics],
         "compression": layout.compression,
         "requests": [dict(request) for request in layout.requests],
+        "batches": str(layout.company),
         "extent": layout.extent,
     }
 

@@ -140,18 +140,19 @@ class Benchmark:
         return Request(self.name, doc, instance.idx, digest, windows, prompt, rolling)
 
     def generate(
-        self, docs: Sequence[int], module: Any, cache: Callable[[], Any] | None = None
+        self, docs: Sequence[int], module: Any, cache: Callable[[], Any] | None = None, at_once: int = 8
     ) -> list[list[str | None]]:
         """What a model writes: for each example, for each of its requests; see `Harness.generate`.
 
         Args:
-            docs: examples that are answered together, padded on the left.
+            docs: examples to answer.
             module: the Hugging Face model that writes.
             cache: makes the cache of keys and values of a batch; the model's own by default.
+            at_once: so many texts are written together, padded on the left.
         """
         instances = [instance for doc in docs for instance in self._instances[doc]]
         with _quiet():
-            answers = iter(self._harness.generate(instances, module, cache))
+            answers = iter(self._harness.generate(instances, module, cache, at_once))
         return [[next(answers) for _ in self._instances[doc]] for doc in docs]
 
     def score(self, doc: int, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -206,7 +207,6 @@ def load(
     data_dir: Path | None = None,
     limit: int | None = None,
     shots: int | None = None,
-    batch: int = 8,
 ) -> tuple[Benchmark, ...]:
     """Benchmarks with their requests, in the order of the names.
 
@@ -216,7 +216,6 @@ def load(
         data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
         limit: the first so many examples of each.
         shots: solved examples before each; the task's own number by default.
-        batch: requests that are generated together.
     Raises:
         RepsimError: no such task, its data cannot be had, or it asks for what cannot be given.
     """
@@ -230,7 +229,7 @@ def load(
     if not wanted:
         raise RepsimError(f"no task: name at least one, e.g. {suite.GROUP} or arc_easy")
     with _quiet():
-        harness = Harness(model, batch)
+        harness = Harness(model)
         found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
         return tuple(_built(task, harness, limit) for task in {task.config.task: task for task in found}.values())
 

@@ -653,9 +653,10 @@ def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypa
 )
 def test_too_large_a_block_is_one_line_and_what_is_finished_stays(model, texts, path, monkeypatch, problem):
     def run(self, trie, made, consume, **options):
-        if blocks:
-            raise problem
-        blocks.append(made)
+        if len(trie) > model.layers:  # the trial of texts in company runs fewer layers
+            if blocks:
+                raise problem
+            blocks.append(made)
         whole(self, trie, made, consume, **options)
 
     blocks, whole = [], tracing.Tracer.run

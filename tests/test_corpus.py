@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from repsim.corpus import (
     Batch,
+    Company,
     Corpus,
     Sample,
     Text,
@@ -179,6 +180,23 @@ def test_special_tokens_stay_when_a_sample_is_cut(marked_words):
     assert tokenize(corpus_of("the of"), marked_words, 4)[1] == ()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_first_tokens_are_kept_whatever_side_the_tokenizer_cuts(tiny_encoder_folder, side):
+    words = transformers.AutoTokenizer.from_pretrained(tiny_encoder_folder, truncation_side=side, padding_side=side)
+    (sample,), _ = tokenize(corpus_of("the of and in"), words, 4)
+    assert words.decode(sample.token_ids) == "[CLS] the of [SEP]"
+    assert words.truncation_side == side
+
+
+def test_a_tokenizer_that_cuts_and_pads_by_itself_does_not_here(tiny_encoder_folder):
+    words = transformers.AutoTokenizer.from_pretrained(tiny_encoder_folder)
+    words.backend_tokenizer.enable_truncation(3, direction="left")
+    words.backend_tokenizer.enable_padding(length=12)
+    samples, notes = tokenize(corpus_of("the of and in", "the"), words, 9)
+    assert [words.decode(sample.token_ids) for sample in samples] == ["[CLS] the of and in [SEP]", "[CLS] the [SEP]"]
+    assert notes == ()
+
+
 def test_blocks_by_hand():
     samples = [sample_of("a", 5, 6, 7), sample_of("b", 8, 9), sample_of("c", 4)]
     assert cut_blocks(samples, 5) == (2, 1)
@@ -197,6 +215,17 @@ def test_batches_by_hand():
     assert [batch.tokens for batch in batches(samples, 0, overhead=1.6, waste=1)] == [3, 3]
     assert [batch.tokens for batch in batches(samples, 0, overhead=0.5, waste=1)] == [3, 2, 1]
     assert [batch.tokens for batch in batches(samples, 0, overhead=10, waste=0.02)] == [3, 2, 1]
+
+
+def test_batches_of_one_length_by_hand():
+    samples = [sample_of(key, *range(length)) for key, length in zip("abcdef", (3, 3, 2, 4, 4, 4), strict=True)]
+    costs = {"overhead": 1000, "waste": 1}
+    assert [batch.mask.shape for batch in batches(samples, 0, **costs)] == [(6, 4)]
+    equal = batches(samples, 0, **costs, company=Company.EQUAL)
+    assert [batch.mask.shape for batch in equal] == [(2, 3), (1, 2), (3, 4)]
+    assert all(batch.mask.all() for batch in equal)
+    alone = batches(samples, 0, **costs, company=Company.NONE)
+    assert [batch.token_ids.tolist() for batch in alone] == [[sample.token_ids.tolist()] for sample in samples]
 
 
 @pytest.mark.parametrize(

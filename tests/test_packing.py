@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repsim import packing
+from repsim.corpus import Company
 from repsim.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_trees, pack_rows, pack_trees
 
 PAD = 99
@@ -145,6 +146,14 @@ def test_rows_are_plain_texts_with_equal_ones_once():
     assert packed.token.tolist() == [3, 1, 2, 2]
     assert packed.target.tolist() == [6, 7, 8, 9]
     assert packed.window.tolist() == [0, 1, 1, 2]
+
+
+def test_rows_of_one_length_run_together():
+    windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(1, 9), window(5, 6, 7, 9)]
+    packed = pack_rows(windows, PAD, overhead=100, waste=1, company=Company.EQUAL)
+    assert [batch.token_ids.tolist() for batch in packed.batches] == [[[5, 6, 7]], [[5], [1]]]
+    check(packed, windows)
+    assert [len(batch.mask) for batch in pack_rows(windows, PAD, **COSTS, company=Company.NONE).batches] == [1, 1, 1]
 
 
 # Identities

@@ -579,7 +579,7 @@ def test_a_text_without_tokens_is_refused(tiny):
         args = ("The sun is", "")
 
     with pytest.raises(RepsimError, match="a request needs 1 to 2,048"):
-        tasks.Harness(tiny, 1).windows(Instance())
+        tasks.Harness(tiny).windows(Instance())
 
 
 def test_too_long_a_text_keeps_its_end(tiny):
@@ -587,7 +587,7 @@ def test_too_long_a_text_keeps_its_end(tiny):
         request_type = "loglikelihood"
         args = (PAGE, " the water")
 
-    (window,) = tasks.Harness(tiny, 1).windows(Instance())
+    (window,) = tasks.Harness(tiny).windows(Instance())
     ids = tiny.tokenizer(f"{PAGE} the water")["input_ids"]
     assert window.inputs.tolist() == ids[-2049:-1]
     assert window.inputs.dtype == window.targets.dtype == np.int32

@@ -168,8 +168,9 @@ def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> 
     Returns:
         `[token, vocabulary]`.
     """
-    output = with_state(form, states[None])
-    stand_in = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+    output = with_state(form, states[:, None])
+    # Each state is a sample of one position, so that no model has too few positions for them.
+    stand_in = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
     with replaced_layers(stack, [_Given(output, stack.layers[0])]):
-        logits: Tensor = module(input_ids=stand_in, use_cache=False).logits[0]
+        logits: Tensor = module(input_ids=stand_in, use_cache=False).logits[:, 0]
     return logits

@@ -59,15 +59,21 @@ class Model:
         return bool(self.module.can_generate()) and self.stack.head is not None
 
     @property
-    def context_length(self) -> int:
-        """The most tokens that a sample may have: the smaller of the model's positions and the tokenizer's limit."""
-        config = self.module.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+    def positions(self) -> int | None:
+        """The most tokens that a sample may have: those the model has positions for; None where it names no limit."""
+        positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        if not positions:
+            return None
         for name, child in self.module.named_modules():
             padding = getattr(child, "padding_idx", None)
             if padding is not None and name.endswith("position_embeddings"):
                 positions -= padding + 1  # RoBERTa's and MPNet's positions begin after the padding index
-        return int(min(positions, self.tokenizer.model_max_length))
+        return int(positions)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a sample by default: the model's positions or the tokenizer's limit, if smaller."""
+        return int(min(self.positions or self.tokenizer.model_max_length, self.tokenizer.model_max_length))
 
     @cached_property
     def weights_digest(self) -> str:

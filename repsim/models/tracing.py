@@ -4,16 +4,20 @@ One trace a batch. As the model's forward reaches each layer, the trace reads wh
 mask, its positions, in whatever form the architecture uses) and lets the layer's input pass it by unchanged; at the
 last layer it holds one call for every layer and stops. Then the trie runs, depth first, on the states that entered the
 stack, each layer with its own calls. So a layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and
-full attention), and no more states are alive than the path under way has branches. Nothing here touches a disk.
+full attention), and no more states are alive than the path under way has branches. What layers hand on besides the
+state is carried along (`carrying`), and before the first batch of each kind runs, the replayed baseline is compared
+with the model's own forward (`proof`). Nothing here touches a disk.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
+from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.layer_call import (
     Join,
     LayerCall,
@@ -33,12 +38,14 @@ from repsim.models.layer_call import (
     with_state,
 )
 from repsim.models.model import Model
+from repsim.models.module_state import ModuleState
+from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
 from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
-PROOF_TOKENS = 16  # of a text that shows what a layer's halves are
+PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
 WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 # How far trees may be from plain texts, as a share of how far they are where positions or mask are not heeded.
@@ -69,18 +76,28 @@ class _Run:
     calls: `[layer]`.
     tokens: indices of the real tokens among the flattened positions, `[token]`.
     following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one.
+    state: what the forward left in the model's modules; None where it left them as they were.
     """
 
     calls: list[LayerCall]
     tokens: Tensor
     following: Tensor
+    state: ModuleState | None
+
+
+class _StackLeft(Exception):
+    """Ends a forward behind the last layer."""
 
 
 class Tracer:
-    """Runs tries of plans on one model; makes the nnsight envoys once."""
+    """Runs tries of plans on one model; makes the nnsight envoys once.
+
+    proof: what comparing the replay with the model's own forward has found so far.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self.proof = ReplayProof()
         with warnings.catch_warnings():
             # BERT's submodules named `output` are reached through their layer; that nnsight renames them is no news.
             warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
@@ -89,6 +106,7 @@ class Tracer:
         for part in model.stack.path.split("."):
             layers = getattr(layers, part)
         self._envoys = [layers[i] for i in range(model.layers)]
+        self._state = ModuleState(model.module)
         accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
@@ -114,12 +132,27 @@ class Tracer:
             nodes: those wanted, all by default; what leads to them is computed and not handed out.
             logprobs: whether to score the next token at the nodes that end a plan.
         """
-        applications = itertools.chain.from_iterable(filter(None, trie.steps))
-        prove_unproven_halves(self._model.stack, applications, lambda: self._calls(_few_tokens(batches)).calls)
+        with self._unchanged():
+            self._check_steps(trie)
+            applications = itertools.chain.from_iterable(filter(None, trie.steps))
+            prove_unproven_halves(self._model.stack, applications, lambda: self._calls(self._probe(0)).calls)
+            for batch in batches:
+                if not self.proof.covers(batch):
+                    self.prove(batch)
+            self._run(trie, batches, consume, range(len(trie)) if nodes is None else nodes, logprobs)
+
+    def _run(
+        self,
+        trie: PlanTrie,
+        batches: Sequence[Batch],
+        consume: Callable[[NodeState], None],
+        wanted: Collection[int],
+        logprobs: bool = False,
+    ) -> None:
+        """`run`, without proof."""
         runs = [self._calls(batch) for batch in batches]
-        wanted = range(len(trie)) if nodes is None else nodes
         scored = frozenset(trie.ends) if logprobs else frozenset()
-        for node, states in self._depth_first(trie, [run.calls for run in runs], trie.with_ancestors(wanted)):
+        for node, states in self._depth_first(trie, runs, trie.with_ancestors(wanted)):
             if node not in wanted:
                 continue
             pieces = [_without_padding(state, run.tokens) for state, run in zip(states, runs, strict=True)]
@@ -131,20 +164,38 @@ class Tracer:
 
     def _calls(self, batch: Batch) -> _Run:
         """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
-        token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
+        self._state.restore()
+        inputs, calls = self._inputs(batch), []
         mask = torch.from_numpy(batch.mask).to(self._model.device)
-        calls: list[LayerCall] = []
-        with self._envoy.trace(input_ids=token_ids, **self._masked(batch), **self._no_cache) as tracer:
+        with self._envoy.trace(**inputs) as tracer:
             for layer in self._envoys:
                 args, kwargs = layer.inputs
                 calls.append(LayerCall(args, kwargs))
-                self._check(calls, token_ids)
+                self._check(calls, inputs["input_ids"])
                 if len(calls) == 1 and not isinstance(self._form, Tensor):
                     self._form = layer(*args, **kwargs)
                 if len(calls) < len(self._model.stack):
                     layer.skip(with_state(self._form, calls[-1].state))
             tracer.stop()
-        return _Run(calls, mask.flatten().nonzero()[:, 0], next_tokens(token_ids, mask))
+        left = None if self._state.is_current else ModuleState(self._model.module)
+        if left is not None:
+            self._state.restore()
+        following = next_tokens(inputs["input_ids"], mask)
+        return _Run(calls, mask.flatten().nonzero()[:, 0], following, left)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Leaves the model's modules as they were found, whatever its forward or its layers do to them."""
+        try:
+            yield
+        finally:
+            if not self._state.is_current:
+                self._state.restore()
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model is called with."""
+        token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
+        return {"input_ids": token_ids, **self._masked(batch), **self._no_cache}
 
     def _masked(self, batch: Batch) -> dict[str, Tensor]:
         """What tells the model which tokens see which: padding, or for trees everything."""
@@ -171,38 +222,56 @@ class Tracer:
             )
 
     def _depth_first(
-        self, trie: PlanTrie, calls: list[list[LayerCall]], nodes: Collection[int]
+        self, trie: PlanTrie, runs: Sequence[_Run], nodes: Collection[int]
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Node and its states, `[sample, position, unit]` a batch; let go once the last child has begun.
+        """Node and its states, `[sample, position, unit]` per batch; let go once the last child has begun.
 
         Args:
             trie: the plans' nodes.
-            calls: `[batch][layer]`.
+            runs: one per batch.
             nodes: those to visit, ancestors included.
         """
-        alive = {0: [these[0].state for these in calls]}
+        alive = {0: [Passed.into(run.calls[0], self._slots) for run in runs]}
         left = [sum(child in nodes for child in children) for children in trie.children]
+        switches = any(run.state is not None for run in runs)
         for node in trie.depth_first():
             if node not in nodes:
                 continue
             if node:
                 parent = trie.parents[node]
                 left[parent] -= 1
-                states = alive[parent] if left[parent] else alive.pop(parent)
-                alive[node] = [self._step(trie.steps[node], *pair) for pair in zip(calls, states, strict=True)]
-                del states
-            states = alive[node] if left[node] else alive.pop(node)
-            yield node, states
-            del states
+                entering = alive[parent] if left[parent] else alive.pop(parent)
+                alive[node] = []
+                for run, passed in zip(runs, entering, strict=True):
+                    if switches:  # a model that changes with the batch is this batch's while it runs
+                        (run.state or self._state).restore()
+                    alive[node].append(self._step(trie.steps[node], run.calls, passed))
+                del entering, passed
+            leaving = alive[node] if left[node] else alive.pop(node)
+            yield node, [passed.state for passed in leaving]
+            del leaving
 
-    def _step(self, step: Step | None, calls: list[LayerCall], state: Tensor) -> Tensor:
+    def _step(self, step: Step | None, calls: list[LayerCall], passed: Passed) -> Passed:
         assert step is not None, "only the root has no step"
         join = Join(step)
         for position, application in enumerate(step):
-            output = apply_layer(self._model.stack, application, calls[application.layer].on(state))
+            call = passed.onto(calls[application.layer], self._slots)
+            try:
+                output = apply_layer(self._model.stack, application, call)
+            except Exception as problem:
+                if None not in passed.carried:
+                    raise
+                raise RepsimError(
+                    f"{self._model.name}: layer {application.text} takes {self._handed_on} from the layer before it, "
+                    f"and in this plan no layer before it has made one ({problem}); keep the layer that makes it"
+                ) from problem
             joined = join.add(position, state_of(output))
         assert joined is not None, "the last member completes the step"
-        return joined
+        return Passed(joined, Passed.from_output(output, self._slots).carried)
+
+    @property
+    def _handed_on(self) -> str:
+        return ", ".join(slot.name for slot in self._slots)
 
     def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
         (tokens,) = (following >= 0).nonzero(as_tuple=True)
@@ -221,6 +290,12 @@ class Tracer:
         Returns:
             `[target]`, log-probability in nats, float32; and whether it is the likeliest of all ids.
         """
+        with self._unchanged():
+            if not self.proof.logits:
+                self._prove_logits()
+            return self._predict(hidden, tokens, targets)
+
+    def _predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         needed, row = torch.unique(tokens.to(hidden.device), return_inverse=True)
         logprob = torch.empty(len(targets), device=hidden.device)
         likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -269,22 +344,124 @@ class Tracer:
     def _last(self, batches: Sequence[Batch]) -> Tensor:
         """States that leave the whole stack, `[token, unit]`, float32."""
         found: list[Tensor] = []
-        trie = PlanTrie.build([Plan.from_steps(range(self._model.layers))])
-        self.run(trie, batches, lambda state: found.append(state.hidden.float()), nodes=trie.ends)
+        trie = self._baseline
+        with self._unchanged():
+            self._run(trie, batches, lambda state: found.append(state.hidden.float()), trie.ends)
         return found[0]
 
+    # The replay and the model's own forward
 
-def _few_tokens(batches: Sequence[Batch]) -> Batch:
-    """The longest sample's first tokens."""
-    batch = max(batches, key=lambda batch: batch.mask.sum(1).max())
-    row = batch.mask.sum(1).argmax()
-    real = slice(batch.mask[row, :PROOF_TOKENS].sum())
-    return Batch(
-        batch.token_ids[[row], real],
-        batch.mask[[row], real],
-        None if batch.sees is None else batch.sees[[row], real, real],
-        None if batch.depth is None else batch.depth[[row], real],
-    )
+    @torch.inference_mode()
+    def prove(self, batch: Batch) -> None:
+        """Compares the replayed baseline with the model's own forward on a part of a batch.
+
+        Raises:
+            RepsimError: they part by more than rounding; names the layer.
+        """
+        small, dtype = excerpt(batch), self._model.module.dtype
+        replayed: list[Tensor] = []
+        trie = self._baseline
+        with self._unchanged():
+            self._check_steps(trie)
+            self._run(trie, [small], lambda state: replayed.append(state.hidden.clone()), range(1, len(trie)))
+            own = self._own_states(small)
+            errors = [distance(*pair) for pair in zip(replayed, own, strict=True)]
+            layer = parting(errors, dtype)
+            if layer is not None:  # a model that differs from itself as much is not to blame
+                again = self._own_states(small)
+                layer = parting(errors, dtype, max(map(distance, again, own)))
+        if layer is not None:
+            raise refusal(self._model.name, layer, errors[layer], kind_of(batch), dtype)
+        self.proof = self.proof.adding(batch, max(errors))
+
+    def _prove_logits(self) -> None:
+        """Compares what is made of states that leave the stack with the model's own logits.
+
+        Raises:
+            RepsimError: they differ by more than rounding.
+        """
+        observed, output = self._forward(self._probe(0), to_the_end=True)
+        if self._form is None:
+            self._form = observed[0].output
+        states = state_of(observed[-1].output).flatten(0, 1)
+        found = logits_of(self._model.module, self._model.stack, states, form=self._form)
+        error = distance(found, output.logits.flatten(0, 1))
+        allowed = rounding(self._model.module.dtype, self._model.layers)
+        if not error <= allowed:
+            raise RepsimError(
+                f"{self._model.name}: logits made of the state that leaves layer {self._model.layers - 1} part from "
+                f"the model's own by {error:.1g} of their norm (rounding allows {allowed:.1g}): the model uses more "
+                "than that state, so log-probabilities would be wrong; capture without --logprobs"
+            )
+        self.proof = self.proof.with_logits(error)
+
+    @functools.cached_property
+    def _slots(self) -> tuple[Slot, ...]:
+        """What the layers hand on besides the state."""
+        return find_slots(
+            self._model.name,
+            self._model.stack.layers,
+            self._forward(self._probe(0))[0],
+            lambda: self._forward(self._probe(1))[0],
+        )
+
+    def _check_steps(self, trie: PlanTrie) -> None:
+        """A mean of states is one; a mean of what layers hand on besides is nothing that a model knows."""
+        for step in trie.steps if self._slots else ():
+            if step is not None and len(step) > 1:
+                raise RepsimError(
+                    f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
+                    f"{self._handed_on} besides the state, of which there is no mean; take plans without parallel steps"
+                )
+
+    @functools.cached_property
+    def _baseline(self) -> PlanTrie:
+        return PlanTrie.build([Plan.from_steps(range(self._model.layers))])
+
+    def _probe(self, seed: int) -> Batch:
+        """Random tokens without padding."""
+        most = min(1000, self._model.module.config.get_text_config().vocab_size)
+        ids = np.random.default_rng(seed).integers(most // 10, most, PROBE_SHAPE)
+        return Batch(ids, np.ones(PROBE_SHAPE, bool))
+
+    def _own_states(self, batch: Batch) -> list[Tensor]:
+        """What leaves each layer in the model's own forward, `[layer][token, unit]`."""
+        tokens = torch.from_numpy(batch.mask).to(self._model.device).flatten().nonzero()[:, 0]
+        return [_without_padding(state_of(seen.output), tokens) for seen in self._forward(batch)[0]]
+
+    def _forward(self, batch: Batch, *, to_the_end: bool = False) -> tuple[list[Observed], Any]:
+        """Each layer in the model's own forward, in order, and what the model returns where it runs to the end."""
+        layers = list(self._model.stack.layers)[: self._model.layers]
+        held: dict[int, dict[str, tuple[int, ...]]] = {}
+        observed: dict[int, Observed] = {}
+
+        def enter(layer: int, args: Any, kwargs: Any) -> None:
+            held[layer] = contents(LayerCall(args, kwargs))
+
+        def leave(layer: int, args: Any, kwargs: Any, output: Any) -> None:
+            call = LayerCall(args, kwargs)
+            now = contents(call)
+            changed = tuple(name for name, before in held[layer].items() if before != now[name])
+            observed[layer] = Observed(call, output, changed)
+            if layer == len(layers) - 1 and not to_the_end:
+                raise _StackLeft
+
+        handles = []
+        for number, layer in enumerate(layers):
+            before = lambda _, args, kwargs, n=number: enter(n, args, kwargs)  # noqa: E731
+            after = lambda _, args, kwargs, output, n=number: leave(n, args, kwargs, output)  # noqa: E731
+            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(layer.register_forward_hook(after, with_kwargs=True))
+        output = None
+        try:
+            with self._unchanged():
+                output = self._model.module(**self._inputs(batch))
+        except _StackLeft:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [observed[layer] for layer in sorted(observed)], output
 
 
 def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ from repsim.models.tracing import NodeState, Tracer
 from repsim.packing import Packed, Window, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
-from support.oracles import FAMILIES, assert_equal_but_for_rounding, naive, traced, without_cache
+from support.oracles import (
+    FAMILIES,
+    assert_equal_but_for_rounding,
+    naive,
+    traced,
+    windows_that_share,
+    without_cache,
+)
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -211,20 +218,6 @@ TAKES_TREES = {
     "mixtral": True,
 }
 TREE_PLANS = ("baseline", "0, (1|2|3), 4*3, 5", "drop:layer=2,part=attn")
-
-
-def windows_that_share() -> list[Window]:
-    """Four share six tokens, three of those nine; one of them ends where others go on, and the fifth shares nothing."""
-    ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
-    first, more = ids[:6], ids[6:9]
-    inputs = [
-        np.concatenate([first, more, ids[9:14]]),
-        np.concatenate([first, more, ids[14:24]]),
-        np.concatenate([first, ids[24:31]]),
-        ids[31:45],
-        np.concatenate([first, more]),
-    ]
-    return [Window(row, ids[45 : 45 + length]) for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)]
 
 
 def packed_scores(model: Model, packed: Packed, plans: tuple[str, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -183,6 +183,32 @@ MORE = {
         "model.layers",
     ),
 }
+SPARSE = {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1}
+SPARSE |= {"first_k_dense_replace": 2, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "head_dim": 4}
+SPARSE |= {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4, "indexer_types": ["full", "shared", "shared"] * 2}
+RESIDUAL = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 4}
+RESIDUAL |= {"d_rel": 4, "rel_extent": 16, "n_layers_per_attn_res_block": 2}
+RESIDUAL |= {"n_routed_experts": 4, "num_experts_per_tok": 2}
+
+# Layers that hand on more than the state: (model class, configuration).
+CARRYING = {
+    "zaya": ("ZayaForCausalLM", {**HEAD, "moe_intermediate_size": 16, "num_experts": 4, "router_hidden_size": 16}),
+    "glm_moe_dsa": ("GlmMoeDsaForCausalLM", SPARSE),
+    "mistral_large4": ("MistralLarge4TextModel", SPARSE),
+    "lilt": ("LiltModel", {**SMALL, "hidden_size": 48}),
+}
+INKLING2 = ("Inkling2ForCausalLM", {**HEAD, **RESIDUAL, "moe_intermediate_size": 16, "unpadded_vocab_size": 90})
+BIG_BIRD = ("BigBirdModel", {**SMALL, "block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256})
+FSMT = (
+    "FSMTModel",
+    {"langs": ["en", "de"], "src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "d_model": 32}
+    | {"encoder_layers": T, "decoder_layers": T, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    | {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64},
+)
+T5 = (
+    "T5EncoderModel",
+    {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4},
+)
 MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
 WITHOUT_HALVES = {"mamba"}
 POST_NORM = {"deberta", "deberta_v2", "bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
@@ -204,6 +230,12 @@ def made(name: str) -> Model:
         return make(name)
     module = build(*MORE[name][:2])
     return Model(module, None, name, None, find_stack(module))
+
+
+def model_of(class_name: str, config: dict[str, object], stack: str | None = None) -> Model:
+    """A random model, made each time."""
+    module = build(class_name, config)
+    return Model(module, None, class_name, None, find_stack(module, stack))
 
 
 def batch_of(lengths: tuple[int, ...], seed: int = 0) -> Batch:

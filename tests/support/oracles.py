@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,9 @@ from repsim.models import Model
 from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
+from repsim.packing import Window
 from repsim.plans import Plan, PlanTrie
+from support.models import VOCABULARY
 
 # Every family, twice where its middle can be wide or narrow.
 FAMILIES = (
@@ -131,3 +134,17 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
         stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
         module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **inputs)
     return ends[0][mask]
+
+
+def windows_that_share() -> list[Window]:
+    """Four share six tokens, three of those nine; one of them ends where others go on, and the fifth shares nothing."""
+    ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
+    first, more = ids[:6], ids[6:9]
+    inputs = [
+        np.concatenate([first, more, ids[9:14]]),
+        np.concatenate([first, more, ids[14:24]]),
+        np.concatenate([first, ids[24:31]]),
+        ids[31:45],
+        np.concatenate([first, more]),
+    ]
+    return [Window(row, ids[45 : 45 + length]) for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)]

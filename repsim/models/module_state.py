@@ -1,0 +1,175 @@
+"""What a model's modules hold besides weights, and putting it back.
+
+A forward may leave traces in the modules: rotary frequencies grown for a long text (dynamic NTK), attention switched to
+another kind for a short one (BigBird), recurrent states. The next text would be computed with them, so its states would
+depend on which texts ran before it. `ModuleState` remembers what was there and restores it; `at_rest` lends a model for
+a run. This module knows nothing of plans, of tracing or of disks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# What `nn.Module` keeps of itself; hooks and weights come and go for reasons of their own.
+BOOKKEEPING = frozenset(vars(nn.Module()))
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, Tensor)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """A value and, since a tensor may be overwritten in place, a copy of it.
+
+    copy: None where the value is no tensor.
+    version: torch's count of writes in place; None where it does not count them.
+    """
+
+    value: Any
+    copy: Tensor | None
+    version: int | None
+
+    def is_still(self, now: Any) -> bool:
+        """Whether this is the value, not written to since."""
+        if self.copy is None:
+            return now is self.value or (isinstance(now, type(self.value)) and bool(now == self.value))
+        if now is not self.value:
+            return False
+        return torch.equal(now, self.copy) if self.version is None else _version(now) == self.version
+
+    def as_it_was(self, now: Any) -> Any:
+        """The value; in place of a tensor that has moved to another device or dtype, a copy there."""
+        if self.copy is None:
+            return self.value
+        if isinstance(now, Tensor) and (now.device, now.dtype) != (self.copy.device, self.copy.dtype):
+            return self.copy.to(now)
+        if self.version is None or _version(self.value) != self.version:
+            self.value.copy_(self.copy)
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What one module held.
+
+    values: in each of its dictionaries (attributes, buffers, submodules), what is remembered.
+    sizes: how many entries each of these dictionaries had.
+    """
+
+    module: nn.Module
+    values: tuple[dict[str, _Remembered], ...]
+    sizes: tuple[int, ...]
+
+    @staticmethod
+    def of(module: nn.Module) -> _Kept:
+        found = _dictionaries(module)
+        kept = ({name: _remember(values[name]) for name in names(module)} for values, names in found)
+        return _Kept(module, tuple(kept), tuple(len(values) for values, _ in found))
+
+    @property
+    def is_current(self) -> bool:
+        pairs = zip(_dictionaries(self.module), self.values, self.sizes, strict=True)
+        return all(
+            len(now) == size and all(remembered.is_still(now.get(name)) for name, remembered in before.items())
+            for (now, _), before, size in pairs
+        )
+
+    def restore(self) -> None:
+        for (now, names), before, size in zip(_dictionaries(self.module), self.values, self.sizes, strict=True):
+            for name, remembered in before.items():
+                value = now.get(name)
+                if remembered.copy is not None or value is not remembered.value:
+                    now[name] = remembered.as_it_was(value)
+            if len(now) > size:
+                for name in set(names(self.module)) - before.keys():
+                    del now[name]
+                    self.module._non_persistent_buffers_set.discard(name)
+
+
+class ModuleState:
+    """Plain attributes, unsaved buffers and submodules of a module and of all in it, as they are now.
+
+    Weights are not among them (parameters and saved buffers), nor hooks, nor what lists and dictionaries hold.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [_Kept.of(child) for child in module.modules()]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing has changed since."""
+        return all(kept.is_current for kept in self._kept)
+
+    @torch.inference_mode()
+    def restore(self) -> None:
+        """Puts back what has changed."""
+        for kept in self._kept:
+            kept.restore()
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """A model as repsim runs it; afterwards it is what it was.
+
+    It is in evaluation mode, its rotary positions are those of a model that has seen no long text, and its parts return
+    records whatever its configuration says (`return_dict`).
+    """
+    before = ModuleState(module)
+    training = [child for child in module.modules() if child.training]
+    configs: dict[int, Any] = {id(child.config): child.config for child in module.modules() if hasattr(child, "config")}
+    tuples = [config for config in configs.values() if getattr(config, "return_dict", True) is False]
+    module.eval()
+    _shrink(module)
+    for config in tuples:
+        config.return_dict = True
+    try:
+        yield
+    finally:
+        before.restore()
+        for config in tuples:
+            config.return_dict = False
+        for child in training:
+            child.training = True
+
+
+def _shrink(module: nn.Module) -> None:
+    """Rotary frequencies as they were before longer texts made them grow; transformers keeps them beside the others."""
+    for child in module.modules():
+        for name in [name for name in vars(child) if name.endswith("max_seq_len_cached")]:
+            original = getattr(child, "original_max_seq_len", None)
+            if original is None or vars(child)[name] <= original:
+                continue
+            prefix = name.removesuffix("max_seq_len_cached")
+            child._buffers[f"{prefix}inv_freq"] = child.get_buffer(f"{prefix}original_inv_freq")
+            vars(child)[name] = original
+
+
+def _dictionaries(module: nn.Module) -> tuple[tuple[dict[str, Any], Callable[[nn.Module], list[str]]], ...]:
+    """Where a module keeps attributes, buffers and submodules, and the names of those that are remembered."""
+    return (vars(module), _plain), (module._buffers, _unsaved), (module._modules, _children)
+
+
+def _plain(module: nn.Module) -> list[str]:
+    return [name for name, value in vars(module).items() if name not in BOOKKEEPING and isinstance(value, PLAIN)]
+
+
+def _unsaved(module: nn.Module) -> list[str]:
+    return [name for name in module._buffers if name in module._non_persistent_buffers_set]
+
+
+def _children(module: nn.Module) -> list[str]:
+    return list(module._modules)
+
+
+def _remember(value: Any) -> _Remembered:
+    if not isinstance(value, Tensor):
+        return _Remembered(value, None, None)
+    return _Remembered(value, value.detach().clone(), _version(value))
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
