@@ -124,7 +124,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "full_attention"] * 2},
     "zamba": {"layers_block_type": MAMBA_HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16},
-    "zamba2": {"layer_types": MAMBA_HYBRID, "attention_hidden_size": 64, "attention_head_dim": 16, "kv_channels": 8},
+    "zamba2": {
+        "layers_block_type": MAMBA_HYBRID,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "kv_channels": 8,
+    },
     "ministral": {"head_dim": 8, "layer_types": MIXED},
     "nemotron": {"num_key_value_heads": 2},
     "squeezebert": {"embedding_size": 32},
