@@ -192,6 +192,7 @@ class Capture(Opened):
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
             "revision": str(identity["revision"]),
+            "stack": self.stack,
             **{name.replace("_", " "): identity[name] for name in ("weights", "config", "tokenizer", "corpus_digest")},
             "plan digests": " ".join(str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8])
             + (" ..." if sizes[PLAN] > 8 else ""),

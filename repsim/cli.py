@@ -1,7 +1,8 @@
 """The command `repsim`: parses, calls one function, prints.
 
 Heavy modules are imported inside the commands, so that help appears at once. Wrong input is one line on standard error
-and exit status 2; anything unforeseen is one line and status 1 (REPSIM_DEBUG=1 shows the traceback).
+and exit status 2; anything unforeseen is one line that says what to report, and status 1 (REPSIM_DEBUG=1 shows the
+traceback).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from repsim.scores import Scores
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
+REPORTED = ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval")  # versions that a report names
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
 
 log = logging.getLogger("repsim")
@@ -563,11 +566,21 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as problem:
         if os.environ.get("REPSIM_DEBUG"):
             raise
-        text = " ".join(str(problem).split())[:300]
-        return _say(f"unforeseen {type(problem).__name__}: {text} (REPSIM_DEBUG=1 shows where)", 1)
+        return _say(_unforeseen(problem), 1)
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer makes the former of a KeyboardInterrupt
         return _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status)
     return status if isinstance(status, int) else 0
+
+
+def _unforeseen(problem: Exception) -> str:
+    """What to say of a mistake of our own, and what to send to whom."""
+    text = " ".join(str(problem).split())[:300]
+    versions = ", ".join(f"{name} {version(name)}" for name in REPORTED)
+    return (
+        f"unforeseen {type(problem).__name__}: {text} - a fault of repsim's: please report it to its makers with the "
+        f"command, this line and what the same command prints with REPSIM_DEBUG=1 before it ({versions}, Python "
+        f"{platform.python_version()})"
+    )
 
 
 def _say(message: str, status: int) -> int:

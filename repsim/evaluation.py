@@ -89,14 +89,15 @@ def evaluate(
     """
     named = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
-    model = str(model) if isinstance(model, Path) else model
+    model = runs.checked_model(model)
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
     if not plans:
         raise RepsimError("no plan: name at least one, e.g. baseline")
     if contexts not in ("auto", "trees", "rows"):
         raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
-    default = runs.default_path("scores", model, ("+".join(named), "+".join(map(str, plans))))
+    parts = ("+".join(named), "+".join(map(str, plans)))
+    default = runs.default_path("scores", model, load_options.get("stack"), parts)
     place = place_of(default if out is None else out)
     runs.check_target(place)
     loaded = runs.loaded(model, load_options)

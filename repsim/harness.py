@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
@@ -22,6 +23,10 @@ from repsim.schema import RepsimError
 GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
+class Unfit(RepsimError):
+    """A task asks for more than the model can read; other tasks may not."""
+
+
 class Harness(HFLM):  # type: ignore[misc]
     """lm-eval's view of a loaded model.
 
@@ -30,7 +35,12 @@ class Harness(HFLM):  # type: ignore[misc]
     """
 
     def __init__(self, model: Model) -> None:
-        super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
+        self._name = model.name
+        try:
+            super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
+        except Exception as problem:  # lm-eval looks at a model's settings in its own way
+            said = " ".join(str(problem).split())[:200]
+            raise RepsimError(f"{model.name}: lm-eval does not take it ({type(problem).__name__}: {said})") from problem
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
         self._finite: list[bool] = []
@@ -43,14 +53,54 @@ class Harness(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         for _text, context, continuation in requests:
-            if not context or not continuation or len(continuation) > self.max_length:
-                raise RepsimError(
-                    f"{len(context)} and {len(continuation)} tokens: a request needs 1 to {self.max_length:,}"
+            if not context or not continuation:
+                raise RepsimError("a request without a token before or in what is to be scored; mend the data")
+            if len(continuation) > self.max_length:
+                raise Unfit(
+                    f"{len(continuation):,} tokens are to be scored together, and {self._name} reads "
+                    f"{self.max_length:,}; leave the task out, or take a model with a longer context"
                 )
             # Too long a text keeps its end; the last token is only predicted, never read.
             inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
             self._seen.append(Window(np.array(inputs, np.int32), np.array(continuation, np.int32)))
         return [(0.0, False)] * len(requests)
+
+    def check_writing(self, settings: dict[str, Any]) -> None:
+        """Refuses to let a text be written that nothing would end, or that leaves no room for what it goes on from.
+
+        Raises:
+            RepsimError: the tokenizer has no token that ends a text.
+            Unfit: as many tokens are to be written as the model reads, or more.
+        """
+        self._required(self.eot_token_id)
+        written = normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"]
+        if written >= self.max_length:
+            raise Unfit(
+                f"up to {written:,} tokens are to be written, and {self._name} reads {self.max_length:,}, prompt "
+                "included; leave the task out, or take a model with a longer context"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """lm-eval's own, and the model's where lm-eval takes a configuration's "no limit" (XLNet's -1) for one."""
+        found = int(super().max_length)
+        return found if found > 0 else self._DEFAULT_MAX_LENGTH
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self._required(super().prefix_token_id)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._required(super().eot_token_id)
+
+    def _required(self, token_id: int | None) -> int:
+        if token_id is None:
+            raise RepsimError(
+                f"{self._name}'s tokenizer names no token that begins or ends a text, and the task needs one; "
+                "give it one (eos_token in tokenizer_config.json)"
+            )
+        return token_id
 
     def generate(
         self, instances: Sequence[Any], module: Any, cache: Callable[[], Any] | None, at_once: int

@@ -43,6 +43,14 @@ class Opened:
         return dict(self.dataset.attrs["identity"])
 
     @property
+    def stack(self) -> str:
+        """Whose states these are, where the stack had to be named; of an older store as far as its command says."""
+        if (path := self.identity.get("stack")) is not None:
+            return str(path)
+        path = self.dataset.attrs["requests"][0].get("stack")
+        return "found by itself" if path is None else f"{path} by its command; tokens not checked, capture it again"
+
+    @property
     def layers(self) -> int:
         """The model's number of layers, T."""
         return int(self.dataset.attrs["layers"])

@@ -104,12 +104,12 @@ def capture(
     analyses = [name for name in named if name]
     _check_options(dtype, tokens, keep, analyses, compression, batch_tokens)
     kernels = statistics_of(analyses)
-    model = str(model) if isinstance(model, Path) else model
+    model = runs.checked_model(model)
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
     texts = read_corpus(str(corpus), field=field, limit=limit)
-    place = place_of(
-        out if out is not None else runs.default_path("captures", model, (texts.name, "+".join(map(str, plans))))
-    )
+    parts = (texts.name, "+".join(map(str, plans)))
+    default = runs.default_path("captures", model, load_options.get("stack"), parts)
+    place = place_of(default if out is None else out)
     runs.check_target(place)
     loaded = runs.loaded(model, load_options)
     chosen = {
@@ -188,6 +188,7 @@ def _layout(
         raise RepsimError("no plan: name at least one, e.g. baseline")
     longest = model.context_length if max_tokens is None else min(max_tokens, model.positions or max_tokens)
     samples, cut = tokenize(texts, model.tokenizer, longest)
+    model.check_ids(sample.token_ids for sample in samples)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
     identity = runs.identity(model, texts.name, corpus_digest(samples), chosen["tokens"])

@@ -62,6 +62,24 @@ def check_target(place: Place) -> None:
         raise RepsimError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
 
 
+def checked_model(model: Any) -> str | Model:
+    """A model as a run takes it: a name, or what `repsim.models.load` gave.
+
+    Raises:
+        RepsimError: it is something else, such as a model of transformers.
+    """
+    if isinstance(model, str | Path):
+        return str(model)
+    from repsim.models import Model
+
+    if isinstance(model, Model):
+        return model
+    raise RepsimError(
+        f"model: {type(model).__name__} is neither a name nor what repsim.models.load gives; a model in memory needs "
+        "its tokenizer: save both to a folder (save_pretrained) and hand over the folder or repsim.models.load(folder)"
+    )
+
+
 def loaded(model: str | Model, options: dict[str, Any]) -> Model:
     """A model by its name and options for `repsim.models.load`; one that is loaded already as it is.
 
@@ -132,15 +150,19 @@ def identity(model: Model, corpus: str, digest: str, tokens: str, *packages: str
         tokens=tokens,
         device=model.device.type,
         versions={name: metadata.version(name) for name in (*VERSIONED, *packages)},
+        stack=model.stack.path if model.stack.is_named else None,
     )
 
 
-def default_path(folder: str, model: str | Model, parts: Sequence[object]) -> Path:
-    """A store's place under the cache, named after the model and what else it is of."""
+def default_path(folder: str, model: str | Model, stack: str | None, parts: Sequence[object]) -> Path:
+    """A store's place under the cache, named after the model, its stack if that was named, and what else it is of."""
     from repsim.models import cache_folder
 
-    name = model if isinstance(model, str) else model.name
-    named = (Path(name).name if Path(name).exists() else name, *map(str, parts))
+    if not isinstance(model, str):
+        name, stack = model.name, model.stack.path if model.stack.is_named else None
+    else:
+        name = model
+    named = (Path(name).name if Path(name).exists() else name, *filter(None, [stack]), *map(str, parts))
     slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in named)
     return cache_folder() / folder / f"{slug[:120]}.zarr"
 

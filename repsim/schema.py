@@ -36,6 +36,7 @@ DIFFERS = {
     "tokenizer": "another tokenizer",
     "config": "another configuration of the model",
     "tokens": "other tokens kept",
+    "stack": "another stack",
     "corpus_digest": "other texts, --limit or --max-tokens",
 }
 
@@ -59,6 +60,8 @@ class Identity:
     tokens: which of a sample's tokens are kept: `all`, `last`, `mean` or `every:N`.
     device: `cpu`, `cuda`, `mps`: the kind, not the machine.
     versions: package name to version.
+    stack: path of the module list whose states these are, where it had to be named; None where it is found by itself,
+        which is also how stores from before this entry are taken. Then a store has no such entry.
     """
 
     model: str
@@ -72,16 +75,17 @@ class Identity:
     tokens: str
     device: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    stack: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "stack" or value is not None}
 
     def difference(self, other: Identity) -> str | None:
         """The first field that lets the numbers of two captures differ, with both values, digests cut short; or None.
 
         Versions and the kind of device move numbers by floating-point noise only and do not count.
         """
-        ours, theirs = self.to_dict(), other.to_dict()
+        ours, theirs = asdict(self), asdict(other)
         for name in ("model", "compute_dtype", *ours):  # a dtype changes the digest of the weights
             if name not in {"versions", "device"} and ours[name] != theirs[name]:
                 there, here = (_short(values[name]) for values in (theirs, ours))

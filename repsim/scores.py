@@ -75,6 +75,7 @@ class Scores(Opened):
         return {
             "store": f"{self.path} (scores)",
             "model": f"{identity['model']}, {self.layers} layers, {identity['compute_dtype']} on {identity['device']}",
+            "stack": self.stack,
             "weights": identity["weights"],
             "tasks": ", ".join(
                 f"{name} version {version}, {shots}-shot, {count:,} examples" for (name, count), version, shots in about

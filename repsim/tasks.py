@@ -26,7 +26,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim import suite
-from repsim.harness import Harness
+from repsim.harness import Harness, Unfit
 from repsim.models import Model
 from repsim.packing import Window
 from repsim.schema import RepsimError
@@ -120,12 +120,19 @@ class Benchmark:
         return gold if isinstance(gold, int) and 0 <= gold < len(options) else -1
 
     def _request(self, doc: int, instance: Any) -> Request:
+        try:
+            return self._asked(doc, instance)
+        except Unfit as problem:
+            raise Unfit(f"task {self.name}: {problem}") from None
+
+    def _asked(self, doc: int, instance: Any) -> Request:
         if self.generates:
             prompt, settings = instance.args
             if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1:
                 raise RepsimError(
                     f"task {self.name}: it samples or searches ({settings}); only greedy generation can be compared"
                 )
+            self._harness.check_writing(settings)
             asked: Any = [prompt, settings]
             windows: tuple[Window, ...] = ()
         else:
@@ -231,14 +238,31 @@ def load(
     with _quiet():
         harness = Harness(model)
         found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
-        return tuple(_built(task, harness, limit) for task in {task.config.task: task for task in found}.values())
+        built, unfit = [], []
+        for task in {task.config.task: task for task in found}.values():
+            try:
+                built.append(_built(task, harness, limit))
+            except Unfit as short:
+                unfit.append(short)
+    if not built:
+        raise unfit[0]
+    examples = [example for benchmark in built for example in benchmark.examples]
+    model.check_ids(window.inputs for one in examples for request in one.requests for window in request.windows)
+    for problem in unfit:
+        log.error("left out: %s", problem)
+    return tuple(built)
 
 
 def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
     try:
         return Benchmark(task, harness, limit)
-    except RepsimError:
+    except Unfit:
         raise
+    except RepsimError as problem:
+        named = str(problem).startswith("task ")
+        if named:
+            raise
+        raise RepsimError(f"task {task.config.task}: {problem}") from None
     except Exception as problem:  # a task's own code meets its data
         raise RepsimError(
             f"task {task.config.task}: {_brief(problem)}; does the data have the task's fields?"

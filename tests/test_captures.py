@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import xarray as xr
 from numpy.testing import assert_array_equal
 
@@ -31,7 +32,7 @@ from repsim.plans import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic
-from support.models import T
+from support.models import VOCABULARY, T
 
 TEXTS = (
     "the time of the day",
@@ -254,6 +255,62 @@ def test_a_model_by_name_and_the_default_path(tiny_folder, texts, tmp_path, monk
     assert capture.identity["compute_dtype"] == "bfloat16"
     assert capture.tokens["position"].max() == 2
     assert repsim.capture(str(tiny_folder), corpus=texts).path.name == "tiny-llama-lines-baseline.zarr"
+
+
+@pytest.fixture(scope="module")
+def two_stacks(tiny_folder, tmp_path_factory) -> Path:
+    """A folder with an encoder-decoder, three layers each."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
+    config = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "vocab_size": VOCABULARY}
+    transformers.T5Model(transformers.T5Config(**config, decoder_start_token_id=0)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, folder)
+    return folder
+
+
+def test_a_stack_that_was_named_is_a_part_of_the_identity(two_stacks, texts, path):
+    encoder = repsim.capture(two_stacks, corpus=texts, stack="encoder.block", out=path)
+    assert (encoder.identity["stack"], encoder.stack) == ("encoder.block", "encoder.block")
+    for options in ({}, {"append": True}, {"repair": True}):
+        with pytest.raises(RepsimError) as caught:
+            repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path, **options)
+        assert f"{path}: holds another capture: another stack (encoder.block there, decoder.block here); " in str(
+            caught.value
+        )
+    decoder = repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path.with_name("d.zarr"))
+    assert not np.array_equal(encoder.hidden().values[1], decoder.hidden().values[1])
+
+
+def test_the_default_path_names_the_stack_where_it_was_named(two_stacks, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
+    names = [
+        repsim.capture(two_stacks, corpus=texts, stack=f"{half}.block").path.name for half in ("encoder", "decoder")
+    ]
+    assert names == [f"tiny-t5-{half}.block-lines-baseline.zarr" for half in ("encoder", "decoder")]
+    loaded = models.load(two_stacks, stack="decoder.block")
+    assert repsim.capture(loaded, corpus=texts).path.name == names[1]
+
+
+def test_a_stack_that_would_be_found_is_none_that_was_named(tiny_folder, texts, path):
+    """So a store from before stacks were a part of it is gone on with, whether its command named the stack or not."""
+    named = repsim.capture(tiny_folder, corpus=texts, stack="model.layers", out=path)
+    assert "stack" not in named.identity
+    for stack in (None, "model.layers"):
+        grown = repsim.capture(tiny_folder, plan="drop:layer=1", corpus=texts, stack=stack, out=path, append=True)
+        assert [plan.name for plan in grown.plans] == ["baseline", "drop:layer=1"]
+
+
+def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks, texts, path):
+    """Before, a store did not say whose states it holds, and a decoder's stood under their neighbours' tokens."""
+    repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path)
+    described = json.loads((path / "zarr.json").read_text())
+    del described["attributes"]["identity"]["stack"]
+    (path / "zarr.json").write_text(json.dumps(described))
+    older = repsim.open(path)
+    assert older.hidden().sizes["state"] == 4
+    assert older.info["stack"] == "decoder.block by its command; tokens not checked, capture it again"
+    with pytest.raises(RepsimError, match=r"another stack \(None there, decoder.block here\)"):
+        repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path)
 
 
 def test_remarks_on_the_corpus_go_to_the_log(model, tmp_path, path, caplog):

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,10 @@ WRONG = {
         ["capture", "{model}", "--plan", "fig4", "--out", "{store}"],
         "other texts or --max-tokens (",
     ),
+    "a list that is no stack": (
+        ["capture", "{model}", "--stack", "model"],
+        "has no such module list; seen: model.layers",
+    ),
     "bad dtype": (["capture", "{model}", "--dtype", "int8"], "float16 or float32"),
     "bad model dtype": (["capture", "{model}", "--model-dtype", "int8"], "bfloat16"),
     "bad device": (["capture", "{model}", "--device", "gpu"], "gpu"),
@@ -470,7 +474,11 @@ def test_an_unforeseen_error_is_one_line_too(
     monkeypatch.delenv("REPSIM_DEBUG", raising=False)
     monkeypatch.setattr("repsim.plans.draw", broken)
     assert cli.main(["plans", "show", "baseline"]) == 1
-    assert "unforeseen KeyError" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("repsim: unforeseen KeyError: 'something\\nodd' - a fault of repsim's: please report it ")
+    assert "with the command, this line and what the same command prints with REPSIM_DEBUG=1 before it (repsim" in line
+    for name in ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval"):
+        assert f"{name} {version(name)}" in line
 
 
 def test_plans_lists_and_draws(call: Call) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 import repsim
 from repsim import models, tasks
+from repsim.harness import Harness
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.runs import Progress
@@ -595,6 +596,61 @@ def test_plans_tasks_and_models_that_are_not_there(model, tiny_encoder_folder, d
     with pytest.raises(RepsimError, match=needs):
         repsim.evaluate(tiny_encoder_folder, **asked_of(path))
     assert not path.parent.exists()
+
+
+def short(model: models.Model, positions: int) -> models.Model:
+    """The model, reading fewer tokens."""
+
+    def shorten(module: Any) -> None:
+        module.config.max_position_embeddings = positions
+
+    return changed(model, shorten, name="short")
+
+
+def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data, path):
+    """lm-eval stops at an assertion where a text is to be written, and so where much is to be scored together."""
+    asked = {"data_dir": data, "out": path, "limit": 2, "shots": 0}
+    wants = "up to 8 tokens are to be written, and short reads 8, prompt included; leave the task out, or take a model "
+    with pytest.raises(RepsimError, match=f"^task gsm8k: {wants}with a longer context$"):
+        repsim.evaluate(short(model, WRITTEN), tasks="gsm8k", **asked)
+    with pytest.raises(RepsimError, match=r"^task arc_easy: 2 tokens are to be scored together, and short reads 1; "):
+        repsim.evaluate(short(model, 1), tasks="arc_easy", **asked)
+    assert not path.parent.exists()
+    written = repsim.evaluate(short(model, WRITTEN + 1), tasks="gsm8k", **asked)  # as lm-eval: one token of the prompt
+    assert written.dataset["response"].shape == (1, 2)
+
+
+def test_the_tasks_that_fit_are_scored_where_another_does_not(model, data, path, caplog, monkeypatch):
+    monkeypatch.setattr(HFLM, "max_gen_toks", 64)
+    asked = {"data_dir": data, "limit": 2, "shots": 0}
+    both = repsim.evaluate(short(model, 64), tasks="gsm8k,grammar", out=path, **asked)
+    assert both.tasks == ["grammar"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [line.partition(" tokens")[0] for line in said] == ["left out: task gsm8k: up to 64"]
+    alone = repsim.evaluate(short(model, 64), tasks="grammar", out=path.with_name("b.zarr"), **asked)
+    close(both.dataset, alone.dataset)
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "wikitext"])
+def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(model, data, path, task):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(RepsimError, match=f"^task {task}: tiny-llama's tokenizer names no token that begins or ends"):
+        repsim.evaluate(replace(model, tokenizer=tokenizer), tasks=task, data_dir=data, limit=2, out=path)
+    assert not path.exists()
+
+
+def test_a_length_below_one_is_no_limit_to_lm_eval_either(model):
+    assert Harness(short(model, -1), 1).max_length == 2048
+    assert Harness(short(model, 30), 1).max_length == 30
+
+
+def test_scores_of_a_stack_that_was_named_are_other_scores(model, path):
+    named = replace(model, stack=replace(model.stack, is_named=True))
+    options = {"tasks": "grammar", "limit": 2, "out": path}
+    assert repsim.evaluate(named, **options).info["stack"] == "model.layers"
+    with pytest.raises(RepsimError, match=r"another stack \(model.layers there, None here\)"):
+        repsim.evaluate(model, **options)
 
 
 def test_a_target_is_refused_before_a_model_is_loaded(mixed_capture, tmp_path):

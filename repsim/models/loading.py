@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
+import json
 import logging
 import os
 import re
@@ -26,14 +28,31 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
 
+from repsim.models.forward import check_stack
 from repsim.models.model import Model
 from repsim.models.stack import find_stack
 from repsim.schema import DEFAULT_MODEL, RepsimError
 
 log = logging.getLogger("repsim")
 
+MERGE = "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
+LFS = b"version https://git-lfs"
+SOUND = ("input_features", "input_values", "audio_values")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# Weights in forms that are not read from a folder: pattern -> what to do.
+FOREIGN = {
+    "*.gguf": "it holds a GGUF file: name that (.../{file})",
+    "**/*.onnx": "it holds ONNX ({file}); take the model in safetensors",
+    "tf_model*.h5": "it holds weights of TensorFlow ({file}); take the model in safetensors",
+    "flax_model*.msgpack": "it holds weights of Flax ({file}); take the model in safetensors",
+    "params.json": "it is in its makers' own form ({file}); take the model in the form of Hugging Face",
+    "consolidated*": "it is in its makers' own form ({file}); take the model in the form of Hugging Face",
+    "*.npz": "it holds weights of MLX ({file}); take the model in safetensors",
+    "**/*.distcp": "it holds a sharded checkpoint of FSDP ({file}); save the whole model first",
+    "**/*model_states.pt": "it holds a checkpoint of DeepSpeed ({file}); convert it first (zero_to_fp32.py)",
+    "*.pt*": "it holds pickled weights ({file}), which are read from pytorch_model.bin only",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ EMBEDDED = {
 
 
 def load(
-    name: str = DEFAULT_MODEL,
+    name: str | Path = DEFAULT_MODEL,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str = "auto",
@@ -74,8 +93,13 @@ def load(
         trust_remote_code: run code that a hub repository brings.
         stack: dotted path of the module list with the layers, where it is not found by itself.
     Raises:
-        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, or its stack is not found.
+        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, it is no model of text, or
+            its stack is not found.
     """
+    if not isinstance(name, str | Path):
+        given = type(name).__name__
+        raise RepsimError(f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file")
+    name = str(name)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
         target = _device(device)
@@ -88,7 +112,8 @@ def load(
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _one_line(name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(source), **hub)
-    module = _with_weights(name, _auto_class(config), source, config=config, **options, **hub)
+    module = _with_weights(name, _class_of(config), source, config=config, **options, **hub)
+    _check_reads_text(module, name)
     with _one_line(name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), **hub)
     module.eval()
@@ -97,7 +122,9 @@ def load(
     local = Path(name) if options["use_safetensors"] else source
     public = name if name in EMBEDDED or not local.exists() else local.resolve().name
     commit = getattr(module.config, "_commit_hash", None) or revision
-    return Model(module, tokenizer, public, commit, find_stack(module, stack))
+    found = find_stack(module, stack)
+    check_stack(module, found)
+    return Model(module, tokenizer, public, commit, found)
 
 
 def cache_folder() -> Path:
@@ -126,12 +153,62 @@ def _locate(name: str) -> Path:
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        raise RepsimError(f"model {name!r}: the folder has no config.json; is it a Hugging Face model?")
-    if not _has_weights(folder):
-        pickled = next(folder.glob("pytorch_model*.bin"), None)
-        remedy = "is it whole?" if pickled is None else f"to load pickled weights, name the file (.../{pickled.name})"
-        raise RepsimError(f"model {name!r}: the folder has no weights in safetensors; {remedy}")
+    """Refuses a folder that holds no whole model of transformers, and says what it holds."""
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")]
+    problem = None
+    if (folder / "adapter_config.json").is_file():
+        beside = "move adapter_config.json away for the model without it, or " if weights else ""
+        problem = f"{_adapter(folder)}; {beside}merge it first (peft: {MERGE}) and name that folder"
+    elif not (folder / "config.json").is_file():
+        problem = f"no config.json; {_found_instead(folder)}"
+    elif part := _settings(folder / "config.json").get("_class_name"):
+        problem = f"a part of a pipeline of diffusers ({part}), not a model of text"
+    elif not weights and (pickled := next(folder.glob("pytorch_model*.bin"), None)):
+        problem = (
+            f"the folder has no weights in safetensors; to load pickled weights, name the file (.../{pickled.name})"
+        )
+    elif not weights:
+        problem = f"no weights in safetensors; {_found_instead(folder)}"
+    elif pointer := next((path.name for path in weights if _is_pointer(path)), None):
+        problem = f"{pointer} is a pointer of Git LFS, not the weights themselves; run: git lfs pull"
+    if problem is not None:
+        raise RepsimError(f"model {name!r}: {problem}")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A file of settings; none where it cannot be read, of which transformers then says more."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
+
+
+def _adapter(folder: Path) -> str:
+    settings = _settings(folder / "adapter_config.json")
+    kind, base = settings.get("peft_type", "kind unknown"), settings.get("base_model_name_or_path", "another model")
+    return f"it holds an adapter ({kind}) of {base}"
+
+
+def _found_instead(folder: Path) -> str:
+    """What a folder without a model of transformers holds, and what to do with it."""
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if (folder / "model_index.json").is_file():
+        return f"it is a pipeline of models; name the folder of its text encoder ({', '.join(inner) or 'none there'})"
+    if inner:
+        return f"models are in the folders in it: {', '.join(inner)}; name one of them"
+    shards = set(_settings(folder / "model.safetensors.index.json").get("weight_map", {}).values())
+    if shards:
+        return f"it has only the index of {len(shards)} files, e.g. {min(shards)}; download those too"
+    for pattern, said in FOREIGN.items():
+        if file := next(iter(sorted(folder.glob(pattern))), None):
+            return said.format(file=file.name)
+    return "is it a Hugging Face model, and whole?"
 
 
 def _embedded_file(name: str) -> Path:
@@ -212,14 +289,29 @@ def _unused(module: Any, key: str) -> bool:
     return "pooler" in key or (behind and not module.can_generate())
 
 
-def _auto_class(config: Any) -> Any:
+def _check_reads_text(module: Any, name: str) -> None:
+    """Refuses models of pictures or sound, by what their forward is called with."""
+    takes = module.main_input_name
+    if takes == "input_ids" or "input_ids" in inspect.signature(type(module).forward).parameters:
+        return
+    kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
+    raise RepsimError(f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text")
+
+
+def _class_of(config: Any) -> Any:
+    """The class to load: the one that wrote the files, without a head unless that predicts tokens."""
     architecture = (config.architectures or [""])[0]
+    named = getattr(transformers, architecture, None) if architecture else None
+    if getattr(named, "config_class", None) is not type(config):  # none of transformers' own, or another's
+        named = None
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return AutoModelForCausalLM
+        return named or AutoModelForCausalLM
     if architecture.endswith("ForMaskedLM"):
-        return AutoModelForMaskedLM
+        return named or AutoModelForMaskedLM
     if architecture.endswith("ForConditionalGeneration") and not config.is_encoder_decoder:
-        return getattr(transformers, architecture, AutoModel)  # decoders that also take images or sound
+        return named or AutoModel  # decoders that also take images or sound
+    if architecture.endswith("Model"):  # T5EncoderModel is half of what AutoModel would make
+        return named or AutoModel
     return AutoModel
 
 

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device
+from numpy.typing import NDArray
 
 from repsim.models.stack import Stack
+from repsim.schema import RepsimError
+
+NO_LIMIT = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -60,20 +66,38 @@ class Model:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that a sample may have: those the model has positions for; None where it names no limit."""
-        positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
-        if not positions:
+        """The most tokens that a sample may have: those the model has positions for; None where it names no limit.
+
+        A number below 1 is how configurations say that there is no limit (XLNet's -1).
+        """
+        positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 0
+        if positions < 1:
             return None
         for name, child in self.module.named_modules():
             padding = getattr(child, "padding_idx", None)
-            if padding is not None and name.endswith("position_embeddings"):
+            if positions > 0 and padding is not None and name.endswith("position_embeddings"):
                 positions -= padding + 1  # RoBERTa's and MPNet's positions begin after the padding index
         return int(positions)
 
     @property
     def context_length(self) -> int:
         """The most tokens of a sample by default: the model's positions or the tokenizer's limit, if smaller."""
-        return int(min(self.positions or self.tokenizer.model_max_length, self.tokenizer.model_max_length))
+        limits = [limit for limit in (self.positions, self.tokenizer.model_max_length) if limit and limit > 0]
+        return int(min(limits, default=NO_LIMIT))
+
+    def check_ids(self, token_ids: Iterable[NDArray[np.int32]]) -> None:
+        """Refuses tokens that the model has no embedding for.
+
+        Raises:
+            RepsimError: a token's id is as large as the model's vocabulary, or larger.
+        """
+        known = self.module.get_input_embeddings().weight.shape[0]
+        largest = max((int(ids.max()) for ids in token_ids if len(ids)), default=0)
+        if largest >= known:
+            raise RepsimError(
+                f"{self.name}: its tokenizer gives the token {largest}, and the model knows {known:,}; "
+                "is the tokenizer another model's?"
+            )
 
     @cached_property
     def weights_digest(self) -> str:

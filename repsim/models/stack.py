@@ -7,6 +7,7 @@ its halves are `repsim.models.halves`. This module knows nothing of plans, of tr
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import nn
 
 from repsim.plans import Application
 from repsim.schema import RepsimError
+
+# What configurations call the depth of a stack; the first stands for the model's own, found by whatever name.
+DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Stack:
     layers: the module list, one entry per layer.
     norm: the norm between the last layer and the head; None for post-norm encoders.
     head: the module that gives logits; None for a model without one.
+    is_named: whether the list had to be named: the search alone gives none or another one.
     halves: the half layers that have been made so far.
     """
 
@@ -33,6 +38,7 @@ class Stack:
     layers: Any
     norm: nn.Module | None
     head: nn.Module | None
+    is_named: bool = False
     halves: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -42,27 +48,25 @@ class Stack:
 def find_stack(module: nn.Module, path: str | None = None) -> Stack:
     """The stack of a model, found by its shape or named by its path.
 
+    A list that is named passes the tests that one has to pass which is found: it is no part of another list, and as
+    long as the configuration says. Whether its entries run once each, in order, only the model's forward can tell:
+    `repsim.models.forward.check_stack`.
+
     Args:
         module: a Hugging Face model.
         path: dotted path of the module list, e.g. `model.layers`; needed only where the search is not unique.
     Raises:
-        RepsimError: no list or several fit, or `path` names none (the message lists the module lists seen); or the
-            layers cannot run apart from each other.
+        RepsimError: no list or several fit, or `path` names none that does (the message lists the module lists seen);
+            or the layers cannot run apart from each other.
     """
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
-    # Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them.
-    names = {f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()}
-    seen = ", ".join(names) or "none"
+    fits = [name for name in lists if _misfit(name, lists, _depths(module, DEPTHS[:1])) is None]
     if path is None:
-        fits = _likely_stacks(module, lists)
-        if len(fits) != 1:
-            problem = "several module lists could be the layers" if fits else "no module list fits its layers"
-            raise RepsimError(
-                f"{type(module).__name__}: {problem}; seen: {seen}; name one with stack=PATH (--stack PATH)"
-            )
-        path = fits[0]
-    elif path not in lists:
-        raise RepsimError(f"stack={path}: {type(module).__name__} has no such module list; seen: {seen}")
+        path = _only(fits, module, lists)
+        is_named = False
+    else:
+        _check_named(path, module, lists)
+        is_named = fits != [path]
     layers = lists[path]
     if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):  # Gemma 3n, Gemma 4 E2B and E4B
         raise RepsimError(
@@ -76,19 +80,59 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         layers=layers,
         norm=_final_norm(owner),
         head=getattr(module, "get_output_embeddings", lambda: None)(),
+        is_named=is_named,
     )
 
 
-def _likely_stacks(module: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]:
-    """Outermost lists as long as the configuration says the model is deep."""
-    depth = getattr(_text_config(module), "num_hidden_layers", None)
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    return [name for name in outermost if depth is None or len(lists[name]) == depth]
+def _only(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> str:
+    """The one list that fits."""
+    if len(fits) == 1:
+        return fits[0]
+    problem = "several module lists could be the layers" if fits else "no module list fits its layers"
+    could = [name for name in lists if _misfit(name, lists, _depths(module, DEPTHS)) is None]
+    remedy = "name one with stack=PATH (--stack PATH)" if could else "no plan can arrange them; take another model"
+    raise RepsimError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
+
+
+def _check_named(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> None:
+    kind = type(module).__name__
+    if path not in lists:
+        raise RepsimError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
+    if misfit := _misfit(path, lists, _depths(module, DEPTHS)):
+        raise RepsimError(f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}")
+
+
+def _misfit(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
+    """Why a module list cannot be the layers; None where it can."""
+    if outer := next((other for other in lists if path.startswith(f"{other}.")), None):
+        return f"it is a part of an entry of {outer}"
+    if depths and len(lists[path]) not in depths:
+        said = " or ".join(map(str, sorted(depths)))
+        return f"it has {len(lists[path])} entries where the configuration says {said}"
+    return None
+
+
+def _depths(module: nn.Module, names: Sequence[str]) -> set[int]:
+    """What the configuration says of how deep the model's stacks are; nothing where it has no word for it."""
+    configs = [_text_config(module)]
+    if len(names) > 1:  # a model that is made of two has a configuration for each
+        configs += vars(getattr(module, "config", None) or object).values()
+    found = [getattr(config, name, None) for config in configs for name in names]
+    return {depth for depth in found if isinstance(depth, int)}
+
+
+def _seen(lists: Mapping[str, nn.ModuleList]) -> str:
+    """Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them."""
+    names = {f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()}
+    return ", ".join(names) or "none"
 
 
 def _text_config(module: nn.Module) -> Any:
     config: Any = getattr(module, "config", None)
-    return None if config is None else config.get_text_config()
+    try:
+        return None if config is None else config.get_text_config()
+    except ValueError as problem:  # several parts of it could be the one for text
+        raise RepsimError(f"{type(module).__name__}: made of several models of text; load one of them") from problem
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:

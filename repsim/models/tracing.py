@@ -12,7 +12,6 @@ with the model's own forward (`proof`). Nothing here touches a disk.
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import logging
 import warnings
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from repsim.corpus import Batch
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
+from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
     Join,
     LayerCall,
@@ -107,11 +107,9 @@ class Tracer:
             layers = getattr(layers, part)
         self._envoys = [layers[i] for i in range(model.layers)]
         self._state = ModuleState(model.module)
-        accepted = inspect.signature(type(model.module).forward).parameters
         # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
         self._form: Any = None
-        takes_use_cache = "use_cache" in accepted or model.module.can_generate()  # GraniteMoe hides it in **kwargs
-        self._no_cache = {"use_cache": False} if takes_use_cache else {}
+        self._no_cache = without_cache(model.module)
 
     @torch.inference_mode()
     def run(
@@ -195,7 +193,8 @@ class Tracer:
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
-        return {"input_ids": token_ids, **self._masked(batch), **self._no_cache}
+        decoded = decoder_inputs(self._model.module, token_ids, torch.from_numpy(batch.mask).to(self._model.device))
+        return {"input_ids": token_ids, **decoded, **self._masked(batch), **self._no_cache}
 
     def _masked(self, batch: Batch) -> dict[str, Tensor]:
         """What tells the model which tokens see which: padding, or for trees everything."""

@@ -129,8 +129,41 @@ def put(name: str, text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (unlink("config.json"), "the folder has no config.json; is it a Hugging Face model?"),
-        (unlink(WEIGHTS), "the folder has no weights in safetensors; is it whole?"),
+        (unlink("config.json"), "no config.json; is it a Hugging Face model, and whole?"),
+        (unlink(WEIGHTS), "no weights in safetensors; is it a Hugging Face model, and whole?"),
+        (
+            put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'),
+            "it holds an adapter (LORA) of org/base; move adapter_config.json away for the model without it, or merge ",
+        ),
+        (
+            lambda folder: [put("adapter_config.json", "[")(folder), unlink("config.json", WEIGHTS)(folder)],
+            "it holds an adapter (kind unknown) of another model; merge it first (peft: PeftModel.from_pretrained(",
+        ),
+        (
+            lambda folder: edit(folder, _class_name="UNet2DConditionModel"),
+            "a part of a pipeline of diffusers (UNet2DConditionModel), not a model of text",
+        ),
+        (
+            put(WEIGHTS, "version https://git-lfs.github.com/spec/v1"),
+            "model.safetensors is a pointer of Git LFS, not the weights themselves; run: git lfs pull",
+        ),
+        (
+            lambda folder: (folder / WEIGHTS).rename(folder / "model.onnx"),
+            "no weights in safetensors; it holds ONNX (model.onnx); take the model in safetensors",
+        ),
+        (
+            lambda folder: (folder / WEIGHTS).rename(folder / "model.Q4.gguf"),
+            "no weights in safetensors; it holds a GGUF file: name that (.../model.Q4.gguf)",
+        ),
+        (
+            lambda folder: [
+                put("model.safetensors.index.json", '{"weight_map": {"a": "b-2.safetensors", "c": "b-1.safetensors"}}')(
+                    folder
+                ),
+                unlink(WEIGHTS)(folder),
+            ],
+            "it has only the index of 2 files, e.g. b-1.safetensors; download those too",
+        ),
         (unlink("tokenizer.json", "tokenizer_config.json"), "there is no tokenizer among its files"),
         (put("tokenizer.json", "{"), "tokenizer cannot be read: "),
         (put("tokenizer.json", "{}"), "tokenizer cannot be read: KeyError("),
@@ -167,6 +200,114 @@ def test_damaged_folders(folder: Path, spoil: Callable[[Path], None], message: s
     line = failure(folder)
     assert line.startswith(f"model '{folder}': ")
     assert message in line
+
+
+def test_a_folder_of_folders(folder: Path, tmp_path: Path) -> None:
+    """Sentence transformers and trainers keep a model one folder further in, pipelines one of several."""
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "checkpoint-500")
+    assert failure(tmp_path / "run").endswith("models are in the folders in it: checkpoint-500; name one of them")
+    put("model_index.json", "{}")(tmp_path / "run")
+    assert failure(tmp_path / "run").endswith(
+        "pipeline of models; name the folder of its text encoder (checkpoint-500)"
+    )
+
+
+PATCHES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+SPEECH = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY, "pad_token_id": 0}
+SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "message"),
+    [
+        ("ViTModel", PATCHES, "a model of pictures (vit): it reads pixel_values, not text"),
+        ("ViTForImageClassification", PATCHES, "a model of pictures (vit): it reads pixel_values, not text"),
+        ("CLIPVisionModel", PATCHES, "a model of pictures (clip_vision_model): it reads pixel_values, not text"),
+        ("WhisperForConditionalGeneration", SPEECH, "a model of sound (whisper): it reads input_features, not text"),
+    ],
+)
+def test_models_of_pictures_and_sound(class_name: str, config: dict[str, object], message: str, tmp_path: Path) -> None:
+    """They have no tokenizer, and none is asked for."""
+    cls = getattr(transformers, class_name)
+    cls(cls.config_class(**config)).save_pretrained(tmp_path / "odd")
+    assert failure(tmp_path / "odd") == f"model '{tmp_path / 'odd'}': {message}"
+
+
+def with_tokenizer(tiny_folder: Path, module: torch.nn.Module, folder: Path) -> Path:
+    module.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, folder)
+    return folder
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4, "vocab_size": VOCABULARY}
+
+
+def test_an_encoder_that_is_half_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """What is saved of a T5's encoder is a whole model, and its states are those of the encoder."""
+    module = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    folder = with_tokenizer(tiny_folder, module, tmp_path / "t5")
+    model = models.load(folder, device="cpu")
+    assert (model.stack.path, model.layers, model.predicts_next_token) == ("encoder.block", T, False)
+    capture = repsim.capture(model, limit=1, dtype="float32", out=tmp_path / "a.zarr")
+    ids = torch.tensor(capture.dataset["token_id"].values, dtype=torch.long)[None]
+    with torch.no_grad():
+        own = module(input_ids=ids, output_hidden_states=True).hidden_states
+    assert torch.equal(torch.from_numpy(capture.hidden().values[: T - 1]), torch.cat(own[: T - 1]))
+
+
+def test_a_model_that_reads_pictures_between_its_layers(tiny_folder: Path, tmp_path: Path) -> None:
+    """Mllama skips layers where there is no picture, so a plan over all of them is none of the model's."""
+    text = {**DECODER, "num_hidden_layers": 5, "cross_attention_layers": [1, 3]}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 4}
+    vision |= {"image_size": 16, "patch_size": 8, "intermediate_layers_indices": [0], "vision_output_dim": 64}
+    config = transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=5)
+    folder = with_tokenizer(tiny_folder, transformers.MllamaForConditionalGeneration(config), tmp_path / "mllama")
+    assert "model.language_model.layers: its 5 entries run in the order 0, 2, 4; layers that a plan" in failure(folder)
+
+
+@pytest.mark.parametrize("given", [None, 7, ["tiny"], torch.nn.Linear(1, 1)])
+def test_what_is_no_name(given: object) -> None:
+    with pytest.raises(RepsimError) as caught:
+        models.load(given)
+    said = f"model: {type(given).__name__} is not a name; give an embedded name, a hub id, a folder or a GGUF file"
+    assert str(caught.value) == said
+
+
+def test_a_model_in_memory_is_told_what_to_hand_over(tiny_folder: Path, tmp_path: Path) -> None:
+    model = models.load(tiny_folder, device="cpu")
+    for given in (model.module, model.tokenizer, None, 7):
+        for run in (repsim.capture, repsim.evaluate):
+            with pytest.raises(RepsimError) as caught:
+                run(given, out=tmp_path / "a.zarr")
+            line = str(caught.value)
+            assert line.startswith(
+                f"model: {type(given).__name__} is neither a name nor what repsim.models.load gives; "
+            )
+            assert line.endswith(
+                "save both to a folder (save_pretrained) and hand over the folder or repsim.models.load(folder)"
+            )
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize(("positions", "tokenizer", "longest"), [(-1, 1000, 1000), (0, 50, 50), (64, 0, 64)])
+def test_a_length_below_one_is_no_limit(tiny_folder: Path, positions: int, tokenizer: int, longest: int) -> None:
+    """XLNet's configuration says -1 of a length that it does not limit."""
+    model = models.load(tiny_folder, device="cpu")
+    model.module.config.max_position_embeddings = positions
+    model.tokenizer.model_max_length = tokenizer
+    assert model.context_length == longest
+
+
+def test_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(**{**DECODER, "vocab_size": 20})
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for run in (repsim.capture, lambda *args, **options: repsim.evaluate(*args, tasks="grammar", **options)):
+        with pytest.raises(RepsimError, match=r"^tiny: its tokenizer gives the token \d+, and the model knows 20; is"):
+            run(folder, limit=4, out=tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_files_that_are_no_models(folder: Path) -> None:

@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 import transformers
@@ -7,6 +9,7 @@ import repsim
 from repsim.corpus import Batch
 from repsim.families import resolve
 from repsim.models import Model
+from repsim.models.forward import check_stack
 from repsim.models.layer_call import Join, LayerCall, logits_of, state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
@@ -14,6 +17,7 @@ from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
 from support.models import (
     ARCHITECTURES,
+    DECODER,
     DECODERS,
     HEAD,
     MIXED,
@@ -179,9 +183,13 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(
     ("module", "path", "message"),
     [
-        (Blocks(3, blocks=2), None, "no module list fits its layers; seen: blocks (2); name one with stack=PATH"),
+        (Blocks(3, blocks=2), None, "no module list fits its layers; seen: blocks (2); no plan can arrange them"),
         (Blocks(3), None, "no module list fits its layers; seen: none"),
-        (Blocks(3, a=3, b=3, c=1), None, "several module lists could be the layers; seen: a (3), b (3), c (1); name"),
+        (
+            Blocks(3, a=3, b=3, c=1),
+            None,
+            "could be the layers; seen: a (3), b (3), c (1); name one with stack=PATH (--stack PATH)",
+        ),
         (Blocks(3, a=3), "layers", "stack=layers: Blocks has no such module list; seen: a (3)"),
     ],
 )
@@ -190,11 +198,166 @@ def test_no_stack_or_several(module: nn.Module, path: str | None, message: str) 
         find_stack(module, path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert path or "--stack PATH" in str(caught.value)
 
 
 def test_a_path_decides() -> None:
-    assert find_stack(Blocks(3, a=3, b=3), "b").path == "b"
+    stack = find_stack(Blocks(3, a=3, b=3), "b")
+    assert (stack.path, stack.is_named) == ("b", True)
+    assert not find_stack(Blocks(3, a=3, b=2), "a").is_named
+    assert not find_stack(Blocks(3, a=3)).is_named
+
+
+T5_CONFIG = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_heads": 4,
+    "vocab_size": VOCABULARY,
+    "decoder_start_token_id": 0,
+}
+BART_CONFIG = {"d_model": 32, "encoder_layers": 3, "decoder_layers": 3, "vocab_size": VOCABULARY, "pad_token_id": 0}
+BART_CONFIG |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+BART_CONFIG |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "path", "message"),
+    [
+        (
+            "AlbertModel",
+            {**SMALL, "embedding_size": 16, "num_hidden_layers": 2, "inner_group_num": 2},
+            "encoder.albert_layer_groups.0.albert_layers",
+            "it is a part of an entry of encoder.albert_layer_groups, so it does not hold the layers of AlbertModel",
+        ),
+        (
+            "AlbertModel",
+            {**SMALL, "embedding_size": 16},
+            "encoder.albert_layer_groups",
+            "it has 1 entries where the configuration says 6, so",
+        ),
+        (
+            "T5Model",
+            {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3},
+            "encoder.block.0.layer",
+            "it is a part of an entry of encoder.block",
+        ),
+        (
+            "T5Model",
+            {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3},
+            "decoder.block.1.layer",
+            "it is a part of an entry of decoder.block",
+        ),
+        ("HrmTextForCausalLM", DECODER, "model.L_module.layers", "it has 6 entries where the configuration says "),
+        ("T5Model", {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3}, "layers", "has no such module list"),
+    ],
+)
+def test_a_path_that_names_no_layers(class_name: str, config: dict[str, object], path: str, message: str) -> None:
+    """A list that is named is no better for it: the same tests as for one that is found."""
+    with pytest.raises(RepsimError) as caught:
+        find_stack(build(class_name, config), path)
+    assert str(caught.value).startswith(f"stack={path}: ")
+    assert message in str(caught.value)
+
+
+def test_an_encoder_and_a_decoder_of_different_depths() -> None:
+    module = build("T5Model", {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3})
+    assert [len(find_stack(module, f"{half}.block")) for half in ("encoder", "decoder")] == [2, 3]
+
+
+class Runs(nn.Module):
+    """A text model of three layers that run in some order, each handed what the one before gave."""
+
+    def __init__(self, order: list[int], shift: int = 0, wrap: Any = lambda state: state) -> None:
+        super().__init__()
+        self.config = transformers.LlamaConfig(num_hidden_layers=3, vocab_size=VOCABULARY)
+        self.embed, self.order, self.shift, self.wrap = nn.Embedding(VOCABULARY, 4), order, shift, wrap
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        for layer in self.layers:
+            layer.register_forward_hook(lambda _layer, _args, output: wrap(output))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def can_generate(self) -> bool:
+        return False
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        state = self.embed(input_ids.roll(self.shift, 1))
+        for number in self.order:
+            output = self.layers[number](state)
+            state = output[0] if isinstance(output, tuple) else output
+        return state
+
+
+class TwoStates(NamedTuple):
+    hidden: Tensor
+    other: Tensor
+
+
+def test_the_forward_decides_what_is_a_stack() -> None:
+    for right in (Runs([0, 1, 2]), Runs([0, 1, 2], wrap=lambda state: (state, None))):
+        check_stack(right, find_stack(right))
+        assert [len(layer._forward_hooks) for layer in right.layers] == [1, 1, 1]  # of `Runs`; the check's are gone
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            Runs([0, 1, 2, 0, 1, 2]),
+            "Runs: layers: its 3 entries run in the order 0, 1, 2, 0, 1, 2; layers that a plan can",
+        ),
+        (Runs([2, 1, 0]), "its 3 entries run in the order 2, 1, 0; "),
+        (Runs([0, 2]), "its 3 entries run in the order 0, 2; "),
+        (Runs([]), "none of its entries runs on text; "),
+        (Runs([7]), "Runs: its forward does not run on token ids alone (IndexError: index 7 is out of range); "),
+        (
+            Runs([0, 1, 2], shift=1),
+            "the state at a place does not depend on the token there, so a store would name the ",
+        ),
+        (
+            Runs([0, 1, 2], wrap=lambda state: TwoStates(state, state)),
+            "its layers hand on TwoStates, more than one state, so they cannot be rearranged; take another model",
+        ),
+    ],
+)
+def test_what_the_forward_shows_to_be_no_stack(module: nn.Module, message: str) -> None:
+    with pytest.raises(RepsimError) as caught:
+        check_stack(module, find_stack(module))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "half"),
+    [
+        ("T5Model", {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3}, "decoder.block"),
+        ("T5ForConditionalGeneration", {**T5_CONFIG, "num_layers": 3}, "encoder.block"),
+        ("BartModel", BART_CONFIG, "decoder.layers"),
+        ("BartModel", BART_CONFIG, "encoder.layers"),
+        ("MarianModel", BART_CONFIG, "decoder.layers"),
+        ("M2M100Model", BART_CONFIG, "decoder.layers"),
+    ],
+)
+def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
+    class_name: str, config: dict[str, object], half: str, batch: Batch
+) -> None:
+    """Each text by itself through plain transformers, the decoder on that very text and not one place behind it."""
+    module = build(class_name, config)
+    stack = find_stack(module, half)
+    check_stack(module, stack)
+    model = Model(module, None, "two", None, stack)
+    (states,) = traced(model, [Plan.from_steps(range(len(stack)))], batch)
+    name = f"{half.partition('.')[0]}_hidden_states"
+    start = 0
+    for row, mask in zip(batch.token_ids, batch.mask, strict=True):
+        ids = torch.from_numpy(row[mask])[None]
+        with torch.inference_mode():
+            own = module(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)[name]
+        for number, expected in enumerate(own[:-1]):  # the last one is behind the final norm
+            found = states[number][start : start + len(ids[0])]
+            torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-5)
+        start += len(ids[0])
 
 
 @pytest.mark.parametrize(
