@@ -24,11 +24,12 @@ import repsim
 from repsim.corpus import Batch
 from repsim.families import resolve
 from repsim.models import Model
+from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
-from support.architectures import MAKES_DECODER_IDS, TOKENS, Subject, T
+from support.architectures import TOKENS, Subject, T
 
 FAMILIES = (
     "baseline",
@@ -322,11 +323,11 @@ def batch_of(lengths: tuple[int, ...], seed: int = 0) -> Batch:
 
 
 def inputs_of(module: Any, batch: Batch) -> dict[str, Any]:
-    """What a forward is given; decoders read the same ids where a model does not make theirs from its input."""
-    ids = torch.from_numpy(batch.token_ids)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.from_numpy(batch.mask).long()}
-    if module.config.is_encoder_decoder and module.config.model_type not in MAKES_DECODER_IDS:
-        inputs["decoder_input_ids"] = ids
+    """What a forward is given; a decoder behind an encoder reads the same tokens."""
+    ids, mask = torch.from_numpy(batch.token_ids), torch.from_numpy(batch.mask).long()
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if module.config.is_encoder_decoder:
+        inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
     if module.can_generate() or module.config.is_encoder_decoder:
         inputs["use_cache"] = False
     return inputs
@@ -408,9 +409,11 @@ def examine(subject: Subject) -> list[Outcome]:
     found: list[Outcome] = []
     module = subject.build()
     try:
-        model = Model(module, None, subject.name, None, find_stack(module, subject.stack(module)))
+        stack = find_stack(module, subject.stack(module))
+        check_stack(module, stack)
     except RepsimError as problem:
         return [Outcome("baseline", "", "refused", str(problem))]
+    model = Model(module, None, subject.name, None, stack)
     if model.layers != T:
         return [Outcome("baseline", "", "none", f"{model.layers} layers, not {T}")]
     plans = {text: resolve(text, model.layers)[0].plan for text in FAMILIES}
