@@ -103,12 +103,11 @@ def evaluate(
     loaded = runs.loaded(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
-    from repsim.models.module_state import at_rest
     from repsim.tasks import load as load_tasks
 
     folder = None if data_dir is None else Path(data_dir)
-    with at_rest(loaded.module):  # lm-eval changes it
-        benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots)
+    loaded = loaded.at_rest()  # lm-eval changes it
+    benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots)
     command = {
         "model": loaded.name,
         "plan": list(map(str, plans)),
@@ -134,7 +133,7 @@ def evaluate(
             return scores.open(place.text)
     with Lock(place) as lock:
         layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock), at_rest(loaded.module):
+        with runs.nothing_worthless(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))

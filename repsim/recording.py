@@ -127,9 +127,6 @@ def capture(
         "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
         **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
-
-    from repsim.models.module_state import at_rest
-
     asked = _layout(loaded, texts, plans, max_tokens, chosen, kernels, batch_tokens)
     if repair and store.is_begun(place):
         with Lock(place):
@@ -145,7 +142,7 @@ def capture(
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock), at_rest(loaded.module):
+        with runs.nothing_worthless(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
             writer = store.prepare(place, layout, lock)

@@ -91,19 +91,24 @@ def check_stack(module: Any, stack: Stack) -> None:
         )
 
 
-def _probe(module: Any) -> Tensor:
-    """Two texts that differ in one token, `[2, position]`; no token that the configuration gives a meaning."""
+def ordinary_tokens(module: Any, number: int) -> Tensor:
+    """Different token ids that the configuration gives no meaning of their own, `[number]`; fewer repeat."""
     config = module.config.get_text_config()
     size = getattr(config, "vocab_size", None) or module.get_input_embeddings().weight.shape[0]
     special = set(_special(module.config.to_dict()))
-    ordinary = [i for i in range(min(size, len(special) + 4 * PROBE_TOKENS)) if i not in special]
+    ordinary = [i for i in range(min(size, len(special) + 4 * number)) if i not in special]
     ordinary = ordinary if len(ordinary) > 1 else [0, 1]
-    positions = getattr(config, "max_position_embeddings", None) or PROBE_TOKENS
+    return torch.tensor([ordinary[i % len(ordinary)] for i in range(number)])
+
+
+def _probe(module: Any) -> Tensor:
+    """Two texts that differ in one token, `[2, position]`."""
+    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None) or PROBE_TOKENS
     length = min(PROBE_TOKENS, positions) if positions > 0 else PROBE_TOKENS
-    ids = torch.tensor([ordinary[i % len(ordinary)] for i in range(length)])
-    other = ids.clone()
-    other[length // 2] = ordinary[(length // 2 + 1) % len(ordinary)]
-    return torch.stack([ids, other])
+    *ids, another = ordinary_tokens(module, length + 1).tolist()
+    other = [*ids]
+    other[length // 2] = another
+    return torch.tensor([ids, other])
 
 
 def _special(config: dict[Any, Any]) -> Iterator[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 
+from repsim.models.module_state import settle
+from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
 from repsim.schema import RepsimError
 
@@ -40,6 +42,23 @@ class Model:
     name: str
     revision: str | None
     stack: Stack
+
+    def at_rest(self) -> Model:
+        """The same model as repsim runs it, as module trees of its own that share parameters with the loaded one.
+
+        Whatever runs do to the copy (hooks, nnsight's controllers, rotary tables that grow) never reaches the model
+        that was lent.
+        """
+        copies = SharedCopies()
+        module, own = copies.of(self.module), self.stack
+        settle(module)
+        norm, head = (part and copies.of(part) for part in (own.norm, own.head))
+        owner, layers = copies.of(own.owner), copies.of(own.layers)
+        copied = replace(
+            self, module=module, stack=replace(own, owner=owner, layers=layers, norm=norm, head=head, halves={})
+        )
+        vars(copied)["config_digest"] = self.config_digest  # settling is no other configuration
+        return copied
 
     @property
     def layers(self) -> int:

@@ -2,14 +2,13 @@
 
 A forward may leave traces in the modules: rotary frequencies grown for a long text (dynamic NTK), attention switched to
 another kind for a short one (BigBird), recurrent states. The next text would be computed with them, so its states would
-depend on which texts ran before it. `ModuleState` remembers what was there and restores it; `at_rest` lends a model for
-a run. This module knows nothing of plans, of tracing or of disks.
+depend on which texts ran before it. `ModuleState` remembers what was there and restores it; `settle` makes a model
+ready for a run. This module knows nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,29 +110,18 @@ class ModuleState:
             kept.restore()
 
 
-@contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """A model as repsim runs it; afterwards it is what it was.
+def settle(module: nn.Module) -> None:
+    """Brings a model into the state in which repsim runs it.
 
     It is in evaluation mode, its rotary positions are those of a model that has seen no long text, and its parts return
     records whatever its configuration says (`return_dict`).
     """
-    before = ModuleState(module)
-    training = [child for child in module.modules() if child.training]
-    configs: dict[int, Any] = {id(child.config): child.config for child in module.modules() if hasattr(child, "config")}
-    tuples = [config for config in configs.values() if getattr(config, "return_dict", True) is False]
     module.eval()
     _shrink(module)
-    for config in tuples:
-        config.return_dict = True
-    try:
-        yield
-    finally:
-        before.restore()
-        for config in tuples:
-            config.return_dict = False
-        for child in training:
-            child.training = True
+    configs: list[Any] = [child.config for child in module.modules() if hasattr(child, "config")]
+    for config in configs:
+        if getattr(config, "return_dict", True) is False:
+            config.return_dict = True
 
 
 def _shrink(module: nn.Module) -> None:

@@ -197,28 +197,31 @@ def _set(config: Any, name: str, value: Any) -> None:
     """Sets a value of a configuration, also one that its class derives from others and lets nobody set."""
     name = config.attribute_map.get(name, name)
     own: Any = type(config)
-    if isinstance(getattr(own, name, None), property):
-        config.__class__ = _plain_attribute(own, name)
-        vars(config)[name] = value
-    else:
+    if not isinstance(getattr(own, name, None), property):
         setattr(config, name, value)
+        return
+    derived = getattr(own, "_repsim_derived", ())
+    config.__class__ = _with_attributes(own.__bases__[0] if derived else own, (*derived, name))
+    vars(config)[name] = value
 
 
 @functools.cache
-def _plain_attribute(own: Any, name: str) -> Any:
-    """A configuration's class in which one property is an attribute that can be set."""
-    body = {name: None, "__reduce_ex__": functools.partialmethod(_reduced, own, name)}
+def _with_attributes(own: Any, names: tuple[str, ...]) -> Any:
+    """A configuration's class in which some properties are attributes that can be set; files leave them out."""
+
+    def to_dict(config: Any) -> dict[str, Any]:
+        return {name: value for name, value in own.to_dict(config).items() if name not in names}
+
+    body = {**dict.fromkeys(names), "_repsim_derived": names, "to_dict": to_dict, "__reduce_ex__": _reduce_config}
     return type(own.__name__, (own,), {**body, "__module__": own.__module__, "__qualname__": own.__qualname__})
 
 
-def _reduced(config: Any, own: type, name: str, _protocol: Any) -> tuple[Any, ...]:
-    return _empty_config, (own, name), vars(config)
+def _reduce_config(config: Any, _protocol: Any) -> tuple[Any, ...]:
+    return _empty_config, (type(config).__bases__[0], config._repsim_derived), vars(config)
 
 
-def _empty_config(own: Any, name: str) -> Any:
-    made = object.__new__(own)
-    made.__class__ = _plain_attribute(own, name)
-    return made
+def _empty_config(own: Any, names: tuple[str, ...]) -> Any:
+    return object.__new__(_with_attributes(own, names))
 
 
 # Parallel steps

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from repsim.corpus import Batch
+from repsim.models.forward import decoder_inputs, ordinary_tokens, without_cache
 from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.tracing import Tracer
@@ -48,9 +49,8 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
     Raises:
         RepsimError: its states are not the plan's.
     """
-    ids = _token_ids(model)
-    mask = torch.ones_like(ids)
-    mask[1, : TOKENS // 2] = 0  # padded on the left, as texts are that `generate` goes on from
+    ids, mask = _texts(model)
+    real = mask.bool()
     bound = rounding_bound(made.dtype, plan.applications)
     cached, cache_error = None, None
     with torch.inference_mode(), _evaluating(made):
@@ -59,30 +59,34 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
                 ids, cached = _generated(made, model, ids, mask)
             except Exception as problem:  # a cache meets a stack that it was not written for
                 cache_error = f"it fails ({brief(problem)})"
+        traced = _traced(model, plan, ids, mask)
+        if cached is not None and _error(cached[real], traced[real]) <= bound:
+            return None
+        # Without the cache: are the states wrong, or the cache, or does the model itself mind padding on the left?
         try:
             plain = _last_states(made, model, ids, mask)
         except Exception as problem:
             raise RepsimError(
                 f"{plan}: {model.name} cannot run it in its own forward ({brief(problem)}); capture the plan instead"
             ) from problem
-        error = _error(plain[0], _traced(model, plan, ids[:1])[0])
-    if not error <= bound:
+    if not (error := _error(plain[0], traced[0])) <= bound:
         raise RepsimError(
             f"{plan}: in its own forward {model.name} comes to other states than its layers do (relative difference "
             f"{error:.1g}, rounding is {bound:.1g}): it gives its layers something that depends on their place in the "
             "stack; capture the plan instead"
         )
-    if cached is not None and not (error := _error(cached[mask.bool()], plain[mask.bool()])) <= bound:
+    if cached is not None and not (error := _error(cached[real], plain[real])) <= bound:
         cache_error = f"the states differ by {error:.1g} (relative)"
     return cache_error
 
 
-def _token_ids(model: Model) -> Tensor:
-    """Two texts of ordinary tokens, `[2, TOKENS]`: none that a configuration gives a meaning of its own."""
-    configs = (model.module.config, model.module.config.get_text_config())
-    special = {value for config in configs for name, value in vars(config).items() if name.endswith("_token_id")}
-    ordinary = [number for number in range(min(configs[1].vocab_size, 64)) if number not in special]
-    return torch.from_numpy(np.random.default_rng(0).choice(ordinary, (2, TOKENS))).to(model.device)
+def _texts(model: Model) -> tuple[Tensor, Tensor]:
+    """Ids and mask of two texts, the shorter padded on the left, as texts are that `generate` goes on from."""
+    ids = ordinary_tokens(model.module, TOKENS).to(model.device).repeat(2, 1)
+    ids[1] = ids[1].flip(0)
+    mask = torch.ones_like(ids)
+    mask[1, : TOKENS // 2] = 0
+    return ids, mask
 
 
 def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,22 +106,25 @@ def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tens
 
 def _last_states(made: Any, model: Model, ids: Tensor, mask: Tensor) -> Tensor:
     """What leaves the planned stack in one forward without a cache, `[2, TOKENS, unit]`."""
-    accepted = inspect.signature(type(made).forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted or made.can_generate() else {}
-    if "position_ids" in accepted and made.can_generate():
+    options: dict[str, Any] = {**without_cache(made), **decoder_inputs(made, ids, mask)}
+    if made.can_generate() and "position_ids" in inspect.signature(type(made).forward).parameters:
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
     with _last_layer(made, model) as states:
         made(input_ids=ids, attention_mask=mask, **options)
     return states[0]
 
 
-def _traced(model: Model, plan: Plan, ids: Tensor) -> Tensor:
-    """What leaves the plan's last step by the trace, `[sample, position, unit]`."""
-    found: list[Tensor] = []
+def _traced(model: Model, plan: Plan, ids: Tensor, mask: Tensor) -> Tensor:
+    """What leaves the plan's last step by the trace, which pads on the right, `[2, TOKENS, unit]`."""
+    real = mask.bool().cpu().numpy()
+    batch = Batch(np.zeros(real.shape, np.int64), np.sort(real)[:, ::-1].copy())
+    batch.token_ids[batch.mask] = ids.cpu().numpy()[real]
+    states: list[Tensor] = []
     trie = PlanTrie.build([plan])
-    batch = Batch(ids.cpu().numpy(), np.ones(ids.shape, bool))
-    Tracer(model).run(trie, [batch], lambda state: found.append(state.hidden), nodes=trie.ends)
-    return found[0].reshape(*ids.shape, -1)
+    Tracer(model).run(trie, [batch], lambda state: states.append(state.hidden), nodes=trie.ends, check=False)
+    placed = states[0].new_zeros(*real.shape, states[0].shape[-1])
+    placed[torch.from_numpy(real)] = states[0]
+    return placed
 
 
 def _error(states: Tensor, expected: Tensor) -> float:
@@ -180,10 +187,9 @@ def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> Non
     """Makes a model of the configuration and these weights, and compares what both give for some tokens."""
     advice = "its configuration cannot say which layers these are; save the model itself and keep the plan's text"
     own: Any = type(made).__bases__[1]
-    vocabulary = made.config.get_text_config().vocab_size
-    ids = torch.arange(1, 9, device=made.get_input_embeddings().weight.device)[None] % vocabulary
+    ids = ordinary_tokens(made, 2 * TOKENS)[None].to(made.get_input_embeddings().weight.device)
     try:
-        config = type(made.config).from_dict(made.config.to_dict())
+        config = own.config_class.from_dict(made.config.to_dict())
         fresh = own.from_pretrained(None, config=config, state_dict=dict(weights), dtype=made.dtype).eval()
         with torch.inference_mode(), _evaluating(made):
             found, expected = (model.to(ids.device)(input_ids=ids)[0] for model in (fresh, made))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from repsim.models.module_state import ModuleState, at_rest
+from repsim.models import Model
+from repsim.models.module_state import ModuleState
+from repsim.models.stack import find_stack
 from support.models import DECODER, VOCABULARY, build
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
@@ -99,7 +101,7 @@ def test_a_forward_gives_what_a_fresh_model_gives(class_name, config, first, the
 
 
 @torch.inference_mode()
-def test_a_lent_model_runs_as_new_and_comes_back_as_it_was():
+def test_a_lent_model_runs_as_new_and_stays_as_it_is():
     module = build("LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC})
     fresh = copy.deepcopy(module)
     module.train()
@@ -107,11 +109,14 @@ def test_a_lent_model_runs_as_new_and_comes_back_as_it_was():
     training = [child.training for child in module.modules()]
     module(torch.arange(3, 63)[None])
     grown = module.model.rotary_emb.inv_freq
+    module.config.return_dict = False
     ids = torch.arange(5, 25)[None]
-    with at_rest(module):
-        assert not any(child.training for child in module.modules())
-        assert torch.equal(module(ids).logits, fresh(ids).logits)
-        module(torch.arange(3, 83)[None])
+    own = Model(module, None, "lent", None, find_stack(module)).at_rest().module
+    assert not any(child.training for child in own.modules())
+    assert torch.equal(own(ids).logits, fresh(ids).logits)
+    own(torch.arange(3, 83)[None])
     assert [child.training for child in module.modules()] == training
     assert module.model.rotary_emb.inv_freq is grown
     assert module.model.rotary_emb.max_seq_len_cached == 60
+    assert module.config.return_dict is False
+    assert {id(p) for p in own.parameters()} == {id(p) for p in module.parameters()}
