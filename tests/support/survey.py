@@ -357,7 +357,8 @@ def zero_half(layer: nn.Module, part: str) -> list[str]:
     ends = MIXER_ENDS if part == "attn" else MLP_ENDS
     zeroed = []
     for path, parameter in layer.named_parameters():
-        if half_of(path) == part and ends.search(re.sub(r"[._](weight|bias)$", "", path)):
+        last = ends.search(re.sub(r"[._](weight|bias)$", "", path)) or re.search(r"(mlp|experts)\.bias$", path)
+        if half_of(path) == part and last:  # JetMoe adds its biases by itself
             parameter.data.zero_()
             zeroed.append(path)
     return zeroed
