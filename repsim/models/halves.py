@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -291,19 +290,6 @@ def _disturb(_module: nn.Module, _args: Any, output: Any) -> Any:
     return type(output)([moved, *output[1:]]) if isinstance(output, (tuple, list)) else moved
 
 
-# Kinds of layers whose halves are proven, for each model by the module that holds its layers.
-_PROVEN: WeakKeyDictionary[nn.Module, set[Kind]] = WeakKeyDictionary()
-
-
 def kind_of(layer: nn.Module) -> Kind:
     """What tells the layers of one model apart: their class and the classes of all modules inside."""
     return tuple((name, type(module)) for name, module in layer.named_modules())
-
-
-def proven_kinds(owner: nn.Module) -> set[Kind]:
-    """The kinds of layers of a model that need no other proof; whoever proves one adds it.
-
-    Args:
-        owner: the module that holds the layers.
-    """
-    return _PROVEN.setdefault(owner, set())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from repsim.models.halves import dropped_paths, half_layer, kind_of, prove_halves, proven_kinds
+from repsim.models.halves import dropped_paths, half_layer, kind_of, prove_halves
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
 from repsim.plans import Application, Step
@@ -70,7 +70,7 @@ def prove_unproven_halves(
     Raises:
         RepsimError: a layer does not fall into halves.
     """
-    proven = proven_kinds(stack.owner)
+    proven = stack.proven_kinds
     recorded: Sequence[LayerCall] = ()
     for application in applications:
         layer = stack.layers[application.layer]

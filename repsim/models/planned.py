@@ -152,6 +152,9 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
         owner = made.get_submodule(stack.path.rpartition(".")[0])
         starts = [number for step in plan.steps for number in (True, *[False] * (len(step) - 1))]
         owner.register_forward_hook(functools.partial(_without_inner_states, starts))
+        for module_asked in (made, owner):
+            count = functools.partial(_count_states_from_the_front, len(plan) + 1)
+            module_asked.register_forward_pre_hook(count, with_kwargs=True)
     own: Any = type(module)
     made.__class__ = _planned_class(own)
     made._repsim_plan, made._repsim_stack = plan, stack.path
@@ -273,6 +276,16 @@ def _record_once(recorded: list[Tensor | None], before: int, joined: Tensor | No
     if joined is not None:
         selection = _active_collector.get().get("_hidden_states_layers")  # type: ignore[no-untyped-call]
         recorded.append(joined if selection is None or len(recorded) in selection else None)
+
+
+def _count_states_from_the_front(states: int, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Some hidden states may be asked for by index; transformers counts negative ones by entries, not by states."""
+    wanted = kwargs.get("output_hidden_states")
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        wanted = [wanted]
+    if isinstance(wanted, (list, tuple)):
+        kwargs = {**kwargs, "output_hidden_states": [i + states if i < 0 else i for i in wanted]}
+    return args, kwargs
 
 
 def _without_inner_states(starts: Sequence[bool], _owner: nn.Module, _args: Any, output: Any) -> Any:

@@ -31,6 +31,7 @@ class Stack:
     head: the module that gives logits; None for a model without one.
     is_named: whether the list had to be named: the search alone gives none or another one.
     halves: the half layers that have been made so far.
+    proven_kinds: the kinds of layers whose halves have been proven so far (`repsim.models.halves`).
     """
 
     path: str
@@ -40,6 +41,7 @@ class Stack:
     head: nn.Module | None
     is_named: bool = False
     halves: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
+    proven_kinds: set[Any] = field(default_factory=set, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -437,8 +437,8 @@ class Tracer:
         for step in trie.steps if self._slots else ():
             if step is not None and any(member.half for member in step):
                 raise RepsimError(
-                    f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} besides "
-                    "the state, so the other half may still act on the layers after it; name whole layers"
+                    f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} "
+                    "besides the state, so the other half may still act on later layers; name whole layers"
                 )
             if step is not None and len(step) > 1:
                 raise RepsimError(

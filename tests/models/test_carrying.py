@@ -52,14 +52,14 @@ def looped(model: Model, plan: str, batch: Batch) -> list[Tensor]:
     passed = first.kwargs.get(slot.argument) if isinstance(slot.argument, str) else first.args[slot.argument]
     states = [state]
     for step in resolve(plan, T)[0].plan.steps:
-        call = calls[step[0].layer]
+        call = calls[step.members[0].layer]
         args, kwargs = [state, *call.args[1:]], dict(call.kwargs)
         if isinstance(slot.argument, str):
             kwargs[slot.argument] = passed
         else:
             args[slot.argument] = passed
         with torch.inference_mode():
-            state, passed = model.stack.layers[step[0].layer](*args, **kwargs)[:2]
+            state, passed = model.stack.layers[step.members[0].layer](*args, **kwargs)[:2]
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
@@ -180,7 +180,7 @@ def test_a_container_that_layers_change_is_refused() -> None:
     model = made("llama")
     held: dict[str, Tensor] = {}
     hooks = [
-        model.stack.layers[0].register_forward_pre_hook(
+        model.module.model.register_forward_pre_hook(
             lambda _m, args, kwargs: (args, {**kwargs, "shared": held}), with_kwargs=True
         ),
         model.stack.layers[0].self_attn.register_forward_hook(lambda _m, _a, out: held.update(key=out[0])),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from repsim.corpus import Batch
 from repsim.models import Model, halves, layer_call
 from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of
+from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
 from repsim.plans import Application, Plan
 from repsim.schema import RepsimError
@@ -88,7 +89,7 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
     module = copy.deepcopy(model.module).to(dtype)
     path = model.stack.path
     owner = module.get_submodule(path.rpartition(".")[0])
-    return replace(model, module=module, stack=replace(model.stack, owner=owner, layers=module.get_submodule(path)))
+    return replace(model, module=module, stack=Stack(path, owner, module.get_submodule(path), None, None))
 
 
 def calls_of(model: Model, batch: Batch) -> list[LayerCall]:
@@ -321,16 +322,12 @@ def test_halves_of_every_layer(name: str, batch: Batch) -> None:
         assert torch.equal(here, call.state), "a layer wrote into its input"
         if name in POST_NORM:
             continue
-        layer = model.stack.layers[index]
-        hooks = [
-            layer.get_submodule(path).register_forward_hook(
-                lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
-            )
-            for path in halves.half_paths(layer, halves.ATTENTION_PATHS)
-        ]
-        nothing = run(model, index, "attn", call)
-        for hook in hooks:
-            hook.remove()
+        layer = shared_copy(model.stack.layers[index])
+        paths = [halves.half_paths(layer, patterns) for patterns in (halves.ATTENTION_PATHS, halves.MLP_PATHS)]
+        for path in (*paths[0], *paths[1]):
+            layer.set_submodule(path, halves.Silenced(layer.get_submodule(path)))
+        with torch.inference_mode():
+            nothing = state_of(layer(*call.args, **call.kwargs))
         assert torch.equal(nothing, call.state)
 
 
@@ -350,7 +347,7 @@ HALVED = [*ARCHITECTURES, *COMPOSED, *(name for name in MORE if name not in WITH
 
 def prove(model: Model, layer: int, call: LayerCall) -> None:
     """The proof of one layer by itself, whatever was proven before."""
-    halves.proven_kinds(model.stack.owner).clear()
+    model.stack.proven_kinds.clear()
     calls = [call] * model.layers
     prove_unproven_halves(model.stack, [Application(layer, "mlp")], lambda: calls)
 
@@ -381,9 +378,9 @@ def test_the_proof_under_any_mask(padding: str) -> None:
     elif padding == "none":
         batch = batch_of((2, 2))
     prove(model, 2, calls_of(model, batch)[2])
-    assert len(halves.proven_kinds(model.stack.owner)) == 1
+    assert len(model.stack.proven_kinds) == 1
     prove(model, 2, calls_of(model, batch_of((1,)))[2])
-    assert not halves.proven_kinds(model.stack.owner)
+    assert not model.stack.proven_kinds
 
 
 def test_the_proof_of_offloaded_layers(batch: Batch, tmp_path: Path) -> None:

@@ -99,13 +99,16 @@ def test_what_a_proof_says() -> None:
 # Planted faults
 
 
-def plant(model: Model, layer: int, size: float) -> None:
-    """A layer whose second half gives more by a share while the model's own forward runs, and only then."""
+def plant(model: Model, layer: int, size: float, *, padded: bool = False) -> None:
+    """A layer whose second half gives more by a share while the model's own forward runs, and only then.
+
+    With `padded` only on batches with padding.
+    """
     inside = False
 
-    def enter(*_: object) -> None:
+    def enter(_module: nn.Module, _args: object, inputs: dict[str, Tensor]) -> None:
         nonlocal inside
-        inside = True
+        inside = not (padded and inputs["attention_mask"].all())
 
     def leave(*_: object) -> None:
         nonlocal inside
@@ -114,7 +117,7 @@ def plant(model: Model, layer: int, size: float) -> None:
     def swell(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         return output * (1 + size) if inside else output
 
-    model.module.register_forward_pre_hook(enter)
+    model.module.register_forward_pre_hook(enter, with_kwargs=True)
     model.module.register_forward_hook(leave, always_call=True)
     model.stack.layers[layer].mlp.register_forward_hook(swell)
 
@@ -133,9 +136,8 @@ def test_a_layer_that_replays_otherwise_is_refused_by_name(lengths: tuple[int, .
 def test_a_fault_in_a_later_kind_of_batch_is_found() -> None:
     """Each kind is proven before its first batch runs."""
     model = make("llama")
+    plant(model, 2, 0.1, padded=True)
     tracer = Tracer(model)
-    tracer.run(BASELINE, [batch_of((9, 9))], lambda _: None)
-    plant(model, 2, 0.1)
     tracer.run(BASELINE, [batch_of((9, 9))], lambda _: None)
     with pytest.raises(RepsimError, match=r"at layer 2 .*padded batch"):
         tracer.run(BASELINE, [batch_of((9, 7))], lambda _: None)
