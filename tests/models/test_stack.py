@@ -10,7 +10,7 @@ from repsim.corpus import Batch
 from repsim.families import resolve
 from repsim.models import Model
 from repsim.models.forward import check_stack
-from repsim.models.layer_call import Join, LayerCall, logits_of, state_of
+from repsim.models.layer_call import LayerCall, logits_of, state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.plans import Plan, PlanTrie
@@ -32,7 +32,6 @@ from support.models import (
     batch_of,
     build,
     made,
-    make,
 )
 from support.oracles import (
     FAMILIES,
@@ -398,11 +397,11 @@ def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, 
             {**SMALL, **RELATIVE, "conv_kernel_size": 3},
             "the model itself changes the states between layers 0 and 1",
         ),
-        ("LongformerModel", {**SMALL, "attention_window": 4}, "takes states of shape (3, 12, 32), not (3, 9, 32)"),
+        ("LongformerModel", {**SMALL, "attention_window": 4}, r"takes states of shape \(2, 12, 32\), not \(2, 9, 32\)"),
         (
             "XLNetModel",
             {"d_model": 32, "n_layer": T, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY},
-            "takes states of shape (9, 3, 32), not (3, 9, 32)",
+            r"takes states of shape \(12, 2, 32\), not \(2, 12, 32\)",
         ),
     ],
 )
@@ -410,73 +409,8 @@ def test_models_that_are_more_than_their_layers(
     class_name: str, config: dict[str, object], message: str, batch: Batch
 ) -> None:
     module = build(class_name, config)
-    with pytest.raises(RepsimError) as caught:
+    with pytest.raises(RepsimError, match=message):
         traced(Model(module, None, "odd", None, find_stack(module)), [Plan.from_steps(range(T))], batch)
-    assert message in str(caught.value)
-
-
-def test_replaced_layers_put_back_what_was_there(batch: Batch) -> None:
-    """Also a plan's layers: finishing a state in the middle of a plan does not end the plan."""
-    model = make("llama")
-    with repsim.planned(model, "0, 3-5") as module:
-        planned = module.get_submodule(model.stack.path)
-        logits_of(module, model.stack, torch.ones(2, 32), form=torch.empty(0))
-        assert module.get_submodule(model.stack.path) is planned
-        with pytest.raises(RepsimError, match="follows another plan"), repsim.planned(model, "skip:start=1"):
-            pass
-    assert module.get_submodule(model.stack.path) is model.stack.layers
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mamba", "jamba"])
-def test_a_planned_model_says_how_deep_it_is(name: str) -> None:
-    """Depth and kinds of layers, also where a configuration derives them (Mamba, Jamba) or calls them otherwise."""
-    model = made(name)
-    config, kinds = model.module.config, getattr(model.module.config, "layer_types", None)
-    before = config.to_dict()
-    with repsim.planned(model, "0, 4*2, 2"):
-        assert config.num_hidden_layers == 4
-        assert getattr(config, "layer_types", None) == (kinds and [kinds[i] for i in (0, 4, 4, 2)])
-    assert config.num_hidden_layers == T
-    assert getattr(config, "layer_types", None) == kinds
-    assert config.to_dict() == before
-    assert type(config) is type(model.module).config_class
-
-
-def test_mean_by_hand() -> None:
-    mean = Join(3)
-    assert mean.add(torch.tensor([1.0, 10.0])) is None
-    assert mean.add(torch.tensor([2.0, 20.0])) is None
-    assert mean.add(torch.tensor([6.0, 60.0])).tolist() == [3.0, 30.0]
-    assert [mean.add(torch.tensor([float(i)])) for i in range(2)] == [None, None]  # begins anew
-    assert mean.add(torch.tensor([2.0])).tolist() == [1.0]
-
-
-def test_the_mean_of_one_is_that_very_state() -> None:
-    state = torch.tensor([0.1], dtype=torch.bfloat16)
-    assert Join(1).add(state) is state
-
-
-@pytest.mark.parametrize(
-    ("dtype", "values", "expected"),
-    [
-        (torch.float16, [60000.0, 60000.0, -60000.0], 20000.0),  # the sum would overflow
-        (torch.bfloat16, [256.0, 1.0, 1.0, 1.0, 1.0], 52.0),  # 256 + 1 is 256 in bfloat16, and the mean 51.25
-        (torch.float64, [1.0, 2.0**-40], (1.0 + 2.0**-40) / 2),
-    ],
-)
-def test_sums_are_wide_and_rounded_once(dtype: torch.dtype, values: list[float], expected: float) -> None:
-    mean = Join(len(values))
-    *_, result = [mean.add(torch.tensor([value], dtype=dtype)) for value in values]
-    assert result.dtype == dtype
-    assert result.item() == expected
-
-
-def test_clear_forgets_a_step_cut_short() -> None:
-    mean = Join(2)
-    mean.add(torch.tensor([100.0]))
-    mean.clear()
-    assert mean.add(torch.tensor([1.0])) is None
-    assert mean.add(torch.tensor([3.0])).item() == 2.0
 
 
 def test_a_batch_of_one_sample(batch: Batch) -> None:
