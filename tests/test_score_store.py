@@ -383,6 +383,7 @@ def test_of_two_writers_one_is_refused(nursery, call, uninterrupted, tmp_path):
     refused = nursery.run(call)
     assert refused.status == REFUSED
     assert re.search(rf"being written by process {writer.process} on ", refused.message)
+    writer.go_on()
     assert writer.wait().status == FINISHED
     assert digests(call["out"]) == uninterrupted[1].digests
 

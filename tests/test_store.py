@@ -166,6 +166,7 @@ def test_names_and_coordinates(place):
     assert not dataset["done"].values.any()
     assert dataset.attrs == {
         "repsim_schema": SCHEMA_VERSION,
+        "batches": "texts of any length, padded",
         "layers": 3,
         "units": 4,
         "identity": IDENTITY.to_dict(),

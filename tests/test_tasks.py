@@ -578,7 +578,7 @@ def test_a_text_without_tokens_is_refused(tiny):
         request_type = "loglikelihood"
         args = ("The sun is", "")
 
-    with pytest.raises(RepsimError, match="a request needs 1 to 2,048"):
+    with pytest.raises(RepsimError, match="a request without a token before or in what is to be scored; mend the data"):
         tasks.Harness(tiny).windows(Instance())
 
 

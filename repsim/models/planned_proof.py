@@ -129,10 +129,11 @@ def _traced(model: Model, plan: Plan, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _error(states: Tensor, expected: Tensor) -> float:
-    """The largest difference of a token's states, relative to their length."""
-    expected = expected.float()
-    apart = (states.float().to(expected.device) - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return float(apart.max())
+    """The largest difference of a token's states, relative to their length; what overflows must do so in both."""
+    states, expected = states.float().to(expected.device), expected.float()
+    apart = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
+    finite, alike = (tensor.isfinite().all(-1) for tensor in (expected, states))
+    return float(torch.where(finite, apart, torch.where(alike, torch.inf, 0.0)).max())
 
 
 @contextmanager
