@@ -30,7 +30,7 @@ from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
 from repsim.places import Place, place_of
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
-from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
+from repsim.schema import DEFAULT_MODEL, Identity, ReplayVerdict, RepsimError, Stopped
 from repsim.scores import Scores
 
 if TYPE_CHECKING:
@@ -419,9 +419,9 @@ class _Scorer:
         log.info("contexts: %s", how)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> ReplayVerdict:
         """How far the replay was proven to be the model."""
-        return self._tracer.proof.text
+        return self._tracer.proof.verdict
 
     def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
         """A block's texts as batches; in trees if the model takes them."""

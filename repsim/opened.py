@@ -58,7 +58,7 @@ class Opened:
     @property
     def replay(self) -> str:
         """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain, padded)`."""
-        return str(self.dataset.attrs.get(store.REPLAY, "not proven"))
+        return store.verdict_in(self.dataset.attrs).text
 
     @cached_property
     def plans(self) -> tuple[NamedPlan, ...]:

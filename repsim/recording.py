@@ -384,7 +384,7 @@ def _run(
             with runs.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
             sink.finish()
-            writer.note_replay(tracer.proof.text)
+            writer.note_replay(tracer.proof.verdict)
             before += lengths[block]
 
 

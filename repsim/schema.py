@@ -29,6 +29,7 @@ REQUEST = "request"
 CAPTURE = "a capture"
 SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none
 STORE_DTYPES = ("float16", "float32")
+PROVEN_KINDS = ("plain", "padded", "trees", "logits")
 
 # What to call a field in which two captures differ, where its own name does not say it.
 DIFFERS = {
@@ -91,6 +92,30 @@ class Identity:
                 there, here = (_short(values[name]) for values in (theirs, ours))
                 return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"
         return None
+
+
+@dataclass(frozen=True)
+class ReplayVerdict:
+    """How far replayed layers were from the model's own forward, for all that was compared.
+
+    error: largest distance of a layer's states, or of logits, from the model's own, as a share of their norm.
+    kinds: what was compared, in this order: `plain`, `padded`, `trees` batches, `logits`.
+    """
+
+    error: float = 0.0
+    kinds: tuple[str, ...] = ()
+
+    def merged(self, other: ReplayVerdict) -> ReplayVerdict:
+        """The verdict on what either was about."""
+        kinds = tuple(kind for kind in PROVEN_KINDS if kind in (*self.kinds, *other.kinds))
+        return ReplayVerdict(max(self.error, other.error), kinds)
+
+    @property
+    def text(self) -> str:
+        """For `repsim info`: `proven to 3e-07 (plain, padded)`."""
+        if not self.kinds:
+            return "not proven"
+        return f"proven {f'to {self.error:.0e}' if self.error else 'bit for bit'} ({', '.join(self.kinds)})"
 
 
 class Stopped(RepsimError):

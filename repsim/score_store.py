@@ -35,6 +35,7 @@ from repsim.schema import (
     SCORES,
     TASK,
     Identity,
+    ReplayVerdict,
     RepsimError,
 )
 
@@ -150,7 +151,7 @@ class Writer:
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.flush()
 
-    def note_replay(self, verdict: str) -> None:
+    def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
         store.note_replay(self._place, self._group, verdict)
 

@@ -45,6 +45,7 @@ from repsim.schema import (
     TOKEN,
     UNIT,
     Identity,
+    ReplayVerdict,
     RepsimError,
 )
 from repsim.statistics import Statistic
@@ -190,7 +191,7 @@ class Writer:
         """Nodes that this block lacks."""
         return frozenset(np.flatnonzero(self._layout.wanted & ~self.done[:, block]).tolist())
 
-    def note_replay(self, verdict: str) -> None:
+    def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
         note_replay(self._place, self._group, verdict)
 
@@ -301,11 +302,18 @@ class Writer:
         self._marked = time.monotonic()
 
 
-def note_replay(place: Place, group: zarr.Group, verdict: str) -> None:
-    """Keeps how far the replay was proven, where the store does not say so yet."""
-    if group.attrs.get(REPLAY) != verdict:
+def note_replay(place: Place, group: zarr.Group, verdict: ReplayVerdict) -> None:
+    """Keeps how far the replay was proven, with what earlier runs have proven."""
+    before = verdict_in(group.attrs)
+    if (merged := before.merged(verdict)) != before:
         with one_line_errors(place, advice=GO_ON):
-            group.attrs[REPLAY] = verdict
+            group.attrs[REPLAY] = {"error": merged.error, "kinds": list(merged.kinds)}
+
+
+def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
+    """What a store's attributes say of the replay; that nothing was proven where they have no word of it."""
+    kept = attributes.get(REPLAY, {"error": 0.0, "kinds": ()})
+    return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
 
 
 def replay_of(group: zarr.Group) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
 from repsim.schema import RepsimError
 
@@ -57,9 +58,10 @@ def check_stack(module: Any, stack: Stack) -> None:
     Raises:
         RepsimError: the forward needs more than tokens, or the stack runs in another way.
     """
+    copies = SharedCopies()  # a forward may leave traces in a model
     try:
         token_ids = _probe(module).to(module.get_input_embeddings().weight.device)
-        order, root, forms = _run(module, stack, token_ids)
+        order, root, forms = _run(copies.of(module), copies.of(stack.layers), token_ids)
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # what a model's own code says where it is not given all it needs
@@ -120,13 +122,13 @@ def _special(config: dict[Any, Any]) -> Iterator[int]:
             yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
 
 
-def _run(module: Any, stack: Stack, token_ids: Tensor) -> tuple[list[int], Tensor | None, set[type]]:
+def _run(module: Any, layers: Any, token_ids: Tensor) -> tuple[list[int], Tensor | None, set[type]]:
     """Indices of the entries as they run, the state that the first one is given, and what they return."""
     order: list[int] = []
     states: list[Tensor] = []
     forms: set[type] = set()
     numbers: dict[nn.Module, list[int]] = {}
-    for number, layer in enumerate(stack.layers):
+    for number, layer in enumerate(layers):
         numbers.setdefault(layer, []).append(number)
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -122,10 +122,9 @@ def load(
     local = Path(name) if options["use_safetensors"] else source
     public = name if name in EMBEDDED or not local.exists() else local.resolve().name
     commit = getattr(module.config, "_commit_hash", None) or revision
-    loaded = Model(module, tokenizer, public, commit, find_stack(module, stack))
-    tried = loaded.at_rest()  # a forward may leave traces in a model
-    check_stack(tried.module, tried.stack)
-    return loaded
+    found = find_stack(module, stack)
+    check_stack(module, found)
+    return Model(module, tokenizer, public, commit, found)
 
 
 def cache_folder() -> Path:

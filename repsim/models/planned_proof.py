@@ -26,7 +26,7 @@ from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
 
-TOKENS = 4  # of the longer of two texts that a proof runs
+TOKENS = 8  # of the longer of two texts that a proof runs
 # How far two ways to compute a state may be apart, relative to its length: rounding grows about as the square root of
 # the layers that it passes. Beyond the cap nothing is rounding, whatever the dtype.
 ROUNDING, CAP = 64.0, 0.1

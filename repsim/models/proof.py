@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.schema import RepsimError
+from repsim.schema import ReplayVerdict, RepsimError
 
 PROOF_TOKENS = 128  # of one kind of batch; they run twice, in the replay and in the model's own forward
 PADDED_ROWS = 24, 16  # tokens of the rows that prove batches with padding
@@ -55,12 +55,9 @@ class ReplayProof:
         return ReplayProof(max(self.error, error), self.kinds, self.longest, True)
 
     @property
-    def text(self) -> str:
-        """For `repsim info`: `proven to 3e-07 (plain, padded)`."""
-        if not self.kinds:
-            return "not proven"
-        what = ", ".join((*self.kinds, *(["logits"] if self.logits else [])))
-        return f"proven {f'to {self.error:.0e}' if self.error else 'bit for bit'} ({what})"
+    def verdict(self) -> ReplayVerdict:
+        """What a store keeps of it."""
+        return ReplayVerdict().merged(ReplayVerdict(self.error, (*self.kinds, *(["logits"] if self.logits else []))))
 
 
 def kind_of(batch: Batch) -> str:

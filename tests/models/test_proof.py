@@ -91,9 +91,11 @@ def test_batches_of_one_position_prove_nothing_of_longer_ones() -> None:
 
 def test_what_a_proof_says() -> None:
     proof = ReplayProof().adding(batch_of((9,)), 3e-7)
-    assert proof.text == "proven to 3e-07 (plain)"
-    assert proof.adding(batch_of((9, 7)), 1e-7).with_logits(0.0).text == "proven to 3e-07 (plain, padded, logits)"
-    assert ReplayProof().adding(batch_of((9,)), 0.0).text == "proven bit for bit (plain)"
+    assert proof.verdict.text == "proven to 3e-07 (plain)"
+    assert (
+        proof.adding(batch_of((9, 7)), 1e-7).with_logits(0.0).verdict.text == "proven to 3e-07 (plain, padded, logits)"
+    )
+    assert ReplayProof().adding(batch_of((9,)), 0.0).verdict.text == "proven bit for bit (plain)"
 
 
 # Planted faults
