@@ -1,6 +1,6 @@
 """Ratios of capture times, each measured in one run on the embedded model, and what capture needs. Run by hand:
 
-    .venv/bin/python benchmarks/capture.py [equal] [natural] [trie] [memory] [compression]
+    .venv/bin/python benchmarks/capture.py [equal] [natural] [trie] [memory] [compression] [checks]
 
 Rounds alternate between the ways, so that a slow moment of the machine hits all of them; a ratio is the median of the
 rounds' own ratios. Every way but the bare forward leaves all states on disk, in the working directory's file system.
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nnsight
 import numpy as np
@@ -26,6 +28,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
+from repsim import evaluation, recording
 from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
 from repsim.models import Model, load
@@ -240,6 +243,74 @@ def trie(model: Model) -> None:
     print(f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications {work:.3f}")
 
 
+def checks(model: Model) -> None:
+    """What the self-checks take of the demo's capture and of its fig2 sweep, and what making a planned model costs."""
+    sweep = {"plan": "fig2", "tasks": "offline", "limit": 40}
+    for name, run in {
+        "the demo's capture": lambda out: repsim.capture(model, out=out),
+        "the demo's fig2 sweep": lambda out: repsim.evaluate(model, out=out, **sweep),
+    }.items():
+        with tempfile.TemporaryDirectory(dir=".") as folder, timed_checks() as spent:
+            began = time.perf_counter()
+            run(f"{folder}/s.zarr")
+            whole = time.perf_counter() - began
+        share = sum(spent) / whole
+        print(f"self-checks of {name}: {share:.1%} ({sum(spent):.2f} of {whole:.1f} s)", flush=True)
+    ids = torch.arange(100, 116)[None]
+    ways = {
+        "forward": lambda plan: repsim.planned(model, plan, check=False)(input_ids=ids),
+        "unchecked": lambda plan: repsim.planned(model, plan, check=False),
+        "checked": lambda plan: repsim.planned(model, plan),
+    }
+    for plan in ("baseline", "skip:start=10", "looped_parallel:start=12,loops=2"):
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                with torch.inference_mode():
+                    way(plan)
+                seconds[name].append(time.perf_counter() - began)
+        forward, made, proven = (statistics.median(seconds[name]) for name in ways)
+        forward -= made
+        print(
+            f"planned under {plan}: made in {made / forward:.2f} forwards of 16 tokens ({forward * 1e3:.0f} ms each), "
+            f"proven in {(proven - made) / forward:.2f}",
+            flush=True,
+        )
+
+
+@contextmanager
+def timed_checks() -> Iterator[list[float]]:
+    """Seconds spent in self-checks inside the block, each counted where the outermost of them begins."""
+    spent: list[float] = []
+    inside = False
+    places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
+    places += [(recording, "_tried"), (evaluation._Scorer, "__init__")]
+    before = [(where, name, getattr(where, name)) for where, name in places]
+
+    def timed(check: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return check(*args, **options)
+            inside, began = True, time.perf_counter()
+            try:
+                return check(*args, **options)
+            finally:
+                inside = False
+                spent.append(time.perf_counter() - began)
+
+        return run
+
+    for where, name, check in before:
+        setattr(where, name, timed(check))
+    try:
+        yield spent
+    finally:
+        for where, name, check in before:
+            setattr(where, name, check)
+
+
 def capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = None) -> None:
     repsim.capture(model, corpus=corpus, max_tokens=max_tokens, out=folder / "store.zarr")
 
@@ -247,7 +318,7 @@ def capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = No
 def main() -> None:
     model = load()
     print(f"{model.name}, {model.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for part in (equal, natural, trie, memory, compression):
+    for part in (equal, natural, trie, memory, compression, checks):
         if len(sys.argv) == 1 or part.__name__ in sys.argv[1:]:
             part(model)
 
