@@ -15,7 +15,7 @@ from repsim.models.tracing import Tracer
 from repsim.packing import pack_trees
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
-from support.models import FSMT, INKLING2, VOCABULARY, T, batch_of, make, model_of
+from support.models import ARCHITECTURES, FSMT, INKLING2, MORE, VOCABULARY, T, batch_of, made, make, model_of
 from support.oracles import windows_that_share
 
 BASELINE = PlanTrie.build([Plan.from_steps(range(T))])
@@ -221,3 +221,12 @@ def test_the_probe_fits_small_vocabularies() -> None:
     assert isinstance(batch, Batch)
     assert np.issubdtype(batch.token_ids.dtype, np.integer)
     assert batch.token_ids.max() < VOCABULARY
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
+def test_every_architecture_is_proven(name: str, batch: Batch) -> None:
+    """States, and logits where there are any, within the same bounds that refuse a planted fault."""
+    model = made(name)
+    tracer, logits = Tracer(model), model.predicts_next_token
+    tracer.run(BASELINE, [batch], lambda _: None, logprobs=logits)
+    assert tracer.proof.verdict.kinds == ("padded", *(["logits"] if logits else []))

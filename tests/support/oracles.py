@@ -39,7 +39,7 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
-    Tracer(model).run(trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}))
+    Tracer(model).run(trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}), check=False)
     return [[states[node] for node in path] for path in trie.paths]
 
 
@@ -129,7 +129,7 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)
-    with repsim.planned(model, plan) as module, torch.inference_mode():
+    with repsim.planned(model, plan, check=False) as module, torch.inference_mode():
         stack = module.get_submodule(model.stack.path)
         stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
         module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **inputs)
