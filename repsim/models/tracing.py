@@ -137,7 +137,7 @@ class Tracer:
         with self._unchanged():
             self._check_steps(trie)
             applications = itertools.chain.from_iterable(filter(None, trie.steps))
-            prove_unproven_halves(self._model.stack, applications, lambda: self._calls(self._probe(0)).calls)
+            prove_unproven_halves(self._model.stack, applications, self._probe_calls)
             for batch in batches if check else ():
                 if not self.proof.covers(batch):
                     self.prove(batch)
@@ -203,6 +203,13 @@ class Tracer:
         following = next_tokens(inputs["input_ids"], mask)
         return _Run(calls, mask.flatten().nonzero()[:, 0], following, left)
 
+    def _probe_calls(self) -> list[LayerCall]:
+        """Calls on a few random tokens; the layers are left as a forward on these takes them."""
+        run = self._calls(self._probe(0))
+        if run.state is not None:
+            run.state.restore()
+        return run.calls
+
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Leaves the model's modules as they were found, whatever its forward or its layers do to them."""
@@ -266,6 +273,7 @@ class Tracer:
                 for run, passed in zip(runs, entering, strict=True):
                     if switches:  # a model that changes with the batch is this batch's while it runs
                         (run.state or self._state).restore()
+                        self._model.stack.halves.clear()  # copies of layers in another batch's mode
                     alive[node].append(self._step(trie.steps[node], run.calls, passed))
                 del entering, passed
             leaving = alive[node] if left[node] else alive.pop(node)

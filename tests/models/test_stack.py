@@ -397,7 +397,7 @@ def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, 
             {**SMALL, **RELATIVE, "conv_kernel_size": 3},
             "the model itself changes the states between layers 0 and 1",
         ),
-        ("LongformerModel", {**SMALL, "attention_window": 4}, r"takes states of shape \(2, 12, 32\), not \(2, 9, 32\)"),
+        ("LongformerModel", {**SMALL, "attention_window": 4}, r"takes states of shape \(3, 12, 32\), not \(3, 9, 32\)"),
         (
             "XLNetModel",
             {"d_model": 32, "n_layer": T, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY},
