@@ -17,7 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
 from repsim.packing import Window
-from repsim.schema import RepsimError
+from repsim.schema import RepsimError, brief
 
 # Said at each call, as a model's own settings for generation may say otherwise.
 GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
@@ -39,8 +39,7 @@ class Harness(HFLM):  # type: ignore[misc]
         try:
             super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
         except Exception as problem:  # lm-eval looks at a model's settings in its own way
-            said = " ".join(str(problem).split())[:200]
-            raise RepsimError(f"{model.name}: lm-eval does not take it ({type(problem).__name__}: {said})") from problem
+            raise RepsimError(f"{model.name}: lm-eval does not take it ({brief(problem)})") from problem
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
         self._finite: list[bool] = []

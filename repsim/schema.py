@@ -46,6 +46,11 @@ class RepsimError(ValueError):
     """A request that cannot be met, in one line: what was asked, what was found, what to do."""
 
 
+def brief(problem: Exception) -> str:
+    """What another library's exception says, its kind first, on one line of a message."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200] or 'no word'}"
+
+
 @dataclass(frozen=True)
 class Identity:
     """What the numbers of a capture depend on. No paths, no user names, no secrets.

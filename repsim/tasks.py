@@ -29,7 +29,7 @@ from repsim import suite
 from repsim.harness import Harness, Unfit
 from repsim.models import Model
 from repsim.packing import Window
-from repsim.schema import RepsimError
+from repsim.schema import RepsimError, brief
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 FEWSHOT_SEED = 1234  # lm-eval's default
@@ -265,7 +265,7 @@ def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
         raise RepsimError(f"task {task.config.task}: {problem}") from None
     except Exception as problem:  # a task's own code meets its data
         raise RepsimError(
-            f"task {task.config.task}: {_brief(problem)}; does the data have the task's fields?"
+            f"task {task.config.task}: {brief(problem)}; does the data have the task's fields?"
         ) from problem
 
 
@@ -301,7 +301,7 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
         raise
     except Exception as problem:  # data fail to come in many ways; without a network in most of them
         advice = "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" if data_dir is None else "see the task's file"
-        raise RepsimError(f"task {name}: its data cannot be read ({_brief(problem)}); {advice}") from problem
+        raise RepsimError(f"task {name}: its data cannot be read ({brief(problem)}); {advice}") from problem
 
 
 def _solves_itself(config: Any) -> bool:
@@ -354,7 +354,3 @@ def _digest(values: Any) -> str:
     text = json.dumps(values, sort_keys=True, default=str)
     lasting = re.sub(r" at 0x[0-9a-f]+", "", text)  # functions, by their names
     return hashlib.sha256(lasting.encode()).hexdigest()[:16]
-
-
-def _brief(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
-from repsim.schema import RepsimError
+from repsim.schema import RepsimError, brief
 
 PROBE_TOKENS = 8
 PLAIN_FORMS = {Tensor, tuple, list}  # what a layer may return; a tuple or list begins with the state
@@ -65,9 +65,8 @@ def check_stack(module: Any, stack: Stack) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # what a model's own code says where it is not given all it needs
-        said = " ".join(str(problem).split())[:200] or "no word"
         raise RepsimError(
-            f"{type(module).__name__}: its forward does not run on token ids alone ({type(problem).__name__}: {said}); "
+            f"{type(module).__name__}: its forward does not run on token ids alone ({brief(problem)}); "
             "repsim takes models of text"
         ) from problem
     name = f"{type(module).__name__}: {stack.path}"

@@ -24,7 +24,7 @@ from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
-from repsim.schema import RepsimError
+from repsim.schema import RepsimError, brief
 
 TOKENS = 6  # of the longer of two texts that a proof runs
 # How far two layouts of the same tokens (padded or not, with the cache or without) may be apart, relative to a state's
@@ -202,7 +202,3 @@ def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> Non
         raise RepsimError(f"{plan}: would not load from a folder ({brief(problem)}): {advice}") from problem
     if not same:
         raise RepsimError(f"{plan}: would load from a folder as another model: {advice}")
-
-
-def brief(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:120]}"
