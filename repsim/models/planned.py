@@ -57,7 +57,8 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     Args:
         model: what `repsim.models.load` gave, or any Hugging Face model.
         plan: a plan, its text or a family, e.g. `skip:start=10`.
-        check: prove on a few tokens that the planned model's states are the plan's; `False` leaves that out.
+        check: prove on a few tokens that the planned model's states are the plan's, and find out whether it can use a
+            KV cache; `False` leaves both out.
     Returns:
         A Hugging Face model of the same class; also a context manager that yields itself.
     Raises:

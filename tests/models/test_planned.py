@@ -22,7 +22,7 @@ from repsim.models.planned_proof import rounding_bound
 from repsim.models.stack import find_stack
 from repsim.schema import RepsimError
 from support.models import MORE, T, build, made, make
-from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced, without_cache
+from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced
 
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -47,7 +47,7 @@ def fresh(name: str) -> Model:
 @pytest.mark.parametrize("plan", FAMILIES)
 def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) -> None:
     (states,) = traced(model, [resolve(plan, T)[0].plan], batch)
-    assert torch.equal(last_states(model, plan, batch, **without_cache(model)), states[-1])
+    assert torch.equal(last_states(model, plan, batch), states[-1])
     assert_equal_but_for_rounding(last_states(model, plan, batch), states[-1], layers=len(states) - 1)
 
 

@@ -132,7 +132,8 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
     with repsim.planned(model, plan, check=False) as module, torch.inference_mode():
         stack = module.get_submodule(model.stack.path)
         stack[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
-        module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **inputs)
+        tokens = {"input_ids": torch.from_numpy(batch.token_ids), "attention_mask": mask.long()}
+        module(**tokens, **without_cache(model), **inputs)
     return ends[0][mask]
 
 
