@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from repsim.places import place_of
+from repsim.storage.location import place_of
 from support.faults import Nursery, Whole, amazon, kill_often
 
 KILLS = 50

@@ -20,13 +20,13 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from repsim import store
 from repsim.families import names_of, resolve
 from repsim.opened import Opened, commands
-from repsim.places import place_of
 from repsim.plans import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
+from repsim.storage import state_store
+from repsim.storage.location import place_of
 
 PER_TOKEN = ("token_id", "position", "sample")
 
@@ -168,14 +168,14 @@ class Capture(Opened):
         width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
         for first in range(0, len(lengths), 256):
             run = slice(first, min(first + 256, len(lengths)))
-            values = store.read_statistic(self.place, statistic.name, self._row(plans[0]), run)
+            values = state_store.read_statistic(self.place, statistic.name, self._row(plans[0]), run)
             yield from zip(lengths[run].tolist(), values[:, :width], strict=True)
 
     def _runs_of_samples(self, plans: Sequence[str | Plan]) -> Iterator[list[NDArray[Any]]]:
         """States of the samples that end in each run of tokens; valid until the next but one is asked for."""
         self._require_states()
         nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
-        runs = store.samples_by_run(self.place, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
+        runs = state_store.samples_by_run(self.place, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
         yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
 
     @property
@@ -199,7 +199,7 @@ class Capture(Opened):
             "device": identity["device"],
             "replay": self.replay,
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-            "schema": str(self.dataset.attrs[store.SCHEMA_ATTRIBUTE]),
+            "schema": str(self.dataset.attrs[state_store.SCHEMA_ATTRIBUTE]),
             "made by": "; then ".join(self.commands),
         }
 
@@ -210,11 +210,11 @@ class Capture(Opened):
 
     @cached_property
     def _token_starts(self) -> NDArray[np.int64]:
-        return store.block_starts(self.dataset)[0]
+        return state_store.block_starts(self.dataset)[0]
 
     @cached_property
     def _sample_starts(self) -> NDArray[np.int64]:
-        return store.block_starts(self.dataset)[1]
+        return state_store.block_starts(self.dataset)[1]
 
     @property
     def _kept_tokens(self) -> NDArray[np.int64]:
@@ -222,7 +222,7 @@ class Capture(Opened):
 
     @property
     def _wanted(self) -> NDArray[np.int64]:
-        ends = store.plan_ends(self.dataset)
+        ends = state_store.plan_ends(self.dataset)
         return np.arange(self.dataset.sizes[NODE]) if self.keeps_states else ends
 
     def _finished_blocks(self, nodes: NDArray[np.int64]) -> int:
@@ -327,9 +327,9 @@ def open(path: str | Path) -> Capture:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
     place = place_of(path)
-    if store.root_group(place).attrs.get("kind") == SCORES:
+    if state_store.root_group(place).attrs.get("kind") == SCORES:
         raise RepsimError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
-    return Capture(place, store.open_dataset(place))
+    return Capture(place, state_store.open_dataset(place))
 
 
 def repair_command(path: str | Path) -> str:
@@ -338,5 +338,5 @@ def repair_command(path: str | Path) -> str:
     Raises:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
-    requests: Any = store.root_group(place_of(path)).attrs["requests"]
+    requests: Any = state_store.root_group(place_of(path)).attrs["requests"]
     return f"{commands(Capture.maker, requests, str(path))[-1]} --repair"

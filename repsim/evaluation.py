@@ -22,16 +22,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim import runs, score_store, scores, store
+from repsim import runs, scores
 from repsim.corpus import Company
 from repsim.families import NamedPlan, names_of, resolve
-from repsim.locks import Lock
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
-from repsim.places import Place, place_of
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, ReplayVerdict, RepsimError, Stopped
 from repsim.scores import Scores
+from repsim.storage import score_store, state_store
+from repsim.storage.location import Place, place_of
+from repsim.storage.lock import Lock
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -228,7 +229,7 @@ def _joined(
     Raises:
         RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
     """
-    begun = store.is_begun(place)
+    begun = state_store.is_begun(place)
     if begun:
         score_store.check(place, repair=repair)
     found = scores.open(place.text) if begun else None

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import xarray as xr
 
-from repsim import store
 from repsim.families import NamedPlan
-from repsim.places import Folder, Place
 from repsim.plans import parse_plan
 from repsim.schema import PLAN
+from repsim.storage import state_store
+from repsim.storage.location import Folder, Place
 
 
 class Opened:
@@ -58,7 +58,7 @@ class Opened:
     @property
     def replay(self) -> str:
         """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain, padded)`."""
-        return store.verdict_in(self.dataset.attrs).text
+        return state_store.verdict_in(self.dataset.attrs).text
 
     @cached_property
     def plans(self) -> tuple[NamedPlan, ...]:
@@ -75,7 +75,7 @@ class Opened:
 
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
-        store.write_result(self.place, name, result)
+        state_store.write_result(self.place, name, result)
 
 
 def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repsim import captures, integrity, scores, store
+from repsim import captures, scores
 from repsim.captures import Capture
-from repsim.places import place_of
 from repsim.schema import SCORES
 from repsim.scores import Scores
+from repsim.storage import integrity, state_store
+from repsim.storage.location import place_of
 
 
 def open(path: str | Path) -> Capture | Scores:
@@ -43,4 +44,4 @@ def repair_command(path: str | Path) -> str:
 
 
 def _holds_scores(path: str | Path) -> bool:
-    return store.root_group(place_of(path)).attrs.get("kind") == SCORES
+    return state_store.root_group(place_of(path)).attrs.get("kind") == SCORES

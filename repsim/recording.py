@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim import captures, integrity, runs, store
+from repsim import captures, runs
 from repsim.captures import Capture
 from repsim.corpus import (
     BUILTIN,
@@ -33,12 +33,13 @@ from repsim.corpus import (
     tokenize,
 )
 from repsim.families import names_of, resolve
-from repsim.locks import Lock
-from repsim.places import Folder, Place, place_of
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of
+from repsim.storage import integrity, state_store
+from repsim.storage.location import Folder, Place, place_of
+from repsim.storage.lock import Lock
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -128,7 +129,7 @@ def capture(
         **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
     asked = _layout(loaded, texts, plans, max_tokens, chosen, kernels, batch_tokens)
-    if repair and store.is_begun(place):
+    if repair and state_store.is_begun(place):
         with Lock(place):
             _repair(place, asked)
     layout, missing = _joined(place, asked, batch_tokens, append)
@@ -138,21 +139,21 @@ def capture(
     size = _check_room(place, layout, missing, max_bytes)
     with Lock(place) as lock:
         log.info("%s", size)
-        if lock.after_crash and isinstance(place, Folder) and store.is_begun(place):
+        if lock.after_crash and isinstance(place, Folder) and state_store.is_begun(place):
             log.info("%s: its writer's machine stopped; reading what it had finished", place)
             _repair(place, asked)
         layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
         with runs.nothing_worthless(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
-            writer = store.prepare(place, layout, lock)
+            writer = state_store.prepare(place, layout, lock)
             _run(loaded, tracer, layout, writer, missing, place, allow_nonfinite, progress)
     return captures.open(place.text)
 
 
 def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
     """Refuses what no model could give, before one is loaded."""
-    store.check_form(dtype, compression)
+    state_store.check_form(dtype, compression)
     TokenRule(tokens)
     if keep not in ("all", "none"):
         raise RepsimError(f"keep {keep!r}: choose all or none")
@@ -176,7 +177,7 @@ def _layout(
     chosen: dict[str, Any],
     kernels: tuple[Any, ...],
     batch_tokens: int,
-) -> store.Layout:
+) -> state_store.Layout:
     """What is asked for, as if nothing were there."""
     if chosen["logprobs"] and not model.predicts_next_token:
         raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
@@ -192,7 +193,7 @@ def _layout(
     unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
-    return store.Layout(
+    return state_store.Layout(
         identity=identity,
         layers=model.layers,
         plans=plans,
@@ -213,8 +214,8 @@ def _layout(
 
 
 def _joined(
-    place: Place, asked: store.Layout, batch_tokens: int, append: bool
-) -> tuple[store.Layout, NDArray[np.bool_]]:
+    place: Place, asked: state_store.Layout, batch_tokens: int, append: bool
+) -> tuple[state_store.Layout, NDArray[np.bool_]]:
     """The layout of the store once it has what is asked for, and what it lacks now, `[node, block]`.
 
     Plans, samples and begun blocks that are there stay where they are; the rest follows.
@@ -222,7 +223,7 @@ def _joined(
     Raises:
         RepsimError: another capture is there, or one that would have to be extended without `append`.
     """
-    if not store.is_begun(place):
+    if not state_store.is_begun(place):
         return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1)
     found = captures.open(place.text)
     if difference := _difference(found, asked):
@@ -272,7 +273,7 @@ def _joined(
     return layout, layout.wanted[:, None] & ~finished
 
 
-def _difference(found: Capture, asked: store.Layout) -> str | None:
+def _difference(found: Capture, asked: state_store.Layout) -> str | None:
     """In what a store is not what was asked for, texts and plans aside."""
     attributes = found.dataset.attrs
     stored = Identity(**found.identity)
@@ -291,7 +292,7 @@ def _difference(found: Capture, asked: store.Layout) -> str | None:
     return None
 
 
-def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
+def _check_room(place: Place, layout: state_store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
     """How large the capture is; refuses one that does not fit."""
     needed, free = layout.bytes_of(missing), place.free_bytes
     size = f"{needed / 1e9:,.2f} GB"
@@ -311,7 +312,7 @@ def _check_room(place: Place, layout: store.Layout, missing: NDArray[np.bool_], 
     return f"{numbers}{blocks}: {size} to {place}{room}"
 
 
-def _repair(place: Place, asked: store.Layout) -> None:
+def _repair(place: Place, asked: state_store.Layout) -> None:
     """Reads the whole store; what is damaged or missing counts as not computed."""
     found = integrity.check(place)
     for damage in found.damages:
@@ -326,7 +327,7 @@ def _repair(place: Place, asked: store.Layout) -> None:
 # Computing and writing
 
 
-def _tried(model: Model, layout: store.Layout) -> tuple[Tracer, Company]:
+def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, Company]:
     """The model's tracer, and which of the samples may share a batch.
 
     Raises:
@@ -347,8 +348,8 @@ def _tried(model: Model, layout: store.Layout) -> tuple[Tracer, Company]:
 def _run(
     model: Model,
     tracer: Tracer,
-    layout: store.Layout,
-    writer: store.Writer,
+    layout: state_store.Layout,
+    writer: state_store.Writer,
     missing: NDArray[np.bool_],
     place: Place,
     allow_nonfinite: bool,

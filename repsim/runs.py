@@ -17,10 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from repsim import store
-from repsim.locks import Lock
-from repsim.places import Folder, Place
 from repsim.schema import Identity, RepsimError, Stopped
+from repsim.storage import state_store
+from repsim.storage.location import Folder, Place
+from repsim.storage.lock import Lock
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -54,7 +54,7 @@ class Progress:
 
 def check_target(place: Place) -> None:
     """Refuses a place that cannot hold a store, before a model is loaded."""
-    store.is_begun(place)
+    state_store.is_begun(place)
     if not isinstance(place, Folder):
         return
     ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
@@ -101,13 +101,13 @@ def loaded(model: str | Model, options: dict[str, Any]) -> Model:
 @contextmanager
 def nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
     """Removes a store that was begun here and cannot be made at all."""
-    new = not store.is_begun(place)
+    new = not state_store.is_begun(place)
     try:
         yield
     except Stopped:
         raise
     except RepsimError:
-        if new and lock.held and not (store.is_begun(place) and store.open_dataset(place)["done"].any()):
+        if new and lock.held and not (state_store.is_begun(place) and state_store.open_dataset(place)["done"].any()):
             place.remove()
         raise
 

@@ -1,6 +1,6 @@
 """Scores that are on disk: gives answers of a model to benchmarks, under plans, their names.
 
-How they are made is `repsim.evaluation`; how they lie on disk, `repsim.score_store`.
+How they are made is `repsim.evaluation`; how they lie on disk, `repsim.storage.score_store`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from repsim import store
 from repsim.families import names_of
 from repsim.opened import Opened
-from repsim.places import place_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
-from repsim.score_store import PAPER_CACHE
+from repsim.storage import state_store
+from repsim.storage.location import place_of
+from repsim.storage.score_store import PAPER_CACHE
 
 # By what a store's `paper_cache` is
 CACHES = {
@@ -99,6 +99,6 @@ def open(path: str | Path) -> Scores:
         RepsimError: nothing is there, or it holds no scores.
     """
     place = place_of(path)
-    if store.root_group(place).attrs.get("kind") != SCORES:
+    if state_store.root_group(place).attrs.get("kind") != SCORES:
         raise RepsimError(f"{place}: a capture, not scores; make scores with repsim evaluate")
-    return Scores(place, store.open_dataset(place))
+    return Scores(place, state_store.open_dataset(place))

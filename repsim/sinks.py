@@ -15,7 +15,7 @@ from torch import Tensor
 from repsim.models import Model
 from repsim.models.tracing import NodeState
 from repsim.schema import RepsimError
-from repsim.store import Layout, Writer
+from repsim.storage.state_store import Layout, Writer
 
 WAITING_STATES = 8  # on the way to the disk before the computation waits
 

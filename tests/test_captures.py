@@ -20,18 +20,19 @@ import xarray as xr
 from numpy.testing import assert_array_equal
 
 import repsim
-from repsim import models, sinks, store
+from repsim import models, sinks
 from repsim.analyses import cosine, norms
 from repsim.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.families import resolve
-from repsim.locks import Lock
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.places import place_of
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic
+from repsim.storage import state_store
+from repsim.storage.location import place_of
+from repsim.storage.lock import Lock
 from support.models import VOCABULARY, T
 
 TEXTS = (
@@ -199,10 +200,10 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
     trie = PlanTrie.build(named.plan for named in plans)
     samples = tuple(Sample(f"key{row}", np.zeros(2**15, np.int32)) for row in range(2**5))
     identity = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu")
-    layout = store.Layout(identity, T, plans, trie, samples, (1,) * 2**5, 2**14, "float32")
+    layout = state_store.Layout(identity, T, plans, trie, samples, (1,) * 2**5, 2**14, "float32")
     assert layout.bytes_of(np.ones((len(trie), 2**5), bool)) > 10**12
     with Lock(place_of(path)) as lock:
-        writer = store.prepare(place_of(path), layout, lock)
+        writer = state_store.prepare(place_of(path), layout, lock)
         writer.done[:] = True
         for block in range(2**5):
             writer.begin(block)
@@ -411,8 +412,8 @@ def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, 
             raise KeyboardInterrupt
         write(self, node, *others)
 
-    write = store.Writer.write
-    monkeypatch.setattr(store.Writer, "write", stop)
+    write = state_store.Writer.write
+    monkeypatch.setattr(state_store.Writer, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         repsim.capture(model, **asked)
     monkeypatch.undo()
@@ -421,7 +422,7 @@ def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, 
     assert not {0, 1, 2, 3, 4, 5} & left
     written = []
     monkeypatch.setattr(
-        store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+        state_store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
     )
     again = repsim.capture(model, **asked)
     assert set(written) == left
@@ -487,9 +488,9 @@ def test_appended_plans_and_samples_equal_those_captured_at_once(model, texts, t
 def test_only_the_new_nodes_and_tokens_are_computed(model, texts, path, monkeypatch):
     asked = {"corpus": texts, "out": path, "batch_tokens": BATCH_TOKENS}
     first = repsim.capture(model, plan="baseline", **asked)
-    write, written = store.Writer.write, []
+    write, written = state_store.Writer.write, []
     monkeypatch.setattr(
-        store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+        state_store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
     )
     grown = repsim.capture(model, plan=["baseline", "drop:layer=4"], append=True, **asked)
     new = set(range(first.dataset.sizes["node"], grown.dataset.sizes["node"]))
@@ -513,8 +514,10 @@ def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, p
     (path / "logprob" / "c" / "6" / "0").unlink()
     found = [str(damage) for damage in repsim.verify(path).damages]
     assert found == ["damaged: hidden node 3 (hidden/c/3/0/0)", "missing: logprob node 6 (logprob/c/6/0)"]
-    write, written = store.Writer.write, set()
-    monkeypatch.setattr(store.Writer, "write", lambda self, node, *rest: (written.add(node), write(self, node, *rest)))
+    write, written = state_store.Writer.write, set()
+    monkeypatch.setattr(
+        state_store.Writer, "write", lambda self, node, *rest: (written.add(node), write(self, node, *rest))
+    )
     again = repsim.capture(model, repair=True, **asked)
     assert written == {3, 6}
     assert repsim.verify(path).damages == ()
@@ -602,7 +605,7 @@ def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule
 @pytest.mark.parametrize("plans", [("baseline",), ("skip:start=1", "baseline")])
 def test_samples_are_whole_wherever_chunks_end(model, tmp_path, monkeypatch, compression, plans):
     """Chunks of 64 tokens; samples shorter and longer than that, read past zarr and through it."""
-    monkeypatch.setattr("repsim.store.CHUNK_BYTES", 1)
+    monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
     corpus = tmp_path / "texts.txt"
     corpus.write_text("\n".join(" ".join(["the river"] * words) for words in (90, 31, 30, 17, 3, 2, 1)))
     made = repsim.capture(
@@ -689,7 +692,7 @@ def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatc
     def refuse(*_):
         raise RepsimError("refused")
 
-    monkeypatch.setattr(store.Writer, "write", refuse)
+    monkeypatch.setattr(state_store.Writer, "write", refuse)
     monkeypatch.setattr(sinks, "WAITING_STATES", 1)
     with pytest.raises(RepsimError, match=r"^refused$"):
         repsim.capture(model, out="memory://refused/c.zarr", **asked)
@@ -698,7 +701,7 @@ def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatc
 def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypatch):
     with pytest.raises(RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
-    monkeypatch.setattr("repsim.places.Folder.free_bytes", 100)
+    monkeypatch.setattr("repsim.storage.location.Folder.free_bytes", 100)
     with pytest.raises(RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"):
         repsim.capture(model, corpus=texts, out=path)
     assert not path.parent.exists()

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import repsim
-from repsim import locks, store
 from repsim.corpus import read_corpus
-from repsim.places import place_of
+from repsim.storage import lock as locks
+from repsim.storage import state_store
+from repsim.storage.location import place_of
 from support.faults import (
     FINISHED,
     REFUSED,
@@ -117,7 +118,7 @@ def test_a_disk_that_fills_up(nursery, whole, disk, at):
     call = {**ASKED, "out": str(out)}
     refused = nursery.run(call, fill=str(other), at=at)
     assert refused.status == REFUSED
-    assert refused.message == f"{out}: cannot be written: No space left on device; {store.GO_ON}"
+    assert refused.message == f"{out}: cannot be written: No space left on device; {state_store.GO_ON}"
     assert not (out / locks.KEY).exists()
     assert not leftovers(out)
     assert other.stat().st_size > 1 << 20

@@ -152,7 +152,7 @@ def capture(tiny_folder, tmp_path_factory):
 
 
 def test_how_the_states_are_cut_into_chunks_does_not_matter(capture, tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("repsim.store.CHUNK_BYTES", 1)
+    monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
     asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20, "batch_tokens": 16}
     cut = repsim.capture(str(tiny_folder), out=tmp_path / "cut.zarr", **asked)
     assert cut.chunk_tokens == 64 < cut.dataset.sizes["token"]  # and no multiple of a sample's 20

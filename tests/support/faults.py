@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 import repsim
-from repsim import locks, store
-from repsim.places import PARTIAL, Folder, place_of
 from repsim.runs import Progress
+from repsim.storage import lock as locks
+from repsim.storage import state_store
+from repsim.storage.location import PARTIAL, Folder, place_of
 
 TESTS = Path(__file__).parents[1]
 FINISHED, REFUSED, BROKEN = 0, 1, 2
@@ -255,8 +256,8 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
 
     tqdm.tqdm.monitor_interval = 0  # no thread for the bar that `load` draws
     torch.set_num_threads(1)
-    store.CHUNK_BYTES, store.WRITE_BYTES = 1, 1 << 14  # as many writes as a large model's
-    store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS  # nothing is written because time has passed
+    state_store.CHUNK_BYTES, state_store.WRITE_BYTES = 1, 1 << 14  # as many writes as a large model's
+    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS  # nothing is written because time has passed
     model = repsim.models.load(sys.argv[1]) if sys.argv[1:] else repsim.models.load()
     _ = model.weights_digest, model.config_digest, model.tokenizer_digest
     warnings.simplefilter("error")

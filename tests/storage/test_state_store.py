@@ -13,88 +13,32 @@ import xarray as xr
 import zarr
 from numpy.testing import assert_array_equal
 
-from repsim import locks, store
-from repsim.corpus import Sample
-from repsim.families import resolve
-from repsim.locks import Lock
-from repsim.places import Folder, Place, place_of
-from repsim.plans import PlanTrie
 from repsim.schema import SCHEMA_VERSION, Identity, RepsimError
-from repsim.statistics import Statistic
-
-IDENTITY = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"})
-PLANS = ("baseline", "drop:layer=1", "(0|1)*2", "0.mlp")
-MORE_PLANS = (*PLANS, "0, 1, 2, 0")
-LENGTHS = (90, 50, 7)
-MORE_LENGTHS = (*LENGTHS, 30, 100)
-TOKENS = sum(LENGTHS)
-SUMS = Statistic("own.sum", lambda states: states.sum((1, 2), dtype=float))
-ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32")
-
-
-def layout_of(lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options):
-    """Every sample a block, unless said otherwise; token ids count on from sample to sample."""
-    named = resolve(plans, 3)
-    ids = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
-    samples = tuple(Sample(f"key{row}", these) for row, these in enumerate(ids))
-    trie = PlanTrie.build(item.plan for item in named)
-    identity = replace(IDENTITY, tokens=tokens)
-    return store.Layout(
-        identity, 3, named, trie, samples, blocks or (1,) * len(lengths), units=units, dtype=dtype, **options
-    )
-
-
-def states_of(layout: store.Layout) -> np.ndarray:
-    """The same for the same node and token of any layout."""
-    return ALL_STATES[: len(layout.trie), : layout.tokens, : layout.units].astype(layout.dtype)
-
-
-def write(place: Place, layout: store.Layout, blocks=None) -> np.ndarray:
-    """Writes what these blocks lack, as a capture does; all blocks if none are named."""
-    states = states_of(layout)
-    with Lock(place) as lock:
-        writer = store.prepare(place, layout, lock)
-        for block in range(len(layout.blocks)) if blocks is None else blocks:
-            pending = writer.pending(block)
-            writer.begin(block)
-            first, last = layout.token_starts[block : block + 2]
-            for node in layout.trie.depth_first():
-                if node in pending:
-                    scored = layout.logprobs and node in layout.trie.ends
-                    scores = states[node, first:last, 0].astype("float32") if scored else None
-                    if layout.keep:
-                        writer.write(node, states[node, first:last], scores)
-                    else:
-                        plan = layout.trie.ends.index(node)
-                        writer.write_statistics(plan, {SUMS.name: sums_of(layout, plan, block)}, scores)
-            writer.finish()
-    return states
-
-
-def sums_of(layout: store.Layout, plan: int, block: int) -> np.ndarray:
-    """`[sample, state]`"""
-    ends = np.cumsum((0, *map(len, layout.positions)))
-    states = states_of(layout)[list(layout.trie.paths[plan])]
-    samples = range(*layout.sample_starts[block : block + 2])
-    return np.stack([SUMS.kernel(states[:, ends[sample] : ends[sample + 1]]) for sample in samples])
-
-
-def begin(place: Place, layout: store.Layout) -> None:
-    write(place, layout, blocks=())
+from repsim.storage import lock as locks
+from repsim.storage import state_store
+from repsim.storage.location import Folder, place_of
+from repsim.storage.lock import Lock
+from support.stores import (
+    IDENTITY,
+    MORE_LENGTHS,
+    MORE_PLANS,
+    SUMS,
+    begin,
+    bytes_in,
+    layout_of,
+    sums_of,
+    write,
+)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(store, "CHUNK_BYTES", 0)  # chunks of 64 tokens, the smallest
+    monkeypatch.setattr(state_store, "CHUNK_BYTES", 0)  # chunks of 64 tokens, the smallest
 
 
 @pytest.fixture
 def place(tmp_path) -> Folder:
     return place_of(tmp_path / "made" / "on the way" / "s.zarr")
-
-
-def bytes_in(place: Place) -> dict[str, bytes]:
-    return {key: place.read(key) for key in place.sizes()}
 
 
 # Values worked out by hand
@@ -139,7 +83,7 @@ def test_tokens_in_a_chunk(units, tokens, chunk):
 def test_names_and_coordinates(place):
     layout = layout_of((3, 2), requests=({"model": "m", "plan": ["baseline"]},))
     begin(place, layout)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset.sizes == {"node": 8, "token": 5, "unit": 4, "plan": 4, "state": 4, "sample": 2, "block": 2}
     assert {name: array.dims for name, array in dataset.variables.items()} == {
         "hidden": ("node", "token", "unit"),
@@ -187,7 +131,7 @@ def test_names_and_coordinates(place):
 def test_tokens_that_are_kept(place, tokens, ids, positions):
     layout = layout_of((3, 2), tokens=tokens)
     states = write(place, layout)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset["token_id"].values.tolist() == ids
     assert dataset["position"].values.tolist() == positions
     assert dataset["length"].values.tolist() == [3, 2]
@@ -196,16 +140,16 @@ def test_tokens_that_are_kept(place, tokens, ids, positions):
 
 def test_where_plans_end_and_blocks_start(place):
     begin(place, layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2"))
-    dataset = store.open_dataset(place)
-    assert store.plan_ends(dataset).tolist() == [3, 4, 6, 7]
-    tokens, samples = store.block_starts(dataset)
+    dataset = state_store.open_dataset(place)
+    assert state_store.plan_ends(dataset).tolist() == [3, 4, 6, 7]
+    tokens, samples = state_store.block_starts(dataset)
     assert (tokens.tolist(), samples.tolist()) == ([0, 5, 6], [0, 2, 3])
 
 
 def test_the_trie_can_be_read_back(place):
     layout = layout_of(plans=("painters", "dropouts"))
     begin(place, layout)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert tuple(dataset["parent"].values.tolist()) == layout.trie.parents
     for row, named in zip(dataset["path"].values, layout.plans, strict=True):
         nodes = row[row >= 0]
@@ -216,7 +160,7 @@ def test_the_trie_can_be_read_back(place):
 
 def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
     write(place, layout_of(logprobs=True))
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset["hidden"].encoding["chunks"] == (1, 64, 4)
     assert dataset["logprob"].encoding["chunks"] == (1, 64)
     chunks = {key for key in place.sizes() if key.startswith("hidden/c/")}
@@ -226,13 +170,13 @@ def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
 # Chunked equals whole
 
 
-@pytest.mark.parametrize("compression", store.COMPRESSION)
+@pytest.mark.parametrize("compression", state_store.COMPRESSION)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)])
 def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compression, dtype, lengths):
     layout = layout_of(lengths, units=16, dtype=dtype, logprobs=True, compression=compression)
     states = write(place, layout)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset["hidden"].dtype == dtype
     assert_array_equal(dataset["hidden"], states)
     assert dataset["done"].values.all()
@@ -247,7 +191,7 @@ def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
     layout = layout_of((100, 200, 90), units=16)
     direct, through = (place_of(tmp_path / name) for name in ("direct", "through"))
     write(direct, layout)
-    monkeypatch.setattr(store, "Folder", type(None))
+    monkeypatch.setattr(state_store, "Folder", type(None))
     write(through, layout)
     assert bytes_in(direct) == bytes_in(through)
 
@@ -256,39 +200,39 @@ def test_memory_holds_the_same_store(place, small_chunks):
     layout, elsewhere = layout_of(logprobs=True), place_of("memory://test-store")
     write(place, layout)
     write(elsewhere, layout)
-    xr.testing.assert_identical(store.open_dataset(place).load(), store.open_dataset(elsewhere).load())
+    xr.testing.assert_identical(state_store.open_dataset(place).load(), state_store.open_dataset(elsewhere).load())
 
 
 def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
     layout = layout_of(logprobs=True)
     begin(place, layout)
-    assert np.isnan(store.open_dataset(place)["hidden"].values).all()
+    assert np.isnan(state_store.open_dataset(place)["hidden"].values).all()
     states = write(place, layout, blocks=[0])
     with Lock(place) as lock:
-        writer = store.prepare(place, layout, lock)
+        writer = state_store.prepare(place, layout, lock)
         assert [len(writer.pending(block)) for block in range(3)] == [0, 8, 8]
         writer.begin(1)
         writer.write(0, states[0, 90:140])
         writer.write(2, states[2, 90:140])  # no neighbour, so node 0 goes to the disk; then the process dies
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset["done"].values.tolist() == [[True, False, False]] * 8
     assert_array_equal(dataset["hidden"][:, :90], states[:, :90])
     assert_array_equal(dataset["hidden"][0, 90:140], states[0, 90:140])
     assert np.isnan(dataset["hidden"].values[1:, 90:]).all()
     assert np.isnan(dataset["logprob"].values[:, 90:]).all()
     write(place, layout)
-    assert_array_equal(store.open_dataset(place)["hidden"], states)
+    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
 
 
 def test_blocks_are_written_in_any_order(place, small_chunks):
     layout = layout_of()
     states = write(place, layout, blocks=[2, 0, 1])
-    assert_array_equal(store.open_dataset(place)["hidden"], states)
+    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
 
 
 def test_opening_reads_no_states(place):
     begin(place, layout_of())
-    hidden = store.open_dataset(place)["hidden"]
+    hidden = state_store.open_dataset(place)["hidden"]
     piece = hidden.isel(node=slice(1, 3), token=slice(5))
     assert not hidden.variable._in_memory
     assert not piece.variable._in_memory
@@ -299,15 +243,15 @@ def test_opening_reads_no_states(place):
 def test_statistics_without_states(place):
     layout = layout_of((5, 4, 2), blocks=(2, 1), keep=False, statistics=(SUMS,), logprobs=True)
     states = write(place, layout)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert "hidden" not in dataset
     assert dataset["done"].values.tolist() == [[bool(wanted)] * 2 for wanted in layout.wanted]
     assert_array_equal(dataset["logprob"][7], states[7, :, 0])
     whole = np.concatenate([sums_of(layout, 2, block) for block in range(2)])
-    found = store.read_statistic(place, "own.sum", 2, slice(3))
+    found = state_store.read_statistic(place, "own.sum", 2, slice(3))
     assert_array_equal(found[:, :3], whole)
     assert np.isnan(found[:, 3]).all()  # the plan has three states, the deepest four
-    assert_array_equal(store.read_statistic(place, "own.sum", 2, slice(1, 2)), found[1:2])
+    assert_array_equal(state_store.read_statistic(place, "own.sum", 2, slice(1, 2)), found[1:2])
 
 
 # Growth
@@ -318,36 +262,36 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
     options = {"keep": keep, "logprobs": True, "statistics": () if keep else (SUMS,)}
     layout = layout_of(**options)
     write(place, layout)
-    before, reader = store.open_dataset(place).load(), store.open_dataset(place)
+    before, reader = state_store.open_dataset(place).load(), state_store.open_dataset(place)
     larger = layout_of(MORE_LENGTHS, MORE_PLANS, **options)
     begin(place, larger)
-    grown = store.open_dataset(place)
+    grown = state_store.open_dataset(place)
     assert grown.sizes["node"] == 9
     assert grown.sizes["state"] == 5
-    xr.testing.assert_identical(store._within(grown.load(), layout.extent).drop_attrs(), before.drop_attrs())
+    xr.testing.assert_identical(state_store._within(grown.load(), layout.extent).drop_attrs(), before.drop_attrs())
     assert grown["done"].values.sum() == layout.wanted.sum() * 3
     states = write(place, larger)
     xr.testing.assert_identical(reader.load(), before)
-    grown = store.open_dataset(place)
+    grown = state_store.open_dataset(place)
     assert grown["done"].values[larger.wanted].all()
     if keep:
         assert_array_equal(grown["hidden"], states)
     else:
         for plan, samples in ((1, 5), (4, 5)):
-            found = store.read_statistic(place, "own.sum", plan, slice(samples))
+            found = state_store.read_statistic(place, "own.sum", plan, slice(samples))
             expected = np.concatenate([sums_of(larger, plan, block) for block in range(5)])
             assert_array_equal(found[:, : expected.shape[1]], expected)
 
 
 def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
-    monkeypatch.setattr(store, "CHUNKS", dict.fromkeys(store.CHUNKS, 2))
-    monkeypatch.setattr(store, "DONE_CHUNKS", dict.fromkeys(store.DONE_CHUNKS, 2))
+    monkeypatch.setattr(state_store, "CHUNKS", dict.fromkeys(state_store.CHUNKS, 2))
+    monkeypatch.setattr(state_store, "DONE_CHUNKS", dict.fromkeys(state_store.DONE_CHUNKS, 2))
     write(place, layout_of())
-    before, reader = store.open_dataset(place).load(), store.open_dataset(place)
+    before, reader = state_store.open_dataset(place).load(), state_store.open_dataset(place)
     larger = layout_of(MORE_LENGTHS, MORE_PLANS)
     states = write(place, larger)
     xr.testing.assert_identical(reader.load(), before)
-    grown = store.open_dataset(place)
+    grown = state_store.open_dataset(place)
     assert grown["done"].values.all()
     assert_array_equal(grown["hidden"], states)
 
@@ -361,7 +305,7 @@ def _stop(*_args, **_options):
 def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, small_chunks, stop_after, then):
     layout, larger = layout_of(logprobs=True), layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     write(place, layout, blocks=[0, 1])
-    before = store.open_dataset(place).load()
+    before = state_store.open_dataset(place).load()
     with monkeypatch.context() as patch:
         resized, resize = [], zarr.Array.resize
 
@@ -376,10 +320,10 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, sma
         with pytest.raises(KeyboardInterrupt):
             begin(place, larger)
     assert len(resized) == min(stop_after, 15)  # every array
-    xr.testing.assert_identical(store.open_dataset(place).load(), before)
+    xr.testing.assert_identical(state_store.open_dataset(place).load(), before)
     wanted = layout if then == "the same" else larger
     states = write(place, wanted)
-    dataset = store.open_dataset(place)
+    dataset = state_store.open_dataset(place)
     assert dataset["done"].values.all()
     assert_array_equal(dataset["hidden"], states)
 
@@ -397,18 +341,18 @@ def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
         patch.setattr(zarr.core.attributes.Attributes, "put", _stop)
         with pytest.raises(KeyboardInterrupt):
             begin(place, layout_of((400,), plans="painters"))
-    assert not store.is_begun(place)
+    assert not state_store.is_begun(place)
     with pytest.raises(RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"):
-        store.open_dataset(place)
+        state_store.open_dataset(place)
     states = write(place, layout)
-    assert_array_equal(store.open_dataset(place)["hidden"], states)
-    assert store.is_begun(place)
+    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
+    assert state_store.is_begun(place)
 
 
 def test_a_writer_that_lost_its_lock_finishes_nothing_more(place):
     layout = layout_of()
     with Lock(place) as lock:
-        writer = store.prepare(place, layout, lock)
+        writer = state_store.prepare(place, layout, lock)
         writer.begin(0)
         place.delete(locks.KEY)
         with pytest.raises(RepsimError, match=r"taken over by another writer; this one stops$"):
@@ -434,7 +378,7 @@ for options in ({"consolidated": False}, {}):
 """
 
 
-@pytest.mark.parametrize("compression", store.COMPRESSION)
+@pytest.mark.parametrize("compression", state_store.COMPRESSION)
 def test_xarray_alone_reads_a_store(place, tmp_path, small_chunks, compression):
     states = write(place, layout_of(compression=compression))
     np.save(tmp_path / "expected.npy", states[[0, 1, 4]])
@@ -450,20 +394,20 @@ def test_opening_without_options_warns_of_consolidated_metadata_only(place):
         dataset = xr.open_zarr(place.path)
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert str(caught[0].message).startswith("Failed to open Zarr store with consolidated metadata")
-    xr.testing.assert_identical(dataset, store.open_dataset(place))
+    xr.testing.assert_identical(dataset, state_store.open_dataset(place))
 
 
 def test_results_are_replaced_and_do_not_disturb_the_store(place):
     write(place, layout_of())
-    before = store.open_dataset(place).load()
+    before = state_store.open_dataset(place).load()
     first = xr.Dataset({"old": ("state", np.arange(3.0))}, {"layer": ("state", np.array(["embed", "0", "1"], object))})
     second = xr.Dataset({"new": ("plan", np.arange(5))}, attrs={"of": "own"})
     for result in (first, second):
-        store.write_result(place, "cosine-baseline", result)
+        state_store.write_result(place, "cosine-baseline", result)
         kept = xr.open_zarr(place.path, group="analyses/cosine-baseline", consolidated=False)
         xr.testing.assert_identical(kept.load().astype(result.dtypes), result)
-    store.write_result(place, "other", first)
-    xr.testing.assert_identical(store.open_dataset(place).load(), before)
+    state_store.write_result(place, "other", first)
+    xr.testing.assert_identical(state_store.open_dataset(place).load(), before)
     assert sorted(zarr.open_group(place.path / "analyses", mode="r").group_keys()) == ["cosine-baseline", "other"]
 
 
@@ -500,7 +444,7 @@ def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logpr
     write(place, layout, blocks=[0, 1])
     before = bytes_in(place)
     with Lock(place) as lock:
-        writer = store.prepare(place, layout, lock)
+        writer = state_store.prepare(place, layout, lock)
         writer.begin(2)
         with pytest.raises(RepsimError, match=message):
             writer.write(1, states, logprob)
@@ -533,14 +477,14 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(place, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.ChunkFiles, "put", full)
+        patch.setattr(state_store.ChunkFiles, "put", full)
         with pytest.raises(
             RepsimError, match="cannot be written: No space left on device; make that good, and"
         ) as caught:
             write(place, layout)
     assert "\n" not in str(caught.value)
-    assert store.open_dataset(place)["done"].values.tolist() == [[True, False]] * 8
-    assert_array_equal(write(place, layout), store.open_dataset(place)["hidden"])
+    assert state_store.open_dataset(place)["done"].values.tolist() == [[True, False]] * 8
+    assert_array_equal(write(place, layout), state_store.open_dataset(place)["hidden"])
 
 
 @pytest.mark.parametrize(
@@ -595,7 +539,7 @@ def _broken(path):
 def test_what_is_no_store_is_refused(place, make, message):
     make(place.path)
     with pytest.raises(RepsimError) as caught:
-        store.open_dataset(place)
+        state_store.open_dataset(place)
     assert str(caught.value).startswith(f"{place}: {message}")
     assert "\n" not in str(caught.value)
 

@@ -9,9 +9,9 @@ import obstore.exceptions
 import pytest
 import zarr
 
-from repsim import places
-from repsim.places import PARTIAL, SOME, Bucket, Folder, Place, one_line_errors, place_of
 from repsim.schema import RepsimError
+from repsim.storage import location
+from repsim.storage.location import PARTIAL, SOME, Bucket, Folder, Place, one_line_errors, place_of
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -140,7 +140,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(_file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(places.os, "fsync", fail)
+    monkeypatch.setattr(location.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         place.write("zarr.json", b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("zarr.json", b"old")]
@@ -149,7 +149,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_what_describes_a_store_is_on_the_disk_before_it_replaces(tmp_path, monkeypatch):
     happened = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(places.os, "fsync", lambda file: (happened.append("sync"), fsync(file)))
+    monkeypatch.setattr(location.os, "fsync", lambda file: (happened.append("sync"), fsync(file)))
     monkeypatch.setattr(Path, "replace", lambda path, to: (happened.append(Path(to).name), replace(path, to)))
     group = zarr.create_group(place_of(tmp_path).zarr)
     parent, hidden = (group.create_array(name, shape=(2,), dtype="float32") for name in ("parent", "hidden"))

@@ -18,11 +18,13 @@ from lm_eval.models.huggingface import HFLM
 from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 
 import repsim
-from repsim import captures, integrity, locks, models, score_store, scores, store
-from repsim.locks import Lock
-from repsim.places import place_of
+from repsim import captures, models, scores
 from repsim.schema import SCHEMA_VERSION, RepsimError
 from repsim.scores import Scores
+from repsim.storage import integrity, score_store, state_store
+from repsim.storage import lock as locks
+from repsim.storage.location import place_of
+from repsim.storage.lock import Lock
 from support import faults
 from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
 
@@ -269,14 +271,14 @@ def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monke
 def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken, monkeypatch, name):
     """While the store is written anew; the lost answers must not pass for finished ones."""
     flip(broken / "log_likelihood" / "c" / "0" / "0")
-    real = store.sized_array
+    real = state_store.sized_array
 
     def die(group: Any, array: str, *rest: Any, **options: Any) -> Any:
         if array == name:
             raise KeyboardInterrupt
         return real(group, array, *rest, **options)
 
-    monkeypatch.setattr(store, "sized_array", die)
+    monkeypatch.setattr(state_store, "sized_array", die)
     with pytest.raises(KeyboardInterrupt):
         repsim.evaluate(model, out=broken, repair=True, **few)
     monkeypatch.undo()

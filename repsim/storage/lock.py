@@ -24,8 +24,8 @@ from typing import Self
 
 import psutil
 
-from repsim.places import Place, one_line_errors
 from repsim.schema import RepsimError
+from repsim.storage.location import Place, one_line_errors
 
 KEY = "done/lock"  # inside an array, where zarr does not look for members
 BEAT_SECONDS = 10.0

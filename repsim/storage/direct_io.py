@@ -22,7 +22,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.places import PARTIAL
+from repsim.storage.location import PARTIAL
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096

@@ -13,10 +13,10 @@ from threading import Semaphore
 import psutil
 import pytest
 
-from repsim import locks
-from repsim.locks import KEY, Lock, Owner
-from repsim.places import place_of
 from repsim.schema import RepsimError
+from repsim.storage import lock as locks
+from repsim.storage.location import place_of
+from repsim.storage.lock import KEY, Lock, Owner
 
 ME = Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff")
 GONE = replace(ME, process=2**22 + 1)  # beyond what Linux numbers processes by
@@ -120,7 +120,7 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
 
 
 def test_another_process_is_refused(tmp_path):
-    command = "import sys; from repsim.locks import Lock; from repsim.places import place_of as at\n"
+    command = "import sys; from repsim.storage.lock import Lock; from repsim.storage.location import place_of as at\n"
     command += "with Lock(at(sys.argv[1])): pass"
     with Lock(place_of(tmp_path)):
         found = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
@@ -147,7 +147,8 @@ def test_a_zombie_is_dead(place):
 
 
 def test_a_killed_writer_has_lost_its_lock(tmp_path):
-    command = "import sys, os, signal; from repsim.locks import Lock; from repsim.places import place_of as at\n"
+    command = "import sys, os, signal; from repsim.storage.lock import Lock\n"
+    command += "from repsim.storage.location import place_of as at\n"
     command += "with Lock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == -9
     assert (tmp_path / KEY).exists()

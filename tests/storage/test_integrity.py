@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from test_store import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
 
 import repsim
-from repsim import store
-from repsim.integrity import Check, Damage, check, describes, forget, restore
-from repsim.places import Folder, place_of
 from repsim.schema import RepsimError
+from repsim.storage import state_store
+from repsim.storage.integrity import Check, Damage, check, describes, forget, restore
+from repsim.storage.location import Folder, place_of
+from support.stores import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
 
 KINDS = {
     "states": {"logprobs": True},
@@ -28,10 +28,10 @@ FRAME = {"path", "plan", "plan_name", "plan_digest", "parent", "step_text", "tok
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(store, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(store, "STATISTIC_BYTES", 0)
-    monkeypatch.setattr(store, "CHUNKS", dict.fromkeys(store.CHUNKS, 3))
-    monkeypatch.setattr(store, "DONE_CHUNKS", dict.fromkeys(store.DONE_CHUNKS, 2))
+    monkeypatch.setattr(state_store, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(state_store, "STATISTIC_BYTES", 0)
+    monkeypatch.setattr(state_store, "CHUNKS", dict.fromkeys(state_store.CHUNKS, 3))
+    monkeypatch.setattr(state_store, "DONE_CHUNKS", dict.fromkeys(state_store.DONE_CHUNKS, 2))
 
 
 @pytest.fixture(params=KINDS)
@@ -48,7 +48,7 @@ def place(tmp_path) -> Folder:
 def full(place, kind) -> Folder:
     """A finished store that holds every kind of array."""
     write(place, layout_of(units=16, **kind))
-    store.write_result(place, "own", RESULT)
+    state_store.write_result(place, "own", RESULT)
     return place
 
 
@@ -145,17 +145,17 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
     layout, larger = layout_of(units=16, **kind), layout_of(MORE_LENGTHS, MORE_PLANS, units=16, **kind)
     write(place, layout)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_attributes", lambda _layout: 1 / 0)
+        patch.setattr(state_store, "_attributes", lambda _layout: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.write_frame(zarr.open_group(place.zarr, mode="r+"), larger)
+            state_store.write_frame(zarr.open_group(place.zarr, mode="r+"), larger)
         place.delete("done/c/4/1")  # and it had not come this far
-    assert store.open_dataset(place).sizes["sample"] == len(LENGTHS)
+    assert state_store.open_dataset(place).sizes["sample"] == len(LENGTHS)
     assert not check(place).damages
     victim = next(key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c")))
     place.write(victim, b"")
     forget(place, check(place).damages)
     begin(place, layout)
-    assert store.open_dataset(place)["done"].values.sum() < layout.wanted.sum() * 3
+    assert state_store.open_dataset(place)["done"].values.sum() < layout.wanted.sum() * 3
 
 
 # Round trip
@@ -176,7 +176,7 @@ def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
     forget(full, found.damages)
     assert not check(full).damages
     layout = layout_of(units=16, **kind)
-    done = store.open_dataset(full)["done"].values[layout.wanted]
+    done = state_store.open_dataset(full)["done"].values[layout.wanted]
     assert done.any()  # no more than need be
     assert not done.all()
     write(full, layout)
@@ -187,7 +187,7 @@ def test_only_the_blocks_that_a_damaged_chunk_holds_are_forgotten(place):
     write(place, layout_of())  # tokens 0 to 89, 90 to 139, 140 to 146
     place.write("hidden/c/3/1/0", b"")  # tokens 64 to 127
     forget(place, check(place).damages)
-    done = store.open_dataset(place)["done"].values
+    done = state_store.open_dataset(place)["done"].values
     assert done[3].tolist() == [False, False, True]
     assert np.delete(done, 3, 0).all()
     assert place.read("hidden/c/3/1/0") is None
@@ -224,9 +224,9 @@ def test_what_describes_another_store_does_not_restore(place, other):
 def test_a_damaged_result_is_removed_whole_and_no_other(place):
     write(place, layout_of())
     before = bytes_in(place)
-    store.write_result(place, "own", RESULT)
+    state_store.write_result(place, "own", RESULT)
     beside = bytes_in(place)
-    store.write_result(place, "own-too", RESULT)
+    state_store.write_result(place, "own-too", RESULT)
     place.delete("analyses/own-too/value/c/0")
     forget(place, check(place).damages)
     assert bytes_in(place) == beside

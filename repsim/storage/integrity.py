@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from repsim.places import Place, one_line_errors
 from repsim.schema import PLAN, SCORES, RepsimError
-from repsim.store import (
+from repsim.storage.location import Place, one_line_errors
+from repsim.storage.state_store import (
     CHECK_ADDRESS,
     RESULTS,
     STATISTICS,

@@ -10,8 +10,8 @@ import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from repsim import chunks
-from repsim.chunks import ChunkFiles
+from repsim.storage import direct_io
+from repsim.storage.direct_io import ChunkFiles
 
 OLD = b"as it was"
 
@@ -67,11 +67,11 @@ def test_a_file_system_that_does_not_write_directly_is_asked_once(path, tmp_path
 
     values, files = values_of((64, 32)), ChunkFiles()
     expected = by_zarr(tmp_path / "z", values)
-    monkeypatch.setattr(chunks.os, "open", refuse)
+    monkeypatch.setattr(direct_io.os, "open", refuse)
     for name in ("0", "1", "2"):
         files.put([(path.with_name(name), values)])
         assert path.with_name(name).read_bytes() == expected
-    assert len(asked) == bool(chunks.DIRECT)
+    assert len(asked) == bool(direct_io.DIRECT)
     assert len(list(path.parent.iterdir())) == 3
 
 
@@ -87,8 +87,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(OLD)
     monkeypatch.setattr(files, "_direct", True)
-    monkeypatch.setattr(chunks, "DIRECT", 0)  # lest the file system under the test refuses it
-    monkeypatch.setattr(chunks.os, "write", full)
+    monkeypatch.setattr(direct_io, "DIRECT", 0)  # lest the file system under the test refuses it
+    monkeypatch.setattr(direct_io.os, "write", full)
     with pytest.raises(OSError, match="No space left on device"):
         files.put([(path, values_of((64, 32)))])
     monkeypatch.undo()

@@ -21,10 +21,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from repsim import integrity, store
 from repsim.families import NamedPlan
-from repsim.locks import Lock
-from repsim.places import Place, one_line_errors
 from repsim.schema import (
     BLOCK,
     EXAMPLE,
@@ -38,6 +35,9 @@ from repsim.schema import (
     ReplayVerdict,
     RepsimError,
 )
+from repsim.storage import integrity, state_store
+from repsim.storage.location import Place, one_line_errors
+from repsim.storage.lock import Lock
 
 STRING = np.dtypes.StringDType()
 # What blocks fill: dimensions, dtype, what stands where nothing was measured, chunks.
@@ -127,7 +127,7 @@ class Writer:
     def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: Lock, values: dict[str, Any]) -> None:
         self._place, self._layout, self._lock, self.values = place, layout, lock, values
         self._group = group
-        self._arrays = {name: store.writable(group, name) for name in layout.filled}
+        self._arrays = {name: state_store.writable(group, name) for name in layout.filled}
         self._unwritten: dict[str, set[tuple[int, ...]]] = {name: set() for name in layout.filled}
         self._written = time.monotonic()
 
@@ -153,7 +153,7 @@ class Writer:
 
     def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
-        store.note_replay(self._place, self._group, verdict)
+        state_store.note_replay(self._place, self._group, verdict)
 
     def put_aggregates(self, values: NDArray[np.float64]) -> None:
         """`[plan, task, metric]`, all at once."""
@@ -168,7 +168,7 @@ class Writer:
 
     def flush(self) -> None:
         """What was put is on disk when this returns, and only then declared finished."""
-        with one_line_errors(self._place, advice=store.GO_ON):
+        with one_line_errors(self._place, advice=state_store.GO_ON):
             self._lock.check()
             for name in self._layout.filled:  # `done` is the last of them
                 rows, columns = FILLED[name][3][:2]
@@ -190,7 +190,7 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
     Raises:
         RepsimError: it cannot be read or written, or is damaged.
     """
-    before = _held(place, repair) if store.is_begun(place) else {}
+    before = _held(place, repair) if state_store.is_begun(place) else {}
     values: dict[str, Any] = {}
     for name in layout.filled:
         dims, dtype, empty, _ = FILLED[name]
@@ -201,29 +201,31 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
         blocks = layout.examples["block"][layout.examples["task"] == task]
         values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
     with one_line_errors(place):
-        group = store.begun(place)
+        group = state_store.begun(place)
         if repair or any(group.attrs.get(key) != value for key, value in _attributes(layout).items()):
             described = frame(layout)
             for key, variable in described.variables.items():
                 dims = tuple(map(str, variable.dims))
-                store.sized_array(group, str(key), dims, variable.shape, variable.dtype)[...] = variable.values
+                state_store.sized_array(group, str(key), dims, variable.shape, variable.dtype)[...] = variable.values
             # `done` comes first: what is lost must not pass for finished if this is cut short
             for name, array in sorted(values.items(), key=lambda item: item[0] != "done"):
                 dims, dtype, empty, chunks = FILLED[name]
                 about = ABOUT.get(name)
-                sized = store.sized_array(group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty)
+                sized = state_store.sized_array(
+                    group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty
+                )
                 sized[...] = array
-            group.require_group(store.RESULTS)
+            group.require_group(state_store.RESULTS)
             coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
             arrays = sorted({*map(str, described.variables), *values})
             described_by = {"coordinates": " ".join([*coordinates, "done"]), "arrays": arrays}
-            group.attrs.put({**_attributes(layout), **store.replay_of(group), **described_by})
+            group.attrs.put({**_attributes(layout), **state_store.replay_of(group), **described_by})
     return Writer(place, group, layout, lock, values)
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
     return {
-        store.SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
+        state_store.SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
         "kind": SCORES,
         "layers": layout.layers,
         "identity": layout.identity.to_dict(),
@@ -312,7 +314,7 @@ def check(place: Place, *, repair: bool) -> None:
     Raises:
         RepsimError: what describes the store is damaged, or anything is and `repair` was not asked for.
     """
-    if store.root_group(place).attrs.get("kind") != SCORES:  # for the one who opens it to say
+    if state_store.root_group(place).attrs.get("kind") != SCORES:  # for the one who opens it to say
         return
     for damage in integrity.check(place).damages:
         if damage.is_result:
@@ -322,17 +324,17 @@ def check(place: Place, *, repair: bool) -> None:
         if not repair:
             raise RepsimError(f"{place}: {damage}; add --repair")
         if damage.array == "done":
-            array: Any = store.begun(place)["done"]
+            array: Any = state_store.begun(place)["done"]
             place.delete(f"done/{array.metadata.encode_chunk_key(damage.chunk)}")
 
 
 def _held(place: Place, repair: bool) -> dict[str, Any]:
     """What blocks have filled so far; with `repair` without what is damaged, which then counts as not finished."""
-    group = store.root_group(place)
+    group = state_store.root_group(place)
     damages: Sequence[integrity.Damage] = integrity.check(place).damages if repair else ()
     extent: Any = group.attrs["extent"]
     found: dict[str, Any] = {}
-    with one_line_errors(place, "cannot be read", store.CHECK_ADDRESS):
+    with one_line_errors(place, "cannot be read", state_store.CHECK_ADDRESS):
         for name, (dims, dtype, empty, chunks) in FILLED.items():
             if name not in group:
                 continue

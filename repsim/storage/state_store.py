@@ -24,11 +24,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim import locks
-from repsim.chunks import ChunkFiles
 from repsim.corpus import Company, Sample, TokenRule
 from repsim.families import NamedPlan
-from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
@@ -49,6 +46,10 @@ from repsim.schema import (
     RepsimError,
 )
 from repsim.statistics import Statistic
+from repsim.storage.direct_io import ChunkFiles
+from repsim.storage.location import Folder, Place, one_line, one_line_errors
+from repsim.storage.lock import KEY as LOCK_KEY
+from repsim.storage.lock import Lock
 
 CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
@@ -175,7 +176,7 @@ class Writer:
     done: `[node, block]`, what is finished.
     """
 
-    def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: locks.Lock) -> None:
+    def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: Lock) -> None:
         self._place, self._group, self._layout, self._lock = place, group, layout, lock
         self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
         self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
@@ -321,7 +322,7 @@ def replay_of(group: zarr.Group) -> dict[str, Any]:
     return {REPLAY: group.attrs[REPLAY]} if REPLAY in group.attrs else {}
 
 
-def prepare(place: Place, layout: Layout, lock: locks.Lock) -> Writer:
+def prepare(place: Place, layout: Layout, lock: Lock) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Raises:
@@ -341,7 +342,7 @@ def begun(place: Place) -> zarr.Group:
     if is_begun(place):
         return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
     for key in sorted(place.sizes(), key="zarr.json".__eq__):  # last: without it the rest would be a stranger's
-        if key != locks.KEY:
+        if key != LOCK_KEY:
             place.delete(key)
     return zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
 
@@ -353,7 +354,7 @@ def is_begun(place: Place) -> bool:
         RepsimError: something else is there.
     """
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        if place.read("zarr.json") is None and not place.some_keys() - {locks.KEY}:
+        if place.read("zarr.json") is None and not place.some_keys() - {LOCK_KEY}:
             return False
         try:
             attributes = zarr.open_group(place.zarr, mode="r", zarr_format=3).attrs
@@ -495,7 +496,7 @@ def root_group(place: Place) -> zarr.Group:
     """
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
         if place.read("zarr.json") is None:
-            if place.some_keys() - {locks.KEY}:
+            if place.some_keys() - {LOCK_KEY}:
                 raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
             raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
         try:

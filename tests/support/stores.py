@@ -1,0 +1,78 @@
+"""Small captures written without a model: layouts, states, and what lies in the store."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from repsim.corpus import Sample
+from repsim.families import resolve
+from repsim.plans import PlanTrie
+from repsim.schema import Identity
+from repsim.statistics import Statistic
+from repsim.storage import state_store
+from repsim.storage.location import Place
+from repsim.storage.lock import Lock
+
+IDENTITY = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"})
+PLANS = ("baseline", "drop:layer=1", "(0|1)*2", "0.mlp")
+MORE_PLANS = (*PLANS, "0, 1, 2, 0")
+LENGTHS = (90, 50, 7)
+MORE_LENGTHS = (*LENGTHS, 30, 100)
+TOKENS = sum(LENGTHS)
+SUMS = Statistic("own.sum", lambda states: states.sum((1, 2), dtype=float))
+ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32")
+
+
+def layout_of(lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options):
+    """Every sample a block, unless said otherwise; token ids count on from sample to sample."""
+    named = resolve(plans, 3)
+    ids = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
+    samples = tuple(Sample(f"key{row}", these) for row, these in enumerate(ids))
+    trie = PlanTrie.build(item.plan for item in named)
+    identity = replace(IDENTITY, tokens=tokens)
+    return state_store.Layout(
+        identity, 3, named, trie, samples, blocks or (1,) * len(lengths), units=units, dtype=dtype, **options
+    )
+
+
+def states_of(layout: state_store.Layout) -> np.ndarray:
+    """The same for the same node and token of any layout."""
+    return ALL_STATES[: len(layout.trie), : layout.tokens, : layout.units].astype(layout.dtype)
+
+
+def write(place: Place, layout: state_store.Layout, blocks=None) -> np.ndarray:
+    """Writes what these blocks lack, as a capture does; all blocks if none are named."""
+    states = states_of(layout)
+    with Lock(place) as lock:
+        writer = state_store.prepare(place, layout, lock)
+        for block in range(len(layout.blocks)) if blocks is None else blocks:
+            pending = writer.pending(block)
+            writer.begin(block)
+            first, last = layout.token_starts[block : block + 2]
+            for node in layout.trie.depth_first():
+                if node in pending:
+                    scored = layout.logprobs and node in layout.trie.ends
+                    scores = states[node, first:last, 0].astype("float32") if scored else None
+                    if layout.keep:
+                        writer.write(node, states[node, first:last], scores)
+                    else:
+                        plan = layout.trie.ends.index(node)
+                        writer.write_statistics(plan, {SUMS.name: sums_of(layout, plan, block)}, scores)
+            writer.finish()
+    return states
+
+
+def sums_of(layout: state_store.Layout, plan: int, block: int) -> np.ndarray:
+    """`[sample, state]`"""
+    ends = np.cumsum((0, *map(len, layout.positions)))
+    states = states_of(layout)[list(layout.trie.paths[plan])]
+    samples = range(*layout.sample_starts[block : block + 2])
+    return np.stack([SUMS.kernel(states[:, ends[sample] : ends[sample + 1]]) for sample in samples])
+
+
+def begin(place: Place, layout: state_store.Layout) -> None:
+    write(place, layout, blocks=())
+
+
+def bytes_in(place: Place) -> dict[str, bytes]:
+    return {key: place.read(key) for key in place.sizes()}
