@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from repsim.families import names_of, resolve
-from repsim.opened import Opened, commands
+from repsim.opened import Opened
 from repsim.plans import Plan
-from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, SCORES, STATE, TOKEN, RepsimError
+from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError
 from repsim.statistics import Statistic
 from repsim.storage import state_store
+from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
 from repsim.storage.location import place_of
 
 PER_TOKEN = ("token_id", "position", "sample")
@@ -168,14 +169,14 @@ class Capture(Opened):
         width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
         for first in range(0, len(lengths), 256):
             run = slice(first, min(first + 256, len(lengths)))
-            values = state_store.read_statistic(self.place, statistic.name, self._row(plans[0]), run)
+            values = state_store.read_statistic(self.group, statistic.name, self._row(plans[0]), run)
             yield from zip(lengths[run].tolist(), values[:, :width], strict=True)
 
     def _runs_of_samples(self, plans: Sequence[str | Plan]) -> Iterator[list[NDArray[Any]]]:
         """States of the samples that end in each run of tokens; valid until the next but one is asked for."""
         self._require_states()
         nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
-        runs = state_store.samples_by_run(self.place, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
+        runs = state_store.samples_by_run(self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
         yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
 
     @property
@@ -198,8 +199,9 @@ class Capture(Opened):
             + (" ..." if sizes[PLAN] > 8 else ""),
             "device": identity["device"],
             "replay": self.replay,
+            **({"caution": "; ".join(self.cautions)} if self.cautions else {}),
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-            "schema": str(self.dataset.attrs[state_store.SCHEMA_ATTRIBUTE]),
+            "schema": str(self.dataset.attrs[SCHEMA_ATTRIBUTE]),
             "made by": "; then ".join(self.commands),
         }
 
@@ -327,16 +329,7 @@ def open(path: str | Path) -> Capture:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
     place = place_of(path)
-    if state_store.root_group(place).attrs.get("kind") == SCORES:
+    group = StoreGroup.open(place)
+    if group.holds_scores:
         raise RepsimError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
-    return Capture(place, state_store.open_dataset(place))
-
-
-def repair_command(path: str | Path) -> str:
-    """The command that computes again what `verify` finds damaged; also where the store cannot be opened any more.
-
-    Raises:
-        RepsimError: nothing is there, or it is not a capture of this schema.
-    """
-    requests: Any = state_store.root_group(place_of(path)).attrs["requests"]
-    return f"{commands(Capture.maker, requests, str(path))[-1]} --repair"
+    return Capture(group, state_store.dataset_of(group))

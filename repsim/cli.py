@@ -250,15 +250,16 @@ def verify(store: StoreArgument) -> None:
     found = repsim.verify(store)
     for damage in found.damages:
         print(damage)
+    if found.foreign:
+        print(f"not repsim's, not read: {', '.join(found.foreign)}")
+    if found.unchecked:
+        print(f"without checksums, not checked: {found.unchecked}")
     read = f"{found.chunks:,} chunks, {found.bytes / 1e6:,.1f} MB read"
     if not found.damages:
         print(f"{store}: sound; {read}")
         return
-    print(f"{store}: {len(found.damages):,} chunks damaged or missing; {read}")
-    if any(damage.is_result for damage in found.damages):
-        print("Results of analyses: run repsim analyze again.")
-    if not all(damage.is_result for damage in found.damages):
-        print(f"Repair: {repsim.opening.repair_command(store)}")
+    print(f"{store}: {len(found.damages):,} parts damaged or missing; {read}")
+    print(*repsim.opening.repair_advice(store, found), sep="\n")
     raise typer.Exit(1)
 
 
@@ -566,10 +567,22 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as problem:
         if os.environ.get("REPSIM_DEBUG"):
             raise
-        return _say(_unforeseen(problem), 1)
+        return _say(_refused_by_system(problem) or _unforeseen(problem), 1)
     if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer makes the former of a KeyboardInterrupt
         return _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status)
     return status if isinstance(status, int) else 0
+
+
+def _refused_by_system(problem: Exception) -> str | None:
+    """What a disk or a network has refused, in one line; None if it was something else."""
+    from obstore.exceptions import BaseError
+
+    from repsim.storage.location import one_line
+
+    if not isinstance(problem, (OSError, BaseError)):
+        return None
+    where = f"{problem.filename}: " if isinstance(problem, OSError) and problem.filename else ""
+    return f"{where}{one_line(problem)}; make that good, and the same command goes on"
 
 
 def _unforeseen(problem: Exception) -> str:

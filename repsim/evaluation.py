@@ -28,11 +28,12 @@ from repsim.families import NamedPlan, names_of, resolve
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
 from repsim.plans import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
-from repsim.schema import DEFAULT_MODEL, Identity, ReplayVerdict, RepsimError, Stopped
+from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict, RepsimError, Stopped
 from repsim.scores import Scores
 from repsim.storage import score_store, state_store
+from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Place, place_of
-from repsim.storage.lock import Lock
+from repsim.storage.lock import Lock, is_locked
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -128,12 +129,17 @@ def evaluate(
         _check_paper_cache(loaded, asked.plans)
 
     if not repair:
-        layout, missing = _joined(place, asked, append)
-        if not missing.any() and _is_aggregated(place):
-            log.info("%s: complete already", place)
-            return scores.open(place.text)
+        try:
+            layout, missing, grows = _joined(place, asked, append)
+            if not (missing.any() or grows) and _is_aggregated(place):
+                log.info("%s: complete already", place)
+                return scores.open(place.text)
+        except StoreDamaged:
+            if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
+                raise
     with Lock(place) as lock:
-        layout, missing = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
+        repair = repair or lock.after_crash
+        layout, missing, _ = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
         with runs.nothing_worthless(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
@@ -223,8 +229,11 @@ class _Asked:
 
 def _joined(
     place: Place, asked: _Asked, append: bool, repair: bool = False
-) -> tuple[score_store.Layout, NDArray[np.bool_]]:
-    """The layout of the store once it has what is asked for, and what it lacks of that now, `[plan, block]`.
+) -> tuple[score_store.Layout, NDArray[np.bool_], bool]:
+    """The layout of the store once it has what is asked for, and what it lacks of that now.
+
+    Returns:
+        The layout; what is yet to be computed, `[plan, block]`; whether the store has to grow.
 
     Raises:
         RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
@@ -286,7 +295,10 @@ def _joined(
     if found:
         before = found.dataset["done"].values
         done[tuple(map(slice, before.shape))] = before
-    return layout, asked.cells(layout, done)
+    missing, grows = asked.cells(layout, done), bool(plans or fresh)
+    if found and (missing.any() or grows or repair):
+        state_store.check_current(place)
+    return layout, missing, grows
 
 
 def _stacked(held: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
@@ -452,7 +464,7 @@ class _Scorer:
                 spoilt.append(plans[state.node])  # what a token does not see still reaches it as 0 x NaN
                 return
             greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
-            values, flags = np.where(finite, sums, np.nan), np.where(finite, greedy, -1).astype(np.int8)
+            values, flags = np.where(finite, sums, np.nan), np.where(finite, greedy, NOT_FINITE).astype(np.int8)
             answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
             scored = _scored(self._asked, self._layout, examples, answers)
             finish(plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored})
@@ -516,7 +528,9 @@ def _generate(
         averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
         cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
         texts = [text for found in benchmark.generate(docs, module, cache, at_once) for text in found]
-        answers = {"response": [text or "" for text in texts], "score": _scored(asked, layout, examples, texts)}
+        lost = np.array([NOT_FINITE if text is None else -1 for text in texts], np.int8)
+        scored = _scored(asked, layout, examples, texts)
+        answers = {"response": [text or "" for text in texts], "is_greedy": lost, "score": scored}
         finish(plan, answers)
 
 

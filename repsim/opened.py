@@ -14,13 +14,28 @@ from repsim.families import NamedPlan
 from repsim.plans import parse_plan
 from repsim.schema import PLAN
 from repsim.storage import state_store
-from repsim.storage.location import Folder, Place
+from repsim.storage.group import StoreGroup
+from repsim.storage.location import Folder
+from repsim.storage.results import write_result
+
+# What releases changed of numbers that stores hold: the CHANGELOG has each at length.
+CHANGED = (
+    ("0.2", "half layers (attn, mlp) of MPNet and MobileBERT wrong"),
+    ("0.2", "ZAYA, GLM-MoE-DSA, Mistral Large 4, LiLT, Pegasus-X, BigBird, Inkling 2 and FSMT wrong"),
+    (
+        "0.2",
+        "states of FNet, YOSO, PaliGemma, MobileBERT, Nystromformer, ConvBERT and LongRoPE depend on batches",
+    ),
+    ("0.2", "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure than the paper's"),
+    ("0.2", "log-probabilities under --tokens mean pass over values that are no numbers"),
+)
 
 
 class Opened:
     """A store that is open for reading.
 
     kind: what it holds.
+    group: the store, opened once.
     maker: the command that makes one.
     dataset: as xarray opens it, lazily; what counted of it when it was opened.
     """
@@ -28,8 +43,8 @@ class Opened:
     kind: ClassVar[str]
     maker: ClassVar[str]
 
-    def __init__(self, place: Place, dataset: xr.Dataset) -> None:
-        self.place = place
+    def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
+        self.group, self.place = group, group.place
         self.dataset = dataset
 
     @property
@@ -41,6 +56,13 @@ class Opened:
     def identity(self) -> dict[str, Any]:
         """Model, weights, tokenizer, texts, dtypes and versions that the numbers depend on."""
         return dict(self.dataset.attrs["identity"])
+
+    @property
+    def cautions(self) -> list[str]:
+        """Which entries of the CHANGELOG touch numbers of a store of this age."""
+        version = self.identity["versions"].get("repsim-layers", "0")
+        made = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        return [f"made before {name}: {text}" for name, text in CHANGED if made < tuple(map(int, name.split(".")))]
 
     @property
     def stack(self) -> str:
@@ -75,7 +97,7 @@ class Opened:
 
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
-        state_store.write_result(self.place, name, result)
+        write_result(self.place, name, result)
 
 
 def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from repsim import captures, scores
 from repsim.captures import Capture
-from repsim.schema import SCORES
+from repsim.corpus import BUILTIN
+from repsim.opened import commands
+from repsim.schema import SCORES, UNCHECKED_SCHEMAS
 from repsim.scores import Scores
-from repsim.storage import integrity, state_store
+from repsim.storage import integrity, score_store
+from repsim.storage.group import SCHEMA_ATTRIBUTE, read_attributes
 from repsim.storage.location import place_of
 
 
@@ -32,16 +35,36 @@ def verify(path: str | Path) -> integrity.Check:
     return integrity.check(place_of(path))
 
 
-def repair_command(path: str | Path) -> str:
-    """What computes again what `verify` finds damaged, which any of the commands that made the store may have made.
+def repair_advice(path: str | Path, found: integrity.Check) -> list[str]:
+    """What to do about what `verify` has found, a line each: a command for the shell, or that it cannot be repaired.
 
     Raises:
-        RepsimError: nothing is there, or it is not a store of this schema.
+        RepsimError: nothing is there, or it is not a store of repsim's.
     """
-    if _holds_scores(path):
-        return " && ".join(f"{command} --repair" for command in scores.open(path).commands)
-    return captures.repair_command(path)
+    lines = []
+    if any(damage.is_result for damage in found.damages):
+        lines.append("Results of analyses: run repsim analyze again.")
+    damages = [damage for damage in found.damages if not damage.is_result]
+    if not damages:
+        return lines
+    place, kind = place_of(path), Scores if _holds_scores(path) else Capture
+    attributes = read_attributes(place)
+    describing = any(map(integrity.describes, damages)) if kind is Capture else any(map(score_store.describes, damages))
+    requests = attributes.get("requests")
+    if attributes[SCHEMA_ATTRIBUTE] in UNCHECKED_SCHEMAS:
+        return [*lines, "Cannot be repaired: stores of its schema are only read. Compute it again to another --out."]
+    if not requests or (describing and (kind is Scores or len(requests) > 1)):
+        return [*lines, "Cannot be repaired: what describes the store is lost. Compute it again to another --out."]
+    made_by = commands(kind.maker, requests, str(path))
+    if kind is Capture:
+        made_by = made_by[-1:]  # the last one covers what those before it asked for
+    lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
+    unnamed = [name for request in requests for name in (request.get("corpus", ""), request.get("data_dir", ""))]
+    files = sorted({name for name in unnamed if name and name != BUILTIN and not name.startswith("hf:")})
+    if files:
+        lines.append(f"In it {', '.join(files)} stands for a file or folder whose place no store keeps.")
+    return lines
 
 
 def _holds_scores(path: str | Path) -> bool:
-    return state_store.root_group(place_of(path)).attrs.get("kind") == SCORES
+    return read_attributes(place_of(path)).get("kind") == SCORES

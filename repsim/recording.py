@@ -38,8 +38,9 @@ from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of
 from repsim.storage import integrity, state_store
+from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Folder, Place, place_of
-from repsim.storage.lock import Lock
+from repsim.storage.lock import Lock, is_locked
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -103,7 +104,7 @@ def capture(
     """
     named = statistics.split(",") if isinstance(statistics, str) else statistics
     analyses = [name for name in named if name]
-    _check_options(dtype, tokens, keep, analyses, compression, batch_tokens)
+    _check_options(dtype, tokens, keep, analyses, compression, batch_tokens, logprobs)
     kernels = statistics_of(analyses)
     model = runs.checked_model(model)
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
@@ -129,20 +130,29 @@ def capture(
         **{name: load_options.get(name) for name in ("revision", "stack", "trust_remote_code")},
     }
     asked = _layout(loaded, texts, plans, max_tokens, chosen, kernels, batch_tokens)
-    if repair and state_store.is_begun(place):
-        with Lock(place):
-            _repair(place, asked)
-    layout, missing = _joined(place, asked, batch_tokens, append)
-    if not missing.any():
-        log.info("%s: complete already", place)
-        return captures.open(place.text)
-    size = _check_room(place, layout, missing, max_bytes)
+    asked = replace(asked, nonfinite=allow_nonfinite)
+    if not repair:
+        try:
+            layout, missing, grows = _joined(place, asked, batch_tokens, append)
+            if not (missing.any() or grows):
+                log.info("%s: complete already", place)
+                return captures.open(place.text)
+            _check_room(place, layout, missing, max_bytes)
+        except StoreDamaged:
+            if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
+                raise
     with Lock(place) as lock:
-        log.info("%s", size)
-        if lock.after_crash and isinstance(place, Folder) and state_store.is_begun(place):
-            log.info("%s: its writer's machine stopped; reading what it had finished", place)
-            _repair(place, asked)
-        layout, missing = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
+        if state_store.is_begun(place):
+            after_crash = lock.after_crash and isinstance(place, Folder)
+            if after_crash:
+                log.info("%s: its writer's machine stopped; reading what it had finished", place)
+            if repair or after_crash:
+                _repair(place, asked)
+        layout, missing, grows = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
+        if not (missing.any() or grows):
+            log.info("%s: complete already", place)
+            return captures.open(place.text)
+        log.info("%s", _check_room(place, layout, missing, max_bytes))
         with runs.nothing_worthless(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
@@ -151,7 +161,9 @@ def capture(
     return captures.open(place.text)
 
 
-def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int) -> None:
+def _check_options(
+    dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int, logprobs: bool
+) -> None:
     """Refuses what no model could give, before one is loaded."""
     state_store.check_form(dtype, compression)
     TokenRule(tokens)
@@ -163,6 +175,8 @@ def _check_options(dtype: str, tokens: str, keep: str, analyses: list[str], comp
         raise RepsimError(f"statistics {','.join(analyses)}: analyses take them from the states; or add --keep none")
     if batch < 1:
         raise RepsimError(f"batch_tokens={batch}: at least 1")
+    if logprobs and tokens == "last":
+        raise RepsimError("--logprobs: nothing follows a sample's last token; use --tokens all, mean or every:N")
 
 
 def _unpathed(corpus: str) -> str:
@@ -215,8 +229,12 @@ def _layout(
 
 def _joined(
     place: Place, asked: state_store.Layout, batch_tokens: int, append: bool
-) -> tuple[state_store.Layout, NDArray[np.bool_]]:
-    """The layout of the store once it has what is asked for, and what it lacks now, `[node, block]`.
+) -> tuple[state_store.Layout, NDArray[np.bool_], bool]:
+    """The layout of the store once it has what is asked for, and what it lacks now.
+
+    Returns:
+        The layout; what is yet to be computed, `[node, block]`; whether the store has to grow, which it also has where
+        nothing is to be computed: a plan may end inside another.
 
     Plans, samples and begun blocks that are there stay where they are; the rest follows.
 
@@ -224,7 +242,7 @@ def _joined(
         RepsimError: another capture is there, or one that would have to be extended without `append`.
     """
     if not state_store.is_begun(place):
-        return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1)
+        return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1), True
     found = captures.open(place.text)
     if difference := _difference(found, asked):
         raise RepsimError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
@@ -266,11 +284,20 @@ def _joined(
         samples=samples,
         blocks=tuple(blocks),
         requests=earlier if runs.same_request(earlier[-1], request) else (*earlier, request),
+        nonfinite=asked.nonfinite or bool(found.dataset.attrs.get("nonfinite")),
     )
-    finished = np.zeros((len(layout.trie), len(blocks)), bool)
-    shared = min(done.shape[1], len(blocks))
-    finished[: len(done), :shared] = done[:, :shared]
-    return layout, layout.wanted[:, None] & ~finished
+
+    def grown(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        larger = np.zeros((len(layout.trie), len(blocks)), bool)
+        shared = min(flags.shape[1], len(blocks))
+        larger[: len(flags), :shared] = flags[:, :shared]
+        return larger
+
+    predicted = grown(found.dataset["predicted"].values) if "predicted" in found.dataset else None
+    missing, grows = state_store.missing_in(layout, grown(done), predicted), bool(plans or by_key)
+    if missing.any() or grows:
+        state_store.check_current(place)
+    return layout, missing, grows
 
 
 def _difference(found: Capture, asked: state_store.Layout) -> str | None:
@@ -314,6 +341,7 @@ def _check_room(place: Place, layout: state_store.Layout, missing: NDArray[np.bo
 
 def _repair(place: Place, asked: state_store.Layout) -> None:
     """Reads the whole store; what is damaged or missing counts as not computed."""
+    state_store.check_current(place)
     found = integrity.check(place)
     for damage in found.damages:
         log.warning("%s: %s", place, damage)

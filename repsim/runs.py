@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -107,8 +107,10 @@ def nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
     except Stopped:
         raise
     except RepsimError:
-        if new and lock.held and not (state_store.is_begun(place) and state_store.open_dataset(place)["done"].any()):
-            place.remove()
+        with suppress(Exception):  # what went wrong first is what the user reads, also where the place is broken
+            worthless = not state_store.is_begun(place) or not state_store.open_dataset(place)["done"].any()
+            if new and lock.held and worthless:
+                place.remove()
         raise
 
 

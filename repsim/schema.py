@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+UNCHECKED_SCHEMAS = (2,)  # older ones that are read; their metadata have no digests, and they do not grow
 DEFAULT_MODEL = "smollm2-135m"
 ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
 
@@ -28,6 +29,7 @@ REQUEST = "request"
 
 CAPTURE = "a capture"
 SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none
+NOT_FINITE = -2  # what `is_greedy` says of an answer that is no number; -1 is no answer yet
 STORE_DTYPES = ("float16", "float32")
 PROVEN_KINDS = ("plain", "padded", "trees", "logits")
 

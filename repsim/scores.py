@@ -15,6 +15,7 @@ from repsim.families import names_of
 from repsim.opened import Opened
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
 from repsim.storage import state_store
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import place_of
 from repsim.storage.score_store import PAPER_CACHE
 
@@ -87,6 +88,7 @@ class Scores(Opened):
             or "no plan",
             "cache": CACHES[data.attrs["paper_cache"]],
             "replay": self.replay,
+            **({"caution": "; ".join(self.cautions)} if self.cautions else {}),
             "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
             "made by": "; ".join(self.commands),
         }
@@ -99,6 +101,7 @@ def open(path: str | Path) -> Scores:
         RepsimError: nothing is there, or it holds no scores.
     """
     place = place_of(path)
-    if state_store.root_group(place).attrs.get("kind") != SCORES:
+    group = StoreGroup.open(place)
+    if not group.holds_scores:
         raise RepsimError(f"{place}: a capture, not scores; make scores with repsim evaluate")
-    return Scores(place, state_store.open_dataset(place))
+    return Scores(group, state_store.dataset_of(group))

@@ -53,6 +53,11 @@ class Lane:
             self._waiting.popleft().result()
 
 
+def _mean_of_predicted(logprob: Tensor, _dim: int) -> Tensor:
+    """A sample's mean; its last token predicts nothing, and any other that is no number shows."""
+    return logprob[:-1].mean(0)
+
+
 class Sink:
     """Takes one block's node states to the store, in its dtype and with the tokens it keeps."""
 
@@ -86,7 +91,7 @@ class Sink:
     def take(self, state: NodeState) -> None:
         """Starts a state on its way; what is wrong with it, or with one before it, is raised."""
         hidden = self._kept(state.hidden, torch.mean)
-        logprob = None if state.logprob is None else self._kept(state.logprob, torch.nanmean)
+        logprob = None if state.logprob is None else self._kept(state.logprob, _mean_of_predicted)
         # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
         bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
         stored, bounds, scores = (self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from support.faults import (
     end_command,
     kill_often,
     leftovers,
+    raise_zombies,
     start_command,
 )
 
@@ -92,6 +94,16 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
         call = {**SMALL, "out": f"{bucket}/a folder/c.zarr"}
         kill_often(nursery, call, BUCKET_KILLS, whole, place_of(call["out"]).remove)
         assert repsim.verify(call["out"]).damages == ()
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
+    """Stopped before its first write, while the store is made, at edges of blocks, flags, states and the last write."""
+    with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
+        whole = Whole.of(nursery, {**SMALL, "out": f"{where}/whole.zarr"})
+        made, writes = whole.outcome.made, whole.outcome.writes
+        moments = [1, made // 2, made, made + 1, (made + writes) // 2, writes, "done/c", "logprob/c", "hidden/c/3"]
+        raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
 
 
 # A disk that fills up

@@ -12,7 +12,6 @@ import errno
 import mmap
 import os
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.storage.location import PARTIAL
+from repsim.storage.location import Folder
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096
@@ -33,8 +32,8 @@ THREADS = 4
 class ChunkFiles:
     """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
 
-    def __init__(self, threads: int = THREADS) -> None:
-        self._threads = threads
+    def __init__(self, place: Folder, threads: int = THREADS) -> None:
+        self._place, self._threads = place, threads
         self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
         self._own = threading.local()
         self._direct = bool(DIRECT)
@@ -59,14 +58,8 @@ class ChunkFiles:
     def _put(self, path: Path, values: NDArray[Any]) -> None:
         data = values.reshape(-1).view(np.uint8)
         checksum = crc32c.crc32c(data.data).to_bytes(CHECKSUM, "little")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
+        with self._place.partial(path) as partial:
             self._write(partial, data, checksum)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
     def _write(self, path: Path, data: NDArray[np.uint8], checksum: bytes) -> None:
         if self._direct and data.nbytes % ALIGNMENT == 0:

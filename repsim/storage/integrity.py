@@ -5,38 +5,49 @@ What is damaged can be declared unfinished; the capture that made the store then
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 import zarr
+from numpy.typing import NDArray
 
-from repsim.schema import PLAN, SCORES, RepsimError
-from repsim.storage.location import Place, one_line_errors
-from repsim.storage.state_store import (
+from repsim.schema import EXAMPLE, NOT_FINITE, RepsimError
+from repsim.storage.group import (
     CHECK_ADDRESS,
     RESULTS,
+    ROOT,
+    SCHEMA_ATTRIBUTE,
     STATISTICS,
+    StoreGroup,
+    read_attributes,
+)
+from repsim.storage.location import Place, one_line_errors
+from repsim.storage.lock import KEY as LOCK_KEY
+from repsim.storage.results import object_digest, result_digests
+from repsim.storage.state_store import (
+    ChunkExpectation,
     Layout,
     block_starts,
     frame,
     open_dataset,
     plan_ends,
-    root_group,
     writable,
     write_frame,
 )
 
-FILLED = ("hidden", "logprob", STATISTICS)  # by blocks; `done` says which, and the rest describes the store
+FILLED = ("hidden", "logprob", STATISTICS)  # by blocks; the flags say which, and the rest describes the store
+FLAGS = ("done", "predicted")
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A chunk that is not what was written.
+    """A part of a store that is not what was written.
 
-    array: path of the array in the store.
+    array: path of the array in the store; empty for the attributes of the root.
     chunk: its index along each dimension; () where it is the array's own metadata.
     region: what it covers, for the eye.
     missing: whether it is not there at all.
@@ -54,7 +65,9 @@ class Damage:
 
     def __str__(self) -> str:
         what = "missing" if self.missing else "damaged"
-        key = f"c/{'/'.join(map(str, self.chunk))}" if self.chunk else "zarr.json"
+        if not self.array:
+            return f"{what}: {self.region} ({ROOT})"
+        key = f"c/{'/'.join(map(str, self.chunk))}" if self.chunk else ROOT
         return f"{what}: {self.array} {self.region} ({self.array}/{key})"
 
 
@@ -65,64 +78,126 @@ class Check:
     chunks: how many were read.
     bytes: how many they hold.
     damages: those that are damaged or missing.
+    foreign: attributes, arrays and groups that are not repsim's; they were not read.
+    unchecked: what has no checksum, in words; empty but for stores of older schemas.
     """
 
     chunks: int
     bytes: int
     damages: tuple[Damage, ...]
+    foreign: tuple[str, ...] = ()
+    unchecked: str = ""
 
 
 def check(place: Place) -> Check:
-    """Reads every chunk and compares it with its checksum; misses what ought to be there.
+    """Reads every chunk, compares it with its checksum, and misses what ought to be there.
+
+    In what is finished, values that are not finite count as damage, unless the run allowed them.
 
     Raises:
-        RepsimError: it is no capture, or cannot be read.
+        RepsimError: it is no store of repsim's, or cannot be read.
     """
-    group = root_group(place)
+    found: list[Damage] = []
+
+    def note(what: str) -> None:
+        array = what.removesuffix(f"/{ROOT}") if what.endswith(f"/{ROOT}") else ""
+        lost = bool(array) and place.read(what) is None
+        found.append(Damage(array, (), "metadata" if array else what.removesuffix(f" in {ROOT}"), lost))
+
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        attributes = read_attributes(place)
+        try:
+            group = StoreGroup(place, attributes, note)
+        except (KeyError, TypeError, AttributeError, ValueError) as problem:  # attributes that nothing vouches for
+            if isinstance(problem, RepsimError):
+                note(str(problem).partition(": ")[2])
+            return Check(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
+        # What is finished is read before the files are listed: a writer may be at work.
+        dataset = None if found else _described(group)
         sizes = place.sizes()
-        paths = sorted(key.removesuffix("/zarr.json") for key in sizes if key.endswith("/zarr.json"))
-        found = [Damage(path, (), "metadata", True) for path in _promised(group) if path not in paths]
-        arrays: dict[str, Any] = {}
-        for path in paths:
-            try:
-                arrays[path] = group[path]
-            except (ValueError, KeyError, TypeError):
-                found.append(Damage(path, (), "metadata", False))
         tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
         read = 0
-        # Without all its metadata a store cannot be opened, and what its blocks ought to have cannot be told.
-        expected = {path: set() for path in arrays} if found else _expected(place, group)
-        extent: Any = group.attrs["extent"]
-        for path, array in arrays.items():
-            if isinstance(array, zarr.Group):
-                continue
-            shape = array.shape
-            if not path.startswith(RESULTS):  # what an extension that was cut short has added does not count
-                shape = [min(size, extent.get(dim, size)) for dim, size in zip(_dims(array), shape, strict=True)]
-            grid = tuple(-(-size // chunk) for size, chunk in zip(shape, array.chunks, strict=True))
-            wanted = expected.get(path)
-            for chunk in np.ndindex(grid):
-                key = f"{path}/{array.metadata.encode_chunk_key(chunk)}"
-                if key in sizes or wanted is None or chunk in wanted:
-                    tasks.append((array, path, chunk, key in sizes))
+        root = group.zarr
+        for name in group.arrays:
+            array: Any = root[name]
+            whole = dataset is None and group.is_filled(name)  # then what ought to be there cannot be told
+            grid = [-(-size // along) for size, along in zip(array.shape, array.chunks, strict=True)]
+            for chunk in np.ndindex(*grid):
+                key = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
+                if key in sizes or (not whole and group.must_have(name, chunk)):
+                    tasks.append((array, name, chunk, key in sizes))
                     read += sizes.get(key, 0)
+        finite = None if dataset is None else Finite(group, dataset)
         with ThreadPoolExecutor() as pool:
-            found += [damage for damage in pool.map(_damage, tasks) if damage is not None]
-    return Check(len(tasks), read, tuple(found))
+            found += [damage for damage in pool.map(lambda task: _damage(task, finite), tasks) if damage]
+        results, foreign = _check_results(place, sizes) if group.is_checked else ([], [])
+    own = (*(f"{name}/" for name in group.arrays), f"{RESULTS}/", f"{STATISTICS}/{ROOT}", ROOT)
+    foreign += sorted({key.split("/")[0] for key in sizes if not key.startswith(own) and key != LOCK_KEY})
+    foreign += [f"attribute {name}" for name in group.foreign]
+    unchecked = "" if group.is_checked else f"sizes and attributes (schema {attributes[SCHEMA_ATTRIBUTE]})"
+    return Check(len(tasks), read, (*found, *results), tuple(foreign), unchecked)
 
 
-def _promised(group: zarr.Group) -> list[str]:
-    """Arrays that the root's attributes say are there."""
-    attributes: Any = group.attrs
-    if attributes.get("kind") == SCORES:
-        return list(attributes["arrays"])
-    described = [PLAN, "path", *attributes["coordinates"].split()]
-    states = ["hidden"] if attributes["keep"] == "all" else []
-    return described + states + [f"{STATISTICS}/{name}" for name in attributes["statistics"]]
+def _described(group: StoreGroup) -> xr.Dataset | None:
+    """The store's dataset, which says what is finished; None where that is damaged, which is reported as such."""
+    try:
+        dataset = group.dataset()
+        if not group.holds_scores:
+            group.expect(ChunkExpectation(group, dataset))
+            _ = group.must_have("hidden", (0, 0, 0)) if "hidden" in group.arrays else None
+    except (RepsimError, ValueError, RuntimeError):
+        return None
+    return dataset
 
 
-def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
+class Finite:
+    """Are values that are declared finished numbers?"""
+
+    def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
+        self._group, self._dataset = group, dataset
+        self._allowed = bool(group.attributes.get("nonfinite", not group.is_checked))
+        if not group.holds_scores:
+            self._tokens, self._samples = block_starts(dataset)
+            self._ends = plan_ends(dataset)
+            last = dataset["length"].values[dataset["sample"].values] - 1
+            # at a sample's last token nothing is predicted; a mean over a single token is one of nothing
+            self._unpredicted = np.where(dataset["position"].values < 0, last == 0, dataset["position"].values == last)
+
+    def __call__(self, name: str, region: tuple[slice, ...], values: NDArray[Any]) -> bool:
+        """Whether a chunk's values are, where they are finished."""
+        if self._allowed or values.dtype.kind != "f" or np.isfinite(values).all():
+            return True
+        if self._group.holds_scores:
+            return name != "score" or self._scored(region, values)
+        if name not in ("hidden", "logprob") and not name.startswith(STATISTICS):
+            return True
+        by_sample = name.startswith(STATISTICS)
+        bounds = self._samples if by_sample else self._tokens
+        node = int(self._ends[region[0].start]) if by_sample else region[0].start
+        flags = "predicted" if name == "logprob" and "predicted" in self._dataset else "done"
+        if name == "logprob" and node not in self._ends:
+            return True
+        done = np.repeat(self._dataset[flags].values[node], np.diff(bounds))[region[1]]
+        if name == "logprob":
+            done = done & ~self._unpredicted[region[1]]
+        lost = ~np.isfinite(values[0])
+        if lost.ndim > 1:  # statistics of plans with fewer states than others end earlier
+            lost = lost.all(-1) if by_sample else lost.any(-1)
+        return not (lost & done).any()
+
+    def _scored(self, region: tuple[slice, ...], values: NDArray[Any]) -> bool:
+        """Scores that are none have a request without an answer that is a number, and say so."""
+        blocks = self._dataset["block"].values[region[1]]
+        done = self._dataset["done"].values[region[0]][:, blocks]
+        spoilt = self._dataset["is_greedy"].values[region[0]] == NOT_FINITE
+        examples = self._dataset["request_example"].values
+        excused = np.zeros((len(spoilt), self._dataset.sizes[EXAMPLE]), bool)
+        for row, flags in enumerate(spoilt):
+            excused[row, examples[flags]] = True
+        return not (np.isnan(values).all(-1) & done & ~excused[:, region[1]]).any()
+
+
+def _damage(task: tuple[Any, str, tuple[int, ...], bool], finite: Finite | None) -> Damage | None:
     array, path, chunk, present = task
     region = tuple(
         slice(index * size, min((index + 1) * size, length))
@@ -130,8 +205,9 @@ def _damage(task: tuple[Any, str, tuple[int, ...], bool]) -> Damage | None:
     )
     if present:
         try:
-            array[region]
-            return None
+            values = np.asarray(array[region])
+            if finite is None or finite(path, region, values):
+                return None
         except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
             pass
     named = zip(_dims(array), region, array.shape, strict=False)
@@ -148,33 +224,30 @@ def _span(dim: str, part: slice) -> str:
     return f"{dim} {first:,}" if first == last else f"{dim} {first:,} to {last:,}"
 
 
-def _expected(place: Place, group: zarr.Group) -> dict[str, set[tuple[int, ...]]]:
-    """The chunks that finished blocks must have, for the arrays that blocks fill; every other array is whole."""
-    if group.attrs.get("kind") == SCORES:  # small enough to be whole from the beginning
-        return {}
-    arrays: dict[str, Any] = {
-        path: group[path]
-        for path in ("hidden", "logprob", *(f"{STATISTICS}/{name}" for name in group.attrs["statistics"]))  # type: ignore[union-attr]
-        if path in group
-    }
-    found: dict[str, set[tuple[int, ...]]] = {path: set() for path in arrays}
+def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage], list[str]]:
+    """Objects of analyses' results that are not what was written, and what beside them is none of repsim's."""
+    damages: list[Damage] = []
+    foreign: list[str] = []
+    for name in sorted({key.split("/")[1] for key in sizes if key.startswith(f"{RESULTS}/") and key.count("/") > 1}):
+        digests, prefix = result_digests(place, name), f"{RESULTS}/{name}/"
+        if digests is None:
+            foreign.append(f"{RESULTS}/{name}")
+            continue
+        for key in sorted({ROOT, *digests}):
+            data = place.read(prefix + key)
+            if data is None or _digest_or_none(key, data) != digests.get(key):
+                array, _, chunk = (prefix + key).removesuffix(f"/{ROOT}").partition("/c/")
+                index = tuple(map(int, chunk.split("/"))) if chunk else ()
+                damages.append(Damage(array, index, "whole" if index else "metadata", data is None))
+        foreign += sorted(key for key in sizes if key.startswith(prefix) and key.removeprefix(prefix) not in digests)
+    return damages, foreign
+
+
+def _digest_or_none(key: str, data: bytes) -> str | None:
     try:
-        dataset = open_dataset(place)
-        held = dataset[["done", "path", "block", "sample"]].load()
-    except (RepsimError, ValueError, RuntimeError):  # a description is damaged, which is reported as such
-        return found
-    ends = plan_ends(held)
-    starts, samples = block_starts(held)
-    for path, array in arrays.items():
-        along = array.chunks[1]
-        bounds = samples if path.startswith(STATISTICS) else starts
-        for node, block in np.argwhere(held["done"].values).tolist():
-            rows = np.flatnonzero(ends == node).tolist() if path.startswith(STATISTICS) else [node]
-            if path == "logprob" and node not in ends:
-                continue
-            chunks = range(bounds[block] // along, -(-bounds[block + 1] // along))
-            found[path] |= {(row, chunk, *(0,) * (array.ndim - 2)) for row in rows for chunk in chunks}
-    return found
+        return object_digest(key, data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
@@ -184,28 +257,31 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
     states.
 
     Raises:
-        RepsimError: the layout is another one, an array's metadata is lost, or the store cannot be written.
+        RepsimError: the layout is another one, or the store cannot be written.
     """
-    if lost := [damage.array for damage in damages if not damage.chunk]:
-        raise RepsimError(f"{place}: zarr.json of {', '.join(lost)} is lost; capture again to another --out")
     with one_line_errors(place):
-        group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-        attributes, damaged = group.attrs, {damage.array for damage in damages if describes(damage)}
-        same = attributes["extent"] == layout.extent and attributes["identity"] == layout.identity.to_dict()
+        attributes, damaged = read_attributes(place), {damage.array for damage in damages if describes(damage)}
+        same = attributes.get("identity") == layout.identity.to_dict() or "" in damaged
+        same = same and (attributes.get("extent") == layout.extent or "" in damaged)
+        group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _what: None)
+        root = group.zarr
         for name, variable in frame(layout).variables.items():
-            array: Any = group[str(name)]
-            sound = name not in damaged and name != "done"
-            same = same and (not sound or np.array_equal(array[...], variable.values))
+            if name not in damaged and same:
+                same = name in group.arrays and np.array_equal(root[str(name)][...], variable.values)  # type: ignore[index]
         if not same:
-            names = ", ".join(sorted(damaged))
+            names = ", ".join(sorted(name or "attributes" for name in damaged))
             raise RepsimError(
                 f"{place}: {names} damaged, and this is not the command that made the store; "
                 "repair it with that one (repsim verify tells), or capture again to another --out"
             )
         for damage in damages:
-            if damage.array == "done":
-                _delete(place, group, damage)
-        write_frame(group, layout)
+            if not damage.chunk and damage.array and not damage.is_result:
+                place.delete(f"{damage.array}/{ROOT}")
+        writing = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+        for damage in damages:
+            if damage.array in FLAGS:
+                clear_flags(writing, damage)
+        write_frame(place, writing, layout)
 
 
 def forget(place: Place, damages: Collection[Damage]) -> None:
@@ -222,19 +298,21 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
         for damage in damages:
-            if damage.array == "done":
-                _delete(place, group, damage)  # nothing is finished there, then
-        held = open_dataset(place)[["done", "path", "block", "sample"]].load()
-        done, ends = held["done"].values.copy(), plan_ends(held)
-        starts, samples = block_starts(held)
+            if damage.array in FLAGS:
+                clear_flags(group, damage)
+        held = open_dataset(place)
+        flags = {name: held[name].values.copy() for name in FLAGS if name in held}
+        ends, (starts, samples) = plan_ends(held), block_starts(held)
         lost = [damage for damage in damages if damage.array.split("/")[0] in FILLED]
         for damage in lost:
             array: Any = group[damage.array]
             row, chunk = damage.chunk[:2]
             node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
             first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
-            done[node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
-        writable(group, "done")[: len(done), : done.shape[1]] = done
+            told = "predicted" if damage.array == "logprob" and "predicted" in flags else "done"
+            flags[told][node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
+        for name, values in flags.items():
+            writable(group, name)[: len(values), : values.shape[1]] = values
         for damage in lost:
             _delete(place, group, damage)
         if results := tuple({"/".join(damage.array.split("/")[:2]) + "/" for damage in damages if damage.is_result}):
@@ -244,8 +322,19 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
 
 
 def describes(damage: Damage) -> bool:
-    """Whether it is in what describes the store: plans, trie, tokens, samples."""
-    return not damage.chunk or damage.array.split("/")[0] not in (*FILLED, "done", RESULTS)
+    """Whether it is in what describes the store: plans, trie, tokens, samples, sizes."""
+    if damage.is_result:
+        return False
+    return not damage.chunk or damage.array.split("/")[0] not in (*FILLED, *FLAGS)
+
+
+def clear_flags(group: zarr.Group, damage: Damage) -> None:
+    """Declares what a damaged chunk of flags was about unfinished; it is not read."""
+    if not damage.chunk:
+        return
+    array = writable(group, damage.array)
+    spans = zip(damage.chunk, array.chunks, array.shape, strict=True)
+    array[tuple(slice(i * size, min((i + 1) * size, there)) for i, size, there in spans)] = False
 
 
 def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:

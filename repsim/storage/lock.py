@@ -1,9 +1,10 @@
-"""One writer a store: a lock that says who holds it, and that outlives nobody.
+"""One writer per store: an advisory lock with a heartbeat; the lock of a dead writer is taken over.
 
 The lock is an object in the store, made only where there is none. Its owner rewrites it every ten seconds. On the
 owner's own machine a process that is gone has lost it; seen from another machine, an owner that gives no sign of life
-for forty seconds has. Clocks are not compared. A writer that was taken for dead learns of it before it finishes
-anything more.
+for forty seconds has. Clocks are not compared. Taking over is one exchange of the dead owner's bytes for one's own, so
+of several that try, one succeeds. A writer that was taken for dead, and wakes, can change nothing any more
+(`repsim.storage.location`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Self
 import psutil
 
 from repsim.schema import RepsimError
-from repsim.storage.location import Place, one_line_errors
+from repsim.storage.location import Place, TakenOver, one_line_errors
 
 KEY = "done/lock"  # inside an array, where zarr does not look for members
 BEAT_SECONDS = 10.0
@@ -83,21 +84,35 @@ class Lock:
 
     def __enter__(self) -> Self:
         with one_line_errors(self._place):
-            # a request to a bucket that is sent again after a lost answer finds our own lock
-            while not self._place.create(KEY, self._me.bytes) and not self._is_mine():
-                self._take_over()
-            self._place.begin()
+            try:
+                self._acquire()
+            except BaseException:
+                self._place.leave()
+                raise
         self._beating.start()
         return self
+
+    def _acquire(self) -> None:
+        self._place.enter(self._me.token)
+        while True:
+            try:
+                # a request to a bucket that is sent again after a lost answer finds our own lock
+                while not self._place.create(KEY, self._me.bytes) and not self._is_mine():
+                    self._succeed_the_dead()
+                self._place.take_over()
+                self._place.renew(KEY, self._me.bytes, self._me.bytes)  # the dead one may have had a last beat
+                return
+            except TakenOver:  # somebody else has begun meanwhile: look at what he does, and who he is
+                self._place.enter(self._me.token)
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._beating.join()  # lest it writes the lock again
+        self._beating.join()  # otherwise it could write the lock again
         try:
-            if self._is_mine():
-                self._place.delete(KEY)
+            self._place.exchange(KEY, self._me.bytes, None)
+            self._place.leave()
         except Exception as failure:  # whatever ends the work must not be hidden by this
             log.debug("%s: lock not released: %s", self._place, failure)
 
@@ -109,20 +124,20 @@ class Lock:
     def check(self) -> None:
         """Refuses to go on without the lock."""
         if not self.held:
-            raise RepsimError(f"{self._place}: taken over by {self._read() or 'another writer'}; this one stops")
+            owner = self._read()
+            raise TakenOver(self._place, owner and f"taken over by {owner}")
 
-    def _take_over(self) -> None:
-        """Removes the lock in the way, if its owner is dead."""
+    def _succeed_the_dead(self) -> None:
+        """Puts our lock in the place of one whose owner is dead; the loop around it sees whether that succeeded."""
         data = self._place.read(KEY)
         if data is None:  # released this moment
             return
         owner = _parse(data)
         if owner is not None and self._alive(owner):
             raise RepsimError(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
-        if data == self._place.read(KEY):  # nobody else was faster
+        if self._place.exchange(KEY, data, self._me.bytes):
             log.info("%s: %s is gone; its lock is taken over", self._place, owner or "the owner of a damaged lock")
             self.after_crash = owner is None or owner.machine != self._me.machine
-            self._place.delete(KEY)
 
     def _alive(self, owner: Owner) -> bool:
         if owner.machine == self._me.machine:
@@ -144,11 +159,11 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                if not self._is_mine():
+                now = replace(self._me, beat=self._me.beat + 1)
+                if not self._is_mine() or not self._place.renew(KEY, self._me.bytes, now.bytes):
                     self._lost = True
                     return
-                self._me = replace(self._me, beat=self._me.beat + 1)
-                self._place.write(KEY, self._me.bytes)
+                self._me = now
             except Exception as problem:  # a full disk or a slow network: try again
                 log.debug("%s: lock not renewed: %s", self._place, problem)
 
@@ -159,6 +174,12 @@ class Lock:
     def _read(self) -> Owner | None:
         data = self._place.read(KEY)
         return None if data is None else _parse(data)
+
+
+def is_locked(place: Place) -> bool:
+    """Whether there is a lock, be its owner dead or alive."""
+    with one_line_errors(place, "cannot be read", "check the address and the rights"):
+        return bool(place.read(KEY))
 
 
 def _parse(data: bytes) -> Owner | None:

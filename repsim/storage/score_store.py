@@ -33,9 +33,19 @@ from repsim.schema import (
     TASK,
     Identity,
     ReplayVerdict,
-    RepsimError,
 )
 from repsim.storage import integrity, state_store
+from repsim.storage.group import (
+    CHECK_ADDRESS,
+    RESULTS,
+    SCHEMA_ATTRIBUTE,
+    StoreDamaged,
+    StoreGroup,
+    array_digests,
+    grow,
+    is_growing,
+    put_attributes,
+)
 from repsim.storage.location import Place, one_line_errors
 from repsim.storage.lock import Lock
 
@@ -202,8 +212,12 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
         values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
     with one_line_errors(place):
         group = state_store.begun(place)
-        if repair or any(group.attrs.get(key) != value for key, value in _attributes(layout).items()):
+        attributes = group.attrs.asdict()
+        same = all(attributes.get(key) == value for key, value in _attributes(layout).items())
+        if repair or not same or is_growing(attributes):
             described = frame(layout)
+            names = [*map(str, described.variables), *values]
+            grow(place, group, {name: layout.extent for name in names if name in group})
             for key, variable in described.variables.items():
                 dims = tuple(map(str, variable.dims))
                 state_store.sized_array(group, str(key), dims, variable.shape, variable.dtype)[...] = variable.values
@@ -215,17 +229,16 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
                     group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty
                 )
                 sized[...] = array
-            group.require_group(state_store.RESULTS)
+            group.require_group(RESULTS)
             coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
-            arrays = sorted({*map(str, described.variables), *values})
-            described_by = {"coordinates": " ".join([*coordinates, "done"]), "arrays": arrays}
-            group.attrs.put({**_attributes(layout), **state_store.replay_of(group), **described_by})
+            described_by = {"coordinates": " ".join([*coordinates, "done"]), "arrays": array_digests(place, names)}
+            put_attributes(group, {**_attributes(layout), **described_by})
     return Writer(place, group, layout, lock, values)
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
     return {
-        state_store.SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
+        SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
         "kind": SCORES,
         "layers": layout.layers,
         "identity": layout.identity.to_dict(),
@@ -314,32 +327,34 @@ def check(place: Place, *, repair: bool) -> None:
     Raises:
         RepsimError: what describes the store is damaged, or anything is and `repair` was not asked for.
     """
-    if state_store.root_group(place).attrs.get("kind") != SCORES:  # for the one who opens it to say
-        return
     for damage in integrity.check(place).damages:
         if damage.is_result:
             continue
-        if not damage.chunk or damage.array not in FILLED:
-            raise RepsimError(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
+        if describes(damage):
+            raise StoreDamaged(place, f"{damage}: it describes the store", "evaluate again, to another --out")
         if not repair:
-            raise RepsimError(f"{place}: {damage}; add --repair")
+            raise StoreDamaged(place, str(damage), "add --repair")
         if damage.array == "done":
-            array: Any = state_store.begun(place)["done"]
-            place.delete(f"done/{array.metadata.encode_chunk_key(damage.chunk)}")
+            integrity.clear_flags(state_store.begun(place), damage)
+
+
+def describes(damage: integrity.Damage) -> bool:
+    """Whether it is in what describes the store: plans, tasks, examples, requests, sizes."""
+    return not damage.is_result and (not damage.chunk or damage.array not in FILLED)
 
 
 def _held(place: Place, repair: bool) -> dict[str, Any]:
     """What blocks have filled so far; with `repair` without what is damaged, which then counts as not finished."""
-    group = state_store.root_group(place)
+    opened = StoreGroup.open(place)
+    group: Any = opened.zarr
     damages: Sequence[integrity.Damage] = integrity.check(place).damages if repair else ()
-    extent: Any = group.attrs["extent"]
     found: dict[str, Any] = {}
-    with one_line_errors(place, "cannot be read", state_store.CHECK_ADDRESS):
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
         for name, (dims, dtype, empty, chunks) in FILLED.items():
-            if name not in group:
+            if name not in opened.arrays:
                 continue
             array: Any = group[name]
-            shape = [extent[dim] for dim in dims]
+            shape = [opened.extent[dim] for dim in dims]
             lost = {damage.chunk for damage in damages if damage.array == name}
             found[name] = np.full(shape, empty, dtype)
             for chunk in np.ndindex(*(-(-size // along) for size, along in zip(shape, chunks, strict=True))):

@@ -10,6 +10,7 @@ models nor plans' meaning.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from repsim.families import NamedPlan
 from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
+    CAPTURE,
     EXAMPLE,
     METRIC,
     NODE,
@@ -47,24 +49,33 @@ from repsim.schema import (
 )
 from repsim.statistics import Statistic
 from repsim.storage.direct_io import ChunkFiles
-from repsim.storage.location import Folder, Place, one_line, one_line_errors
+from repsim.storage.group import (
+    CHECK_ADDRESS,
+    RESULTS,
+    ROOT,
+    SCHEMA_ATTRIBUTE,
+    STATISTICS,
+    VERIFY,
+    StoreGroup,
+    array_digests,
+    grow,
+    is_growing,
+    put_attributes,
+    read_attributes,
+)
+from repsim.storage.location import Folder, Place, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 from repsim.storage.lock import Lock
 
 CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
 STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
-SCHEMA_ATTRIBUTE = "repsim_schema"
 REPLAY = "replay"  # attribute: how far the replay was proven to be the model; stores made before have none
-RESULTS = "analyses"
-STATISTICS = "statistics"
 # Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
 CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
 CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096}
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
-CHECK_ADDRESS = "check the address and the rights"
 GO_ON = "make that good, and the same command goes on"
-VERIFY = "repsim verify names it, and the command that computes it again"
 MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory
 COMPRESSION = ("none", "fast", "small")
 KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
@@ -95,6 +106,7 @@ class Layout:
     compression: of the states, `none`, `fast` or `small`.
     requests: the options of every capture that made it.
     company: which samples shared a batch when it was computed last, and were padded.
+    nonfinite: whether states that are not finite were allowed.
     """
 
     identity: Identity
@@ -111,6 +123,7 @@ class Layout:
     compression: str = "none"
     requests: tuple[Mapping[str, Any], ...] = ()
     company: Company = Company.ANY
+    nonfinite: bool = False
 
     def __post_init__(self) -> None:
         check_form(self.dtype, self.compression)
@@ -180,17 +193,22 @@ class Writer:
         self._place, self._group, self._layout, self._lock = place, group, layout, lock
         self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
         self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
-        self._done = writable(group, "done")
-        self._chunks = ChunkFiles() if isinstance(place, Folder) and layout.compression == "none" else None
+        self._done, self._predicted = writable(group, "done"), writable(group, "predicted")
+        self._chunks = ChunkFiles(place) if isinstance(place, Folder) and layout.compression == "none" else None
         self.done: NDArray[np.bool_] = np.asarray(self._done[:])
+        self.predicted = None if self._predicted is None else np.asarray(self._predicted[:])
         self._block = 0
         self._unmarked: set[int] = set()
         self._marked = time.monotonic()
         self._waiting: list[tuple[int, NDArray[Any], NDArray[np.float32] | None]] = []
 
     def pending(self, block: int) -> frozenset[int]:
-        """Nodes that this block lacks."""
-        return frozenset(np.flatnonzero(self._layout.wanted & ~self.done[:, block]).tolist())
+        """Nodes that this block lacks: their states, or log-probabilities of a plan that ends there."""
+        missing = missing_in(self._layout, self.done[:, block, None], self._predicted_of(block))
+        return frozenset(np.flatnonzero(missing).tolist())
+
+    def _predicted_of(self, block: int) -> NDArray[np.bool_] | None:
+        return None if self.predicted is None else self.predicted[:, block, None]
 
     def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
@@ -288,6 +306,8 @@ class Writer:
     def _finish(self, nodes: Sequence[int]) -> None:
         """Takes the block under way for finished at these nodes, on disk within a second of work."""
         self.done[nodes, self._block] = True
+        if self.predicted is not None:
+            self.predicted[[node for node in nodes if node in self._layout.trie.ends], self._block] = True
         self._unmarked.update(nodes)
         if time.monotonic() - self._marked > MARK_SECONDS:
             self._mark()
@@ -299,8 +319,25 @@ class Writer:
             for top in sorted({node // rows * rows for node in self._unmarked}):
                 piece = slice(top, top + rows), slice(left, left + columns)  # a whole chunk: nothing is read
                 self._done[piece] = self.done[piece]
+                if self.predicted is not None:
+                    self._predicted[piece] = self.predicted[piece]
         self._unmarked.clear()
         self._marked = time.monotonic()
+
+
+def missing_in(layout: Layout, done: NDArray[np.bool_], predicted: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """What is yet to be computed, `[node, block]`.
+
+    Args:
+        layout: what there is to be.
+        done: whose states, or statistics, are finished, `[node, block]`.
+        predicted: whose log-probabilities are, likewise; None where there are none, or where `done` says it of both.
+    """
+    missing = layout.wanted[:, None] & ~done
+    if predicted is not None:
+        ends = list(layout.trie.ends)
+        missing[ends] |= ~predicted[ends]
+    return missing
 
 
 def note_replay(place: Place, group: zarr.Group, verdict: ReplayVerdict) -> None:
@@ -308,7 +345,7 @@ def note_replay(place: Place, group: zarr.Group, verdict: ReplayVerdict) -> None
     before = verdict_in(group.attrs)
     if (merged := before.merged(verdict)) != before:
         with one_line_errors(place, advice=GO_ON):
-            group.attrs[REPLAY] = {"error": merged.error, "kinds": list(merged.kinds)}
+            put_attributes(group, {REPLAY: {"error": merged.error, "kinds": list(merged.kinds)}})
 
 
 def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
@@ -317,34 +354,49 @@ def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
     return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
 
 
-def replay_of(group: zarr.Group) -> dict[str, Any]:
-    """The attribute that `note_replay` left, which a store keeps as it grows."""
-    return {REPLAY: group.attrs[REPLAY]} if REPLAY in group.attrs else {}
-
-
 def prepare(place: Place, layout: Layout, lock: Lock) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Raises:
-        RepsimError: it cannot be written.
+        RepsimError: it cannot be written, or is of a schema that is only read.
     """
     with one_line_errors(place):
         group = begun(place)
-        same = all(group.attrs.get(name) == value for name, value in _attributes(layout).items())
-        # the array may be larger than the extent: an extension was cut short, and now another layout is asked for
-        if not same or writable(group, "done").shape != (len(layout.trie), len(layout.blocks)):
-            write_frame(group, layout)
+        attributes = group.attrs.asdict()
+        same = all(attributes.get(name) == value for name, value in _attributes(layout).items())
+        # an extension may have been cut short, and now another layout, or the one before, is asked for
+        if not same or is_growing(attributes):
+            write_frame(place, group, layout)
         return Writer(place, group, layout, lock)
 
 
 def begun(place: Place) -> zarr.Group:
-    """The store's group for writing; made, without what was left of an earlier start, where there is none."""
+    """The store's group for writing; made, without what was left of an earlier start, where there is none.
+
+    Raises:
+        RepsimError: it is of a schema that is only read.
+    """
     if is_begun(place):
+        check_current(place)
         return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-    for key in sorted(place.sizes(), key="zarr.json".__eq__):  # last: without it the rest would be a stranger's
+    for key in sorted(place.sizes(), key=ROOT.__eq__):  # last: without it the rest would be a stranger's
         if key != LOCK_KEY:
             place.delete(key)
     return zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
+
+
+def check_current(place: Place) -> None:
+    """Refuses to change a store of an older schema.
+
+    Raises:
+        RepsimError: it is of a schema that is only read.
+    """
+    schema = read_attributes(place)[SCHEMA_ATTRIBUTE]
+    if schema != SCHEMA_VERSION:
+        raise RepsimError(
+            f"{place}: made with schema {schema}, which this repsim reads and does not change; "
+            "choose another --out, or go on with the repsim that made it"
+        )
 
 
 def is_begun(place: Place) -> bool:
@@ -354,55 +406,65 @@ def is_begun(place: Place) -> bool:
         RepsimError: something else is there.
     """
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        if place.read("zarr.json") is None and not place.some_keys() - {LOCK_KEY}:
+        data = place.read(ROOT)
+        if data is None and not place.some_keys() - {LOCK_KEY}:
             return False
         try:
-            attributes = zarr.open_group(place.zarr, mode="r", zarr_format=3).attrs
-        except (OSError, ValueError, KeyError):
-            attributes = {}  # type: ignore[assignment]
-    if dict(attributes) == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}:
-        return False
-    root_group(place)
+            half_made = json.loads(data or b"")["attributes"] == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}
+        except (ValueError, KeyError, TypeError):
+            half_made = False
+        if half_made:
+            return False
+        read_attributes(place)
     return True
 
 
-def write_frame(group: zarr.Group, layout: Layout) -> None:
+def write_frame(place: Place, group: zarr.Group, layout: Layout) -> None:
     """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
     described = frame(layout)
+    extent, chunk = layout.extent, layout.chunk_tokens
+    widths = layout.widths(extent[STATE])
+    flags = {"done": np.zeros((len(layout.trie), len(layout.blocks)), bool)}
+    if layout.logprobs and layout.keep:
+        flags["predicted"] = flags["done"]
+    names = [*map(str, described.variables), *flags, *(f"{STATISTICS}/{name}" for name in widths)]
+    names += ["hidden"] * layout.keep + ["logprob"] * layout.logprobs
+    grow(place, group, {name: {**extent, **widths} for name in names if name in group})
     for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
-        array = sized_array(group, str(name), dims, variable.shape, variable.dtype)
-        array[...] = array[...] if name == "done" else variable.values  # every chunk is there, and can be missed
-    extent, chunk = layout.extent, layout.chunk_tokens
+        sized_array(group, str(name), dims, variable.shape, variable.dtype)[...] = variable.values
+    for name, empty in flags.items():
+        array = sized_array(group, name, (NODE, BLOCK), empty.shape, bool, tuple(DONE_CHUNKS.values()))
+        array[...] = array[...]  # every chunk is there, and can be missed
     if layout.keep:
         sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
         codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
         sized_array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
-        about = {"units": "nat", "long_name": "log-probability of the next token"}
-        sized_array(
-            group,
-            "logprob",
-            (NODE, TOKEN),
-            (extent[NODE], extent[TOKEN]),
-            "float32",
-            (1, chunk),
-            (Crc32cCodec(),),
-            about,
-        )
+        about = {"units": "nat", "long_name": "log-probability of the next token; NaN where a sample has none"}
+        sizes, chunks = (extent[NODE], extent[TOKEN]), (1, chunk)
+        sized_array(group, "logprob", (NODE, TOKEN), sizes, "float32", chunks, (Crc32cCodec(),), about)
     for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
         group.require_group(part)
-    for name, width in layout.widths(extent[STATE]).items():
+    for name, width in widths.items():
         chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
         shape = (extent[PLAN], extent[SAMPLE], width)
         sized_array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
-    coordinates = " ".join(str(name) for name in described.coords if name != PLAN)  # as xarray notes them
-    group.attrs.put({**_attributes(layout), **replay_of(group), "coordinates": coordinates})
+    coordinates = [str(name) for name in described.coords if name != PLAN]  # as xarray notes them
+    put_attributes(
+        group,
+        {
+            **_attributes(layout),
+            "coordinates": " ".join([*coordinates, *flags]),
+            "arrays": array_digests(place, names),
+        },
+    )
 
 
 def _attributes(layout: Layout) -> dict[str, Any]:
     return {
         SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
+        "kind": CAPTURE,
         "layers": layout.layers,
         "units": layout.units,
         "identity": layout.identity.to_dict(),
@@ -412,6 +474,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "compression": layout.compression,
         "requests": [dict(request) for request in layout.requests],
         "batches": str(layout.company),
+        "nonfinite": layout.nonfinite,
         "extent": layout.extent,
     }
 
@@ -432,7 +495,6 @@ def frame(layout: Layout) -> xr.Dataset:
         "plan_digest": (PLAN, np.array([named.plan.digest for named in plans], strings)),
         "parent": (NODE, np.array(trie.parents, np.int64)),
         "step_text": (NODE, np.array(["embed" if step is None else step.text for step in trie.steps], strings)),
-        "done": ((NODE, BLOCK), np.zeros((len(trie), len(layout.blocks)), bool)),
         "token_id": (TOKEN, np.concatenate(ids).astype(np.int32)),
         "position": (TOKEN, np.concatenate(layout.positions)),
         "sample": (TOKEN, np.repeat(np.arange(len(samples), dtype=np.int64), kept)),
@@ -454,17 +516,14 @@ def sized_array(
     attributes: Mapping[str, Any] | None = None,
     empty: Any = None,
 ) -> Any:
-    """An array of this shape, made or resized; `empty`, else NaN or nothing, where it has not been written."""
+    """An array of this shape, made if it is not there; `empty`, else NaN or nothing, where it has not been written."""
     if name in group:
         array: Any = group[name]
-        if array.shape != tuple(shape):
-            array.resize(tuple(shape))
     else:
-        sizes = DONE_CHUNKS if name == "done" else CHUNKS
         array = group.create_array(
             name,
             shape=tuple(shape),
-            chunks=tuple(chunks or [sizes[dim] for dim in dims]),
+            chunks=tuple(chunks or [CHUNKS[dim] for dim in dims]),
             dtype=dtype,
             fill_value=np.nan if empty is None and np.issubdtype(dtype, np.floating) else empty,
             compressors=tuple(codecs),
@@ -488,72 +547,61 @@ def writable(group: zarr.Group, name: str) -> Any:
     return None if array is None else array.with_config(KEEP_WHOLE)  # forgotten since it was made
 
 
-def root_group(place: Place) -> zarr.Group:
-    """The store's group, for reading.
-
-    Raises:
-        RepsimError: nothing is there, it is no capture, not begun, or of another schema.
-    """
-    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        if place.read("zarr.json") is None:
-            if place.some_keys() - {LOCK_KEY}:
-                raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
-            raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
-        try:
-            group = zarr.open_group(place.zarr, mode="r", zarr_format=3)
-        except (ValueError, KeyError) as problem:
-            raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
-    schema = group.attrs.get(SCHEMA_ATTRIBUTE)
-    if schema is None:
-        raise RepsimError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
-    if schema != SCHEMA_VERSION:
-        raise RepsimError(
-            f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
-            "capture again, or read it with the repsim that wrote it"
-        )
-    if "extent" not in group.attrs:
-        raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
-    return group
-
-
 def open_dataset(place: Place) -> xr.Dataset:
     """A store as xarray reads it, lazily; what counts of it when it is opened.
 
     Raises:
         RepsimError: nothing is there, it is not a capture, it is of another schema, or what describes it is damaged.
     """
-    group = root_group(place)
-    extent: Any = group.attrs["extent"]
-    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        try:
-            return _within(_open_zarr(place), extent)
-        except ValueError:  # an extension of the store was cut short: its arrays differ in size, each taken by itself
-            names = list(group.array_keys())
-            try:
-                parts = [_open_zarr(place, drop_variables=[other for other in names if other != one]) for one in names]
-            except ValueError as problem:
-                raise RepsimError(f"{place}: damaged ({one_line(problem)}); see repsim verify {place}") from None
-            return xr.merge([_within(part, extent) for part in parts], compat="equals", join="exact")
+    return dataset_of(StoreGroup.open(place))
 
 
-def _open_zarr(place: Place, **options: Any) -> xr.Dataset:
-    dataset: xr.Dataset = xr.open_zarr(place.zarr.with_read_only(True), consolidated=False, chunks=None, **options)
+def dataset_of(group: StoreGroup) -> xr.Dataset:
+    """An open store as xarray reads it, lazily.
+
+    Raises:
+        StoreDamaged: what says what is finished is damaged.
+    """
+    dataset = group.dataset()
+    if not group.holds_scores:
+        group.expect(ChunkExpectation(group, dataset))
     return dataset
 
 
-def _within(dataset: xr.Dataset, extent: Mapping[str, int]) -> xr.Dataset:
-    within: xr.Dataset = dataset.isel({dim: slice(size) for dim, size in extent.items() if dim in dataset.dims})
-    return within
+class ChunkExpectation:
+    """Which chunks of the arrays that blocks fill have to be there: those that hold anything of a finished block."""
+
+    def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
+        self._group, self._dataset = group, dataset
+
+    def __call__(self, name: str, chunk: tuple[int, ...]) -> bool:
+        along = self._group.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][1]
+        tokens, samples = self._bounds
+        bounds = samples if name.startswith(STATISTICS) else tokens
+        inside = (bounds[:-1] < (chunk[1] + 1) * along) & (bounds[1:] > chunk[1] * along)
+        node = int(self._ends[chunk[0]]) if name.startswith(STATISTICS) else chunk[0]
+        if name == "logprob" and node not in self._ends:
+            return False
+        flags = "predicted" if name == "logprob" and "predicted" in self._dataset else "done"
+        return bool(self._dataset[flags].values[node, inside].any())
+
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return block_starts(self._dataset)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return plan_ends(self._dataset)
 
 
 def samples_by_run(
-    place: Place, dataset: xr.Dataset, nodes: NDArray[np.int64], ends: NDArray[np.int64]
+    group: StoreGroup, dataset: xr.Dataset, nodes: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[list[NDArray[Any]]]:
     """States of the samples that end in each chunk of tokens, read ahead into memory that is used again.
 
     Args:
-        place: the store's.
-        dataset: the open store.
+        group: the open store.
+        dataset: as xarray reads it.
         nodes: indices, `[node]`, each once.
         ends: where each sample ends, `[sample]`; the first begins at token 0.
     Yields:
@@ -563,20 +611,21 @@ def samples_by_run(
     """
     if not len(ends):
         return
-    array: Any = zarr.open_array(place.zarr.with_read_only(True), path="hidden", mode="r")
+    place, root = group.place, group.zarr
+    array: Any = root["hidden"]
     size, units = array.chunks[1:]
     starts, tokens = np.concatenate([[0], ends[:-1]]), int(ends[-1])
     # chunks at hand: the next, this one, the one before, and as far back as a sample reaches
     ring = 3 + -(-int((ends - starts).max()) // size)
     room = np.empty((len(nodes), ring * size, units), array.dtype)
     direct = isinstance(place, Folder) and dataset.attrs["compression"] == "none"
-    files = ChunkFiles()
+    files = ChunkFiles(place) if isinstance(place, Folder) else None
 
     def read(chunk: int) -> None:
         rows = room[:, chunk % ring * size :][:, :size]
         with one_line_errors(place, "cannot be read", VERIFY):
             try:
-                if direct:
+                if direct and files is not None:
                     paths = [chunk_path(place, array, node, chunk) for node in nodes]
                     files.get([(path, row.reshape(-1).view(np.uint8)) for path, row in zip(paths, rows, strict=True)])
                 else:
@@ -607,29 +656,11 @@ def chunk_path(place: Place, array: zarr.Array[Any], node: int, chunk: int) -> P
     return place.path / "hidden" / array.metadata.encode_chunk_key((int(node), chunk, 0))
 
 
-def read_statistic(place: Place, name: str, plan: int, samples: slice) -> NDArray[np.float64]:
+def read_statistic(group: StoreGroup, name: str, plan: int, samples: slice) -> NDArray[np.float64]:
     """One plan's values of a statistic, `[sample, value]`; NaN past the plan's own."""
-    array: Any = zarr.open_array(place.zarr.with_read_only(True), path=f"{STATISTICS}/{name}", mode="r")
+    root = group.zarr
+    array: Any = root[f"{STATISTICS}/{name}"]
     return np.asarray(array[plan, samples])
-
-
-def write_result(place: Place, name: str, result: xr.Dataset) -> None:
-    """Keeps an analysis's result with the store; a result of the same name is replaced.
-
-    Raises:
-        RepsimError: the store cannot be written to.
-    """
-    codecs = {"compressors": (ZstdCodec(level=1), Crc32cCodec())}
-    with one_line_errors(place, advice="copy the store to where you may write"):
-        result.to_zarr(
-            place.zarr,
-            group=f"{RESULTS}/{name}",
-            mode="w",
-            zarr_format=3,
-            consolidated=False,
-            write_empty_chunks=True,
-            encoding={name: codecs for name in result.variables},
-        )
 
 
 def plan_ends(dataset: xr.Dataset) -> NDArray[np.int64]:

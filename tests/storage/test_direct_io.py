@@ -12,6 +12,7 @@ from zarr.codecs import Crc32cCodec
 
 from repsim.storage import direct_io
 from repsim.storage.direct_io import ChunkFiles
+from repsim.storage.location import Folder
 
 OLD = b"as it was"
 
@@ -29,6 +30,10 @@ def by_zarr(path: Path, values: np.ndarray) -> bytes:
     return Path(path, "c", *["0"] * values.ndim).read_bytes()
 
 
+def chunk_files(folder: Path) -> ChunkFiles:
+    return ChunkFiles(Folder(str(folder)))
+
+
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "hidden" / "c" / "3" / "0"
@@ -38,7 +43,7 @@ def path(tmp_path) -> Path:
 @pytest.mark.parametrize("shape", [(64, 32), (128, 96), (1024, 576), (64, 33), (7, 4), (1, 1)])
 def test_files_are_those_of_zarr(path, tmp_path, dtype, shape):
     values = values_of(shape, dtype)
-    ChunkFiles().put([(path, values)])
+    chunk_files(tmp_path).put([(path, values)])
     assert path.read_bytes() == by_zarr(tmp_path / "z", values)
 
 
@@ -46,15 +51,15 @@ def test_many_sizes_side_by_side(tmp_path):
     """Each thread's buffer serves chunks smaller and larger than itself; what is there already is replaced."""
     made = {tmp_path / str(i): values_of((1 + 7 * i % 32, 1024)) + i for i in range(32)}
     (tmp_path / "3").write_bytes(OLD * 100_000)
-    ChunkFiles().put(list(made.items()))
+    chunk_files(tmp_path).put(list(made.items()))
     for path, values in made.items():
         assert path.read_bytes()[:-4] == values.tobytes()
     assert len(list(tmp_path.iterdir())) == len(made)
 
 
-def test_a_piece_of_a_larger_array(path):
+def test_a_piece_of_a_larger_array(path, tmp_path):
     values = values_of((256, 32))
-    ChunkFiles().put([(path, values[64:128])])
+    chunk_files(tmp_path).put([(path, values[64:128])])
     assert path.read_bytes()[:-4] == values[64:128].tobytes()
 
 
@@ -65,7 +70,7 @@ def test_a_file_system_that_does_not_write_directly_is_asked_once(path, tmp_path
         asked.append(args)
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    values, files = values_of((64, 32)), ChunkFiles()
+    values, files = values_of((64, 32)), chunk_files(tmp_path)
     expected = by_zarr(tmp_path / "z", values)
     monkeypatch.setattr(direct_io.os, "open", refuse)
     for name in ("0", "1", "2"):
@@ -75,7 +80,7 @@ def test_a_file_system_that_does_not_write_directly_is_asked_once(path, tmp_path
     assert len(list(path.parent.iterdir())) == 3
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, tmp_path):
     write = os.write
 
     def full(file, data):
@@ -83,7 +88,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data[:4096])  # a part fits
 
-    files = ChunkFiles()
+    files = chunk_files(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(OLD)
     monkeypatch.setattr(files, "_direct", True)
@@ -96,7 +101,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch):
 
 
 @pytest.mark.parametrize("units", [32, 33])
-def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, units):
+def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, units, tmp_path):
     """A limit on the size of files stands for a full disk; a multiple of 4096 goes one way, the rest the other."""
     path.parent.mkdir(parents=True)
     path.write_bytes(OLD)
@@ -104,16 +109,16 @@ def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, unit
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            ChunkFiles().put([(path, values_of((64, units)))])
+            chunk_files(tmp_path).put([(path, values_of((64, units)))])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [(file.name, file.read_bytes()) for file in path.parent.iterdir()] == [(path.name, OLD)]
 
 
 @pytest.mark.parametrize("shape", [(128, 96), (64, 33)])
-def test_reads_what_it_wrote(path, shape):
+def test_reads_what_it_wrote(path, shape, tmp_path):
     values = values_of(shape)
-    files = ChunkFiles()
+    files = chunk_files(tmp_path)
     files.put([(path, values)])
     read = np.empty(values.nbytes, np.uint8)
     files.get([(path, read)])
@@ -121,9 +126,9 @@ def test_reads_what_it_wrote(path, shape):
 
 
 @pytest.mark.parametrize("harm", ["flip", "flip the checksum", "cut", "cut into the checksum", "grow"])
-def test_reading_refuses_what_was_not_written(path, harm):
+def test_reading_refuses_what_was_not_written(path, harm, tmp_path):
     values = values_of((128, 96))
-    ChunkFiles().put([(path, values)])
+    chunk_files(tmp_path).put([(path, values)])
     data = path.read_bytes()
     harmed = {
         "flip": bytes([data[0] ^ 1]) + data[1:],
@@ -134,4 +139,4 @@ def test_reading_refuses_what_was_not_written(path, harm):
     }
     path.write_bytes(harmed[harm])
     with pytest.raises(ValueError, match="not the bytes that were written"):
-        ChunkFiles().get([(path, np.empty(values.nbytes, np.uint8))])
+        chunk_files(tmp_path).get([(path, np.empty(values.nbytes, np.uint8))])

@@ -1,7 +1,9 @@
 """Folders and buckets: one contract, whole writes, errors in one line."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import zarr
 
 from repsim.schema import RepsimError
 from repsim.storage import location
-from repsim.storage.location import PARTIAL, SOME, Bucket, Folder, Place, one_line_errors, place_of
+from repsim.storage.location import PARTIAL, SOME, Bucket, Folder, Place, TakenOver, one_line_errors, place_of
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -96,11 +98,92 @@ def test_zarr_sees_the_same_keys(place):
     assert array[:].tolist() == [0, 0, 2, 3]
 
 
-def test_beginning_keeps_what_is_finished(place):
-    place.begin()
+def test_taking_over_keeps_what_is_finished(place):
+    first, second = "1" * 32, "2" * 32
+    place.enter(first)
+    place.take_over()
     place.write("hidden/c/0", b"1")
-    place.begin()
-    assert place.sizes() == {"hidden/c/0": 1}
+    other = place_of(place.text)
+    other.enter(second)
+    other.take_over()
+    assert other.read("hidden/c/0") == b"1"
+    other.leave()
+    place.leave()
+    assert other.sizes() == {"hidden/c/0": 1}
+
+
+@pytest.mark.parametrize("act", ["write", "delete", "create", "renew", "exchange", "remove", "take_over"])
+def test_who_was_taken_over_changes_nothing(tmp_path, act):
+    """Whatever a writer does after another has entered and taken over, files of the other stay as they are."""
+    first, second = place_of(tmp_path / "s.zarr"), place_of(tmp_path / "s.zarr")
+    first.enter("1" * 32)
+    first.take_over()
+    first.write("hidden/c/0", b"old")
+    second.enter("2" * 32)
+    second.take_over()
+    second.write("hidden/c/0", b"new")
+    arguments = {"write": (b"x",), "create": (b"x",), "renew": (b"new", b"x"), "exchange": (b"new", b"x")}
+    key = {"remove": (), "take_over": (), "create": ("hidden/c/1",)}.get(act, ("hidden/c/0",))
+    if act in ("renew", "exchange"):
+        with suppress(TakenOver):
+            assert not getattr(first, act)(*key, *arguments[act])
+    else:
+        with pytest.raises(TakenOver, match=r"taken over by another writer; this one stops"):
+            getattr(first, act)(*key, *arguments.get(act, ()))
+    assert second.sizes() == {"hidden/c/0": 3}
+    assert second.read("hidden/c/0") == b"new"
+    second.write("hidden/c/0", b"newer")
+    assert second.read("hidden/c/0") == b"newer"
+
+
+def test_a_store_that_is_moved_under_its_writer(tmp_path):
+    place = place_of(tmp_path / "s.zarr")
+    place.enter("1" * 32)
+    place.take_over()
+    place.path.rename(tmp_path / "t.zarr")
+    with pytest.raises(RepsimError, match="moved or removed while it was written; this one stops"):
+        place.write("hidden/c/0", b"x")
+    assert not place.path.exists()
+
+
+def test_an_object_that_another_has_replaced_is_not_overwritten():
+    """In a bucket: what was read, or found missing, is put only where it is still that."""
+    first, second = Bucket("memory://versions"), Bucket("memory://versions")
+    first.take_over()
+    array = zarr.create_array(first.zarr, name="done", shape=(4,), chunks=(2,), dtype="int8")
+    array[:2] = 1
+    array[2:3] = 1  # reads, changes, writes
+    zarr.open_array(second.zarr, path="done")[:] = 2
+    for part in (slice(1, 2), slice(3, 4)):
+        with pytest.raises(TakenOver):
+            array[part] = 3
+    assert zarr.open_array(second.zarr, path="done")[:].tolist() == [2, 2, 2, 2]
+    second.remove()
+
+
+def test_links_are_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own.txt").write_text("mine")
+    place = place_of(tmp_path / "s.zarr")
+    place.path.mkdir()
+    (place.path / "analyses").symlink_to(elsewhere)
+    for act in (place.write, place.create):
+        with pytest.raises(RepsimError, match=r"s\.zarr: analyses is a link to another folder"):
+            act("analyses/own.txt", b"theirs")
+    place.remove()
+    assert (elsewhere / "own.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch, number):
+    def refuse(*_paths):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(location.os, "link", refuse)
+    with pytest.raises(RepsimError, match=r"no hard links.*; choose another --out"):
+        place_of(tmp_path).create("done/lock", b"x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["done"]
 
 
 # What is each one's own
@@ -126,11 +209,15 @@ def test_room_on_a_disk_is_known_before_the_folder_is_made(tmp_path):
 def test_half_written_files_do_not_count_and_are_cleaned(tmp_path):
     place = place_of(tmp_path / "s.zarr")
     place.write("hidden/c/0", b"whole")
-    (place.path / "hidden" / "c" / f"1.4711{PARTIAL}").write_bytes(b"ha")
-    assert place.sizes() == {"hidden/c/0": 5}
-    assert place.some_keys() == {"hidden/c/0"}
-    place.begin()
-    assert [file.name for file in place.path.rglob("*") if file.is_file()] == ["0"]
+    (place.path / f"own{PARTIAL}").write_bytes(b"a user's")
+    desk = place.path / "done" / f"{'4' * 32}{PARTIAL}"
+    desk.mkdir(parents=True)
+    (desk / "1").write_bytes(b"ha")
+    assert place.sizes() == {"hidden/c/0": 5, f"own{PARTIAL}": 8}
+    place.enter("5" * 32)
+    place.take_over()
+    place.leave()
+    assert {file.name for file in place.path.rglob("*") if file.is_file()} == {"0", f"own{PARTIAL}"}
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

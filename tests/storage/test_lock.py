@@ -15,7 +15,7 @@ import pytest
 
 from repsim.schema import RepsimError
 from repsim.storage import lock as locks
-from repsim.storage.location import place_of
+from repsim.storage.location import Bucket, place_of
 from repsim.storage.lock import KEY, Lock, Owner
 
 ME = Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff")
@@ -76,6 +76,11 @@ def pulsed(place) -> tuple[Lock, Pulse]:
     return lock, pulse
 
 
+def is_free(place) -> bool:
+    """Nothing is left; in a bucket, which cannot delete only what is still the same, an empty lock."""
+    return place.sizes() in ({}, {KEY: 0})
+
+
 def until(true) -> None:
     end = time.monotonic() + 600
     while not true():
@@ -94,7 +99,7 @@ def test_a_lock_is_there_while_it_is_held(place):
         lock.check()
         assert set(place.sizes()) == {KEY}
         assert not lock.after_crash
-    assert place.sizes() == {}
+    assert is_free(place)
     with Lock(place):  # and can be had again
         pass
 
@@ -102,7 +107,7 @@ def test_a_lock_is_there_while_it_is_held(place):
 def test_a_lock_is_released_when_work_fails(place):
     with pytest.raises(ZeroDivisionError), Lock(place):
         _ = 1 / 0
-    assert place.sizes() == {}
+    assert is_free(place)
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(place):
@@ -134,7 +139,7 @@ def test_a_dead_process_has_lost_its_lock(place, owner):
     with Lock(place) as lock:
         lock.check()
         assert not lock.after_crash  # the machine is up, so what was written is there
-    assert place.sizes() == {}
+    assert is_free(place)
 
 
 def test_a_zombie_is_dead(place):
@@ -191,6 +196,8 @@ def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypat
 
 @pytest.mark.parametrize("data", [b"", b'{"process": 1', b"[]", b"null", b'{"process": 1}', b"\xff\0"])
 def test_a_damaged_lock_is_nobodys(place, data):
+    if isinstance(place, Bucket) and not data:
+        data = b"{"  # an empty one has been released
     place.write(KEY, data)
     with Lock(place) as lock:
         lock.check()
@@ -205,7 +212,7 @@ def test_a_lock_is_renewed(place):
         assert place.read(KEY) != first
         lock.check()
     assert not lock._beating.is_alive()
-    assert place.sizes() == {}
+    assert is_free(place)
 
 
 def test_signs_of_life_come_by_themselves(place, monkeypatch):
@@ -237,7 +244,7 @@ def test_a_beat_does_not_take_a_lost_lock_back(place):
         place.delete(KEY)
         with pytest.raises(RepsimError, match="taken over by another writer"):
             lock.check()
-    assert place.sizes() == {}
+    assert is_free(place)
 
 
 def test_a_beat_that_fails_is_tried_again(place, monkeypatch):
@@ -250,7 +257,7 @@ def test_a_beat_that_fails_is_tried_again(place, monkeypatch):
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(place, "write", fail)
+            patch.setattr(place, "renew", fail)
             pulse.beat()
             pulse.beat()
         assert len(failed) == 2

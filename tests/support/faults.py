@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -225,17 +226,27 @@ class Nursery:
         assert answer, "the nursery has died"
         return int(answer)
 
-    def start(self, call: Call, moments: Sequence[int | str] = (), *, fill: str | None = None, at: int = 0) -> Attempt:
+    def start(
+        self,
+        call: Call,
+        moments: Sequence[int | str] = (),
+        *,
+        fill: str | None = None,
+        at: int = 0,
+        machine: str | None = None,
+    ) -> Attempt:
         """Starts `repsim.capture(**call)`, or what else this nursery makes.
 
         Args:
             moments: where it stops; see `stop_before_writes`.
             fill: a file; it fills the disk before progress number `at`.
+            machine: another one than this, as far as locks can tell; there, whoever is stopped is taken for dead at
+                once.
         """
         self._attempts += 1
         told = self._folder / f"attempt-{self._attempts}.json"
         amazon = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        job = {"call": call, "moments": list(moments), "fill": fill, "at": at}
+        job = {"call": call, "moments": list(moments), "fill": fill, "at": at, "machine": machine}
         return Attempt(self, self.ask({**job, "told": str(told), "environment": amazon}), told)
 
     def run(self, call: Call, **options: Any) -> Outcome:
@@ -290,11 +301,14 @@ def _attempt(
     moments: list[int | str],
     fill: str | None,
     at: int,
+    machine: str | None,
     told: str,
     environment: Any,
 ) -> int:
     """A child's life."""
     os.environ.update(environment)
+    if machine is not None:
+        locks._machine, locks.MISSED_BEATS = lambda: machine, 0
     made, states = -1, 0
     writes = stop_before_writes(call["out"], moments)
 
@@ -416,6 +430,31 @@ def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Ca
     assert nursery.run(call).status == FINISHED
     through()
     return captures
+
+
+def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], whole: Whole) -> int:
+    """At each moment a writer stops, another takes over and finishes, and the first one wakes.
+
+    It has to end with one line, and must have changed nothing. The store is made anew each time.
+
+    Returns:
+        How many there were.
+    """
+    place = place_of(call["out"])
+    for moment in moments:
+        place.remove()
+        sleeper = nursery.start(call, [moment], machine="a")
+        assert sleeper.stops(), moment
+        assert nursery.run(call, machine="b").status == FINISHED, moment
+        assert digests(place) == whole.digests, moment
+        sleeper.go_on()
+        outcome = sleeper.wait()
+        assert outcome.status == REFUSED, (moment, outcome)
+        assert re.search("taken over by .*; this one stops$", outcome.message), (moment, outcome.message)
+        assert digests(place) == whole.digests, moment
+        assert not leftovers(place), moment
+        assert not repsim.verify(place.text).damages, moment
+    return len(moments)
 
 
 @contextmanager

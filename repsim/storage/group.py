@@ -1,0 +1,345 @@
+"""A store that is opened once and handed along: what kind it is, how much of it counts, whether its parts are sound.
+
+Chunks carry checksums of their own. The metadata of the arrays is vouched for by digests in the root's attributes, and
+these by a digest of their own, so that a flipped bit in a size, a name or an identity is noticed when the store is
+opened. A chunk that should be there and is not is an error, never a fill value. Attributes and arrays that others have
+added are left alone, and not vouched for.
+
+While a store grows, its arrays change one after the other. The root lists the digests of all their stages first, and
+its `extent`, which says how much counts, changes last; readers take the arrays as the extent has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import crc32c
+import xarray as xr
+import zarr
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import WrapperStore
+
+from repsim.schema import CAPTURE, PLAN, SCHEMA_VERSION, SCORES, UNCHECKED_SCHEMAS, RepsimError
+from repsim.storage.location import Place, one_line, one_line_errors
+from repsim.storage.lock import KEY as LOCK_KEY
+
+SCHEMA_ATTRIBUTE = "repsim_schema"
+RESULTS = "analyses"
+STATISTICS = "statistics"
+ROOT = "zarr.json"
+CHECK_ADDRESS = "check the address and the rights"
+OWN_ATTRIBUTES = {  # of the root; what others add is theirs
+    *(SCHEMA_ATTRIBUTE, "kind", "layers", "units", "identity", "dtype", "keep", "statistics", "compression"),
+    *("requests", "batches", "extent", "paper_cache", "replay", "coordinates", "arrays", "nonfinite", "digest"),
+}
+FILLED = {"hidden", "logprob", "log_likelihood", "is_greedy", "response", "score", "aggregate"}
+OWN_ARRAY_ATTRIBUTES = {"units", "long_name"}
+VERIFY = "repsim verify names it, and the command that computes it again"
+CODECS = {"bytes", "vlen-utf8", "zstd", "blosc", "crc32c"}
+CHUNK_LIMIT = 1 << 28  # bytes of a chunk that anyone may declare
+INDEX_LIMIT = 1 << 20  # bytes of an index array that is read when the store is opened
+CHECKSUM = 4  # bytes of a crc32c
+
+Document = dict[str, Any]
+
+
+class StoreDamaged(RepsimError):
+    """Something in a store is not what was written, or is missing."""
+
+    def __init__(self, place: Place, what: str, advice: str = VERIFY) -> None:
+        super().__init__(f"{place}: damaged ({what}); {advice}")
+
+
+# Digests
+
+
+def digest_of_array(document: Mapping[str, Any]) -> str:
+    """What vouches for an array's metadata: 16 hexadecimal digits; attributes that others have added do not count."""
+    own = {name: value for name, value in document.get("attributes", {}).items() if name in OWN_ARRAY_ATTRIBUTES}
+    return _digest({**document, "attributes": own})
+
+
+def digest_of_root(attributes: Mapping[str, Any]) -> str:
+    """What vouches for the root's own attributes: 16 hexadecimal digits."""
+    return _digest({name: attributes[name] for name in OWN_ATTRIBUTES - {"digest"} if name in attributes})
+
+
+def _digest(value: object) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def put_attributes(group: zarr.Group, changes: Mapping[str, Any]) -> None:
+    """Changes the root's attributes in one write, and vouches for them."""
+    attributes = {**group.attrs.asdict(), **changes}
+    group.attrs.put({**attributes, "digest": digest_of_root(attributes)})
+
+
+def is_growing(attributes: Mapping[str, Any]) -> bool:
+    """Whether arrays may be of another size than the extent, as a growth that was cut short leaves them."""
+    return any(len(digests) > 1 for digests in attributes.get("arrays", {}).values())
+
+
+def array_digests(place: Place, names: Iterable[str]) -> dict[str, list[str]]:
+    """Name → digests of an array's metadata as it is, one each."""
+    return {name: [digest_of_array(_document(place, f"{name}/{ROOT}"))] for name in sorted(names)}
+
+
+def grow(place: Place, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Makes arrays larger, or smaller, so that at no moment two of them disagree on the size of a dimension.
+
+    Each array gets its new size along dimensions of another name first, and then the names back: whoever opens the
+    group in between, with whatever tool, finds dimensions that agree.
+
+    Args:
+        place: the store's.
+        group: its root, for writing.
+        sizes: array's name → dimension → size.
+    """
+    stages: dict[str, list[Document]] = {}
+    for name, wanted in sizes.items():
+        document = _document(place, f"{name}/{ROOT}")
+        dims = [dim.removesuffix(GROWING) for dim in document["dimension_names"]]
+        shape = [wanted.get(dim, size) for dim, size in zip(dims, document["shape"], strict=True)]
+        grown = {**document, "shape": shape, "dimension_names": dims}
+        if grown != document:
+            renamed = [dim + GROWING if dim in wanted else dim for dim in dims]
+            stages[name] = [document, {**grown, "dimension_names": renamed}, grown]
+    if not stages:
+        return
+    vouched = group.attrs.asdict().get("arrays", {})
+    stated = {name: sorted({*vouched.get(name, ()), *map(digest_of_array, row)}) for name, row in stages.items()}
+    put_attributes(group, {"arrays": {**vouched, **stated}})
+    for stage in (1, 2):
+        for name, row in stages.items():
+            place.write(f"{name}/{ROOT}", json.dumps(row[stage], indent=2).encode())
+
+
+GROWING = "_growing"  # ends the names of dimensions that are changing their size
+
+
+# Opening
+
+
+class StoreGroup:
+    """A store that is open for reading.
+
+    attributes: the root's, checked.
+    arrays: name → metadata of repsim's own arrays, checked, with the shape that counts.
+    foreign: attributes of the root that others have added.
+    """
+
+    def __init__(self, place: Place, attributes: Document, damaged: Callable[[str], None]) -> None:
+        self.place, self.attributes = place, attributes
+        self.foreign = sorted(set(attributes) - OWN_ATTRIBUTES)
+        self._checked = attributes[SCHEMA_ATTRIBUTE] not in UNCHECKED_SCHEMAS
+        if self._checked and attributes.get("digest") != digest_of_root(attributes):
+            damaged("attributes in zarr.json")
+        self.arrays: dict[str, Document] = {}
+        for name in self._array_names():
+            try:
+                document = _document(place, f"{name}/{ROOT}")
+            except StoreDamaged:
+                damaged(f"{name}/{ROOT}")
+                continue
+            allowed = attributes.get("arrays", {}).get(name)
+            if self._checked and digest_of_array(document) not in allowed:
+                damaged(f"{name}/{ROOT}")
+                continue
+            self.arrays[name] = self._within(name, document)
+        self._store = _CheckedStore(self)
+        self._expected: Callable[[str, tuple[int, ...]], bool] = lambda _name, _chunk: False
+
+    @classmethod
+    def open(cls, place: Place) -> StoreGroup:
+        """Opens a store and checks what describes it.
+
+        Raises:
+            RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it does not read.
+            StoreDamaged: what describes it is not what was written.
+        """
+
+        def refuse(what: str) -> None:
+            raise StoreDamaged(place, what)
+
+        with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+            return cls(place, read_attributes(place), refuse)
+
+    @property
+    def kind(self) -> str:
+        return str(self.attributes.get("kind", CAPTURE))
+
+    @property
+    def holds_scores(self) -> bool:
+        return self.kind == SCORES
+
+    @property
+    def extent(self) -> dict[str, int]:
+        return dict(self.attributes["extent"])
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its metadata have digests; those of older schemas have none."""
+        return self._checked
+
+    def _array_names(self) -> list[str]:
+        """Names of the arrays that are repsim's own, as the attributes have them."""
+        attributes = self.attributes
+        arrays = attributes.get("arrays")
+        if isinstance(arrays, dict):
+            return sorted(arrays)
+        if isinstance(arrays, list):  # scores of schema 2
+            return sorted(map(str, arrays))
+        names = [PLAN, "path", *attributes["coordinates"].split()]
+        names += ["hidden"] if attributes["keep"] == "all" else []
+        names += [f"{STATISTICS}/{name}" for name in attributes["statistics"]]
+        return names + ["logprob"] * (self.place.read(f"logprob/{ROOT}") is not None)
+
+    def _within(self, name: str, document: Document) -> Document:
+        """An array's metadata with the names and sizes that count; refuses what nobody should allocate.
+
+        Raises:
+            StoreDamaged: it is smaller than the extent, or not made as repsim makes arrays.
+        """
+        dims = [str(dim).removesuffix(GROWING) for dim in document.get("dimension_names") or ()]
+        shape, grid, codecs = (document.get(key) for key in ("shape", "chunk_grid", "codecs"))
+        try:
+            chunks = grid["configuration"]["chunk_shape"]  # type: ignore[index]
+            sizes = [self.extent.get(dim, size) for dim, size in zip(dims, shape, strict=True)]  # type: ignore[arg-type]
+            known = {codec["name"] for codec in codecs} <= CODECS  # type: ignore[union-attr]
+            sound = len(chunks) == len(sizes) and all(size > 0 for size in chunks)
+            cells = 1
+            for size in chunks:
+                cells *= size
+            sound = sound and cells * 16 <= CHUNK_LIMIT
+            sound = sound and all(0 <= size <= there for size, there in zip(sizes, shape, strict=True))  # type: ignore[arg-type]
+        except (TypeError, KeyError, ValueError):
+            known = sound = False
+        if not (known and sound):
+            raise StoreDamaged(self.place, f"{name}/{ROOT} declares what repsim does not write")
+        return {**document, "shape": sizes, "dimension_names": dims}
+
+    @property
+    def zarr(self) -> zarr.Group:
+        """The root as zarr has it, for reading; every chunk is checked, and misses are errors."""
+        return zarr.open_group(self._store, mode="r", zarr_format=3)
+
+    def dataset(self) -> xr.Dataset:
+        """The store as xarray reads it, lazily, but for what says what is finished and where: that is read now.
+
+        Raises:
+            StoreDamaged: what was read is damaged or missing.
+        """
+        with one_line_errors(self.place, "cannot be read", CHECK_ADDRESS):
+            try:
+                dataset: xr.Dataset = xr.open_zarr(self._store, consolidated=False, chunks=None)
+            except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+                raise StoreDamaged(self.place, one_line(problem)) from None
+            dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
+            first = [name for name in ("done", "predicted") if name in dataset]
+            small = [str(name) for name, variable in dataset.variables.items() if self._is_small(str(name), variable)]
+            for name in dict.fromkeys([*first, *small]):  # what is finished before what it is
+                dataset[name].load()
+        return dataset
+
+    def _is_small(self, name: str, variable: xr.Variable) -> bool:
+        return name in self.arrays and variable.nbytes <= INDEX_LIMIT and not self.is_filled(name)
+
+    def is_filled(self, name: str) -> bool:
+        """Whether blocks fill an array as they are computed; the others describe the store."""
+        return name in FILLED or name.startswith(f"{STATISTICS}/")
+
+    def expect(self, expected: Callable[[str, tuple[int, ...]], bool]) -> None:
+        """Says which chunks of the arrays that blocks fill have to be there; without it none has."""
+        self._expected = expected
+
+    def must_have(self, name: str, chunk: tuple[int, ...]) -> bool:
+        """Whether a chunk has to be there; those of scores are made when the store is."""
+        return self.holds_scores or not self.is_filled(name) or self._expected(name, chunk)
+
+
+class _CheckedStore(WrapperStore[Any]):
+    """A store's objects for zarr: its own metadata as they were checked, its own chunks compared with their checksum.
+
+    A chunk that has to be there and is not is an error; zarr would take it for one of fill values.
+    """
+
+    def __init__(self, of: StoreGroup) -> None:
+        super().__init__(of.place.zarr.with_read_only(True))
+        self._of = of
+        root = {"zarr_format": 3, "node_type": "group", "attributes": of.attributes}
+        documents = {ROOT: root, **{f"{name}/{ROOT}": document for name, document in of.arrays.items()}}
+        self._metadata = {key: json.dumps(document).encode() for key, document in documents.items()}
+
+    def with_read_only(self, read_only: bool = False) -> _CheckedStore:
+        return self
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        prototype = prototype or default_buffer_prototype()
+        if key in self._metadata:
+            return prototype.buffer.from_bytes(self._metadata[key])
+        value = await self._store.get(key, prototype, byte_range)
+        name, separator, rest = key.rpartition("/c/")
+        if not separator and key.endswith("/c"):
+            name, rest = key.removesuffix("/c"), ""
+        if byte_range is None and name in self._of.arrays:
+            self._check(name, tuple(map(int, rest.split("/"))) if rest else (), value)
+        return value
+
+    def _check(self, name: str, chunk: tuple[int, ...], value: Buffer | None) -> None:
+        where = f"{name}/c/{'/'.join(map(str, chunk))}"
+        if value is None:
+            if self._of.must_have(name, chunk):
+                raise StoreDamaged(self._of.place, f"{where} is missing")
+            return
+        if name == "hidden":  # zarr's codec compares it as well; states are too many to do it twice
+            return
+        data = value.as_numpy_array()
+        if data[-CHECKSUM:].tobytes() != crc32c.crc32c(data[:-CHECKSUM].data).to_bytes(CHECKSUM, "little"):
+            raise StoreDamaged(self._of.place, where)
+
+
+def read_attributes(place: Place) -> Document:
+    """The attributes of a store's root, unchecked.
+
+    Raises:
+        RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it does not read.
+    """
+    data = place.read(ROOT)
+    if data is None:
+        if place.some_keys() - {LOCK_KEY}:
+            raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
+        raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
+    try:
+        document = json.loads(data)
+        if document["node_type"] == "array":
+            raise ValueError("an array")
+        attributes = document["attributes"] if document["zarr_format"] == 3 else None
+    except (ValueError, KeyError, TypeError) as problem:
+        raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
+    if not isinstance(attributes, dict) or SCHEMA_ATTRIBUTE not in attributes:
+        raise RepsimError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
+    schema = attributes[SCHEMA_ATTRIBUTE]
+    if schema not in (SCHEMA_VERSION, *UNCHECKED_SCHEMAS):
+        raise RepsimError(
+            f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
+            "capture again, or read it with the repsim that wrote it"
+        )
+    if "extent" not in attributes:
+        raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
+    return attributes
+
+
+def _document(place: Place, key: str) -> Document:
+    try:
+        document = json.loads(place.read(key) or b"")
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise StoreDamaged(place, key)
+    return document
