@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from repsim.storage.group import (
     ROOT,
     SCHEMA_ATTRIBUTE,
     STATISTICS,
+    StoreDamaged,
     StoreGroup,
     read_attributes,
 )
@@ -261,13 +263,17 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
     """
     with one_line_errors(place):
         attributes, damaged = read_attributes(place), {damage.array for damage in damages if describes(damage)}
-        same = attributes.get("identity") == layout.identity.to_dict() or "" in damaged
-        same = same and (attributes.get("extent") == layout.extent or "" in damaged)
-        group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _what: None)
-        root = group.zarr
-        for name, variable in frame(layout).variables.items():
-            if name not in damaged and same:
-                same = name in group.arrays and np.array_equal(root[str(name)][...], variable.values)  # type: ignore[index]
+        same = "" in damaged or (
+            attributes.get("identity") == layout.identity.to_dict() and attributes.get("extent") == layout.extent
+        )
+        if same:
+            with suppress(StoreDamaged):  # an array's metadata, say, that is about to be written anew
+                group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _what: None)
+                same = all(
+                    np.array_equal(group.zarr[str(name)][...], variable.values)  # type: ignore[index]
+                    for name, variable in frame(layout).variables.items()
+                    if name in group.arrays and name not in damaged
+                )
         if not same:
             names = ", ".join(sorted(name or "attributes" for name in damaged))
             raise RepsimError(

@@ -166,7 +166,8 @@ class Layout:
     def extent(self) -> dict[str, int]:
         """Sizes of the store's dimensions."""
         sizes = {NODE: len(self.trie), PLAN: len(self.plans), STATE: self.trie.depth + 1}
-        return {**sizes, TOKEN: self.tokens, SAMPLE: len(self.samples), BLOCK: len(self.blocks)}
+        sizes |= {TOKEN: self.tokens, SAMPLE: len(self.samples), BLOCK: len(self.blocks)}
+        return sizes | self.widths(self.trie.depth + 1)
 
     def bytes_of(self, blocks: NDArray[np.bool_]) -> int:
         """Size on disk of these states and statistics, `[node, block]`, before compression."""
@@ -429,7 +430,7 @@ def write_frame(place: Place, group: zarr.Group, layout: Layout) -> None:
         flags["predicted"] = flags["done"]
     names = [*map(str, described.variables), *flags, *(f"{STATISTICS}/{name}" for name in widths)]
     names += ["hidden"] * layout.keep + ["logprob"] * layout.logprobs
-    grow(place, group, {name: {**extent, **widths} for name in names if name in group})
+    grow(place, group, {name: extent for name in names if name in group})
     for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
         sized_array(group, str(name), dims, variable.shape, variable.dtype)[...] = variable.values

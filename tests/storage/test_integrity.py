@@ -127,7 +127,9 @@ def test_every_missing_chunk_is_found(full):
 
 @pytest.mark.parametrize("left", [0, 1, 3, 4, -1])
 def test_a_file_cut_short_is_found(full, left):
-    cut = sorted(keys[0] for keys in chunk_files(full).values() if keys[0] not in ("path/c/0/0", "done/c/0/0", "predicted/c/0/0"))
+    cut = sorted(
+        keys[0] for keys in chunk_files(full).values() if keys[0] not in ("path/c/0/0", "done/c/0/0", "predicted/c/0/0")
+    )
     for key in cut:
         full.write(key, full.read(key)[:left])
     assert named(check(full)) == cut
@@ -179,7 +181,8 @@ def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
     forget(full, found.damages)
     assert not check(full).damages
     layout = layout_of(units=16, **kind)
-    done = state_store.open_dataset(full)["done"].values[layout.wanted]
+    flags = "predicted" if array == "logprob" and layout.keep else "done"
+    done = state_store.open_dataset(full)[flags].values[list(layout.trie.ends)]
     assert done.any()  # no more than need be
     assert not done.all()
     write(full, layout)
@@ -260,12 +263,17 @@ def test_what_is_no_store_is_not_checked(place):
 
 @pytest.mark.parametrize("name", ["hidden", "parent"])
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_lost_metadata_is_named_and_not_mended(tiny_folder, tmp_path, name, content):
+def test_lost_metadata_is_named_and_mended(tiny_folder, tmp_path, name, content):
     asked = {"model": str(tiny_folder), "limit": 2, "max_tokens": 5, "out": tmp_path / "c.zarr"}
     repsim.capture(**asked)
     file = tmp_path / "c.zarr" / name / "zarr.json"
     file.unlink() if content is None else file.write_text(content)
     found = [str(damage) for damage in repsim.verify(tmp_path / "c.zarr").damages]
     assert f"{'missing' if content is None else 'damaged'}: {name} metadata ({name}/zarr.json)" in found
-    with pytest.raises(RepsimError, match=f"zarr.json of {name} is lost; capture again to another --out"):
-        repsim.capture(**asked, repair=True)
+    kept = bytes_in(place_of(tmp_path / "c.zarr"))
+    with pytest.raises(RepsimError, match=rf"damaged \({name}/zarr.json\); repsim verify names it, and the command"):
+        repsim.capture(**asked)
+    assert bytes_in(place_of(tmp_path / "c.zarr")) == kept
+    repsim.capture(**asked, repair=True)
+    assert not repsim.verify(tmp_path / "c.zarr").damages
+    assert np.isfinite(repsim.open(tmp_path / "c.zarr").hidden().values).all()

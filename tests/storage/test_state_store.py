@@ -272,7 +272,7 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
     grown = state_store.open_dataset(place)
     assert grown.sizes["node"] == 9
     assert grown.sizes["state"] == 5
-    within = grown.load().isel({dim: slice(size) for dim, size in layout.extent.items()})
+    within = grown.load().isel({dim: slice(size) for dim, size in layout.extent.items() if dim in grown.dims})
     xr.testing.assert_identical(within.drop_attrs(), before.drop_attrs())
     assert grown["done"].values.sum() == layout.wanted.sum() * 3
     states = write(place, larger)
