@@ -8,13 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import xarray as xr
 
 from repsim import store
 from repsim.families import NamedPlan
 from repsim.places import Folder, Place
 from repsim.plans import parse_plan
-from repsim.schema import PLAN
+from repsim.schema import PLAN, printable
+
+FOLDERS = 8  # above a store that its label may name
 
 
 class Opened:
@@ -41,6 +44,28 @@ class Opened:
     def identity(self) -> dict[str, Any]:
         """Model, weights, tokenizer, texts, dtypes and versions that the numbers depend on."""
         return dict(self.dataset.attrs["identity"])
+
+    @property
+    def over(self) -> str:
+        """What the numbers are over: a corpus, or tasks."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What files call it: the model, and what the numbers are over."""
+        return f"{self.identity['model']}-{self.over}"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What it could be told from another store of the same model by, what says most first.
+
+        Among these are its file name and the folders above it, the nearest first.
+        """
+        identity = self.identity
+        of = {name: str(identity.get(name) or "") for name in ("stack", "compute_dtype", "revision", "tokens")}
+        path = str(self.path.absolute() if isinstance(self.path, Path) else self.path).removesuffix(".zarr")
+        folders = [*reversed(path.strip("/").split("/")), *[""] * FOLDERS][:FOLDERS]
+        return {"over": self.over, **of, **{f"folder {row}": name for row, name in enumerate(folders)}}
 
     @property
     def stack(self) -> str:
@@ -76,6 +101,17 @@ class Opened:
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
         store.write_result(self.place, name, result)
+
+    def _facts(self) -> dict[str, str]:
+        """The few lines that say most of it."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        # pandas escapes the cells and draws the table as notebooks know it; xarray escapes what it shows
+        facts = pd.Series({name: printable(value) for name, value in self._facts().items()})
+        return (
+            f"<b>repsim.{type(self).__name__}</b> {facts.to_frame().to_html(header=False)}{self.dataset._repr_html_()}"
+        )
 
 
 def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
