@@ -259,7 +259,7 @@ def test_unknown_names_list_what_there_is():
         ("switch:layer=0", "layer=0: a 1-layer model is too shallow for it"),
         ("switch:layer=..", "layer=..: a 1-layer model is too shallow for it"),
         ("drop:layer=0", "dropping 0 to 0: a 1-layer model must keep a layer"),
-        ("fig2", "dropping 0 to 0: a 1-layer model must keep a layer"),
+        ("fig2", "layer=..: a 1-layer model is too shallow for it"),
         ("skip:start=1", "start=1: a 1-layer model allows 0 to 0"),
         ("1", "layer 1: a 1-layer model allows 0 to 0"),
     ],
