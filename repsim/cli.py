@@ -566,7 +566,7 @@ def _short(label: str) -> str:
     """A label that a file system takes, which counts bytes."""
     if len(label.encode()) <= LONGEST_LABEL:
         return label
-    beginning = label.encode()[: LONGEST_LABEL - 7].decode(errors="ignore")
+    beginning = label.encode()[: LONGEST_LABEL - 10].decode(errors="ignore")
     return f"{beginning}-{sha256(label.encode()).hexdigest()[:6]}"
 
 

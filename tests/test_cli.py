@@ -539,7 +539,7 @@ def test_lines_that_go_into_a_pipe_are_not_wrapped(call: Call, monkeypatch: pyte
     listed = call("plans").stdout.splitlines()
     for family in FAMILIES.values():
         (line,) = [line for line in listed if line.startswith(f"{family.usage} ")]
-        assert line.split("  ")[-1].strip() == family.summary
+        assert line.rstrip().split("  ")[-1].strip() == family.summary
     drawn = call("plans", "show", ", ".join(map(str, range(0, 100, 2))), "--layers", 100).stdout.splitlines()
     (summary,) = [line for line in drawn if "never run" in line]
     assert summary.endswith("95, 97, 99")
@@ -597,7 +597,7 @@ def test_a_broken_plug_in_is_named_and_breaks_nothing_else(
     assert call("analyze", name, "--help").returncode == 0
     assert call("analyze", "norms", store, "--figures", tmp_path / "f", "--quiet").returncode == 0
     taken = call("capture", "no-such-model", "--keep", "none", "--statistics", "nonesuch")
-    assert "no such analysis; there are blocks, cosine, " in taken.stderr
+    assert "blocks, cosine, norms, similarity" in taken.stderr.replace(f", {name} (broken)", "")
     assert (f"{name} (broken)" in taken.stderr) == (name != "untyped")
 
 
@@ -680,7 +680,7 @@ def test_a_model_on_two_corpora_is_told_apart_by_them(store: Path, tiny_folder: 
 
 def test_labels_of_the_user_s_own(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "b.zarr")
-    ask = ("--label", "before tuning", "--label", "after", "--resamples", 20, "--figures", tmp_path / "f", "--quiet")
+    ask = ("--label", "before tuning", "--label", "after", "--figures", tmp_path / "f", "--quiet")
     assert main("analyze", "norms", store, tmp_path / "b.zarr", *ask) == 0
     assert labels_in(tmp_path / "f") == ["after", "before tuning"]
     assert files(tmp_path / "f") == [
