@@ -10,6 +10,8 @@ from typing import Any
 from repsim.corpus import json_kind
 from repsim.schema import RepsimError
 
+NOTHING = json_kind(None)
+
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file, each with the number of its line; blank lines hold none.
@@ -40,21 +42,29 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def check(path: Path) -> None:
-    """Refuses a file that a reader would fill up where it has gaps, so that prompts would say `None`.
+    """Refuses a file that a reader would fill up or bring into one form, so that prompts would say what is not there.
 
     Raises:
-        RepsimError: there is no row, a line is no object, or two lines differ in their fields.
+        RepsimError: there is no row, a line is no object, or two lines differ in their fields or what these hold.
     """
-    rows = numbered_rows(path)
-    first, fields = next(((number, row.keys()) for number, row in rows), (0, None))
-    if fields is None:
-        raise RepsimError(f"{path}: holds no example")
-    for number, row in rows:
-        for field in sorted(fields ^ row.keys()):
-            with_it, without = (first, number) if field in fields else (number, first)
+    first, held = 0, dict[str, tuple[str, int]]()  # field -> what it holds, and in which line first
+    for number, row in numbered_rows(path):
+        kinds = {field: (json_kind(value), number) for field, value in row.items()}
+        if not first:
+            first, held = number, kinds
+        for field in sorted(held.keys() ^ kinds.keys()):
+            with_it, without = (first, number) if field in held else (number, first)
             raise RepsimError(
                 f"{path} line {without}: no field {field!r}, which line {with_it} has; write null where there is none"
             )
+        for field, (kind, _) in kinds.items():
+            before, where = held[field]
+            if before == NOTHING:
+                held[field] = kinds[field]
+            elif kind not in (before, NOTHING):
+                raise RepsimError(f"{path} line {number}: field {field!r} holds {kind}, and {before} in line {where}")
+    if not first:
+        raise RepsimError(f"{path}: holds no example")
 
 
 def line_of(path: Path, index: int) -> int:

@@ -568,11 +568,24 @@ LINES = [json.dumps(row) for row in ARC_EASY[:4]]
         ([LINES[0], json.dumps(without(ARC_EASY[1], "question"))], 2, "no field 'question', which line 1 has"),
         ([json.dumps(without(ARC_EASY[0], "id")), *LINES[1:]], 1, "no field 'id', which line 2 has"),
         ([*LINES[:3], "", json.dumps(ARC_EASY[3] | {"answerKey": "E"})], 5, "does the line have the task's fields?"),
-        ([LINES[0], json.dumps(ARC_EASY[1] | {"choices": "salt, water"})], 2, "does the line have the task's fields?"),
-        ([LINES[0], json.dumps(ARC_EASY[1] | {"question": {"text": "What?"}})], 2, "does the line have the task's"),
+        (
+            [LINES[0], json.dumps(ARC_EASY[1] | {"choices": "salt"})],
+            2,
+            "field 'choices' holds text, and an object in line 1",
+        ),
+        (
+            [LINES[0], json.dumps(ARC_EASY[1] | {"question": ["What?"]})],
+            2,
+            "field 'question' holds a list, and text in line 1",
+        ),
+        (
+            [json.dumps({"q": value}) for value in (None, 1, None, "one")],
+            4,
+            "field 'q' holds text, and a number in line 2",
+        ),
         ([json.dumps({"foo": "one"})] * 2, 1, "does the line have the task's fields?"),
     ],
-    ids=["cut off", "list", "number", "no question", "no id", "no such answer", "choices", "question", "all"],
+    ids=["cut off", "list", "number", "no question", "no id", "no such answer", "choices", "question", "nulls", "all"],
 )
 def test_an_error_in_a_task_s_data_names_file_and_line(lines, number, says, tiny, tmp_path):
     path = tmp_path / "arc_easy.test.jsonl"
