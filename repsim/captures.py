@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from repsim.families import names_of, resolve
 from repsim.opened import Opened
 from repsim.plans import Plan
-from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError
+from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError, printable
 from repsim.statistics import Statistic
 from repsim.storage import state_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
@@ -39,9 +39,9 @@ class Capture(Opened):
     maker = "repsim capture"
 
     @property
-    def label(self) -> str:
-        """What figures and files call it: the model and the corpus."""
-        return f"{self.identity['model']}-{self.identity['corpus']}"
+    def over(self) -> str:
+        """The corpus."""
+        return str(self.identity["corpus"])
 
     @property
     def remark(self) -> str:
@@ -265,13 +265,8 @@ class Capture(Opened):
         }
 
     def __repr__(self) -> str:
-        rows = [f"  {name + ':':<10} {value}" for name, value in self._facts().items()]
-        return "\n".join([f"<repsim.Capture {self.path}>", *rows])
-
-    def _repr_html_(self) -> str:
-        # pandas escapes the cells and draws the table as notebooks know it
-        table = xr.Dataset(self._facts()).to_pandas().to_frame()
-        return f"<b>repsim.Capture</b> {table.to_html(header=False)}{self.dataset._repr_html_()}"
+        rows = [f"  {name + ':':<10} {printable(value)}" for name, value in self._facts().items()]
+        return "\n".join([f"<repsim.Capture {printable(self.path)}>", *rows])
 
 
 def _in_threads(

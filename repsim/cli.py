@@ -15,18 +15,19 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib.metadata import entry_points, version
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError, Stopped
+from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError, Stopped, printable
 
 if TYPE_CHECKING:
     from repsim.captures import Capture
@@ -36,10 +37,16 @@ if TYPE_CHECKING:
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 REPORTED = ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval")  # versions that a report names
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
+UNWRAPPED = 10_000  # columns, more than any line of ours has
+# Help is drawn on a terminal; what goes into a pipe has one line for each option and command, so that grep finds it.
+MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None
+LONGEST_LABEL = 200  # bytes of a file name that a label may take
 
 log = logging.getLogger("repsim")
 app = typer.Typer(
     help="Representation analysis of transformers under layer plans.",
+    rich_markup_mode=MARKUP,
+    context_settings={"terminal_width": UNWRAPPED} if MARKUP is None else {},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,6 +55,10 @@ app = typer.Typer(
 PlanOption = Annotated[
     list[str],
     typer.Option("--plan", "-p", metavar="PLAN", help="A plan, family, sweep or named set; repeatable."),
+]
+LabelOption = Annotated[
+    list[str],
+    typer.Option("--label", metavar="LABEL", help="What to call a store in figures and files; once for each store."),
 ]
 FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
 StyleOption = Annotated[str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")]
@@ -69,12 +80,50 @@ class AnalysisGroup(TyperGroup):
         return sorted(entry_points(group=ANALYSES).names)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The analysis's command; one that says what is wrong where a package's analysis is broken."""
+        from repsim.statistics import broken_analysis, load_analysis
+
         found = entry_points(group=ANALYSES, name=cmd_name)
-        return analysis_command(cmd_name, found[cmd_name].load()) if found else None
+        if not found:
+            return None
+        try:
+            return analysis_command(cmd_name, load_analysis(found[cmd_name]))
+        except RepsimError as problem:
+            return _refusing_command(cmd_name, str(problem))
+        except Exception as problem:  # its signature or its words are none that a command can be made of
+            return _refusing_command(cmd_name, str(broken_analysis(found[cmd_name], problem)))
 
 
-analyze_app = typer.Typer(cls=AnalysisGroup, help="Analyses a store and draws the figure.", no_args_is_help=True)
-plans_app = typer.Typer(help="Lists plan families and sets; `show` draws a plan.", invoke_without_command=True)
+def _refusing_command(name: str, reason: str) -> Any:
+    """A command that takes anything and does nothing but say why."""
+
+    def command() -> None:
+        raise RepsimError(reason)
+
+    command.__doc__ = _literal(reason)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+    single.command(name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(command)
+    return typer.main.get_command(single)
+
+
+def _literal(text: str) -> str:
+    """A text in which rich, which draws the help, finds no markup."""
+    from rich.markup import escape
+
+    return escape(text) if MARKUP else text
+
+
+analyze_app = typer.Typer(
+    cls=AnalysisGroup,
+    help="Analyses a store and draws the figure.",
+    no_args_is_help=True,
+    rich_markup_mode=MARKUP,
+)
+plans_app = typer.Typer(
+    help="Lists plan families and sets; `show` draws a plan.",
+    invoke_without_command=True,
+    rich_markup_mode=MARKUP,
+)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(plans_app, name="plans")
 
@@ -162,7 +211,7 @@ def capture(
         analysis = (statistics or "cosine").partition(",")[0]
         if analysis == "similarity" and not capture.keeps_states:
             option += " --measure minibatch-cka"
-        print(f"Next: repsim analyze {analysis} {capture.path}{option}")
+        _tell(f"Next: repsim analyze {analysis} {capture.path}{option}")
 
 
 @app.command()
@@ -227,7 +276,7 @@ def evaluate(
         )
     if not quiet:
         print(scores)
-        print(f"Next: repsim analyze degradation {scores.path}")
+        _tell(f"Next: repsim analyze degradation {scores.path}")
 
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A capture or scores: a folder or a URL.")]
@@ -239,7 +288,7 @@ def info(store: StoreArgument) -> None:
     import repsim
 
     for name, value in repsim.open(store).info.items():
-        print(f"{name + ':':<15} {value}")
+        print(f"{name + ':':<15} {printable(value)}")
 
 
 @app.command()
@@ -249,17 +298,17 @@ def verify(store: StoreArgument) -> None:
 
     found = repsim.verify(store)
     for damage in found.damages:
-        print(damage)
+        _tell(damage)
     if found.foreign:
-        print(f"not repsim's, not read: {', '.join(found.foreign)}")
+        _tell(f"not repsim's, not read: {', '.join(found.foreign)}")
     if found.unchecked:
-        print(f"without checksums, not checked: {found.unchecked}")
+        _tell(f"without checksums, not checked: {found.unchecked}")
     read = f"{found.chunks:,} chunks, {found.bytes / 1e6:,.1f} MB read"
     if not found.damages:
-        print(f"{store}: sound; {read}")
+        _tell(f"{store}: sound; {read}")
         return
-    print(f"{store}: {len(found.damages):,} parts damaged or missing; {read}")
-    print(*repsim.opening.repair_advice(store, found), sep="\n")
+    _tell(f"{store}: {len(found.damages):,} parts damaged or missing; {read}")
+    _tell(*repsim.opening.repair_advice(store, found))
     raise typer.Exit(1)
 
 
@@ -269,7 +318,7 @@ def byte_count(text: str) -> int:
     Raises:
         RepsimError: it is none of these.
     """
-    match = re.fullmatch(r"([0-9]+[.]?[0-9]*) *(?:([kmgtp])(i?)b?|b?)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,15}[.]?[0-9]*) *(?:([kmgtp])(i?)b?|b?)", text.strip().lower())
     if not match:
         raise RepsimError(f"size {text!r}: write e.g. 500MB, 2TB or 10GiB")
     number, prefix, binary = match.groups()
@@ -297,7 +346,7 @@ def plans(ctx: typer.Context) -> None:
 @plans_app.command()
 def show(
     plan: Annotated[str, typer.Argument(help="A plan, family, sweep or named set.")],
-    layers: Annotated[int, typer.Option(help="The model's number of layers, T.", min=1)] = DEFAULT_LAYERS,
+    layers: Annotated[int, typer.Option(help="The model's number of layers, T.", min=1, max=100_000)] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
     from repsim.families import resolve
@@ -306,7 +355,8 @@ def show(
     found = resolve(plan, layers)
     if len(found) == 1:
         only = found[0].plan
-        print(f"{found[0].name}: {only.text}", draw(only, layers), *describe(only), sep="\n")
+        wrap = 79 if sys.stdout.isatty() else None
+        print(f"{found[0].name}: {only.text}", draw(only, layers, wrap=wrap), *describe(only), sep="\n")
         return
     trie = PlanTrie.build(named.plan for named in found)
     steps = sum(len(named.plan) for named in found)
@@ -322,30 +372,34 @@ def analysis_command(name: str, module: Any) -> Any:
     drawing = {parameter.name for parameter in _keywords(module.plot)}
     help_lines = argument_help(inspect.getdoc(module.plot) or "") | argument_help(inspect.getdoc(module.compute) or "")
 
-    def command(stores: list[str], figures: Path, style: str | None, quiet: bool, **options: Any) -> None:
+    def command(
+        stores: list[str], label: list[str], figures: Path, style: str | None, quiet: bool, **options: Any
+    ) -> None:
         import repsim
         from repsim.figures import styled
 
         opened = [repsim.open(store) for store in stores]
         for one in opened:
             _check_kind(name, module, one)
+        _check_labels(label, stores)
         drawn = {key: options.pop(key) for key in drawing}
-        with styled(style) if style else nullcontext():
+        with styled(style) if style is not None else nullcontext():
             for chosen in _each_plan(opened, options):
-                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), drawn, figures, quiet)
+                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), label, drawn, figures, quiet)
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [
         inspect.Parameter("stores", positional, annotation=StoresArgument),
         *(_option(parameter, help_lines.get(parameter.name)) for parameter in parameters),
+        inspect.Parameter("label", positional, default=[], annotation=LabelOption),
         inspect.Parameter("figures", positional, default=Path("figures"), annotation=FiguresOption),
         inspect.Parameter("style", positional, default=None, annotation=StyleOption),
         inspect.Parameter("quiet", positional, default=False, annotation=QuietOption),
     ]
     command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    command.__doc__ = (inspect.getdoc(module.compute) or name).partition("\n")[0]
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.__doc__ = _literal((inspect.getdoc(module.compute) or name).partition("\n")[0])
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
     single.command(name)(command)
     return typer.main.get_command(single)
 
@@ -369,12 +423,23 @@ def _check_kind(name: str, module: Any, opened: Capture | Scores) -> None:
         raise RepsimError(f"{opened.path}: holds {opened.kind}; {name} reads {wanted}, made by {maker}")
 
 
+def _check_labels(labels: Sequence[str], stores: Sequence[str]) -> None:
+    """Labels name every store, each another, or none does."""
+    if labels and len(labels) != len(stores):
+        raise RepsimError(f"--label: {len(labels)} for {len(stores)} stores; name every store once, in their order")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RepsimError(f"--label {label!r}: it names two stores; give each its own")
+
+
 def _option(parameter: inspect.Parameter, text: str | None) -> inspect.Parameter:
     """A keyword of `compute` as an option; `plan` is repeatable in every command."""
     if parameter.name == "plan":
         option = parameter.replace(annotation=PlanOption, default=[parameter.default])
     else:
-        option = parameter.replace(annotation=Annotated[parameter.annotation, typer.Option(help=text)])
+        option = parameter.replace(
+            annotation=Annotated[parameter.annotation, typer.Option(help=text and _literal(text))]
+        )
     return option.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -404,45 +469,77 @@ def _analyze_one(
     name: str,
     module: Any,
     asked: list[tuple[Capture | Scores, dict[str, Any]]],
+    given: Sequence[str],
     drawing: dict[str, Any],
     folder: Path,
     quiet: bool,
 ) -> None:
-    """Computes one result for each store; draws them together where the analysis can, else one by one."""
+    """Computes one result for each store; draws them together where the analysis can, else one by one.
+
+    Args:
+        given: labels of the stores that the user has named; none by default.
+    """
     from repsim import results
     from repsim.figures import save
 
+    stores = [opened for opened, _ in asked]
+    shown = given or _labels(stores)
+    said = [_said(module, options) for _, options in asked]
+    files = _file_labels(stores, said, given)
     found: list[Any] = []
-    labels: list[str] = []
-    for opened, options in asked:
-        result, said = module.compute(opened, **options), _said(module, options)
-        found.append(result)
-        of, stem = _slug(opened.label), Path(str(opened.path)).stem
-        label = _slug(of, *said, *([] if stem.startswith(of) else [stem]))
-        for more in (stem, len(labels) + 1):  # captures of one model and corpus
-            label = _slug(label, more) if label in labels else label
-        labels.append(label)
-        group, data = _slug(name, *said), folder / f"{name}-{label}.nc"
-        results.save(result, data)
+    for (opened, options), label, words, file in zip(asked, shown, said, files, strict=True):
+        result = module.compute(opened, **options)
+        group, data = _slug(name, *words), folder / f"{name}-{file}.nc"
+        labelled = result if label == opened.identity["model"] else result.assign_attrs(label=label)
+        found.append(labelled)
+        results.save(labelled, data)
         written = [f"  data:   {data}"]
         try:
             opened.write_result(group, result)
             written.insert(0, f"  result: {opened.path}/analyses/{group}")
         except RepsimError as problem:  # of a store that is somebody else's to write, say
-            print(f"result not kept with the store: {problem}", file=sys.stderr)
+            _warn(f"result not kept with the store: {problem}")
         if not quiet:
             if opened.remark:
-                print(f"incomplete: {opened.remark}", file=sys.stderr)
-            print(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
-            print(*written, sep="\n")
-    each = list(zip(labels, ([one] for one in found), strict=True))
-    together = [(_short("+".join(labels)), found)] if _draws_several(module) else each
-    for label, drawn in together:
+                _warn(f"incomplete: {opened.remark}")
+            _tell(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
+            _tell(*written)
+    each = list(zip(files, ([one] for one in found), strict=True))
+    together = [(_short("+".join(files)), found)] if _draws_several(module) else each
+    for file, drawn in together:
         plotted = module.plot(*drawn, **drawing)
         for part, figure in plotted.items() if isinstance(plotted, dict) else [("", plotted)]:
-            paths = save(figure, folder / _slug(name, label, *filter(None, [part])))
+            paths = save(figure, folder / _slug(name, file, part))
             if not quiet:
-                print(f"  figure: {', '.join(map(str, paths))}")
+                _tell(f"  figure: {', '.join(map(str, paths))}")
+
+
+def _labels(stores: Sequence[Capture | Scores]) -> list[str]:
+    """What figures call the stores: the model, and what tells it from the others of the same name."""
+    from repsim.labels import tell_apart
+
+    models = [str(opened.identity["model"]) for opened in stores]
+    added = tell_apart(models, [opened.parts for opened in stores])
+    return [f"{model} ({more})" if more else model for model, more in zip(models, added, strict=True)]
+
+
+def _file_labels(stores: Sequence[Capture | Scores], said: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
+    """What files call the stores: the label given, or model, corpus and the store's own name; and what was asked."""
+    from repsim.labels import tell_apart
+
+    if given:
+        names = [_slug(label, *words) for label, words in zip(given, said, strict=True)]
+    else:
+        names = []
+        for opened, words in zip(stores, said, strict=True):
+            of, stem = _slug(opened.label), Path(str(opened.path)).stem
+            names.append(_slug(of, *words, "" if stem.startswith(of) else stem))
+    added = tell_apart(names, [opened.parts for opened in stores])
+    labels: list[str] = []
+    for number, (label, more) in enumerate(zip(names, added, strict=True), 1):
+        label = _short(_slug(label, more))
+        labels.append(_slug(label, number) if label in labels else label)
+    return labels
 
 
 def _draws_several(module: Any) -> bool:
@@ -467,19 +564,39 @@ def _file_name(plan: str) -> str:
 
 
 def _short(label: str) -> str:
-    """A label that a file system takes."""
-    return label if len(label) <= 200 else f"{label[:190]}-{sha256(label.encode()).hexdigest()[:6]}"
+    """A label that a file system takes, which counts bytes."""
+    if len(label.encode()) <= LONGEST_LABEL:
+        return label
+    beginning = label.encode()[: LONGEST_LABEL - 10].decode(errors="ignore")
+    return f"{beginning}-{sha256(label.encode()).hexdigest()[:6]}"
 
 
 def _slug(*parts: Any) -> str:
-    return "-".join(re.sub(r"[^\w.=+]+", "-", str(part)).strip("-") for part in parts)
+    slugs = (re.sub(r"[^\w.=+]+", "-", str(part)).strip("-") for part in parts)
+    return "-".join(filter(None, slugs))
+
+
+def _tell(*lines: object) -> None:
+    """Prints each as one line; names in it may come from a stranger's store, and a terminal obeys what it is sent."""
+    print(*map(printable, lines), sep="\n")
+
+
+def _warn(line: object) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+class _OneLine(logging.Formatter):
+    """A remark of the library as one line that is safe to show."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
 
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal, a plain line now and then elsewhere; remarks of the library on standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_OneLine())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.ERROR if quiet else logging.INFO)
@@ -539,9 +656,11 @@ def _plain() -> Callable[[Progress], None]:
 
 
 def _console(stderr: bool = False) -> Any:
+    """A console that wraps at a terminal's width, and nowhere else: what goes into a pipe is cut into lines there."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNWRAPPED)
 
 
 def run() -> None:
@@ -553,11 +672,14 @@ def run() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and gives its exit status; no traceback reaches a user."""
     try:
+        _check_empty(sys.argv[1:] if arguments is None else arguments)
         status = app(arguments, standalone_mode=False)
     except Stopped as stop:
         return _say(str(stop), 128 + stop.signal)
-    except (RepsimError, TyperException) as problem:
-        message = problem.format_message() if isinstance(problem, TyperException) else str(problem)
+    except RepsimError as problem:
+        return _say(str(problem), 2)
+    except TyperException as problem:
+        message = " ".join(problem.format_message().split())
         return _say(message, 2) if message else 2  # help has been shown where no command was given
     except SystemExit as left:
         status = left.code
@@ -585,6 +707,15 @@ def _refused_by_system(problem: Exception) -> str | None:
     return f"{where}{one_line(problem)}; make that good, and the same command goes on"
 
 
+def _check_empty(arguments: Sequence[str]) -> None:
+    """Refuses an empty value, which most often is a shell's variable that was not set."""
+    for before, argument in pairwise(("", *arguments)):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "=", argument)
+        if equals and not value.strip():
+            what = option or (before if before.startswith("-") else "an argument")
+            raise RepsimError(f"{what}: an empty value; give one, or leave it out")
+
+
 def _unforeseen(problem: Exception) -> str:
     """What to say of a mistake of our own, and what to send to whom."""
     text = " ".join(str(problem).split())[:300]
@@ -597,5 +728,5 @@ def _unforeseen(problem: Exception) -> str:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"repsim: {message}", file=sys.stderr)
+    _warn(f"repsim: {message}")
     return status

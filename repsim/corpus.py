@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +27,22 @@ from numpy.typing import NDArray
 from repsim.schema import RepsimError
 
 BUILTIN = "builtin"
+LINE = re.compile(r"(?s:(?=.))([^\r\n]*)(?:\r\n?|\n|\Z)")  # the last one may lack its end
+SHOWN_FIELDS = 10  # of a record's, in a message
+JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+# A text of more characters than these is given to the tokenizer in part; see `_beginning`.
+WHOLE_CHARACTERS = 1 << 17
+CHARACTERS_PER_TOKEN = 16
+MOST_CHARACTERS = 1 << 24
+GROUP_CHARACTERS = 1 << 22  # that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -167,8 +182,13 @@ def _read_file(path: Path, field: str) -> Iterator[str]:
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
         raise RepsimError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
-    lines = io.StringIO(text, newline=None)  # str.splitlines would also end a line at U+2028, which JSON may hold
+    lines = _lines(text)
     return lines if path.suffix == ".txt" else _fields(lines, path, field)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """A text's lines without their ends; str.splitlines would also end one at U+2028, which JSON may hold."""
+    return (match[1] for match in LINE.finditer(text))
 
 
 def _fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
@@ -180,12 +200,27 @@ def _fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
             record = json.loads(line)
         except (ValueError, RecursionError):  # endless digits or brackets, too
             raise RepsimError(f"corpus {str(path)!r}: line {number} is not JSON") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
-            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise RepsimError(
-                f"corpus {str(path)!r}: line {number} has no text in field {field!r}; found: {found}; use --field"
-            )
-        yield record[field]
+        text = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise RepsimError(f"corpus {str(path)!r}: line {number}: {_no_text(record, field)}")
+        yield text
+
+
+def _no_text(record: Any, field: str) -> str:
+    """Why a line of JSON gives no text, and what to do."""
+    if not isinstance(record, dict):
+        return f"holds {json_kind(record)}, not an object with fields; write {{{json.dumps(field)}: ...}}"
+    found = ", ".join([*list(record)[:SHOWN_FIELDS], *["..."] * (len(record) > SHOWN_FIELDS)]) or "none"
+    if field not in record:
+        return f"no field {field!r}; name a text field with --field (found: {found})"
+    return (
+        f"field {field!r} holds {json_kind(record[field])}, not text; name a text field with --field (found: {found})"
+    )
+
+
+def json_kind(value: Any) -> str:
+    """What a value that JSON gave is, for the eye."""
+    return JSON_KINDS.get(type(value), type(value).__name__)
 
 
 def _read_hub(source: str) -> tuple[str, Iterator[str]]:
@@ -203,8 +238,7 @@ def _column(rows: Any, field: str, source: str) -> Iterator[str]:
     """A data set's texts; a missing value counts as an empty one."""
     for number, value in enumerate(rows[field], 1):
         if not isinstance(value, str | None):
-            found = type(value).__name__
-            raise RepsimError(f"corpus {source!r}: row {number} has no text in field {field!r}, but: {found}")
+            raise RepsimError(f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text")
         yield value or ""
 
 
@@ -263,23 +297,72 @@ def tokenize(
     """
     if max_tokens < 1:
         raise RepsimError(f"max_tokens={max_tokens}: at least 1")
-    texts = [text.text for text in corpus.texts]
-    encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    cut = sum(len(ids) > max_tokens for ids in encoded)
-    none = sum(not ids for ids in encoded)
-    if cut:  # again, so that special tokens stay at the end
-        with _first_kept(tokenizer):
-            encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-        if any(len(ids) > max_tokens for ids in encoded):
-            raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
-    samples = [
-        Sample(text.key, np.asarray(ids, np.int32)) for text, ids in zip(corpus.texts, encoded, strict=True) if ids
-    ]
+    token_ids: list[NDArray[np.int32]] = []
+    cut = 0
+    for texts in _groups(_beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts):
+        encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        if longer := sum(len(ids) > max_tokens for ids in encoded):
+            cut += longer
+            with _first_kept(tokenizer):  # again, so that special tokens stay at the end
+                encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+            if any(len(ids) > max_tokens for ids in encoded):
+                raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
+        token_ids += [np.asarray(ids, np.int32) for ids in encoded]
+    samples = [Sample(text.key, ids) for text, ids in zip(corpus.texts, token_ids, strict=True) if len(ids)]
     if not samples:
         raise RepsimError(f"corpus {corpus.name!r}: no text gives a token")
+    none = len(token_ids) - len(samples)
     counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
     notes = tuple(f"{number} {what}" for number, what in counted if number)
     return tuple(sorted(samples, key=len, reverse=True)), notes
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, in order, so many together that a tokenizer's own records of them stay small."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        if group and characters + len(text) > GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(text)
+        characters += len(text)
+    if group:
+        yield group
+
+
+def _beginning(tokenizer: Callable[..., Any], text: str, max_tokens: int, corpus: str) -> str:
+    """The text, or of a very long one a beginning that has the same first `max_tokens` tokens, and more than these.
+
+    A tokenizer takes some 25 bytes for each character, and what lies far behind the tokens that are kept does not
+    change them: a tokenizer looks a word ahead, not a page. Nor is that taken on trust. A beginning counts if one half
+    as long, cut at another place, has more than twice as many tokens as are kept and begins with the same ones.
+
+    Raises:
+        RepsimError: no beginning of a size that fits in memory does.
+    """
+    size = max(WHOLE_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
+    most = max(MOST_CHARACTERS, 4 * size)
+    before: list[int] = []
+    while size < len(text):
+        if size > most:
+            raise RepsimError(
+                f"corpus {corpus!r}: the text that begins {text[:20]!r} is {len(text):,} characters long, and "
+                f"{size // 2:,} of them give {len(before):,} tokens: too few to be sure of the first {max_tokens:,}; "
+                "cut it into texts of words"
+            )
+        beginning = _cut_at_space(text, size)
+        ids = tokenizer(beginning, truncation=False, verbose=False)["input_ids"]
+        if len(before) > 2 * max_tokens and ids[:max_tokens] == before[:max_tokens]:
+            return beginning
+        before, size = ids, 2 * size
+    return text
+
+
+def _cut_at_space(text: str, size: int) -> str:
+    """At most so many characters from the text's beginning, up to a space if there is one in the last tenth."""
+    space = text.rfind(" ", size - size // 10, size)
+    return text[: size if space < 0 else space]
 
 
 @contextmanager

@@ -96,6 +96,8 @@ def evaluate(
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
     if not plans:
         raise RepsimError("no plan: name at least one, e.g. baseline")
+    if data_dir is not None and not str(data_dir).strip():
+        raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
     if contexts not in ("auto", "trees", "rows"):
         raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
     parts = ("+".join(named), "+".join(map(str, plans)))

@@ -9,16 +9,19 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
-from repsim.plans import HALVES, Plan, StepLike, check_layer, parse_plan
+from repsim.plans import HALVES, Application, Plan, Step, StepLike, check_layer, check_steps, parse_plan
 from repsim.schema import RepsimError
 
 LARGEST = 999_999_999  # of a parameter without a limit; texts have nine digits at most
+MOST_PLANS = 100_000  # that texts may stand for together
+MOST_STEPS_TOGETHER = 10_000_000
 
 Value: TypeAlias = int | str
 Builder: TypeAlias = Callable[..., Plan]
@@ -40,14 +43,15 @@ class Parameter:
         allowed = self.allowed(layers)
         if not allowed:
             raise RepsimError(f"{self.name}={value}: a {layers}-layer model is too shallow for it")
-        if not isinstance(value, int | str) or value not in allowed:
+        kind = int if isinstance(allowed, range) else str  # a range would be searched for a text number by number
+        if not isinstance(value, kind) or value not in allowed:
             to = "to" if isinstance(allowed, range) else "or"
             ends = f"{allowed[0]} {to} {allowed[-1]}"
             raise RepsimError(f"{self.name}={value}: a {layers}-layer model allows {ends}")
 
-    def values(self, text: str, layers: int) -> tuple[Value, ...]:
-        """The values that `3`, `0..14`, `2..`, `..` (all), `attn|mlp` or a mix stand for."""
-        return tuple(itertools.chain(*(self._between(t, layers) for t in text.split("|"))))
+    def values(self, text: str, layers: int) -> list[Sequence[Value]]:
+        """The runs of values that `3`, `0..14`, `2..`, `..` (all), `attn|mlp` or a mix stand for."""
+        return [self._between(t, layers) for t in text.split("|")]
 
     def _between(self, text: str, layers: int) -> Sequence[Value]:
         allowed = self.allowed(layers)
@@ -136,6 +140,11 @@ def _around(layers: int, start: int, middle: Sequence[StepLike]) -> Plan:
     return Plan.from_steps([*range(start + 1), *middle, *range(layers - start, layers)])
 
 
+def _together(layers: Sequence[int]) -> Step:
+    """The step that runs these layers on the same input."""
+    return Step(tuple(map(Application, layers)))
+
+
 @_family()
 def baseline(layers: int) -> Plan:
     """Every layer once, in order."""
@@ -179,7 +188,8 @@ def parallel(layers: int, *, start: int) -> Plan:
 def looped_parallel(layers: int, *, start: int, loops: int) -> Plan:
     """The middle as one parallel step, its mean fed back, loops times."""
     middle = _middle(layers, start)
-    return _around(layers, start, [middle] * loops if middle else [])
+    check_steps(2 * start + 2 + loops)
+    return _around(layers, start, [_together(middle)] * loops if middle else [])
 
 
 @_family(_LAYER, _PART)
@@ -210,7 +220,8 @@ def drop_block(layers: int, *, first: int, last: int) -> Plan:
 @_family(_LAYER, _count("times", 1))
 def repeat(layers: int, *, layer: int, times: int) -> Plan:
     """One layer several times in place."""
-    return Plan.from_steps([*range(layer), *[layer] * times, *range(layer + 1, layers)])
+    check_steps(layers - 1 + times)
+    return Plan.from_steps([*range(layer), *[_together([layer])] * times, *range(layer + 1, layers)])
 
 
 # Named sets and resolution
@@ -279,33 +290,61 @@ def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[Name
         texts: plans, plan texts, families, sweeps and named sets in any mix.
         layers: the model's T.
     Raises:
-        RepsimError: a text cannot be understood or asks what T layers do not allow.
+        RepsimError: a text cannot be understood, asks what T layers do not allow, or they stand for too many plans.
     """
+    check_steps(layers)
+    wanted = [texts] if isinstance(texts, str | Plan) else list(texts)
+    parsed = [sweep for text in wanted for sweep in _parsed(text, layers)]
+    # Counted before any is made: 100,000 plans are a slip of the keyboard, and more than a memory holds.
+    if (count := sum(len(sweep) for sweep in parsed)) > MOST_PLANS:
+        asked = " ".join(str(text) for text in wanted)
+        asked = asked if len(asked) <= 100 else f"{asked[:97]}..."
+        raise RepsimError(f"{asked}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once")
     named: dict[Plan, NamedPlan] = {}
-    for text in [texts] if isinstance(texts, str | Plan) else texts:
-        for item in _named_plans(text, layers):
+    steps = 0
+    for sweep in parsed:
+        for item in sweep:
+            steps += len(item.plan)
+            if steps > MOST_STEPS_TOGETHER:
+                raise RepsimError(
+                    f"{item.name}: with it, the plans asked for have more than {MOST_STEPS_TOGETHER:,} steps together; "
+                    "ask for fewer or shorter ones"
+                )
             named.setdefault(item.plan, item)
     return tuple(named.values())
 
 
-def _named_plans(text: str | Plan, layers: int) -> Iterator[NamedPlan]:
+class _Sweep:
+    """The plans of `name:key=value,...`, the first key varying slowest; counted without making one."""
+
+    def __init__(self, family: Family, runs: dict[str, list[Sequence[Value]]], layers: int) -> None:
+        self._family, self._runs, self._layers = family, runs, layers
+
+    def __len__(self) -> int:
+        return math.prod(sum(map(len, runs)) for runs in self._runs.values())
+
+    def __iter__(self) -> Iterator[NamedPlan]:
+        for values in itertools.product(*(itertools.chain(*runs) for runs in self._runs.values())):
+            chosen = dict(zip(self._runs, values, strict=True))
+            yield NamedPlan(self._family.text(**chosen), self._family.build(self._layers, **chosen))
+
+
+def _parsed(text: str | Plan, layers: int) -> Sequence[_Sweep | tuple[NamedPlan]]:
     if isinstance(text, Plan):
         check_layer(text.max_layer, layers)
-        yield NamedPlan(text.text, text)
-    elif not isinstance(text, str):
+        return [(NamedPlan(text.text, text),)]
+    if not isinstance(text, str):
         raise RepsimError(f"{text!r}: not a plan; give a text, or Plan.from_steps of a list")
-    elif not re.match(r"\s*[A-Za-z_]", text):
+    if not re.match(r"\s*[A-Za-z_]", text):
         plan = parse_plan(text, layers)
-        yield NamedPlan(plan.text, plan)
-    elif text.strip() in SETS:
-        for sweep in SETS[text.strip()].texts(layers):
-            yield from _sweep(sweep, layers)
-    else:
-        yield from _sweep(text, layers)
+        return [(NamedPlan(plan.text, plan),)]
+    if text.strip() in SETS:
+        return [_sweep(sweep, layers) for sweep in SETS[text.strip()].texts(layers)]
+    return [_sweep(text, layers)]
 
 
-def _sweep(text: str, layers: int) -> Iterator[NamedPlan]:
-    """The plans of `name:key=value,...`, the first key varying slowest."""
+def _sweep(text: str, layers: int) -> _Sweep:
+    """What `name:key=value,...` stands for."""
     tight = re.sub(r" ?([:,=|]|\.\.) ?", r"\1", " ".join(text.split()))
     name, colon, rest = tight.partition(":")
     if name in SETS:
@@ -315,9 +354,7 @@ def _sweep(text: str, layers: int) -> Iterator[NamedPlan]:
     family = FAMILIES[name]
     asked = _assignments(family, rest.split(",") if colon else [])
     known = {parameter.name: parameter for parameter in family.parameters}
-    for values in itertools.product(*(known[key].values(asked[key], layers) for key in asked)):
-        chosen = dict(zip(asked, values, strict=True))
-        yield NamedPlan(family.text(**chosen), family.build(layers, **chosen))
+    return _Sweep(family, {key: known[key].values(asked[key], layers) for key in asked}, layers)
 
 
 def _assignments(family: Family, pairs: Sequence[str]) -> dict[str, str]:

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 import xarray as xr
 
 from repsim.families import NamedPlan
 from repsim.plans import parse_plan
-from repsim.schema import PLAN
+from repsim.schema import PLAN, printable
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import Folder
@@ -29,6 +30,7 @@ CHANGED = (
     ("0.2", "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure than the paper's"),
     ("0.2", "log-probabilities under --tokens mean pass over values that are no numbers"),
 )
+FOLDERS = 8  # above a store that its label may name
 
 
 class Opened:
@@ -64,6 +66,27 @@ class Opened:
         made = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         return [f"made before {name}: {text}" for name, text in CHANGED if made < tuple(map(int, name.split(".")))]
 
+    def over(self) -> str:
+        """What the numbers are over: a corpus, or tasks."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What files call it: the model, and what the numbers are over."""
+        return f"{self.identity['model']}-{self.over}"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What it could be told from another store of the same model by, what says most first.
+
+        Among these are its file name and the folders above it, the nearest first.
+        """
+        identity = self.identity
+        of = {name: str(identity.get(name) or "") for name in ("stack", "compute_dtype", "revision", "tokens")}
+        path = str(self.path.absolute() if isinstance(self.path, Path) else self.path).removesuffix(".zarr")
+        folders = [*reversed(path.strip("/").split("/")), *[""] * FOLDERS][:FOLDERS]
+        return {"over": self.over, **of, **{f"folder {row}": name for row, name in enumerate(folders)}}
+
     @property
     def stack(self) -> str:
         """Whose states these are, where the stack had to be named; of an older store as far as its command says."""
@@ -98,6 +121,17 @@ class Opened:
     def write_result(self, name: str, result: xr.Dataset) -> None:
         """Keeps an analysis's result with the store, under its name."""
         write_result(self.place, name, result)
+
+    def _facts(self) -> dict[str, str]:
+        """The few lines that say most of it."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        # pandas escapes the cells and draws the table as notebooks know it; xarray escapes what it shows
+        facts = pd.Series({name: printable(value) for name, value in self._facts().items()})
+        return (
+            f"<b>repsim.{type(self).__name__}</b> {facts.to_frame().to_html(header=False)}{self.dataset._repr_html_()}"
+        )
 
 
 def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:

@@ -22,10 +22,11 @@ from repsim.schema import RepsimError
 
 HALVES = ("attn", "mlp")
 AXIS = 48  # columns of the layer axis in `draw`; deeper models share columns
+MOST_STEPS = 100_000  # of a plan
 
 _MEMBER = re.compile(r"([0-9]{1,9})(?:\.(attn|mlp))?")
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
-_PIECE = re.compile(r"(\([^()*]+\)|[^()*]+)(?:\*([0-9]{1,9}))?")
+_PIECE = re.compile(r"(\([^()*]+\)|[^()*]+)(?:\*([0-9]{1,30}))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -241,10 +242,20 @@ def parse_plan(text: str, layers: int) -> Plan:
         text: steps joined by commas: `7`, `7.attn`, `0-13`, `19-10`, `(3|5-7)`, `14*3`.
         layers: the model's T.
     Raises:
-        RepsimError: a piece cannot be understood, or names a layer the model has not.
+        RepsimError: a piece cannot be understood, names a layer the model has not, or there are too many steps.
     """
     tight = re.sub(r" ?([-,|()*.]) ?", r"\1", " ".join(text.split()))
-    return Plan(tuple(step for piece in tight.split(",") for step in _parse_piece(piece, layers)))
+    steps: list[Step] = []
+    for piece in tight.split(","):
+        steps += _parse_piece(piece, layers)
+        check_steps(len(steps))
+    return Plan(tuple(steps))
+
+
+def check_steps(steps: int) -> None:
+    """Refuses a plan that would fill the memory before it could run."""
+    if steps > MOST_STEPS:
+        raise RepsimError(f"a plan of {steps:,} steps: one has at most {MOST_STEPS:,}; repeat fewer times")
 
 
 def _parse_piece(piece: str, layers: int) -> list[Step]:
@@ -254,6 +265,7 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
     body, count = match[1], int(match[2] or 1)
     if count < 1:
         raise RepsimError(f"{piece}: a count is at least 1; leave the step out instead")
+    check_steps(count)
     if body.startswith("("):
         parts = body[1:-1].split("|")
         return [Step(tuple(m for part in parts for m in _parse_members(part, piece, layers)))] * count
@@ -261,13 +273,14 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
         raise RepsimError(
             f"{piece}: a range takes no count; write ({body})*{count} for these layers in parallel or list the steps"
         )
-    return [Step((member,)) for member in _parse_members(body, piece, layers) for _ in range(count)]
+    return [Step((member,)) for member in _parse_members(body, piece, layers)] * count
 
 
 def _parse_members(part: str, piece: str, layers: int) -> list[Application]:
     if match := _RANGE.fullmatch(part):
         first, last = int(match[1]), int(match[2])
         check_layer(max(first, last), layers)
+        check_steps(abs(last - first) + 1)
         way = 1 if last >= first else -1
         return [Application(layer) for layer in range(first, last + way, way)]
     if not _MEMBER.fullmatch(part):
@@ -390,8 +403,8 @@ def _words(run: Sequence[Step]) -> str:
     return run[0].words + (f", {len(run)} times" if len(run) > 1 else "")
 
 
-def draw(plan: Plan, layers: int) -> str:
-    """The plan on the axis of its layers, one row for each piece of its text; 80 columns at most.
+def draw(plan: Plan, layers: int, *, wrap: int | None = 79) -> str:
+    """The plan on the axis of its layers, one row for each piece of its text; 80 columns unless told otherwise.
 
     A range is an arrow, a single layer a dot, parallel layers are bars, halves are `a` and `m`.
 
@@ -407,7 +420,8 @@ def draw(plan: Plan, layers: int) -> str:
     rows = [f"{'step':>{width}}  {ticks}" + (f"  (1 column: {scale} layers)" if scale > 1 else "")]
     for at, run in runs:
         rows.append(f"{at:>{width}}  {_row(run, scale, columns)}  {_note(run)}")
-    return "\n".join([*rows, *textwrap.wrap(_summary(plan, layers), 79)])
+    summary = _summary(plan, layers)
+    return "\n".join([*rows, *(textwrap.wrap(summary, wrap) if wrap else [summary])])
 
 
 def _row(run: Sequence[Step], scale: int, columns: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repsim.files import replacing
 from repsim.inference import LEVEL, Estimate
 from repsim.schema import STATE, RepsimError
 from repsim.statistics import Source
@@ -68,14 +69,13 @@ def check_counts(**counts: int | None) -> None:
 def save(result: xr.Dataset, path: Path) -> None:
     """Writes a result as a NetCDF 3 file, the same bytes for the same numbers; missing folders are made.
 
+    The file is whole or what it was before.
+
     Raises:
         RepsimError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        counts = {name: value for name, value in result.attrs.items() if isinstance(value, int)}
-        # the format's integers are short
-        result = result.assign_attrs({name: float(value) for name, value in counts.items() if value >= 2**31})
-        result.to_netcdf(path, engine="scipy", format="NETCDF3_64BIT")
-    except OSError as problem:
-        raise RepsimError(f"{path}: cannot be written ({problem.strerror}); choose another --figures") from None
+    counts = {name: value for name, value in result.attrs.items() if isinstance(value, int)}
+    # the format's integers are short
+    result = result.assign_attrs({name: float(value) for name, value in counts.items() if value >= 2**31})
+    with replacing([path], "choose another --figures") as (beside,):
+        result.to_netcdf(beside, engine="scipy", format="NETCDF3_64BIT")

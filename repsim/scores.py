@@ -13,7 +13,7 @@ import xarray as xr
 
 from repsim.families import names_of
 from repsim.opened import Opened
-from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError
+from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError, printable
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import place_of
@@ -37,7 +37,18 @@ class Scores(Opened):
     def __repr__(self) -> str:
         sizes = self.dataset.sizes
         counts = f"{sizes[PLAN]:,} plans x {sizes[EXAMPLE]:,} examples of {', '.join(self.tasks)}"
-        return f"Scores of {self.identity['model']}: {counts}; {self.path}{self.remark and '; ' + self.remark}"
+        return printable(
+            f"Scores of {self.identity['model']}: {counts}; {self.path}{self.remark and '; ' + self.remark}"
+        )
+
+    def _facts(self) -> dict[str, str]:
+        sizes = self.dataset.sizes
+        return {
+            "model": f"{self.identity['model']} ({self.layers} layers, {self.identity['compute_dtype']})",
+            "tasks": f"{', '.join(self.tasks)} ({sizes[EXAMPLE]:,} examples)",
+            "plans": f"{sizes[PLAN]:,}: {names_of(self.plans)}",
+            "complete": self.remark or "yes",
+        }
 
     @property
     def tasks(self) -> list[str]:
@@ -45,11 +56,11 @@ class Scores(Opened):
         return [str(name) for name in self.dataset[TASK].values]
 
     @property
-    def label(self) -> str:
-        """What figures and files call it: the model and the tasks as they were asked for, or how many if too long."""
+    def over(self) -> str:
+        """The tasks as they were asked for, or how many if that is too long."""
         asked = ",".join(request["tasks"] for request in self.dataset.attrs["requests"]).split(",")
         tasks = "+".join(dict.fromkeys(asked))
-        return f"{self.identity['model']}-{tasks if len(tasks) <= LABEL else f'{len(self.tasks)} tasks'}"
+        return tasks if len(tasks) <= LABEL else f"{len(self.tasks)} tasks"
 
     @cached_property
     def nonfinite(self) -> xr.DataArray:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.schema import ANALYSES, RepsimError
+from repsim.schema import ANALYSES, RepsimError, brief
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
 
@@ -96,10 +96,43 @@ def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
     for analysis in dict.fromkeys(analyses):
         installed = {entry.name: entry for entry in entry_points(group=ANALYSES)}
         if analysis not in installed:
-            there = [name for name, entry in sorted(installed.items()) if hasattr(entry.load(), "STATISTICS")]
-            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {', '.join(there)}")
-        kernels = getattr(installed[analysis].load(), "STATISTICS", None)
+            there = ", ".join(filter(None, (_offer(entry) for _, entry in sorted(installed.items()))))
+            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {there}")
+        kernels = getattr(load_analysis(installed[analysis]), "STATISTICS", None)
         if not kernels:
             raise RepsimError(f"statistics {analysis!r}: it needs the states themselves; capture with --keep all")
         found += [Statistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
     return tuple(found)
+
+
+def load_analysis(entry: EntryPoint) -> Any:
+    """The module of an installed analysis.
+
+    Raises:
+        RepsimError: it cannot be imported, or it is no analysis.
+    """
+    try:
+        module = entry.load()
+    except (Exception, SystemExit) as problem:  # whatever another package does as it is imported
+        raise broken_analysis(entry, problem) from problem
+    for name in ("compute", "plot"):
+        if not callable(getattr(module, name, None)):
+            raise broken_analysis(entry, f"it has no function {name}")
+    if not isinstance(getattr(module, "STATISTICS", {}), Mapping):
+        raise broken_analysis(entry, "its STATISTICS are no mapping of names to kernels")
+    return module
+
+
+def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:
+    """What is wrong with an analysis, whose it is, and what to do."""
+    reason = problem if isinstance(problem, str) else brief(problem)
+    package = entry.dist.name if entry.dist else entry.module
+    return RepsimError(f"analysis {entry.name!r} of {package} is broken: {reason}; mend, update or remove {package}")
+
+
+def _offer(entry: EntryPoint) -> str:
+    """An analysis's name if it has statistics, or is broken; else nothing."""
+    try:
+        return entry.name if hasattr(load_analysis(entry), "STATISTICS") else ""
+    except RepsimError:
+        return f"{entry.name} (broken)"

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from datasets import Dataset, DatasetDict
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from repsim import suite
+from repsim import suite, task_files
 from repsim.harness import Harness, Unfit
 from repsim.models import Model
 from repsim.packing import Window
@@ -124,6 +125,19 @@ class Benchmark:
             return self._asked(doc, instance)
         except Unfit as problem:
             raise Unfit(f"task {self.name}: {problem}") from None
+        except RepsimError as problem:
+            if str(problem).startswith("task "):
+                raise
+            raise RepsimError(f"task {self.name}: {self._where(doc)}: {problem}") from None
+
+    def _where(self, doc: int) -> str:
+        """Where an example stands: in its file where each line is an example; else its number."""
+        config = self._task.config
+        split = config.test_split if self._task.has_test_docs() else config.validation_split
+        files = (config.dataset_kwargs or {}).get("data_files", {}) if config.dataset_path == "json" else {}
+        if split not in files or config.process_docs is not None:
+            return f"example {doc}"
+        return f"{files[split]} line {task_files.line_of(Path(files[split]), doc)}"
 
     def _asked(self, doc: int, instance: Any) -> Request:
         if self.generates:
@@ -139,7 +153,7 @@ class Benchmark:
             prompt = None
             windows = self._harness.windows(instance)
             if not windows:
-                raise RepsimError(f"task {self.name}: example {doc} is an empty text; leave it out of the data")
+                raise RepsimError("an empty text; leave it out of the data")
             asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
         target = str(self._task.doc_to_target(instance.doc))
         digest = _digest([self.name, self.version, instance.request_type, asked, target])
@@ -241,7 +255,7 @@ def load(
         built, unfit = [], []
         for task in {task.config.task: task for task in found}.values():
             try:
-                built.append(_built(task, harness, limit))
+                built.append(_built(task, harness, limit, data_dir))
             except Unfit as short:
                 unfit.append(short)
     if not built:
@@ -253,7 +267,7 @@ def load(
     return tuple(built)
 
 
-def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
+def _built(task: Any, harness: Any, limit: int | None, data_dir: Path | None) -> Benchmark:
     try:
         return Benchmark(task, harness, limit)
     except Unfit:
@@ -264,6 +278,8 @@ def _built(task: Any, harness: Any, limit: int | None) -> Benchmark:
             raise
         raise RepsimError(f"task {task.config.task}: {problem}") from None
     except Exception as problem:  # a task's own code meets its data
+        if data_dir is not None and task.config.dataset_path == "json":
+            raise _data_error(task.config.task, data_dir, problem) from problem
         raise RepsimError(
             f"task {task.config.task}: {brief(problem)}; does the data have the task's fields?"
         ) from problem
@@ -296,7 +312,7 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
         if data_dir is None:
             return list(_manager().load([name])["tasks"].values())
         members = sorted(index[name].tags) if index[name].kind.name == "TAG" else [name]
-        return [ConfigurableTask(config=_local(each, data_dir)) for each in members]
+        return [_from_files(each, data_dir) for each in members]
     except RepsimError:
         raise
     except Exception as problem:  # data fail to come in many ways; without a network in most of them
@@ -314,6 +330,69 @@ def _solves_itself(config: Any) -> bool:
 @cache
 def _manager() -> Any:
     return TaskManager()  # reads some ten thousand files
+
+
+def _from_files(name: str, folder: Path) -> Any:
+    """A task whose data are files, each of which is looked through first.
+
+    Raises:
+        RepsimError: a file is missing or wrong, with the line that is.
+    """
+    config = _local(name, folder)
+    for path in config["dataset_kwargs"]["data_files"].values():
+        try:
+            task_files.check(Path(path))
+        except RepsimError as problem:
+            raise RepsimError(f"task {name}: {problem}") from None
+    try:
+        return ConfigurableTask(config=config)
+    except Exception as problem:  # a task's own code meets its data
+        raise _data_error(name, folder, problem) from problem
+
+
+def _data_error(name: str, folder: Path, problem: Exception) -> RepsimError:
+    """What a task's own code says of its files, with the first line that it fails at if one line is at fault."""
+    files = _local(name, folder)["dataset_kwargs"]["data_files"]
+    for path in files.values():
+        if number := _first_failing(name, folder, list(task_files.numbered_rows(Path(path)))):
+            return RepsimError(
+                f"task {name}: {path} line {number}: {brief(problem)}; does the line have the task's fields?"
+            )
+    return RepsimError(f"task {name}: {', '.join(files.values())}: {brief(problem)}; do they have the task's fields?")
+
+
+def _first_failing(name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> int | None:
+    """The number of the first line with which the task fails; None where it takes them all.
+
+    Found by halves: of a file's beginnings, all that hold the line fail, and the shorter ones do not.
+    """
+    if not _fails(name, folder, rows):
+        return None
+    fine, failing = 0, len(rows)
+    while failing - fine > 1:
+        middle = (fine + failing) // 2
+        if _fails(name, folder, rows[:middle]):
+            failing = middle
+        else:
+            fine = middle
+    return rows[failing - 1][0]
+
+
+def _fails(name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> bool:
+    """Whether a task fails to make requests of these rows, whatever split they are of."""
+    config = _local(name, folder)
+    try:
+        data = Dataset.from_list([row for _, row in rows])
+        splits = DatasetDict(dict.fromkeys(config["dataset_kwargs"]["data_files"], data))
+        task = _prepared(ConfigurableTask(config={**config, "custom_dataset": lambda **_: splits}), 0)
+        task.build_all_requests()
+        if task.OUTPUT_TYPE == "multiple_choice":
+            for instance in task.instances:
+                task.doc_to_choice(instance.doc)
+                task.doc_to_target(instance.doc)
+    except Exception:
+        return True
+    return False
 
 
 def _local(name: str, folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import xarray as xr
 import repsim as repsim_library
 from repsim import cli
 from repsim.analyses import degradation
+from repsim.families import FAMILIES
 
 USER = "somebody-of-note"
 REPSIM = [sys.executable, "-c", "from repsim.cli import run; run()"]
@@ -320,6 +321,23 @@ WRONG = {
     "plan not captured": (["analyze", "cosine", "{store}", "--plan", "reverse:start=0"], "is not in"),
     "unknown average": (["analyze", "cosine", "{store}", "--average", "tokens"], "--average"),
     "plans show": (["plans", "show", "skip:start=99"], "start=99: a 30-layer model allows 0 to 14"),
+    "empty out": (["capture", "{model}", "--out", ""], "--out: an empty value; give one, or leave it out"),
+    "empty out of scores": (["evaluate", "{model}", "--out="], "--out: an empty value"),
+    "empty corpus name": (["capture", "{model}", "--corpus", " "], "--corpus: an empty value"),
+    "empty data folder": (["evaluate", "{model}", "--data-dir", ""], "--data-dir: an empty value"),
+    "empty figures": (["analyze", "cosine", "{store}", "--figures", ""], "--figures: an empty value"),
+    "empty style": (["analyze", "cosine", "{store}", "--style", ""], "--style: an empty value"),
+    "empty model": (["capture", ""], "an argument: an empty value"),
+    "empty store": (["info", ""], "an argument: an empty value"),
+    "a label too few": (["analyze", "norms", "{store}", "{store}", "--label", "a"], "--label: 1 for 2 stores"),
+    "a label twice": (
+        ["analyze", "norms", "{store}", "{store}", "--label", "a", "--label", "a"],
+        "--label 'a': it names two stores",
+    ),
+    "too many plans": (["plans", "show", "random:start=0,seed=0..100000"], "stands for 100,001 plans"),
+    "too long a plan": (["plans", "show", "0*1000000000"], "a plan of 1,000,000,000 steps"),
+    "too many layers": (["plans", "show", "baseline", "--layers", "1000000000"], "--layers"),
+    "escapes in an argument": (["info", "{here}/\x1b[31mred.zarr"], "/\\x1b[31mred.zarr: no such store"),
 }
 IN_A_PROCESS_OF_ITS_OWN = ("layer out of range", "unknown option", "no store")
 
@@ -514,3 +532,160 @@ def test_plans_that_look_alike_have_names_of_their_own():
     assert len(names) == 4
     assert cli._slug(cli._file_name("skip:start=3")) == "skip-start=3"
     assert len(cli._short("x" * 1000)) < 200 < len("x" * 1000)
+
+
+def test_lines_that_go_into_a_pipe_are_not_wrapped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    listed = call("plans").stdout.splitlines()
+    for family in FAMILIES.values():
+        (line,) = [line for line in listed if line.startswith(f"{family.usage} ")]
+        assert line.rstrip().split("  ")[-1].strip() == family.summary
+    drawn = call("plans", "show", ", ".join(map(str, range(0, 100, 2))), "--layers", 100).stdout.splitlines()
+    (summary,) = [line for line in drawn if "never run" in line]
+    assert summary.endswith("95, 97, 99")
+
+
+# Plug-ins
+
+
+def plug_in(folder: Path, name: str, code: str) -> None:
+    """An installed package with an analysis of this name."""
+    (folder / f"{name}_package.py").write_text(code)
+    about = folder / f"{name}_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[repsim.analyses]\n{name} = {name}_package\n")
+
+
+BROKEN = {
+    "absent": ("import a_package_that_is_not_there", "ModuleNotFoundError: No module named"),
+    "unfinished": ("def compute(", "SyntaxError: "),
+    "raising": ("raise RuntimeError('[/red] \\x1b[31m')", r"RuntimeError: [/red] \\x1b[31m"),
+    "leaving": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "hollow": ("compute = None", "it has no function compute"),
+    "untyped": (
+        "def compute(capture, *, plan: 'Nonesuch' = 1):\n    pass\ndef plot(found):\n    pass\n",
+        "NameError: name 'Nonesuch' is not defined",
+    ),
+    "numbers": (
+        "STATISTICS = 3\ndef compute(capture):\n    pass\ndef plot(found):\n    pass\n",
+        "its STATISTICS are no mapping",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plug_in_is_named_and_breaks_nothing_else(
+    name: str, call: Call, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, reason = BROKEN[name]
+    plug_in(tmp_path, name, code)
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = reason.replace(r"\\", "\\")
+
+    asked = call("analyze", name, store, "--resamples", 20)
+    assert asked.returncode == 2
+    (line,) = asked.stderr.splitlines()
+    assert line.startswith(f"repsim: analysis '{name}' of {name}-package is broken: {reason}")
+    assert line.endswith(f"mend, update or remove {name}-package")
+
+    listed = call("analyze", "--help")
+    assert listed.returncode == 0
+    assert all(analysis in listed.stdout for analysis in (*ANALYSES, name))
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"  {name} ")]
+    assert "is broken" in line
+    assert call("analyze", name, "--help").returncode == 0
+    assert call("analyze", "norms", store, "--figures", tmp_path / "f", "--quiet").returncode == 0
+    taken = call("capture", "no-such-model", "--keep", "none", "--statistics", "nonesuch")
+    assert "blocks, cosine, norms, similarity" in taken.stderr.replace(f", {name} (broken)", "")
+    assert (f"{name} (broken)" in taken.stderr) == (name != "untyped")
+
+
+# Names that others have made
+
+
+NASTY = "a\x1b[31m\x07[red]<img src=x>\u202e\nb"
+
+
+@pytest.fixture(scope="module")
+def stranger(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose names hold what a terminal or a browser would obey."""
+    folder = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(tiny_folder, folder / NASTY)
+    (folder / f"{NASTY}.txt").write_text("the of and\nto in the\n")
+    names = (folder / NASTY, "--corpus", folder / f"{NASTY}.txt", "--out", folder / "stranger.zarr")
+    assert main("capture", *names, "--quiet") == 0
+    return folder / "stranger.zarr"
+
+
+def test_names_of_strangers_reach_no_terminal_as_they_are(call: Call, stranger: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("info", stranger),
+        ("verify", stranger),
+        ("analyze", "norms", stranger, "--figures", tmp_path / "f"),
+        ("analyze", "norms", stranger, "--plan", "0"),
+    ):
+        done = call(*arguments)
+        for text in (done.stdout, done.stderr):
+            assert all(character.isprintable() or character == "\n" for character in text), arguments
+    told = call("info", stranger).stdout
+    assert r"model:          a\x1b[31m\x07[red]<img src=x>\u202e\nb (6 layers" in told
+    assert len(told.splitlines()) == len(repsim_library.open(stranger).info)
+
+
+def test_names_of_strangers_reach_no_browser_as_they_are(stranger: Path, scores: Path) -> None:
+    capture = repsim_library.open(stranger)
+    assert "<img" not in capture._repr_html_()
+    assert "&lt;img" in capture._repr_html_()
+    assert all(character.isprintable() or character == "\n" for character in repr(capture))
+    found = repsim_library.open(scores)
+    found.dataset.attrs["identity"] = {**found.identity, "model": NASTY}
+    assert "<img" not in found._repr_html_()
+    assert "&lt;img" in found._repr_html_()
+    assert "grammar" in found._repr_html_()
+    assert repr(found).isprintable()
+
+
+# Labels
+
+
+def labels_in(folder: Path) -> list[str]:
+    """What the results in a folder call themselves, by file name."""
+    return [
+        xr.open_dataset(folder / name, engine="scipy").attrs.get("label", "")
+        for name in files(folder)
+        if name.endswith(".nc")
+    ]
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(store: Path, tmp_path: Path) -> None:
+    copies = [tmp_path / run / "checkpoint-500.zarr" for run in ("run1", "run2")]
+    for copy in copies:
+        shutil.copytree(store, copy)
+    assert main("analyze", "norms", *copies, "--resamples", 20, "--figures", tmp_path / "f", "--quiet") == 0
+    assert labels_in(tmp_path / "f") == ["tiny-llama (run1)", "tiny-llama (run2)"]
+    data = [name for name in files(tmp_path / "f") if name.endswith(".nc")]
+    assert [name.removesuffix(".nc").split("-")[-1] for name in data] == ["run1", "run2"]
+    (result,) = (xr.open_zarr(copies[0] / "analyses" / "norms-baseline", consolidated=False),)
+    assert "label" not in result.attrs  # what a store holds does not depend on what it was drawn with
+
+
+def test_a_model_on_two_corpora_is_told_apart_by_them(store: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("the of and\nto in the\n")
+    other = tmp_path / "other.zarr"
+    assert main("capture", tiny_folder, "--corpus", tmp_path / "wiki.txt", "--out", other, "--quiet") == 0
+    assert main("analyze", "norms", store, other, "--resamples", 20, "--figures", tmp_path / "f", "--quiet") == 0
+    assert labels_in(tmp_path / "f") == ["tiny-llama (builtin)", "tiny-llama (wiki)"]
+
+
+def test_labels_of_the_user_s_own(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "b.zarr")
+    ask = ("--label", "before tuning", "--label", "after", "--figures", tmp_path / "f", "--quiet")
+    assert main("analyze", "norms", store, tmp_path / "b.zarr", *ask) == 0
+    assert labels_in(tmp_path / "f") == ["after", "before tuning"]
+    assert files(tmp_path / "f") == [
+        "norms-after-baseline.nc",
+        "norms-before-tuning-baseline+after-baseline.pdf",
+        "norms-before-tuning-baseline+after-baseline.png",
+        "norms-before-tuning-baseline.nc",
+    ]

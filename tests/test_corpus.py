@@ -9,7 +9,11 @@ import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
+from repsim import corpus as corpus_module
 from repsim.corpus import (
     Batch,
     Company,
@@ -248,6 +252,95 @@ def test_rules_that_there_are_not(rule):
         TokenRule(rule)
 
 
+# Long texts
+
+
+class Counting:
+    """A tokenizer that notes how many characters it is given at once."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.given = tokenizer, []
+
+    def __call__(self, texts, **options):
+        self.given.append(sum(map(len, [texts] if isinstance(texts, str) else texts)))
+        return self.tokenizer(texts, **options)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """Byte pairs without words: a merge may reach across spaces, as in Llama 2."""
+    backend = Tokenizer(BPE())
+    trainer = BpeTrainer(vocab_size=400, show_progress=False)
+    backend.train_from_iterator((text.text for text in read_corpus().texts), trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Texts are long from 64 characters on."""
+    monkeypatch.setattr(corpus_module, "WHOLE_CHARACTERS", 64)
+    monkeypatch.setattr(corpus_module, "CHARACTERS_PER_TOKEN", 1)
+    monkeypatch.setattr(corpus_module, "MOST_CHARACTERS", 1024)
+    monkeypatch.setattr(corpus_module, "GROUP_CHARACTERS", 512)
+
+
+PASSAGES = " ".join(text.text for text in read_corpus().texts)
+LONG_TEXTS = {
+    "words": PASSAGES[:20_000],
+    "no spaces": PASSAGES[:20_000].replace(" ", ""),
+    "one letter": "e" * 20_000,
+    "letters by turns": "th" * 10_000,
+    "spaces": "the" + " " * 20_000 + "of",
+    "spaces now and then": ("the" + " " * 70) * 200,
+}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 5, 40])
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_the_beginning_of_a_long_text_gives_the_same_first_tokens(pieces, short, name, max_tokens):
+    whole = pieces(LONG_TEXTS[name])["input_ids"][:max_tokens]
+    counting = Counting(pieces)
+    (sample,), notes = tokenize(corpus_of(LONG_TEXTS[name]), counting, max_tokens)
+    assert sample.token_ids.tolist() == whole
+    assert notes == (f"1 samples cut to {max_tokens} tokens",)
+    assert max(counting.given) <= 512 * max(1, max_tokens // 5)
+
+
+@given(st.lists(st.sampled_from(["the ", "of", " and", "in\n", "e", "  ", "."]), min_size=30, max_size=600))
+def test_no_long_text_gives_other_tokens(pieces, items):
+    text = "".join(items).strip() or "the"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "WHOLE_CHARACTERS", 32)
+        patch.setattr(corpus_module, "CHARACTERS_PER_TOKEN", 1)
+        (sample,), _ = tokenize(corpus_of(text), pieces, 6)
+    assert sample.token_ids.tolist() == pieces(text)["input_ids"][:6]
+
+
+def test_special_tokens_of_a_long_text_stay_at_its_ends(marked_words, short):
+    (sample,), _ = tokenize(corpus_of("the of " * 4000), marked_words, 4)
+    assert marked_words.decode(sample.token_ids) == "[CLS] the of [SEP]"
+
+
+def test_a_long_text_that_is_one_word_is_refused(words, short):
+    """How many tokens it has is known only when all of it is read, which takes 25 times its size."""
+    counting = Counting(words)
+    with pytest.raises(
+        RepsimError, match=r"'e{20}' is 20,000 characters long, and 1,024 of them give 1 tokens"
+    ) as caught:
+        tokenize(corpus_of("e" * 20_000), counting, 2)
+    assert "\n" not in str(caught.value)
+    assert max(counting.given) <= 1024
+
+
+def test_many_texts_are_tokenized_a_few_at_a_time(words, short):
+    texts = [f"the of and in {'the ' * (row % 7)}" for row in range(200)]
+    counting = Counting(words)
+    samples, _ = tokenize(corpus_of(*texts), counting, 50)
+    assert max(counting.given) <= 512
+    together = {f"key{row}": ids for row, ids in enumerate(words(texts)["input_ids"])}
+    assert {sample.key: sample.token_ids.tolist() for sample in samples} == together
+
+
 # Identities
 
 
@@ -329,6 +422,16 @@ def _rows(batch: Batch) -> list[list[int]]:
 
 # Bad input
 
+NOT_TEXT = {"3": "a number", "0.5": "a number", "true": "a boolean", "null": "null", "[1]": "a list", "{}": "an object"}
+REFUSED_FIELDS = [
+    (
+        "c.jsonl",
+        f'{{"id": "a", "text": "one"}}\n{{"id": "b", "text": {value}}}\n'.encode(),
+        f"line 2: field 'text' holds {kind}, not text; name a text field with --field (found: id, text)",
+    )
+    for value, kind in NOT_TEXT.items()
+]
+
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
@@ -344,9 +447,13 @@ def _rows(batch: Batch) -> list[list[int]]:
         ("c.jsonl", b'{"text": "one"}\n\n{"text": \n', "line 3 is not JSON"),
         ("c.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("c.jsonl", b"1" * 5000, "line 1 is not JSON"),
-        ("c.jsonl", b'{"body": "one", "id": 3}\n', "line 1 has no text in field 'text'; found: body, id; use --field"),
-        ("c.jsonl", b'{"text": 3}\n', "line 1 has no text in field 'text'; found: text; use --field"),
-        ("c.jsonl", b'["one"]\n', "line 1 has no text in field 'text'; found: list; use --field"),
+        (
+            "c.jsonl",
+            b'{"body": "one", "id": 3}\n',
+            "line 1: no field 'text'; name a text field with --field (found: body, id)",
+        ),
+        *REFUSED_FIELDS,
+        ("c.jsonl", b'["one"]\n', 'line 1: holds a list, not an object with fields; write {"text": ...}'),
         ("c.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}\n', "text 2 is not valid Unicode; mend or remove it"),
     ],
 )
@@ -373,7 +480,7 @@ def test_files_that_are_refused(file, name, content, message):
         ),
         (
             "hf:org/name:train:label",
-            "corpus 'hf:org/name:train:label': row 1 has no text in field 'label', but: int",
+            "corpus 'hf:org/name:train:label': row 1: field 'label' holds a number, not text",
         ),
         (
             "hf:absent:train:text",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from test_plans import LAYERS, plans
 
+from repsim import families
 from repsim.families import FAMILIES, SETS, NamedPlan, resolve
 from repsim.plans import Plan, PlanTrie, parse_plan
 from repsim.schema import RepsimError
@@ -258,7 +259,7 @@ def test_unknown_names_list_what_there_is():
         ("switch:layer=0", "layer=0: a 1-layer model is too shallow for it"),
         ("switch:layer=..", "layer=..: a 1-layer model is too shallow for it"),
         ("drop:layer=0", "dropping 0 to 0: a 1-layer model must keep a layer"),
-        ("fig2", "dropping 0 to 0: a 1-layer model must keep a layer"),
+        ("fig2", "layer=..: a 1-layer model is too shallow for it"),
         ("skip:start=1", "start=1: a 1-layer model allows 0 to 0"),
         ("1", "layer 1: a 1-layer model allows 0 to 0"),
     ],
@@ -285,3 +286,48 @@ def test_plans_that_are_refused():
         resolve(Plan.from_steps([0, 30]), 30)
     with pytest.raises(RepsimError, match=r"'0-3\.mlp': not a step; write"):
         resolve("0-3.mlp", 30)
+
+
+# Too many
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("random:start=0,seed=0..100000", "random:start=0,seed=0..100000: stands for 100,001 plans; ask for at most"),
+        ("random:start=..,seed=0..999999999", "random:start=..,seed=0..999999999: stands for 15,000,000,000 plans"),
+        ("looped_parallel:start=..,loops=1..9999", "looped_parallel:start=..,loops=1..9999: stands for 149,985 plans"),
+        (["random:start=0,seed=0..59999", "random:start=1,seed=0..59999"], "random:start=0,seed=0..59999 random:start"),
+        ("looped_parallel:start=0..2,loops=9000..9999", "looped_parallel:start=0,loops="),  # few plans, many steps
+        ("repeat:layer=3,times=1000000", "a plan of 1,000,029 steps: one has at most 100,000; repeat fewer times"),
+        ("looped_parallel:start=14,loops=999999999", "a plan of 1,000,000,029 steps: one has at most 100,000"),
+        ("random:start=0,seed=abc", "seed=abc: a 30-layer model allows 0 to 999999999"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, texts, message):
+    made = []
+    original = families._Sweep.__iter__
+    monkeypatch.setattr(families._Sweep, "__iter__", lambda self: made.append(self) or original(self))
+    monkeypatch.setattr(families, "MOST_STEPS_TOGETHER", 20_000)
+    with pytest.raises(RepsimError) as caught:
+        resolve(texts, 30)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+    assert not (made and "stands for" in message)
+
+
+def test_the_most_plans_at_once(monkeypatch):
+    monkeypatch.setattr(families, "MOST_PLANS", 15)
+    assert len(resolve("skip:start=..", 30)) == 15
+    with pytest.raises(
+        RepsimError, match=r"^skip:start=\.\. baseline: stands for 16 plans; ask for at most 15 at once$"
+    ):
+        resolve(["skip:start=..", "baseline"], 30)
+    with pytest.raises(RepsimError, match=r"^fig10: stands for 365 plans"):
+        resolve("fig10", 30)
+
+
+def test_a_model_of_absurdly_many_layers():
+    with pytest.raises(RepsimError, match="a plan of 1,000,000,000 steps"):
+        resolve("baseline", 10**9)

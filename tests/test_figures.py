@@ -174,6 +174,36 @@ def test_the_palette_is_even_in_grey():
     assert (np.diff(red_green_blue @ [0.299, 0.587, 0.114]) > 0).all()
 
 
+def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
+    """The PNG is written and the PDF half, when the disk is full; then, when the process is stopped."""
+    figure = draw(STACKS["7"])
+    figures.save(figure, tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original = type(figure).savefig
+    problem: BaseException
+
+    def half(self, path, *, format, **options):
+        original(self, path, format=format, **options)
+        if format == "pdf":
+            path.write_bytes(path.read_bytes()[:100])
+            raise problem
+
+    monkeypatch.setattr(type(figure), "savefig", half)
+    problem = OSError(28, "No space left on device")
+    with pytest.raises(RepsimError, match=r"cannot be written \(No space left on device\); choose another folder"):
+        figures.save(figure, tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    problem = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        figures.save(figure, tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_figure_without_a_name():
+    with pytest.raises(RepsimError, match=r"^figure '\.': no name of a file"):
+        figures.save(draw(STACKS["7"]), "")
+
+
 def test_save_writes_png_and_pdf(tmp_path):
     paths = figures.save(draw(STACKS["7"]), tmp_path / "new" / "cosine-v1.5")
     assert [path.name for path in paths] == ["cosine-v1.5.png", "cosine-v1.5.pdf"]
@@ -322,6 +352,32 @@ def test_panels_and_lines(panels, several):
     box = legend.get_window_extent()
     assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
     assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("attrs", "names"),
+    [
+        ([{"corpus": "easel"}, {"corpus": "wiki"}], ["m · baseline (easel)", "m · baseline (wiki)"]),
+        ([{"tokens": 12}, {"tokens": 34}], ["m · baseline (tokens 12)", "m · baseline (tokens 34)"]),
+        ([{}, {}], ["m · baseline (1)", "m · baseline (2)"]),
+        ([{"label": "m (run1)"}, {"label": "m (run2)"}], ["m (run1) · baseline", "m (run2) · baseline"]),
+        ([{"plan": "0-3"}, {}, {}], ["m · 0-3", "m · baseline (1)", "m · baseline (2)"]),
+    ],
+)
+def test_results_of_one_name_are_told_apart(attrs, names):
+    found = [profile(STACKS["7"], NAMES, model="m", **more) for more in attrs]
+    figure = figures.profiles(found, NAMES)
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    matrices = figures.similarity_matrices(*(result(STACKS["7"]).assign_attrs(one.attrs) for one in found))
+    titles = [" ".join(axes.get_title().split()) for axes in matrices.axes[: len(names)]]
+    assert all(title.startswith(name) for title, name in zip(titles, names, strict=True))
+
+
+def test_no_two_of_many_lines_look_alike():
+    found = [profile(STACKS["7"], ["number_0"], model=f"m{row}") for row in range(60)]
+    lines = figures.profiles(found, {"number_0": "quantity"}).axes[0].lines
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 60
 
 
 def test_a_logarithmic_axis_where_all_values_are_positive():

@@ -196,6 +196,8 @@ def test_lines_are_told_apart_in_grey():
     assert len(set(of_families)) == len(FAMILIES)
     assert len({marker for _, marker in of_families[:6]}) == 6  # figure 11
     assert len({marker for _, marker in of_tasks[:7]}) == 7
+    assert len({tuple(look_of_task(index).values()) for index in range(100)}) == 100
+    assert len({tuple(look(index).values()) for index in range(150)}) == 150
 
 
 # Titles

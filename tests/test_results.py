@@ -104,6 +104,21 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         results.save(computed("norms"), tmp_path / "a.nc")
 
 
+def test_a_result_that_is_written_in_part_leaves_the_old_one(tmp_path, monkeypatch):
+    results.save(computed("norms"), tmp_path / "a.nc")
+    before = (tmp_path / "a.nc").read_bytes()
+
+    def half(self, path, **_):
+        path.write_bytes(b"CDF\x02")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", half)
+    with pytest.raises(KeyboardInterrupt):
+        results.save(computed("norms"), tmp_path / "a.nc")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
+    assert (tmp_path / "a.nc").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("name", "count", "least"), [("resamples", 1, 2), ("items", 0, 1), ("permutations", -1, 0), ("seed", -1, 0)]
 )

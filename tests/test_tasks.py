@@ -551,6 +551,65 @@ def test_missing_fields(name, tiny, tmp_path):
     assert said.startswith(f"task {name}: ")
 
 
+def without(row, field):
+    return {name: value for name, value in row.items() if name != field}
+
+
+LINES = [json.dumps(row) for row in ARC_EASY[:4]]
+
+
+@slow
+@pytest.mark.parametrize(
+    ("lines", "number", "says"),
+    [
+        ([*LINES[:2], "", '{"id": "a", "question": "What'], 4, "not JSON; write one object per line"),
+        ([LINES[0], "[1, 2]"], 2, "holds a list, not an object with the task's fields"),
+        (["3"], 1, "holds a number, not an object"),
+        ([LINES[0], json.dumps(without(ARC_EASY[1], "question"))], 2, "no field 'question', which line 1 has"),
+        ([json.dumps(without(ARC_EASY[0], "id")), *LINES[1:]], 1, "no field 'id', which line 2 has"),
+        ([*LINES[:3], "", json.dumps(ARC_EASY[3] | {"answerKey": "E"})], 5, "does the line have the task's fields?"),
+        (
+            [LINES[0], json.dumps(ARC_EASY[1] | {"choices": "salt"})],
+            2,
+            "field 'choices' holds text, and an object in line 1",
+        ),
+        (
+            [LINES[0], json.dumps(ARC_EASY[1] | {"question": ["What?"]})],
+            2,
+            "field 'question' holds a list, and text in line 1",
+        ),
+        (
+            [json.dumps({"q": value}) for value in (None, 1, None, "one")],
+            4,
+            "field 'q' holds text, and a number in line 2",
+        ),
+        ([json.dumps({"foo": "one"})] * 2, 1, "does the line have the task's fields?"),
+    ],
+    ids=["cut off", "list", "number", "no question", "no id", "no such answer", "choices", "question", "nulls", "all"],
+)
+def test_an_error_in_a_task_s_data_names_file_and_line(lines, number, says, tiny, tmp_path):
+    path = tmp_path / "arc_easy.test.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    said = refused(["arc_easy"], tiny, data_dir=tmp_path)
+    assert said.startswith(f"task arc_easy: {path} line {number}: ")
+    assert says in said
+
+
+@slow
+def test_an_error_in_solved_examples_names_their_file(tiny, tmp_path):
+    write(tmp_path, {"arc_easy.test": ARC_EASY[:2], "arc_easy.train": [ARC_EASY[2], ARC_EASY[3] | {"answerKey": "E"}]})
+    said = refused(["arc_easy"], tiny, data_dir=tmp_path, shots=2)
+    assert said.startswith(f"task arc_easy: {tmp_path / 'arc_easy.train.jsonl'} line 2: ")
+
+
+@slow
+def test_an_empty_example_names_file_and_line(tiny, tmp_path):
+    write(tmp_path, {"wikitext.test": [FILES["wikitext.test"][0], {"page": ""}]})
+    said = refused(["wikitext"], tiny, data_dir=tmp_path)
+    assert "an empty text; leave it out of the data" in said
+    assert said.startswith("task wikitext: ")
+
+
 @slow
 def test_an_answer_that_is_none_of_the_choices(tiny, tmp_path):
     rows = [arc(0, "Which?", ["one", "two"], "E")]

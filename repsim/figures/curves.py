@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from repsim.figures.page import COLOURS, COMPACT, LABEL_STEPS, MARKERS
+from repsim.figures.page import COLOURS, COMPACT, LABEL_STEPS, MARKERS, STYLES
 
 GUIDE = "0.35"  # grey of the lines at chance and at the full model
 NARROW, WIDE = 8, 16  # most labels along one of several panels, along a panel of its own
@@ -84,8 +84,10 @@ def affected(layers: int, start: int) -> int:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker; no two of the first 49 are alike."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]}
+    """Colour and marker; no two of the first 49 are alike, and after these the line's style changes as well."""
+    turn, place = divmod(index, len(COLOURS) * len(MARKERS))
+    shifted = place + place // len(COLOURS)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[shifted % len(MARKERS)], **_line_style(turn)}
 
 
 def look_of_family(family: str) -> dict[str, Any]:
@@ -93,9 +95,18 @@ def look_of_family(family: str) -> dict[str, Any]:
 
 
 def look_of_task(index: int) -> dict[str, Any]:
-    """All but the colour of the median; no two of the first 42 are alike."""
+    """All but the colour of the median; no two of the first 42 are alike, and after these the line's style changes."""
     colours = COLOURS[1:]
-    return {"color": colours[index % len(colours)], "marker": MARKERS[(index + 1) % len(MARKERS)]}
+    turn, place = divmod(index, len(colours) * len(MARKERS))  # no common divisor: each colour meets each marker once
+    return {
+        "color": colours[place % len(colours)],
+        "marker": MARKERS[(place + 1) % len(MARKERS)],
+        **_line_style(turn),
+    }
+
+
+def _line_style(turn: int) -> dict[str, Any]:
+    return {"linestyle": STYLES[turn % len(STYLES)]} if turn else {}
 
 
 def curve(

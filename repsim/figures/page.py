@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,8 +17,11 @@ from typing import Any, Literal, get_args
 import matplotlib
 import matplotlib.figure
 import matplotlib.style
+import xarray as xr
 
-from repsim.schema import RepsimError
+from repsim.files import replacing
+from repsim.labels import tell_apart
+from repsim.schema import RepsimError, printable
 
 Width = Literal["column", "page"]
 
@@ -50,6 +53,9 @@ MARK = "#D55E00"  # stands out on all of the palette
 # Okabe & Ito 2008, told apart by colour-blind readers; markers tell them apart in grey.
 COLOURS = (LINE, "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 MARKERS = "os^Dv<>"
+STYLES = ("-", "--", ":", "-.")
+# Attributes of a result that its name holds already, or that say nothing in a few words.
+NO_PART = ("analysis", "description", "interval", "label", "model", "plan", "plan_text")
 COMPACT: dict[str, Any] = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 0.8}  # of a legend in one row
 UNDEFINED = "0.85"  # grey of a cell that has no value
 LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100)
@@ -80,17 +86,22 @@ def blank_page(width: str, height: float, layout: Any) -> Iterator[Figure]:
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
     """Writes a figure as PNG (300 dpi) and PDF, without dates, and returns the two paths.
 
+    Both files are new and whole, or both are what they were before.
+
     Args:
         figure: any matplotlib figure.
         path: where to, without suffix; folders that are missing are made.
+    Raises:
+        RepsimError: the files cannot be written, or the path names none.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = (path.with_name(path.name + suffix) for suffix in (".png", ".pdf"))
-    with _style():
-        figure.savefig(png, dpi=300)
-        figure.savefig(pdf, dpi=600, metadata={"CreationDate": None})
-    return [png, pdf]
+    if not path.name:
+        raise RepsimError(f"figure {str(path)!r}: no name of a file; name one without suffix")
+    paths = [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    with replacing(paths, "choose another folder (--figures)") as (png, pdf), _style():
+        figure.savefig(png, format="png", dpi=300)
+        figure.savefig(pdf, format="pdf", dpi=600, metadata={"CreationDate": None})
+    return paths
 
 
 @contextmanager
@@ -124,4 +135,22 @@ def _style() -> Iterator[None]:
 
 def wrapped(line: str, inches: float) -> str:
     """A line of a title, in several where it is too long."""
-    return textwrap.fill(line, int(inches * POINTS / (0.62 * FONT)), break_on_hyphens=False)
+    return textwrap.fill(printable(line), int(inches * POINTS / (0.62 * FONT)), break_on_hyphens=False)
+
+
+def name_of(result: xr.Dataset) -> str:
+    """What a figure calls what a result is of: the label it was given, or the model."""
+    return printable(result.attrs.get("label") or result.attrs["model"])
+
+
+def names_of(results: Sequence[xr.Dataset]) -> list[str]:
+    """A name for each result of a figure, no two alike: model and plan, and what else it takes to tell them apart."""
+    names = [printable(f"{name_of(result)} · {result.attrs['plan']}") for result in results]
+    known = dict.fromkeys(("corpus", *(key for result in results for key in result.attrs if key not in NO_PART)))
+    parts = [{key: _part(key, result.attrs[key]) if key in result.attrs else "" for key in known} for result in results]
+    return [f"{name} ({more})" if more else name for name, more in zip(names, tell_apart(names, parts), strict=True)]
+
+
+def _part(key: str, value: Any) -> str:
+    """An attribute of a result as a part of its name."""
+    return printable(value if key == "corpus" else f"{key} {value}")

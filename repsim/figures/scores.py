@@ -46,9 +46,10 @@ from repsim.figures.page import (
     WIDTHS,
     Figure,
     blank_page,
+    name_of,
     wrapped,
 )
-from repsim.schema import RepsimError
+from repsim.schema import RepsimError, printable
 
 LOOPS = 3  # of the looped_parallel that is a curve
 SCORE = "normalised score"
@@ -338,7 +339,7 @@ def _unfinished(number: int, names: str, variants: int) -> RepsimError:
 
 def _title(figure: Figure, found: xr.Dataset, *lines: str) -> None:
     """The model and what was done to it, then further lines; empty ones are left out."""
-    texts = [f"{found.attrs['model']} · {lines[0]}", *filter(None, lines[1:])]
+    texts = [f"{name_of(found)} · {lines[0]}", *filter(None, lines[1:])]
     figure.suptitle("\n".join(wrapped(text, figure.get_figwidth()) for text in texts))
 
 
@@ -348,7 +349,7 @@ def _middle(found: xr.Dataset, number: int) -> str:
 
 
 def _with_examples(task: xr.Dataset) -> str:
-    return f"{task['task'].item()} ({int(task['examples'])})"
+    return printable(f"{task['task'].item()} ({int(task['examples'])})")
 
 
 def _benchmarks(found: xr.Dataset) -> str:

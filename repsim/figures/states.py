@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
+from repsim.figures.curves import look
 from repsim.figures.page import (
     COLOURS,
     COMPACT,
@@ -27,7 +28,6 @@ from repsim.figures.page import (
     LINE,
     MARGIN,
     MARK,
-    MARKERS,
     MOST_LABELS,
     PALETTE,
     POINTS,
@@ -35,6 +35,8 @@ from repsim.figures.page import (
     Figure,
     Width,
     blank_page,
+    name_of,
+    names_of,
     wrapped,
 )
 from repsim.schema import RepsimError
@@ -90,11 +92,11 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         values = [result[_matrix_name(result)].values for result in results]
         ticks = _scale(np.concatenate([matrix.ravel() for matrix in values]))
-        for axes, result, matrix in zip(panels, results, values, strict=True):
+        for axes, result, matrix, name in zip(panels, results, values, names_of(results), strict=True):
             axes.set(xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else "")
             image = _heat_map(axes, matrix, ticks)
             if len(results) > 1:
-                axes.set_title(_title(result, figure.get_figwidth() / len(results)), fontsize=FONT)
+                axes.set_title(_title(result, figure.get_figwidth() / len(results), name), fontsize=FONT)
         undefined = any(np.isnan(matrix).any() for matrix in values)
         _colour_bar(figure, image, list(panels), ticks, _measured(results[0]), undefined)
         title = figure.suptitle(_title(results[0], figure.get_figwidth()) if len(results) == 1 else "")
@@ -253,11 +255,11 @@ def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
     return figure
 
 
-def _title(result: xr.Dataset, inches: float) -> str:
+def _title(result: xr.Dataset, inches: float, name: str = "") -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
     average = f" · {of['average']} average" if "average" in of else ""
-    lines = (f"{of['model']} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{average}")
+    lines = (name or f"{name_of(result)} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{average}")
     return "\n".join(wrapped(line, inches) for line in lines)
 
 
@@ -299,14 +301,13 @@ def _colour_bar(
 def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bool) -> None:
     """A quantity of each result with its interval, against states or, for several results, depth."""
     lowest = np.inf
-    for row, result in enumerate(results):
+    for row, (result, label) in enumerate(zip(results, names_of(results), strict=True)):
         values = result[name].values
         places = np.arange(len(values)) if len(results) == 1 else np.linspace(0, 1, len(values))
         low, high = (result[f"{name}_{end}" if f"{name}_{end}" in result else end].values for end in ("low", "high"))
-        colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
-        axes.fill_between(places, low, high, color=colour, alpha=0.3, linewidth=0)
-        label = f"{result.attrs['model']} · {result.attrs['plan']}"
-        axes.plot(places, values, color=colour, linewidth=1, marker=marker, markersize=2, label=label)
+        style = look(row)
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.3, linewidth=0)
+        axes.plot(places, values, **style, linewidth=1, markersize=2, label=label)
         lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
     if logarithmic and lowest > 0:
         axes.set_yscale("log")

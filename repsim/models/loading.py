@@ -129,7 +129,7 @@ def load(
 
 def cache_folder() -> Path:
     """`REPSIM_CACHE`, or `cache/` in the working directory."""
-    return Path(os.environ.get("REPSIM_CACHE", "cache"))
+    return Path(os.environ.get("REPSIM_CACHE") or "cache")
 
 
 def _locate(name: str) -> Path:

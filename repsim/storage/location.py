@@ -133,6 +133,8 @@ def place_of(where: str | Path | Place) -> Place:
     if isinstance(where, Place):
         return where
     text = str(where)
+    if not text.strip():
+        raise RepsimError("an empty path: name a folder or a URL")
     if text.startswith("file://"):
         return Folder(text.removeprefix("file://"))
     return Bucket(text) if "://" in text else Folder(text)
