@@ -50,8 +50,10 @@ Document = dict[str, Any]
 class StoreDamaged(RepsimError):
     """Something in a store is not what was written, or is missing."""
 
-    def __init__(self, place: Place, what: str, advice: str = VERIFY) -> None:
-        super().__init__(f"{place}: damaged ({what}); {advice}")
+
+def damage(place: Place, what: str) -> StoreDamaged:
+    """The error that says which part of a store is damaged, and what to do."""
+    return StoreDamaged(f"{place}: damaged ({what}); {VERIFY}")
 
 
 # Digests
@@ -163,7 +165,7 @@ class StoreGroup:
         """
 
         def refuse(what: str) -> None:
-            raise StoreDamaged(place, what)
+            raise damage(place, what)
 
         with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
             return cls(place, read_attributes(place), refuse)
@@ -219,7 +221,7 @@ class StoreGroup:
         except (TypeError, KeyError, ValueError):
             known = sound = False
         if not (known and sound):
-            raise StoreDamaged(self.place, f"{name}/{ROOT} declares what repsim does not write")
+            raise damage(self.place, f"{name}/{ROOT} declares what repsim does not write")
         return {**document, "shape": sizes, "dimension_names": dims}
 
     @property
@@ -236,8 +238,10 @@ class StoreGroup:
         with one_line_errors(self.place, "cannot be read", CHECK_ADDRESS):
             try:
                 dataset: xr.Dataset = xr.open_zarr(self._store, consolidated=False, chunks=None)
+            except StoreDamaged:
+                raise
             except (ValueError, KeyError, TypeError, RuntimeError) as problem:
-                raise StoreDamaged(self.place, one_line(problem)) from None
+                raise damage(self.place, one_line(problem)) from None
             dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
             first = [name for name in ("done", "predicted") if name in dataset]
             small = [str(name) for name, variable in dataset.variables.items() if self._is_small(str(name), variable)]
@@ -295,13 +299,13 @@ class _CheckedStore(WrapperStore[Any]):
         where = f"{name}/c/{'/'.join(map(str, chunk))}"
         if value is None:
             if self._of.must_have(name, chunk):
-                raise StoreDamaged(self._of.place, f"{where} is missing")
+                raise damage(self._of.place, f"{where} is missing")
             return
         if name == "hidden":  # zarr's codec compares it as well; states are too many to do it twice
             return
         data = value.as_numpy_array()
         if data[-CHECKSUM:].tobytes() != crc32c.crc32c(data[:-CHECKSUM].data).to_bytes(CHECKSUM, "little"):
-            raise StoreDamaged(self._of.place, where)
+            raise damage(self._of.place, where)
 
 
 def read_attributes(place: Place) -> Document:
@@ -341,5 +345,5 @@ def _document(place: Place, key: str) -> Document:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise StoreDamaged(place, key)
+        raise damage(place, key)
     return document

@@ -331,9 +331,9 @@ def check(place: Place, *, repair: bool) -> None:
         if damage.is_result:
             continue
         if describes(damage):
-            raise StoreDamaged(place, f"{damage}: it describes the store", "evaluate again, to another --out")
+            raise StoreDamaged(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
         if not repair:
-            raise StoreDamaged(place, str(damage), "add --repair")
+            raise StoreDamaged(f"{place}: {damage}; add --repair")
         if damage.array == "done":
             integrity.clear_flags(state_store.begun(place), damage)
 

@@ -31,7 +31,7 @@ import repsim
 from repsim.runs import Progress
 from repsim.storage import lock as locks
 from repsim.storage import state_store
-from repsim.storage.location import PARTIAL, Folder, place_of
+from repsim.storage.location import OURS, PARTIAL, Folder, place_of
 
 TESTS = Path(__file__).parents[1]
 FINISHED, REFUSED, BROKEN = 0, 1, 2
@@ -86,7 +86,8 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
 
         def audit(event: str, args: tuple[Any, ...]) -> None:
             if event in ("os.rename", "os.link") and (target := os.fspath(args[1])).startswith(folder):
-                write(target.removeprefix(folder))
+                if not OURS.search(os.path.dirname(target)):  # onto the writer's own desk
+                    write(target.removeprefix(folder))
 
         sys.addaudithook(audit)
     return lambda: count
