@@ -32,6 +32,7 @@ from repsim.places import Folder, Place, one_line, one_line_errors
 from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
+    CHOICE,
     EXAMPLE,
     METRIC,
     NODE,
@@ -59,7 +60,7 @@ RESULTS = "analyses"
 STATISTICS = "statistics"
 # Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
 CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
-CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096}
+CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096, CHOICE: 16}
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 CHECK_ADDRESS = "check the address and the rights"
 GO_ON = "make that good, and the same command goes on"
