@@ -110,8 +110,8 @@ def estimate(
     else:
         pairs = states * (states + 1) // 2
         sinks = average == "without-sinks"
-        tokens, totals, weights = collect_sums(capture, plan, statistic, pairs + sinks)
-        tokens = totals[:, -1] if sinks else tokens
+        lengths, totals, weights = collect_sums(capture, plan, statistic, pairs + sinks)
+        tokens = totals[:, -1].astype(np.int64) if sinks else lengths
         if not tokens.any():
             raise RepsimError("average='without-sinks': every kept token is a sink, as a sample's first kept one is")
         there, totals, weights = tokens > 0, totals[:, :pairs], weights[:, :pairs]

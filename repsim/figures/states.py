@@ -37,7 +37,6 @@ from repsim.figures.page import (
     blank_page,
     wrapped,
 )
-from repsim.results import LEFT_OUT
 from repsim.schema import RepsimError
 
 DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
@@ -258,7 +257,7 @@ def _title(result: xr.Dataset, inches: float) -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
     average = f" · {of['average']} average" if "average" in of else ""
-    left_out = f" · {of[LEFT_OUT]:,} left out (zero vectors)" if of.get(LEFT_OUT) else ""
+    left_out = f" · {of['left_out_tokens']:,} left out (zero vectors)" if of.get("left_out_tokens") else ""
     lines = (f"{of['model']} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{left_out}{average}")
     return "\n".join(wrapped(line, inches) for line in lines)
 
