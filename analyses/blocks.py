@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from repsim import inference, results
 from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source, Statistic, collect, upper, whole
+from repsim.statistics import Source, Statistic, collect_sums, upper, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,16 +22,31 @@ PIECE = 256  # tokens whose cosines are held at once
 
 
 def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 - cosine over a layer."""
-    sums = np.zeros((len(states), len(states)))
+    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 - cosine over a layer.
+
+    Then of how many tokens each of these is: where a state is a zero vector it has no direction.
+    """
+    sums, counts = np.zeros((2, len(states), len(states)))
     influence = np.zeros(len(states) - 1)
     for first in range(0, states.shape[1], PIECE):
         piece = states[:, first : first + PIECE]
         cosines = token_cosines(piece)
+        undefined = _undefined(piece, cosines)
+        cosines[undefined] = 1  # adds nothing to any sum
         distances = half_turns(cosines)
         sums += distances.sum(0)
+        counts += (~undefined).sum(0)
         influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
-    return np.concatenate([upper(distances[-1]), upper(sums), influence])
+    each_sum = [upper(distances[-1]), upper(sums), influence]
+    return np.concatenate([*each_sum, upper(1.0 - undefined[-1]), upper(counts), np.diagonal(counts, 1)])
+
+
+def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where one of two states is a zero vector, `[token, state, state]`; what is not finite is none."""
+    if not np.isnan(np.einsum("tss->ts", cosines)).any():
+        return np.zeros(cosines.shape, bool)
+    zero = (states == 0).all(-1).T
+    return zero[:, :, None] | zero[:, None, :]
 
 
 # What a capture that keeps no states takes of each sample for this analysis.
@@ -46,6 +61,9 @@ def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last",
     tokens of 1 - cosine of a step's input and output, as in ShortGPT.
 
     Intervals, and how often a run is the least, come from a bootstrap over samples.
+
+    A zero vector has no direction: its token is left out of that state's distances and influences and no others.
+    `left_out_tokens` is how many tokens the number that lacks most is without. What is not finite stays NaN.
 
     Args:
         capture: an open capture.
@@ -67,23 +85,25 @@ def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last",
     results.check_counts(resamples=resamples)
     steps = results.steps(capture, plan)
     states = len(steps)
-    lengths, values = collect(capture, plan, Statistic("blocks.distances", _distances))
     pairs = states * (states + 1) // 2
-    last, sums, influence = np.split(values, [pairs, 2 * pairs], axis=1)
-    weights = lengths.astype(np.float64)
-    means = inference.ratio(last, np.ones(len(last))) if tokens == "last" else inference.ratio(sums, weights)
-    apart = inference.bootstrap(
-        lambda counts: _by_size(whole(means(counts), states)), len(lengths), resamples=resamples
-    )
-    per_step = inference.bootstrap(inference.ratio(influence, weights), len(lengths), resamples=resamples)
+    statistic = Statistic("blocks.distances", _distances)
+    lengths, values, counts = collect_sums(capture, plan, statistic, 2 * pairs + states - 1)
+    usual = np.where(np.arange(values.shape[1]) < pairs, 1, lengths[:, None])
+    counts = np.where(np.isnan(counts), usual, counts)
+    of_last, of_all, of_steps = slice(pairs), slice(pairs, 2 * pairs), slice(2 * pairs, None)
+    of = of_last if tokens == "last" else of_all
+    means = inference.bootstrap(inference.ratio(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
+    apart = means.map(lambda array: _by_size(whole(array, states)))
+    influence = inference.ratio(values[:, of_steps], counts[:, of_steps])
+    per_step = inference.bootstrap(influence, len(lengths), resamples=resamples)
     undefined = np.isnan(apart.value) | (len(lengths) == 1)
     first = np.argmin(np.nan_to_num(apart.replicates, nan=2), axis=2)  # a distance is at most 1
     least = np.where(undefined, np.nan, (first[:, :, None] == np.arange(states - 1)).mean(0))
     return xr.Dataset(
         {
-            **results.variables("distance", (SIZE, STATE), apart),
+            **results.variables("distance", (SIZE, STATE), apart, bounds=(0, 1)),
             "least": ((SIZE, STATE), least),
-            **results.variables("influence", ("step",), per_step, prefix="influence_"),
+            **results.variables("influence", ("step",), per_step, "influence_", (0, 2)),
         },
         coords={
             **results.layers(steps[:-1]),
@@ -95,6 +115,7 @@ def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last",
             plan,
             "blocks",
             "Angular distance between the states before and after a run of steps; Block Influence of each step.",
+            left_out=int((usual - counts).sum(0).max()),
             distance_tokens=tokens,
             tokens=int(lengths.sum()),
             samples=len(lengths),

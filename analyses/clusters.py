@@ -14,7 +14,7 @@ from repsim import results
 from repsim.analyses import cosine, similarity
 from repsim.analyses.cosine import Average
 from repsim.analyses.similarity import Measure
-from repsim.inference import LEVEL, Estimate
+from repsim.inference import LEVEL, Estimate, tail
 from repsim.schema import STATE, RepsimError
 from repsim.statistics import Source
 
@@ -58,8 +58,8 @@ def compute(
     results.check_counts(seed=seed)
     facts: dict[str, Any]
     if of in get_args(Average):
-        found, tokens, samples = cosine.estimate(capture, plan, of, resamples)
-        facts = {"tokens": tokens, "samples": samples, "quantity": "cosine similarity"}
+        found, facts = cosine.estimate(capture, plan, of, resamples)
+        facts = {**facts, "quantity": "cosine similarity"}
     else:
         found, _, facts = similarity.estimate(capture, plan, of, resamples=resamples, permutations=0, seed=seed)
         facts = {**facts, "quantity": similarity.DESCRIPTION[of]}
@@ -115,7 +115,7 @@ def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, se
     spectral = {k: _spectral(found.value, k, seed) for k in labels}
     starts = np.sort(cuts[: chosen - 1])
     again = np.array([np.sort(cut[: chosen - 1]) for cut in resampled]).reshape(-1, chosen - 1)
-    low, high = _interval(again)
+    low, high = _interval(again, float(np.min(found.samples)))
     group = labels[chosen]
     middle = int(np.argmax(np.bincount(group)))
     part = np.array(["start", "middle", "end"], object)[np.sign(group - middle) + 1]
@@ -179,11 +179,13 @@ def _spectral(matrix: Array, groups: int, seed: int) -> NDArray[np.int64]:
     return np.array([order.index(label) for label in labels])
 
 
-def _interval(starts: NDArray[np.int64]) -> tuple[Array, Array]:
+def _interval(starts: NDArray[np.int64], samples: float) -> tuple[Array, Array]:
+    """As `Estimate.interval`, of whole numbers: no boundary lies between two states."""
     if not len(starts):
         nothing = np.full(starts.shape[1], np.nan)
         return nothing, nothing
-    low, high = np.quantile(starts, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="inverted_cdf")
+    beyond = tail(LEVEL, samples)
+    low, high = np.quantile(starts, [beyond, 1 - beyond], axis=0, method="inverted_cdf")
     return low.astype(np.float64), high.astype(np.float64)
 
 

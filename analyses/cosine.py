@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from repsim import inference, results
 from repsim.inference import Estimate
-from repsim.measures import cosine_from_gram, grams, sink_tokens, token_cosine_sums
+from repsim.measures import cosine_from_gram, grams, sink_tokens, token_cosine_totals
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source, Statistic, collect, upper, whole
+from repsim.statistics import Source, Statistic, collect, collect_sums, upper, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,15 +31,21 @@ DESCRIPTION = {
 }
 
 
+def _token(states: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine sums over a sample's tokens, then of how many tokens each sum is."""
+    return np.concatenate([upper(total) for total in token_cosine_totals(states)])
+
+
 def _without_sinks(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine sums over the tokens that are no sinks, and how many these are."""
+    """Cosine sums over the tokens that are no sinks, and how many these are; then of how many tokens each sum is."""
     kept = states[:, ~sink_tokens(states)]
-    return np.append(upper(token_cosine_sums(kept)), kept.shape[1])
+    sums, counts = map(upper, token_cosine_totals(kept))
+    return np.concatenate([sums, [kept.shape[1]], counts, [kept.shape[1]]])
 
 
 # What a capture that keeps no states takes of each sample for this analysis.
 STATISTICS = {
-    "token": lambda states: upper(token_cosine_sums(states)),
+    "token": _token,
     "sequence": lambda states: upper(grams(states)),
     "without-sinks": _without_sinks,
 }
@@ -55,8 +61,11 @@ def compute(
     rules a sample's flattened cosine, and `sequence` is near 1 there whatever the other tokens do. `token` weighs all
     tokens alike. States that share a large constant part are alike by that alone: `centred` takes it away.
 
-    Standard error and interval come from a bootstrap over samples; NaN where there is only one. A zero vector has no
-    direction: a state that holds one is NaN against all states.
+    Standard error and interval come from a bootstrap over samples; NaN where there is only one.
+
+    A zero vector has no direction, so its cosines are 0/0: the token (with `sequence`, a sample whose state is zero at
+    every token) is left out of that state's cosines and no others. `left_out_tokens` is how many tokens the cosine
+    that lacks most is without. What is not finite stays NaN.
 
     Works on a capture that keeps its states, and, but for `centred`, on one that keeps the statistic `cosine` of them.
 
@@ -76,38 +85,53 @@ def compute(
         `sequence`: Sun et al. 2024, Transformer Layers as Painters (arXiv 2407.09298), fig. 3,
         without the padding that the notebook beside it flattens along with the tokens.
     """
-    found, tokens, samples = estimate(capture, plan, average, resamples)
+    found, facts = estimate(capture, plan, average, resamples)
     steps = capture.steps(plan)
     return xr.Dataset(
-        results.variables("cosine", (STATE, results.STATE_OTHER), found),
+        results.variables("cosine", (STATE, results.STATE_OTHER), found, bounds=(-1, 1)),
         coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
-        attrs=results.attributes(
-            capture, plan, "cosine", DESCRIPTION[average], average=average, tokens=tokens, samples=samples
-        ),
+        attrs=results.attributes(capture, plan, "cosine", DESCRIPTION[average], average=average, **facts),
     )
 
 
 def estimate(
     capture: Source, plan: str, average: Average = "token", resamples: int = 1000
-) -> tuple[Estimate, int, int]:
-    """The cosine matrix with its replicates, the number of tokens and of samples; see `compute`."""
+) -> tuple[Estimate, dict[str, int]]:
+    """The cosine matrix with its replicates, and the numbers of tokens, samples and tokens left out; see `compute`."""
     if average not in get_args(Average):
         raise RepsimError(f"average={average!r}: choose {', '.join(get_args(Average))}")
     results.check_counts(resamples=resamples)
     states = len(results.steps(capture, plan))
     kernel = _centred(capture, plan) if average == "centred" else STATISTICS[average]
-    tokens, totals = collect(capture, plan, Statistic(f"cosine.{average}", kernel))
-    weights = tokens.astype(np.float64)
+    statistic = Statistic(f"cosine.{average}", kernel)
     if average == "sequence":
-        totals, weights = upper(cosine_from_gram(whole(totals, states))), np.ones(len(tokens))
-    elif average == "without-sinks":
-        totals, weights = totals[:, :-1], totals[:, -1]
-        if not weights.any():
+        tokens, totals, weights = _flattened(capture, plan, statistic, states)
+        lost = (tokens @ (1 - weights)).max()
+    else:
+        pairs = states * (states + 1) // 2
+        sinks = average == "without-sinks"
+        lengths, totals, weights = collect_sums(capture, plan, statistic, pairs + sinks)
+        tokens = totals[:, -1].astype(np.int64) if sinks else lengths
+        if not tokens.any():
             raise RepsimError("average='without-sinks': every kept token is a sink, as a sample's first kept one is")
-        totals, weights = totals[weights > 0], weights[weights > 0]
+        there, totals, weights = tokens > 0, totals[:, :pairs], weights[:, :pairs]
+        tokens, totals, weights = tokens[there], totals[there], weights[there]
+        weights = np.where(np.isnan(weights), tokens[:, None], weights)
+        lost = (tokens[:, None] - weights).sum(0).max()
     packed = inference.bootstrap(inference.ratio(totals, weights), len(weights), resamples=resamples)
-    found = packed.map(lambda array: whole(array, states))
-    return found, int(weights.sum() if average == "without-sinks" else tokens.sum()), len(weights)
+    facts = {"tokens": int(tokens.sum()), "samples": len(tokens), "left_out": int(lost)}
+    return packed.map(lambda array: whole(array, states)), facts
+
+
+def _flattened(
+    capture: Source, plan: str, statistic: Statistic, states: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Of each sample its tokens, its flattened cosines, 0 where a state is zero, and 1 for a cosine, 0 for none."""
+    tokens, products = collect(capture, plan, statistic)
+    products = whole(products, states)
+    zero = np.diagonal(products, axis1=1, axis2=2) == 0
+    undefined = upper(zero[:, :, None] | zero[:, None, :])
+    return tokens, np.where(undefined, 0, upper(cosine_from_gram(products))), 1.0 - undefined
 
 
 def _centred(capture: Source, plan: str) -> Any:
@@ -119,7 +143,7 @@ def _centred(capture: Source, plan: str) -> Any:
     if not count:
         return STATISTICS["token"]
     mean = (total / count).astype(np.float32)[:, None, :]
-    return lambda states: upper(token_cosine_sums(states - mean))
+    return lambda states: _token(states - mean)
 
 
 def plot(*found: xr.Dataset) -> Figure:

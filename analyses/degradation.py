@@ -6,14 +6,15 @@ It reads the scores of examples as `repsim evaluate` stores them, and knows neit
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from repsim import inference, results
 from repsim.families import FAMILIES
@@ -36,6 +37,9 @@ KINDS = {  # of tasks, by how their names begin
     "semantics": ("hellaswag", "lambada", "recall", "grammar", "blimp"),
     "knowledge": ("knowledge", "mmlu", "openbookqa", "sciq", "triviaqa"),
 }
+OTHER = "other"  # kind of a task
+GUESSED, GIVEN = "guessed from the name", "given"
+SIGNIFICANT = 0.01  # of the test whether a right choice is more frequent than chance
 Array = NDArray[np.float64]
 Values = Mapping[str, int | str]
 
@@ -95,28 +99,34 @@ class _Task:
     nonfinite: NDArray[np.int64]
 
 
-def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, seed: int = 0) -> xr.Dataset:
+def compute(
+    scores: ScoreSource, *, metric: str = "acc", kinds: str | None = None, resamples: int = 1000, seed: int = 0
+) -> xr.Dataset:
     """Scores of every plan, and how they compare with the baseline's, over tasks and between families.
 
     A normalised score is (score - chance) / (baseline - chance): 1 is the baseline, 0 is guessing, below it worse than
-    guessing. Chance is the mean of 1 / choices, or the share of the most frequent right choice if that is larger, and
-    counts as known. Medians and means are of the normalised scores over the valid tasks: those whose baseline is more
-    than two standard errors above chance. Order sensitivity of a kind of task is 1 - the mean normalised score of
-    `reverse` and `random` where at least two layers change places. Families are compared by the means over tasks, at
-    the starts both have, where at least two layers are affected.
+    guessing. Chance is the mean of 1 / choices, or the share of the most frequent right choice where that is more
+    frequent than by chance (see `chance_of`), and counts as known. Medians and means are of the normalised scores over
+    the valid tasks: those whose baseline is more than two standard errors above chance. Order sensitivity of a kind of
+    task is 1 - the mean normalised score of `reverse` and `random` where at least two layers change places. Families
+    are compared by the means over tasks, at the starts both have, where at least two layers are affected.
 
     Nothing unmeasured is passed over: a task that is not finished under a plan, or whose states became non-finite, is
     NaN there, and so is what is made of it. A variant is there if its plans are in the store under whatever name, and
     its family has given a name to any plan; `random` takes the seeds that any name has.
 
     Standard errors and intervals come from a bootstrap over the examples of each task, the same draws for all plans,
-    so that differences are paired. Which tasks are valid, and chance, stay as they are. A draw in which a valid task's
-    baseline is not above chance has no normalised scores and is left out of them; `undefined` counts these. Where that
-    happens to other tasks, normalised scores have no interval.
+    so that differences are paired. Shares of right answers, and what is made of them, are resampled so that no interval
+    has zero width because all of a few answers are right or wrong (`repsim.inference.bootstrap_shares`). Which tasks
+    are valid, and chance, stay as they are. A draw in which a valid task's baseline is not above chance has no
+    normalised scores and is left out of them; `undefined` counts these. Where that happens to other tasks, normalised
+    scores have no interval.
 
     Args:
         scores: what `repsim evaluate` stored, the baseline among it.
         metric: the metric of tasks that have it; the others are measured by acc, exact_match, or their first mean.
+        kinds: what tasks ask for, where their names do not say it: `TASK=KIND`, several with commas; KIND is
+            mathematics, reasoning, semantics, knowledge or other.
         resamples: draws of the bootstrap.
         seed: of the draws.
     Returns:
@@ -126,32 +136,43 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
         less semantics); `harm_difference` over comparison (family_a less family_b: above 0, family_a harms less).
         Further `value_spread` and `normalised_spread` (standard deviation over seeds), `p_value` (two-sided) and
         `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`, `baseline`, `baseline_standard_error`,
-        `valid` (1 or 0) and `examples`; over (plan, task) `nonfinite`, the number of examples without a score.
+        `valid` (1 or 0), `examples` and the coordinates `task_kind` and `task_kind_from` ("given" or "guessed from the
+        name"); over (plan, task) `nonfinite`, the number of examples without a score.
     Raises:
-        RepsimError: the baseline is not in the store, no task has the metric, or a task has no examples.
+        RepsimError: the baseline is not in the store, no task has the metric, a task has no examples, or `kinds` names
+            a task or a kind that there is not.
     """
     results.check_counts(resamples=resamples, seed=seed)
     dataset = scores.dataset
     names, texts = (dataset[name].values.astype(object).tolist() for name in ("plan_name", PLAN))
     found = variants(names, texts, scores.layers)
     tasks = _tasks(dataset, metric)
-    both = inference.strata([_means(task, resamples, seed) for task in tasks])
-    raw, log_likelihood = both.map(lambda array: array[..., 0, :, :]), both.map(lambda array: array[..., 1, :, :])
+    given = _given_kinds(kinds, [task.name for task in tasks])
+    kind = np.array([given.get(task.name, kind_of(task.name)) for task in tasks], object)
+    raw, log_likelihood = (
+        inference.strata([_mean(name, values, texts, resamples, seed) for name, values in each])
+        for each in (
+            [(task.name, task.score) for task in tasks],
+            [(task.name, task.log_likelihood) for task in tasks],
+        )
+    )
+    most = np.array([1 if _is_share(task.score) else np.inf for task in tasks])  # what a difference is at most
+    bounds = np.where(np.isinf(most), -np.inf, 0), most
     value = raw.map(lambda array: _pooled(array, found))
     base = raw.map(lambda array: array[..., found[0].plans[0], :])
     chance = np.array([task.chance for task in tasks])
     valid = base.value > chance + 2 * base.standard_error
     normalised, undefined = _defined(value.map(lambda array: _normalised(array, chance)), valid)
-    mean = normalised.map(lambda array: array[..., valid].mean(-1) if valid.any() else array[..., 0] * np.nan)
-    median = normalised.map(lambda array: np.median(array[..., valid], -1) if valid.any() else array[..., 0] * np.nan)
+    mean = _over_tasks(normalised, valid, np.mean)
+    median = _over_tasks(normalised, valid, np.median)
     spread = _spread(raw.value, found)
     dims = (VARIANT, TASK)
     return xr.Dataset(
         {
-            **_named("raw", (PLAN, TASK), raw),
-            **_named("value", dims, value),
+            **_named("raw", (PLAN, TASK), raw, bounds),
+            **_named("value", dims, value, bounds),
             "value_spread": (dims, spread),
-            **_named("difference", dims, value.map(lambda array: array - array[..., :1, :])),
+            **_named("difference", dims, value.map(lambda array: array - array[..., :1, :]), (-most, most)),
             **_named("normalised", dims, normalised),
             "normalised_spread": (dims, spread / _above(base.value, chance)),
             **_named("perplexity", dims, log_likelihood.map(lambda array: _perplexity(_pooled(array, found)))),
@@ -164,7 +185,7 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
             "valid": (TASK, valid.astype(np.int8)),
             "examples": (TASK, np.array([task.score.shape[1] for task in tasks])),
             "nonfinite": ((PLAN, TASK), np.stack([task.nonfinite for task in tasks], -1)),
-            **_order(normalised, found, [task.name for task in tasks], valid, scores.layers),
+            **_order(normalised, found, np.where(valid, kind, ""), scores.layers),
             **_comparisons(mean, found, scores.layers),
         },
         coords={
@@ -175,7 +196,8 @@ def compute(scores: ScoreSource, *, metric: str = "acc", resamples: int = 1000, 
             **_parameters(VARIANT, [(variant.family, variant.values) for variant in found], scores.layers, "variant_"),
             "variant_seeds": (VARIANT, np.array([len(variant.plans) for variant in found])),
             TASK: np.array([task.name for task in tasks], object),
-            "task_kind": (TASK, np.array([kind_of(task.name) for task in tasks], object)),
+            "task_kind": (TASK, kind),
+            "task_kind_from": (TASK, np.array([GIVEN if task.name in given else GUESSED for task in tasks], object)),
         },
         attrs={
             "analysis": "degradation",
@@ -303,20 +325,67 @@ def _affected(family: str, values: Values, layers: int) -> int:
 
 
 def kind_of(task: str) -> str:
-    """What a task asks for: mathematics, reasoning, semantics, knowledge or other."""
-    return next((kind for kind, names in KINDS.items() if task.startswith(names)), "other")
+    """What a task asks for, guessed from its name: mathematics, reasoning, semantics, knowledge or other."""
+    return next((kind for kind, names in KINDS.items() if task.startswith(names)), OTHER)
 
 
-def chance_of(choices: NDArray[Any], gold: NDArray[Any]) -> float:
-    """What guessing scores, 0 to 1: at random, or always the most frequent right choice if that is better.
+def _given_kinds(text: str | None, tasks: Sequence[str]) -> dict[str, str]:
+    """Task → kind, of `gsm8k=mathematics,foo=reasoning`.
+
+    Raises:
+        RepsimError: it is written otherwise, or names a task or a kind that there is not.
+    """
+    given: dict[str, str] = {}
+    for entry in filter(None, map(str.strip, (text or "").split(","))):
+        task, equals, kind = entry.rpartition("=")
+        if not equals:
+            raise RepsimError(f"kinds={text!r}: {entry!r} is not TASK=KIND; write e.g. {tasks[0]}=reasoning")
+        if kind not in (*KINDS, OTHER):
+            raise RepsimError(f"kinds={text!r}: {kind!r} is no kind; choose {', '.join(KINDS)} or {OTHER}")
+        if task not in tasks:
+            raise RepsimError(f"kinds={text!r}: no task {task!r} in the store; it holds {', '.join(tasks)}")
+        if given.setdefault(task, kind) != kind:
+            raise RepsimError(f"kinds={text!r}: {task} is both {given[task]} and {kind}; name it once")
+    return given
+
+
+def chance_of(choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | Sequence[int] = ()) -> float:
+    """What guessing scores, 0 to 1: one in as many as there are choices, or more where the data favour a choice.
+
+    Always the same choice is a better guess than any where that choice *is* right more often. Among a few examples the
+    most frequent right choice always looks it: of 50 examples of 4 balanced choices it has 0.32 on average. So its
+    share is chance only where an exact binomial test at one per cent, corrected for the number of choices, says that it
+    is more frequent than one in as many as there are choices. The test is of the task's whole data set where that is
+    known, whatever part of it was evaluated; else of the examples.
 
     Args:
         choices: `[example]`, 0 where there are none and guessing is hopeless.
         gold: the right one, `[example]`; -1 where it is not known.
+        counts: how often each choice is right in the task's whole data set, `[choice]`; empty where that is not known.
+    Source: Clopper & Pearson 1934 (the exact test); Bonferroni's correction.
+    Example:
+        >>> import numpy as np
+        >>> few = np.array([0, 1, 1, 1, 2, 3])
+        >>> chance_of(np.full(6, 4), few), chance_of(np.full(6, 4), few, [40, 110, 25, 25])
+        (0.25, 0.55)
     """
-    random = np.where(choices > 0, 1 / np.maximum(choices, 1), 0).mean()
-    known = gold[(choices > 0) & (gold >= 0)]
-    return float(max(random, np.bincount(known).max() / len(gold) if len(known) else 0))
+    random = np.where(choices > 0, 1 / np.maximum(choices, 1), 0)
+    if len(counts):
+        counts = np.asarray(counts)
+        total, examples, expected = counts.sum(), counts.sum(), np.full(len(counts), 1 / len(counts))
+    else:
+        known = (choices > 0) & (gold >= 0)
+        classes = np.arange(choices.max(initial=0))
+        counts = np.bincount(gold[known], minlength=len(classes))
+        total, examples = known.sum(), len(gold)
+        expected = ((classes < choices[known, None]) * random[known, None]).sum(0) / max(total, 1)
+    chance = float(random.mean())
+    if not total:
+        return chance
+    largest = int(np.argmax(counts))
+    test = binomtest(int(counts[largest]), int(total), float(expected[largest]), alternative="greater")
+    favoured = test.pvalue * len(counts) <= SIGNIFICANT
+    return max(chance, float(counts[largest] / examples)) if favoured else chance
 
 
 def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
@@ -330,6 +399,7 @@ def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
     done = dataset["done"].transpose(PLAN, "block").values.astype(bool)[:, dataset["block"].values]
     examples = dataset["example_task"].values.astype(object)
     choices, gold = dataset["example_choices"].values, dataset["example_gold"].values
+    counts = _gold_counts(dataset)
     found = []
     for row, name in enumerate(dataset[TASK].values.astype(object).tolist()):
         own = np.flatnonzero(examples == name)
@@ -342,10 +412,17 @@ def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
             values = score[one.argmax()][:, own] if one.any() else np.full(finished.shape, np.nan)
             each.append(np.where(finished & np.isfinite(values), values, np.nan))
             lost[finished & np.isnan(each[-1]) & one.any()] = True
-        chance = chance_of(choices[own], gold[own]) if primary else np.nan
+        chance = chance_of(choices[own], gold[own], counts[row]) if primary else np.nan
         incomplete = int((~finished).any(1).sum())
         found.append(_Task(name, primary, chance, each[0], each[1], incomplete, lost.sum(1)))
     return found
+
+
+def _gold_counts(dataset: xr.Dataset) -> list[NDArray[np.int64]]:
+    """How often each choice is right in each task's whole data set; empty where not known, as in older stores."""
+    if "gold_count" not in dataset:
+        return [np.empty(0, np.int64)] * dataset.sizes[TASK]
+    return [row[row >= 0] for row in dataset["gold_count"].transpose(TASK, ...).values]
 
 
 def _primary(names: Sequence[str], metric: str) -> str:
@@ -357,16 +434,36 @@ def _primary(names: Sequence[str], metric: str) -> str:
 # Numbers
 
 
-def _named(name: str, dims: tuple[str, ...], estimate: Estimate) -> dict[str, Any]:
+def _named(
+    name: str, dims: tuple[str, ...], estimate: Estimate, bounds: tuple[Any, Any] = (-np.inf, np.inf)
+) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):  # of infinite perplexities
-        return results.variables(name, dims, estimate, prefix=f"{name}_")
+        return results.variables(name, dims, estimate, f"{name}_", bounds)
 
 
-def _means(task: _Task, resamples: int, seed: int) -> Estimate:
-    """Mean score and mean log-likelihood of a task, `[2, plan]`; its draws depend on no other task."""
-    totals = np.stack([task.score.T, task.log_likelihood.T], 1)
-    mean = inference.ratio(totals, np.ones(len(totals)))
-    return inference.bootstrap(mean, len(totals), resamples=resamples, seed=(seed, zlib.crc32(task.name.encode())))
+def _mean(name: str, values: Array, plans: Sequence[str], resamples: int, seed: int) -> Estimate:
+    """Mean over a task's examples, `[plan, example]` → `[plan]`; nothing depends on what else is in the store."""
+    seeds = (seed, zlib.crc32(name.encode()))
+    if _is_share(values):
+        coins = [zlib.crc32(plan.encode()) for plan in plans]
+        return inference.bootstrap_shares(values.T, resamples=resamples, seed=seeds, coins=coins)
+    mean = inference.ratio(values.T, np.ones(values.shape[1]))
+    found = inference.bootstrap(mean, values.shape[1], resamples=resamples, seed=seeds)
+    return replace(found, skewed=False)  # percentiles, as ratios and exponentials of it may be far out
+
+
+def _is_share(values: Array) -> bool:
+    """Whether the mean is a share: every value that there is is 0 or 1."""
+    known = values[np.isfinite(values)]
+    return bool(len(known)) and bool(np.isin(known, (0, 1)).all())
+
+
+def _over_tasks(normalised: Estimate, valid: NDArray[np.bool_], summary: Callable[..., Array]) -> Estimate:
+    """A summary over the valid tasks, `[..., variant, task]` → `[..., variant]`; NaN if there are none."""
+    if not valid.any():
+        return normalised.map(lambda array: array[..., 0] * np.nan, samples=np.inf)
+    examples = np.broadcast_to(normalised.samples, valid.shape)[valid].sum()
+    return normalised.map(lambda array: summary(array[..., valid], axis=-1), samples=float(examples))
 
 
 def _pooled(array: Array, found: Sequence[Variant]) -> Array:
@@ -400,7 +497,7 @@ def _defined(normalised: Estimate, valid: NDArray[np.bool_]) -> tuple[Estimate, 
     if kept.all():
         return normalised, 0
     replicates = normalised.replicates[kept] if kept.sum() > 1 else np.full_like(normalised.replicates, np.nan)
-    return Estimate(normalised.value, replicates), int((~kept).sum())
+    return Estimate(normalised.value, replicates, normalised.samples), int((~kept).sum())
 
 
 def _perplexity(mean: Array) -> Array:
@@ -408,12 +505,13 @@ def _perplexity(mean: Array) -> Array:
         return np.exp(-mean)
 
 
-def _order(
-    normalised: Estimate, found: Sequence[Variant], tasks: Sequence[str], valid: NDArray[np.bool_], layers: int
-) -> dict[str, Any]:
-    """Order sensitivity of each kind that has valid tasks, and of mathematics and reasoning less semantics."""
+def _order(normalised: Estimate, found: Sequence[Variant], kinds: NDArray[Any], layers: int) -> dict[str, Any]:
+    """Order sensitivity of each kind that has valid tasks, and of mathematics and reasoning less semantics.
+
+    kinds: of the tasks, `[task]`; empty where a task is not valid.
+    """
     members = [i for i, v in enumerate(found) if v.family in ORDERS and _affected(v.family, v.values, layers) >= 2]
-    kinds = np.array([kind_of(task) if good else "" for task, good in zip(tasks, valid, strict=True)])
+    examples = np.broadcast_to(normalised.samples, kinds.shape)
 
     def sensitivity(array: Array, *of: str) -> Array:
         chosen = array[..., members, :][..., np.isin(kinds, of)]
@@ -431,9 +529,11 @@ def _order(
         return sensitivity(array, "mathematics", "reasoning") - sensitivity(array, "semantics")
 
     present = [kind for kind in KINDS if kind in kinds]
+    of_kind = np.array([examples[kinds == kind].sum() for kind in present])
+    compared = float(examples[np.isin(kinds, ("mathematics", "reasoning", "semantics"))].sum())
     return {
-        **_named("order_sensitivity", (KIND,), normalised.map(of_each)),
-        **_named("order_difference", (), normalised.map(difference)),
+        **_named("order_sensitivity", (KIND,), normalised.map(of_each, of_kind)),
+        **_named("order_difference", (), normalised.map(difference, compared)),
         KIND: (KIND, np.array(present, object)),
     }
 
@@ -456,7 +556,7 @@ def _comparisons(mean: Estimate, found: Sequence[Variant], layers: int) -> dict[
         return apart
 
     apart = mean.map(differences)
-    p_value = inference.two_sided(apart.replicates)
+    p_value = inference.two_sided(apart)
     return {
         **_named("harm_difference", (COMPARISON,), apart),
         "p_value": (COMPARISON, p_value),

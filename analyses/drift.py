@@ -9,9 +9,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import inference, results
-from repsim.measures import norms, token_cosine_sums
+from repsim.measures import norms, token_cosine_totals
 from repsim.schema import STATE
-from repsim.statistics import Source, Statistic, collect
+from repsim.statistics import Source, Statistic, collect_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,10 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
     over tokens: 0 (the same) upwards. `cosine` is the mean over tokens, -1 to 1.
 
     Standard errors and intervals come from a bootstrap over samples.
+
+    A zero vector has no direction, and nothing is a share of its length: its token is left out of the cosines of that
+    state, and of the distance from it, and no others. `left_out_tokens` is how many tokens the number that lacks most
+    is without. What is not finite stays NaN.
 
     Args:
         capture: an open capture that keeps its states and holds the baseline.
@@ -44,21 +48,26 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
     states = len(steps)
 
     def sums(both: NDArray[Any]) -> NDArray[np.float64]:
-        cosines = token_cosine_sums(both)[:states, states:]
-        apart = np.zeros(len(own))
+        cosines, defined = (total[:states, states:].ravel() for total in token_cosine_totals(both))
+        apart, counts = np.zeros((2, len(own)))
         for row, (mine, theirs) in enumerate(zip(own, states + other, strict=True)):  # one by one: less memory
-            with np.errstate(invalid="ignore", divide="ignore"):  # of infinities, and of vectors of no length
-                apart[row] = (norms(both[mine].astype(np.float32) - both[theirs]) / norms(both[theirs])).sum()
-        return np.concatenate([cosines.ravel(), apart])
+            length = norms(both[theirs])
+            long = length != 0
+            with np.errstate(invalid="ignore"):  # of infinities
+                away = norms(both[mine].astype(np.float32) - both[theirs])
+                apart[row] = np.divide(away, length, where=long, out=np.zeros_like(length)).sum()
+            counts[row] = long.sum()
+        return np.concatenate([cosines, apart, defined, counts])
 
-    tokens, values = collect(capture, [plan, "baseline"], Statistic("drift.sums", sums))
-    found = inference.bootstrap(inference.ratio(values, tokens), len(tokens), resamples=resamples)
+    size = states * len(base) + len(own)
+    tokens, values, counts = collect_sums(capture, [plan, "baseline"], Statistic("drift.sums", sums), size)
+    found = inference.bootstrap(inference.ratio(values, counts), len(tokens), resamples=resamples)
     cosine = found.map(lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base)))
     distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
     return xr.Dataset(
         {
-            **results.variables("cosine", (STATE, STATE_BASELINE), cosine, prefix="cosine_"),
-            **results.variables("distance", (STATE,), distance, prefix="distance_"),
+            **results.variables("cosine", (STATE, STATE_BASELINE), cosine, "cosine_", (-1, 1)),
+            **results.variables("distance", (STATE,), distance, "distance_", (0, np.inf)),
         },
         coords={**results.layers(steps), **results.layers(base, STATE_BASELINE)},
         attrs=results.attributes(
@@ -66,6 +75,7 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
             plan,
             "drift",
             "States of a plan against the baseline's at the same tokens.",
+            left_out=int((tokens[:, None] - counts).sum(0).max()),
             tokens=int(tokens.sum()),
             samples=len(tokens),
         ),

@@ -43,6 +43,9 @@ def compute(
 
     Standard errors and intervals come from a bootstrap over samples, to first order.
 
+    A zero vector has no direction and is left out of the state's anisotropy; all else is defined for it.
+    `left_out_tokens` is how many items the state that lacks most is without.
+
     Args:
         capture: an open capture that keeps its states.
         plan: plan whose states are measured.
@@ -75,7 +78,7 @@ def compute(
         value = np.array([number for number, _ in parts])
         influence = np.stack([drawn.per_sample(of_item) for _, of_item in parts], axis=-1)
         found = inference.bootstrap(inference.linear(value, influence), drawn.samples, resamples=resamples)
-        variables |= results.variables(name, (STATE,), found, prefix=f"{name}_")
+        variables |= results.variables(name, (STATE,), found, f"{name}_", (-1 if name == "anisotropy" else 0, np.inf))
     return xr.Dataset(
         variables,
         coords=results.layers(capture.steps(plan)),
@@ -84,6 +87,7 @@ def compute(
             plan,
             "geometry",
             "Geometry of each state over a subsample of tokens.",
+            left_out=int((norms(drawn.states) == 0).sum(1).max()),
             sinks="kept" if sinks else "left out",
             seed=seed,
             tokens=len(drawn.sample),

@@ -47,7 +47,7 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
     found = inference.bootstrap(inference.ratio(sums, tokens), len(tokens), resamples=resamples)
     description = "Mean over tokens of the Euclidean norm of each state."
     return xr.Dataset(
-        results.variables("norm", (STATE,), found),
+        results.variables("norm", (STATE,), found, bounds=(0, np.inf)),
         coords=results.layers(capture.steps(plan)),
         attrs=results.attributes(capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)),
     )

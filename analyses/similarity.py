@@ -55,6 +55,7 @@ DESCRIPTION: dict[Measure, str] = {
     "svcca": "SVCCA",
     "pwcca": "PWCCA, mean of both directions",
 }
+DIRECTIONS = ("mutual-knn", "cknna")  # compare directions, which a zero vector has none of
 OPTION = {"mutual-knn": "neighbours", "cknna": "neighbours", "svcca": "variance", "rbf-cka": "bandwidth"}
 MAPS = ("procrustes", "cca", "svcca", "pwcca")
 MATRIX_ITEMS, MAP_ITEMS = 1024, 4096  # a map between hundreds of units takes more items than a matrix over items does
@@ -100,6 +101,9 @@ def compute(
     none (NaN). The null exchanges whole samples. `p_value` is that of the largest similarity of any two states in a
     shuffle, so that it holds for all pairs at once; `calibrated` is 0 where a similarity is the null's mean, 1 at 1.
 
+    mutual-knn and cknna compare directions: tokens at which a state is a zero vector, which has none, are not drawn,
+    and `left_out_tokens` says how many these were. To the other measures a zero vector is a point like any other.
+
     Args:
         capture: an open capture.
         plan: plan whose states are compared.
@@ -133,7 +137,7 @@ def compute(
         **asked,
     )
     steps, dims = capture.steps(plan), (STATE, results.STATE_OTHER)
-    variables = results.variables("similarity", dims, found)
+    variables = results.variables("similarity", dims, found, bounds=(-1, 1))
     if len(null):
         other = ~np.eye(len(steps), dtype=bool)
         variables |= {
@@ -190,7 +194,8 @@ def estimate(
             raise RepsimError("measure='minibatch-cka': takes all tokens but sinks, and holds no items to shuffle")
         return _streamed(capture, plan, states, resamples)
     default, permutations_default = (MAP_ITEMS, 0) if measure in MAPS else (MATRIX_ITEMS, PERMUTATIONS)
-    drawn = items.draw(capture, plan, count or default, sinks=sinks, seed=seed)
+    directions = measure in DIRECTIONS
+    drawn = items.draw(capture, plan, count or default, sinks=sinks, directions=directions, seed=seed)
     states_at_items = (state.astype(np.float64) for state in drawn.states)
     compare: Any
     try:
@@ -199,16 +204,16 @@ def estimate(
             compare.check(len(drawn.sample))
         else:
             matrices = [_matrix(x, measure, neighbours, bandwidth) for x in states_at_items]
-            compare = _Matrices(np.stack(matrices), drawn.samples, measure in ("mutual-knn", "cknna"))
+            compare = _Matrices(np.stack(matrices), drawn.samples, measure in DIRECTIONS)
     except ValueError as wrong:
         raise RepsimError(f"measure={measure!r}: {wrong}") from None
     value, influence = compare.estimate(drawn)
     found = inference.bootstrap(inference.linear(value, influence), drawn.samples, resamples=resamples)
     if measure == "svcca":  # how many components hold the variance changes from draw to draw
-        found = Estimate(found.value, np.full_like(found.replicates, np.nan))
+        found = Estimate(found.value, np.full_like(found.replicates, np.nan), found.samples, found.skewed)
     wanted = permutations_default if permutations is None else permutations
     null = [compare.shuffled(order) for order in inference.shuffles(drawn.sample, wanted, seed=seed)]
-    facts = {"tokens": len(drawn.sample), "samples": drawn.samples}
+    facts = {"tokens": len(drawn.sample), "samples": drawn.samples, "left_out": drawn.left_out}
     return found, np.array(null).reshape(-1, states, states), facts
 
 
@@ -217,10 +222,8 @@ def _streamed(capture: Source, plan: str, states: int, resamples: int) -> tuple[
     values = values[values[:, -1] > 0]
     if not len(values):
         raise RepsimError(f"plan {plan!r}: no sample has four tokens that are no attention sinks")
-    mean = inference.ratio(values[:, :-1], values[:, -1])
-    found = inference.bootstrap(
-        lambda counts: cosine_from_gram(whole(mean(counts), states)), len(values), resamples=resamples
-    )
+    means = inference.bootstrap(inference.ratio(values[:, :-1], values[:, -1]), len(values), resamples=resamples)
+    found = means.map(lambda array: cosine_from_gram(whole(array, states)))
     return found, np.empty((0, states, states)), {"tokens": int(values[:, -1].sum()), "samples": len(values)}
 
 

@@ -178,8 +178,8 @@ class _Asked:
 
     @property
     def tasks(self) -> pd.DataFrame:
-        rows = [(one.name, one.version, one.digest, one.shots) for one in self.benchmarks.values()]
-        return pd.DataFrame(rows, columns=["task", "version", "digest", "shots"])
+        rows = [(one.name, one.version, one.digest, one.shots, one.gold_count) for one in self.benchmarks.values()]
+        return pd.DataFrame(rows, columns=["task", "version", "digest", "shots", "gold_count"])
 
     @property
     def metrics(self) -> pd.DataFrame:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repsim.files import replacing
 from repsim.inference import LEVEL, Estimate
@@ -15,13 +17,25 @@ from repsim.schema import STATE, RepsimError
 from repsim.statistics import Source
 
 STATE_OTHER = "state_other"
+LEFT_OUT = "left_out_tokens"
+
+log = logging.getLogger("repsim")
 
 
-def variables(name: str, dims: Sequence[str], estimate: Estimate, prefix: str = "") -> dict[str, Any]:
-    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before them)."""
+def variables(
+    name: str,
+    dims: Sequence[str],
+    estimate: Estimate,
+    prefix: str = "",
+    bounds: tuple[float | NDArray[np.float64], float | NDArray[np.float64]] = (-np.inf, np.inf),
+) -> dict[str, Any]:
+    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before them).
+
+    bounds: what the number cannot be beyond, nor the interval; broadcast to it.
+    """
     low, high = estimate.interval()
     values = {name: estimate.value, f"{prefix}standard_error": estimate.standard_error}
-    values |= {f"{prefix}low": low, f"{prefix}high": high}
+    values |= {f"{prefix}low": np.clip(low, *bounds), f"{prefix}high": np.clip(high, *bounds)}
     return {key: (tuple(dims), value) for key, value in values.items()}
 
 
@@ -30,8 +44,28 @@ def layers(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
     return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}  # zarr has no stable type for fixed lengths
 
 
-def attributes(source: Source, plan: str, analysis: str, description: str, **more: Any) -> Mapping[str, Any]:
-    """What a result is of: analysis, plan, model, corpus and the numbers given."""
+def attributes(
+    source: Source, plan: str, analysis: str, description: str, *, left_out: int = 0, **more: Any
+) -> Mapping[str, Any]:
+    """What a result is of: analysis, plan, model, corpus and the numbers given.
+
+    Args:
+        source: an open capture.
+        plan: plan whose states were measured.
+        analysis: name of the analysis.
+        description: what its numbers are.
+        left_out: tokens that were left out because a state is a zero vector there, so that its cosine (its direction,
+            its distance in units of its own length) is 0/0; of several numbers, the most that any is without. A line
+            to the logger `repsim` says it.
+        **more: further attributes.
+    """
+    if left_out:
+        log.warning(
+            "%s of plan %s: %d tokens left out: a state is a zero vector there and has no direction",
+            analysis,
+            source.plan_name(plan),
+            left_out,
+        )
     return {
         "analysis": analysis,
         "description": description,
@@ -40,6 +74,7 @@ def attributes(source: Source, plan: str, analysis: str, description: str, **mor
         "model": source.identity["model"],
         "corpus": source.identity["corpus"],
         "interval": f"{LEVEL:.0%} of a bootstrap over samples",
+        LEFT_OUT: left_out,
         **more,
     }
 

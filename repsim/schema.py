@@ -27,6 +27,7 @@ TASK = "task"
 METRIC = "metric"
 EXAMPLE = "example"
 REQUEST = "request"
+CHOICE = "choice"
 
 CAPTURE = "a capture"
 SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none

@@ -86,6 +86,30 @@ def collect(
     return np.array([tokens for tokens, _ in rows]), np.stack([values for _, values in rows])
 
 
+def collect_sums(
+    source: Source, plan: str | Sequence[str], statistic: Statistic, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """A statistic that is sums and, after them, of how many tokens each sum is: what is 0/0 is left out and counted.
+
+    A capture that was made before counts were kept has sums alone: its counts are NaN, and a sum that a zero vector
+    is part of is NaN as well.
+
+    Args:
+        source: an open capture.
+        plan: as in `collect`.
+        statistic: its kernel gives `size` sums, then as many counts.
+        size: how many sums there are.
+    Returns:
+        Tokens, `[sample]`, sums, `[sample, value]`, and counts, `[sample, value]`.
+    Raises:
+        RepsimError: as `collect`.
+    """
+    tokens, values = collect(source, plan, statistic)
+    lacking = max(0, 2 * size - values.shape[1])
+    values = np.pad(values, ((0, 0), (0, lacking)), constant_values=np.nan)
+    return tokens, values[:, :size], values[:, size : 2 * size]
+
+
 def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
     """Every statistic of these analyses, by name.
 

@@ -87,6 +87,8 @@ class Benchmark:
     digest: sha256 of the task's configuration, 16 hex digits.
     shots: solved examples before each.
     generates: whether the model is to write text.
+    gold_count: how often each choice is right in the whole data set, whatever part of it is asked for; empty where that
+        is not known: examples with other numbers of choices, or without one right choice.
     """
 
     def __init__(self, task: Any, harness: Harness, limit: int | None) -> None:
@@ -106,13 +108,31 @@ class Benchmark:
         self._instances = {doc: sorted(found, key=lambda one: one.idx) for doc, found in grouped.items()}
         self.examples = tuple(self._example(doc, found) for doc, found in self._instances.items())
 
+        self.gold_count = self._gold_count()
+
     def _example(self, doc: int, instances: Sequence[Any]) -> Example:
         requests = tuple(self._request(doc, instance) for instance in instances)
         choices, gold = 0, -1
         if self._task.OUTPUT_TYPE == "multiple_choice":
-            options = self._task.doc_to_choice(instances[0].doc)
-            choices, gold = len(options), self._gold(instances[0].doc, options)
+            choices, gold = self._choices(instances[0].doc)
         return Example(self.name, doc, choices, gold, requests)
+
+    def _gold_count(self) -> tuple[int, ...]:
+        if self._task.OUTPUT_TYPE != "multiple_choice":
+            return ()
+        try:
+            found = [self._choices(doc) for doc in self._task.eval_docs]
+        except Exception:  # an example that is not asked for may be anything
+            return ()
+        choices = {of for of, _ in found}
+        if len(choices) != 1 or any(gold < 0 for _, gold in found):
+            return ()
+        return tuple(np.bincount([gold for _, gold in found], minlength=choices.pop()).tolist())
+
+    def _choices(self, doc: Any) -> tuple[int, int]:
+        """How many choices an example has, and which is right; -1 where there is none, or not one."""
+        options = self._task.doc_to_choice(doc)
+        return len(options), self._gold(doc, options)
 
     def _gold(self, doc: Any, options: Sequence[str]) -> int:
         gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)

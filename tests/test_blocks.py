@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, random_capture, resampled, sample_states
+from test_cosine import Stored, interval, random_capture, resampled, sample_states
 
 import repsim
 from repsim.analyses import blocks
@@ -55,8 +55,8 @@ def test_equals_a_loop_over_runs_and_tokens(tokens):
     assert_allclose(found["distance"], np.sum(sums, 0) / np.sum(weights), atol=1e-6)
     replicates = resampled(sums, weights)
     assert_allclose(found["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-    assert_allclose(found["low"], np.quantile(replicates, 0.025, axis=0), atol=1e-6)
-    assert_allclose(found["high"], np.quantile(replicates, 0.975, axis=0), atol=1e-6)
+    for name, expected in zip(("low", "high"), interval(found["distance"], replicates, 5, (0, 1)), strict=True):
+        assert_allclose(found[name], expected, atol=1e-6)
     for size in range(3):
         least = np.nanargmin(replicates[:, size], axis=1)
         share = [np.mean(least == first) if first + size < 3 else np.nan for first in range(3)]
@@ -73,7 +73,7 @@ def test_block_influence_equals_a_loop_over_steps_and_tokens():
     assert_allclose(found["influence"], np.sum(sums, 0) / 29, atol=1e-6)
     replicates = resampled(sums, capture.sizes)
     assert_allclose(found["influence_standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-    assert_allclose(found["influence_low"], np.quantile(replicates, 0.025, axis=0), atol=1e-6)
+    assert_allclose(found["influence_low"], interval(found["influence"], replicates, 5, (0, 2))[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
@@ -122,12 +122,44 @@ def test_names():
     assert (found.attrs["distance_tokens"], found.attrs["tokens"], found.attrs["samples"]) == ("last", 21, 4)
 
 
-def test_a_zero_vector_leaves_its_distances_undefined():
+def test_a_state_of_zero_vectors_leaves_its_distances_undefined():
     capture = random_capture(lengths=(4,) * 6)
     capture.array[1] = 0
     found = blocks.compute(capture)
     assert_array_equal(np.isnan(found["distance"]), [[True, True, False], [False, True, True], [False, True, True]])
     assert found["least"].sel(size=1).values[2] == 1
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(tokens, caplog):
+    """State 1 is zero at the last token of the second sample and at another; state 2 at that last token."""
+    capture = random_capture(lengths=(5, 2, 12, 3, 7), states=5)
+    capture.array[1, [6, 9]] = capture.array[2, 6] = 0
+    found = blocks.compute(capture, tokens=tokens)
+    pieces = sample_states(capture)
+    pairs = [(one[:, t], t == one.shape[1] - 1) for one in pieces for t in range(one.shape[1])]
+    for size in range(1, 5):
+        for first in range(5 - size):
+            a, b = first, first + size
+            both = [(s[a], s[b]) for s, last in pairs if s[a].any() and s[b].any() and (last or tokens == "all")]
+            assert found["distance"].values[size - 1, first] == pytest.approx(
+                np.mean([angle(*p) for p in both]), abs=1e-6
+            )
+    for step in range(4):
+        both = [(s[step], s[step + 1]) for s, _ in pairs if s[step].any() and s[step + 1].any()]
+        assert found["influence"].values[step] == pytest.approx(np.mean([1 - cosine(*p) for p in both]), abs=1e-6)
+    assert np.isfinite(found["influence_low"]).all()
+    assert found.attrs["left_out_tokens"] == 2
+    assert "blocks of plan name of baseline: 2 tokens left out" in caplog.text
+    assert "2 left out (zero vectors)" in blocks.plot(found).get_suptitle()
+
+
+def test_what_is_not_finite_stays_undefined():
+    capture = random_capture(lengths=(4,) * 6)
+    capture.array[1, 2, 0] = np.inf
+    found = blocks.compute(capture, tokens="all")
+    assert np.isnan(found["influence"]).values.tolist() == [True, True, False]
+    assert found.attrs["left_out_tokens"] == 0
 
 
 def test_plot_marks_the_least_of_each_size():

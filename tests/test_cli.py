@@ -416,6 +416,19 @@ def test_latency_times_the_model(
         assert data["critical_path"].values[0] == 6
 
 
+def test_kinds_of_tasks_can_be_given(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = "grammar"
+    asked = ("analyze", "degradation", scores, "--resamples", 20, "--figure", 2, "--figures", tmp_path)
+    main(*asked, "--kinds", f"{task}=knowledge")
+    (data,) = tmp_path.glob("*.nc")
+    with xr.open_dataset(data, engine="scipy") as found:
+        assert found["task_kind"].values[0] == "knowledge"
+        assert found["task_kind_from"].values[0] == "given"
+    assert main(*asked, "--kinds", f"{task}=maths") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith(f"repsim: kinds='{task}=maths': 'maths' is no kind; choose mathematics")
+
+
 def test_info_and_verify_of_scores(call: Call, scores: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.zarr"
     shutil.copytree(scores, copy)

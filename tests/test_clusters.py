@@ -249,6 +249,7 @@ def test_names():
         "model": "painter",
         "corpus": "easel",
         "interval": "95% of a bootstrap over samples",
+        "left_out_tokens": 0,
         "of": "cka",
         "quantity": "debiased linear CKA",
         "seed": 3,

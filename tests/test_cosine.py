@@ -5,11 +5,15 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import transformers
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+from scipy.optimize import brentq
 from scipy.spatial.distance import cosine as cosine_distance
 
-from repsim.analyses import cosine
+import repsim
+from repsim.analyses import blocks, cosine
 from repsim.schema import RepsimError
 
 AVERAGES = get_args(cosine.Average)
@@ -105,15 +109,35 @@ def resampled(sums, weights, resamples=1000):
     return np.array(found)
 
 
+def interval(value, replicates, samples, bounds=(-1, 1)):
+    """Hall's interval by scipy: where the studentised value, its skewness removed, is as far out as Student's t."""
+    value = np.asarray(value)
+    ends = np.full((2, *value.shape), np.nan)
+    for place in np.ndindex(value.shape):
+        column = replicates[(slice(None), *place)]
+        if not np.isfinite(column).all():
+            continue
+        error = column.std(ddof=1) * np.sqrt(samples / (samples - 1))
+        away = column - column.mean()
+        skewness = np.clip((away**3).mean() / (away**2).mean() ** 1.5, -1, 1) if away.any() else 0.0
+        for end, reach in enumerate(stats.t.ppf([0.975, 0.025], samples - 1)):
+
+            def beyond(t, reach=reach, skewness=skewness):
+                return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6 - reach
+
+            ends[(end, *place)] = value[place] - error * brentq(beyond, -1e3, 1e3)
+    return np.clip(ends, *bounds)
+
+
 def test_by_hand():
     states = [[[1, 0], [0, 1], [1, 0]], [[2, 0], [0, -3], [1, 1]]]
     capture = Stored(states, lengths=(2, 1))
     token = cosine.compute(capture)
-    # cosines 1, -1 | sqrt(1/2); drawn are both samples once, the first twice or the second twice
+    # cosines 1, -1 | sqrt(1/2)
     mean = 0.5**0.5 / 3
     assert_allclose(token["cosine"], [[1, mean], [mean, 1]], rtol=1e-6)
-    assert_allclose([token["low"][0, 1], token["high"][0, 1]], [0, 0.5**0.5], atol=1e-7)
-    # a quarter of the draws each: 0 and sqrt(1/2); half of them the mean
+    assert_allclose([token["low"][0, 1], token["high"][0, 1]], [-1, 1])  # two samples say nothing
+    # drawn are both samples, the first twice or the second twice: 0 and sqrt(1/2) in a quarter of the draws each
     error = np.std([0, mean, mean, 0.5**0.5])
     assert token["standard_error"][0, 1] == pytest.approx(error, rel=0.05)
     assert_allclose(np.diagonal(token["standard_error"]), 0, atol=1e-7)
@@ -121,7 +145,6 @@ def test_by_hand():
     # flattened: (2 - 3) / sqrt(2 * 13) | sqrt(1/2)
     both = [-1 / 26**0.5, 0.5**0.5]
     assert_allclose(sequence["cosine"][0, 1], np.mean(both), rtol=1e-6)
-    assert_allclose([sequence["low"][0, 1], sequence["high"][0, 1]], both, rtol=1e-6)
 
 
 def test_centred_by_hand():
@@ -184,8 +207,10 @@ def test_standard_error_and_interval_are_those_of_an_explicit_loop_over_resample
     result = cosine.compute(capture, average=average)
     replicates = resampled(*each_sample(capture, average))
     assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-    for name, level in (("low", 0.025), ("high", 0.975)):
-        assert_allclose(result[name], np.quantile(replicates, level, axis=0), atol=1e-6)
+    for name, expected in zip(
+        ("low", "high"), interval(result["cosine"], replicates, 6 - (average == "without-sinks")), strict=True
+    ):
+        assert_allclose(result[name], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("resamples", [2, 50])
@@ -253,16 +278,83 @@ def test_one_sample_has_no_standard_error(average):
     assert np.isfinite(result["cosine"]).all()
 
 
+@pytest.mark.parametrize("average", ["token", "sequence", "without-sinks"])
+def test_a_zero_vector_is_left_out_of_its_state_s_cosines_alone_and_counted(average, caplog):
+    """Two tokens of state 1, one of them and another of state 3, one of which is zero in both; the slow way."""
+    capture = random_capture(lengths=(6, 9, 7, 8))
+    zeros = {1: [8, 20], 3: [20, 24]}
+    for state, tokens in zeros.items():
+        capture.array[state, tokens] = 0
+    result = cosine.compute(capture, average=average)
+    pieces = [without_sinks(one) if average == "without-sinks" else one for one in sample_states(capture)]
+    for i, j in np.ndindex(4, 4):
+        total, weight = 0.0, 0
+        for a, b in ((piece[i], piece[j]) for piece in pieces):
+            if average == "sequence":
+                a, b = a.reshape(1, -1), b.reshape(1, -1)
+            for x, y in zip(a, b, strict=True):
+                if x.any() and y.any():
+                    total, weight = total + x @ y / np.linalg.norm(x) / np.linalg.norm(y), weight + 1
+        assert result["cosine"][i, j] == pytest.approx(total / weight, abs=1e-6)
+    assert np.isfinite(result["low"]).all()
+    lost = 0 if average == "sequence" else 3
+    assert result.attrs["left_out_tokens"] == lost
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    word = "cosine of plan name of baseline: 3 tokens left out: a state is a zero vector there and has no direction"
+    assert said == [word] * (lost > 0)
+
+
 @pytest.mark.parametrize("average", [average for average in AVERAGES if average != "centred"])
-def test_a_state_without_direction_is_undefined_against_all(average):
+def test_a_state_without_direction_anywhere_is_undefined_against_all(average):
     capture = random_capture()
-    capture.array[1, 6:18] = 0  # all of the third sample
+    capture.array[1] = 0
     result = cosine.compute(capture, average=average)
     undefined = np.zeros((4, 4), bool)
     undefined[1] = undefined[:, 1] = True
     assert_array_equal(np.isnan(result["cosine"]), undefined)
     for name in ("standard_error", "low", "high"):
         assert_array_equal(np.isnan(result[name]), undefined)
+    assert result.attrs["left_out_tokens"] == result.attrs["tokens"]
+
+
+def test_a_sample_whose_state_is_zero_is_left_out_of_its_flattened_cosines():
+    capture = random_capture()
+    capture.array[1, 6:18] = 0  # all of the third sample's 12 tokens
+    result = cosine.compute(capture, average="sequence")
+    sums = [flattened(states) for row, states in enumerate(sample_states(capture)) if row != 2]
+    assert_allclose(result["cosine"][1, 0], np.mean(sums, 0)[1, 0], atol=1e-6)
+    assert result["cosine"][0, 2] == pytest.approx(cosine.compute(random_capture(), average="sequence")["cosine"][0, 2])
+    assert result.attrs["left_out_tokens"] == 12
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("average", ["token", "sequence", "without-sinks"])
+def test_what_is_not_finite_is_left_out_of_nothing(average, value):
+    capture = random_capture()
+    if average == "without-sinks" and np.isinf(value):
+        return  # an infinite vector is a sink
+    capture.array[1, 8, 3] = value
+    capture.array[2, 8] = 0  # which is left out, of the cosine with what is not finite as well
+    result = cosine.compute(capture, average=average)
+    undefined = np.zeros((4, 4), bool)
+    undefined[1] = undefined[:, 1] = True
+    if average != "sequence":
+        undefined[1, 2] = undefined[2, 1] = False
+    assert_array_equal(np.isnan(result["cosine"]), undefined)
+
+
+@pytest.mark.parametrize("padding", [0, 5, 30])
+def test_a_store_from_before_counts_were_kept(padding):
+    """Its statistics are sums alone; where one plan has more states than another, NaN follows."""
+    capture = random_capture()
+    expected = cosine.compute(capture)
+
+    def before(plan, statistic):
+        for tokens, values in Stored.per_sample(capture, plan, statistic):
+            yield tokens, np.append(values[:10], [np.nan] * padding)
+
+    capture.per_sample = before
+    xr.testing.assert_identical(cosine.compute(capture), expected)
 
 
 def test_a_state_that_never_changes_is_undefined_once_centred():
@@ -289,6 +381,7 @@ def test_names():
         "tokens": 21,
         "samples": 4,
         "interval": "95% of a bootstrap over samples",
+        "left_out_tokens": 0,
     }
     assert "without padding" in description
 
@@ -334,3 +427,29 @@ def test_a_plan_without_layers():
 def test_no_tokens(average):
     with pytest.raises(RepsimError, match="holds no finished tokens"):
         cosine.compute(Stored(np.zeros((3, 0, 4)), lengths=()), average=average)
+
+
+def test_statistics_of_zero_vectors_equal_those_of_stored_states(tiny_folder, tmp_path):
+    """A model in which the embedding of a frequent word is zero, as that of a padding token is."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    module = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    module.get_input_embeddings().weight.data[tokenizer("the")["input_ids"][0]] = 0
+    for part in (module, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    asked = {"limit": 6, "max_tokens": 40}
+    kept, streamed = (
+        repsim.capture(str(tmp_path / "model"), out=tmp_path / f"{name}.zarr", **asked, **options)
+        for name, options in (("all", {}), ("none", {"keep": "none", "statistics": "cosine,blocks"}))
+    )
+    zeros = (kept.hidden().values[0] == 0).all(-1).sum()
+    assert zeros > 3
+    for average in ("token", "sequence", "without-sinks"):
+        results = [cosine.compute(capture, average=average) for capture in (kept, streamed)]
+        xr.testing.assert_identical(*results)
+        assert np.isfinite(results[0]["low"]).all()
+    assert cosine.compute(kept).attrs["left_out_tokens"] == zeros
+    for tokens in ("last", "all"):
+        results = [blocks.compute(capture, tokens=tokens) for capture in (kept, streamed)]
+        xr.testing.assert_identical(*results)
+        assert results[0].attrs["left_out_tokens"] == zeros
+        assert np.isfinite(results[0]["influence_high"]).all()

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 
 from repsim import results
 from repsim.analyses import degradation
 from repsim.analyses.degradation import chance_of, kind_of, variants
 from repsim.families import FAMILIES, resolve
+from repsim.inference import bootstrap_shares
 from repsim.schema import RepsimError
 
 T = 6
@@ -83,19 +85,26 @@ def answers(plans, examples=60, seed=0, worst=0.45):
     return (0.8 * shared + 0.2 * generator.uniform(size=(plans, examples)) < level).astype(float)
 
 
-def counts_of(name, examples, resamples=1000, seed=0):
-    """How often each example of a task is drawn."""
-    generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    return generator.multinomial(examples, np.full(examples, 1 / examples), resamples)
+def replicates_of(name, score, plans, resamples=1000, seed=0):
+    """Shares of right answers of each resample of a task, `[resample, plan]`."""
+    coins, seeds = [zlib.crc32(one.plan.text.encode()) for one in resolve(plans, T)], (seed, zlib.crc32(name.encode()))
+    return bootstrap_shares(score.T, resamples=resamples, seed=seeds, coins=coins).replicates
 
 
-def summary(replicates):
-    return replicates.std(0, ddof=1), *np.quantile(replicates, [0.025, 0.975], axis=0)
+def summary(replicates, samples):
+    """Standard error, and percentiles as far out as Student's t reaches, by scipy.stats."""
+    beyond = stats.norm.cdf(-np.sqrt(samples / (samples - 1)) * stats.t.ppf(0.975, samples - 1))
+    return replicates.std(0, ddof=1), *np.quantile(replicates, [beyond, 1 - beyond], axis=0)
 
 
-def assert_estimate(found, name, value, replicates, **options):
+def assert_estimate(found, name, value, replicates, samples, bounds=(-np.inf, np.inf)):
+    """samples: of all, or of each entry along the last dimension."""
     assert_allclose(found[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
-    for part, expected in zip(("standard_error", "low", "high"), summary(replicates), strict=True):
+    columns = np.moveaxis(replicates, -1, 0) if np.ndim(samples) else [replicates]
+    each = [summary(column, many) for column, many in zip(columns, np.atleast_1d(samples), strict=True)]
+    for part, expected in zip(("standard_error", "low", "high"), zip(*each, strict=True), strict=True):
+        expected = np.stack(expected, -1) if np.ndim(samples) else expected[0]
+        expected = expected if part == "standard_error" else np.clip(expected, *bounds)
         assert_allclose(found[f"{name}_{part}"], expected, rtol=1e-8, atol=1e-12, err_msg=f"{name}_{part}")
 
 
@@ -140,8 +149,11 @@ def test_the_baseline_is_one_without_any_error():
     [
         ([4, 4, 4, 4], [0, 1, 2, 3], 1 / 4),
         ([2, 4, 4, 5], [0, 1, 2, 3], (1 / 2 + 1 / 4 + 1 / 4 + 1 / 5) / 4),
-        ([2, 2, 2, 2], [1, 1, 0, 1], 3 / 4),  # always the second
-        ([2, 2, 2, 2], [1, -1, 0, 1], 2 / 4),
+        ([2, 2, 2, 2], [1, 1, 0, 1], 1 / 2),  # as chance has it
+        ([2] * 40, [1] * 36 + [0] * 4, 36 / 40),  # always the second
+        ([2] * 40, [1] * 30 + [-1] * 6 + [0] * 4, 30 / 40),
+        ([4] * 8, [1] * 8, 1),
+        ([4] * 3, [1] * 3, 1 / 4),
         ([4, 4, 4, 4], [-1, -1, -1, -1], 1 / 4),
         ([0, 0, 0], [-1, -1, -1], 0),
         ([0, 0, 0], [0, 0, 0], 0),
@@ -150,6 +162,83 @@ def test_the_baseline_is_one_without_any_error():
 )
 def test_chance_by_hand(choices, gold, chance):
     assert chance_of(np.array(choices), np.array(gold)) == pytest.approx(chance)
+
+
+@pytest.mark.parametrize("choices", [2, 4])
+def test_the_largest_class_counts_from_the_number_on_that_an_exact_test_says(choices):
+    """Of 60 examples: the first number whose binomial tail, summed by hand, is at most a hundredth of a class's."""
+    chances = stats.binom(60, 1 / choices).pmf(np.arange(61))
+    first = next(count for count in range(61) if chances[count:].sum() <= 0.01 / choices)
+    for count, chance in ((first, first / 60), (first - 1, 1 / choices)):
+        rest = np.arange(60 - count) % (choices - 1) + 1
+        gold = np.concatenate([np.zeros(count, int), rest])
+        assert chance_of(np.full(60, choices), gold) == pytest.approx(chance)
+
+
+def test_chance_of_balanced_answers_is_rarely_anything_else():
+    """50 examples of 4 balanced choices, 2,000 times; the largest class itself would be 0.32 on average."""
+    generator = np.random.default_rng(0)
+    golds = generator.integers(0, 4, size=(2000, 50))
+    found = np.array([chance_of(np.full(50, 4), gold) for gold in golds])
+    assert (found != 0.25).mean() <= 0.01
+    assert np.mean([np.bincount(gold).max() / 50 for gold in golds]) == pytest.approx(0.32, abs=0.01)
+
+
+def test_the_whole_data_set_decides_where_it_is_known():
+    """Whatever the part that was evaluated looks like."""
+    choices, balanced, lopsided = np.full(40, 4), np.arange(40) % 4, np.zeros(40, int)
+    assert chance_of(choices, balanced, [700, 100, 100, 100]) == pytest.approx(0.7)
+    assert chance_of(choices, lopsided, [250, 250, 250, 250]) == 0.25
+    assert chance_of(choices, lopsided, [262, 246, 246, 246]) == 0.25  # as chance has it
+    assert chance_of(choices, balanced, [300, 240, 230, 230]) == pytest.approx(0.3)
+    tasks = {"arc_easy": task(right(16, 11)), "piqa": task(right(16, 11), choices=2, gold=[0] * 20)}
+    source = scored(["baseline", "skip:start=1"], tasks)
+    assert degradation.compute(source, resamples=2)["chance"].values.tolist() == [0.25, 1]
+    source.dataset["gold_count"] = (("task", "choice"), [[700, 100, 100, 100], [50, 50, -1, -1]])
+    assert degradation.compute(source, resamples=2)["chance"].values.tolist() == [0.7, 0.5]
+    source.dataset["gold_count"] = (("task", "choice"), np.full((2, 4), -1))
+    assert degradation.compute(source, resamples=2)["chance"].values.tolist() == [0.25, 1]
+
+
+def test_kinds_can_be_given():
+    """Of a task whose name says another, or none."""
+    names = ("arithmetic", "foo", "recall")
+    plans = ["baseline", "reverse:start=0..1"]
+    source = scored(plans, {name: task(right(16, 8 - row, 4 + row)) for row, name in enumerate(names)})
+    guessed = degradation.compute(source)
+    assert guessed["task_kind"].values.tolist() == ["mathematics", "other", "semantics"]
+    assert guessed["task_kind_from"].values.tolist() == ["guessed from the name"] * 3
+    given = degradation.compute(source, kinds="foo=reasoning, recall=other")
+    assert given["task_kind"].values.tolist() == ["mathematics", "reasoning", "other"]
+    assert given["task_kind_from"].values.tolist() == ["guessed from the name", "given", "given"]
+    assert given["kind"].values.tolist() == ["mathematics", "reasoning"]
+    assert given["order_sensitivity"][1] == pytest.approx(1 - given["normalised"][1:3, 1].mean())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ("foo", "'foo' is not TASK=KIND; write e.g. recall=reasoning"),
+        ("recall=maths", "'maths' is no kind; choose mathematics, reasoning, semantics, knowledge or other"),
+        ("foo=reasoning", "no task 'foo' in the store; it holds recall, piqa"),
+        ("piqa=reasoning,piqa=semantics", "piqa is both reasoning and semantics; name it once"),
+    ],
+)
+def test_kinds_that_cannot_be(kinds, message):
+    source = scored("baseline", {"recall": task(right(16)), "piqa": task(right(16))})
+    with pytest.raises(RepsimError, match=f"^kinds='{kinds}': {message}$"):
+        degradation.compute(source, kinds=kinds)
+
+
+@pytest.mark.parametrize("right_ones", [0, 20])
+def test_an_interval_of_answers_that_are_all_right_or_all_wrong_has_a_width(right_ones):
+    found = degradation.compute(
+        scored(["baseline", "skip:start=1"], {"recall": task(right(20, right_ones), choices=0)})
+    )
+    at = found.sel(variant="skip:start=1").isel(task=0)
+    assert 0.05 < at["value_high"] - at["value_low"] < 0.3
+    assert 0 <= at["value_low"] <= at["value"] <= at["value_high"] <= 1
+    assert at["difference_low"] < at["difference"] < at["difference_high"] or right_ones == 0
 
 
 @pytest.mark.parametrize(
@@ -261,7 +350,7 @@ def test_equals_a_loop_over_resamples():
     tasks = {name: task(answers(count, n, seed=n), choices=0 if name == "recall" else 4) for name, n in sizes.items()}
     source = scored(plans, tasks)
     found = degradation.compute(source, resamples=200, seed=3)
-    draws = {name: counts_of(name, n, 200, 3) for name, n in sizes.items()}
+    draws = {name: replicates_of(name, one["metrics"]["acc"][2], plans, 200, 3) for name, one in tasks.items()}
     chance = found["chance"].values
     named = resolve(plans, T)
     pools = variants([one.name for one in named], [one.plan.text for one in named], T)
@@ -269,8 +358,7 @@ def test_equals_a_loop_over_resamples():
     orders = [i for i, v in enumerate(pools) if v.name.startswith(("reverse", "random")) and v.values["start"] < 2]
     families = ["skip", "reverse", "random", "parallel"]
 
-    def statistics(counts):
-        raw = np.array([[np.average(row, weights=counts[n]) for n, row in each] for each in rows])
+    def statistics(raw):
         value = np.array([raw[m].mean(0) for m in members])
         normalised = (value - chance) / (value[0] - chance)
         mean = normalised.mean(1)
@@ -287,12 +375,18 @@ def test_equals_a_loop_over_resamples():
             "harm_difference": np.array([np.mean(a) - np.mean(b) for a, b in combinations(harm, 2)]),
         }
 
-    rows = [[(n, one["metrics"]["acc"][2][p]) for n, one in tasks.items()] for p in range(count)]
-    whole = statistics({name: np.ones(n) for name, n in sizes.items()})
-    resampled = [statistics({name: draws[name][i] for name in sizes}) for i in range(200)]
+    whole = statistics(np.array([one["metrics"]["acc"][2].mean(1) for one in tasks.values()]).T)
+    resampled = [statistics(np.array([draws[name][i] for name in sizes]).T) for i in range(200)]
     assert found.attrs["undefined"] == 0
+    every, each = sum(sizes.values()), list(sizes.values())
+    samples = {
+        "order_sensitivity": [50, 61, 70 + 40],
+        **dict.fromkeys(("raw", "value", "difference", "normalised"), each),
+    }
+    bounds = {"raw": (0, 1), "value": (0, 1), "difference": (-1, 1)}
     for name, value in whole.items():
-        assert_estimate(found, name, value, np.array([one[name] for one in resampled]))
+        of, within = samples.get(name, every), bounds.get(name, (-np.inf, np.inf))
+        assert_estimate(found, name, value, np.array([one[name] for one in resampled]), of, within)
 
 
 def test_standard_errors_of_differences_are_the_paired_ones():
@@ -325,9 +419,10 @@ def test_p_values_follow_the_difference():
     score[[3, 4]] = answers(7, 300, seed=1, worst=0.4)[[5, 6]]  # reverse is far worse than the others
     found = degradation.compute(scored(plans, {"recall": task(score, choices=0)}))
     clear, none, clear_too = found["p_value"].values
-    assert clear == clear_too == 2 / 1001
+    least = 2 * stats.t.cdf(stats.norm.ppf(1 / 1001) * np.sqrt(299 / 300), 299)  # about 2 / 1001
+    assert_allclose([clear, clear_too], least)
     assert none > 0.01
-    assert_allclose(found["p_holm"], [6 / 1001, none, 6 / 1001])
+    assert_allclose(found["p_holm"], [3 * least, none, 3 * least])
     assert float(found["harm_difference_low"][0]) > 0
 
 
@@ -513,11 +608,10 @@ def test_resamples_without_a_baseline_above_chance_are_left_out():
     """9 of 20 right where chance is 1/4: more than two standard errors above, but not in every draw."""
     source = scored(["baseline", "skip:start=1"], {"piqa": task(right(10, 8)), "sciq": task(right(20, 8))})
     found = degradation.compute(source)
-    counts = counts_of("piqa", 20)
-    base, other = counts[:, :10].sum(1) / 20, counts[:, :8].sum(1) / 20
+    base, other = replicates_of("piqa", right(10, 8), ["baseline", "skip:start=1"]).T
     kept = base > 0.25
     assert found.attrs["undefined"] == (~kept).sum() > 0
-    error, low, high = summary((other - 0.25)[kept] / (base - 0.25)[kept])
+    error, low, high = summary((other - 0.25)[kept] / (base - 0.25)[kept], 20)
     assert_allclose(found["normalised_standard_error"][1, 0], error)
     assert_allclose([found["normalised_low"][1, 0], found["normalised_high"][1, 0]], [low, high])
     assert np.isfinite(found["median_high"]).all()

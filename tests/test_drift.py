@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, random_capture, resampled, sample_states
+from test_cosine import Stored, interval, random_capture, resampled, sample_states
 
 import repsim
 from repsim.analyses import drift
@@ -75,8 +75,10 @@ def test_equals_a_loop_over_states_and_tokens():
         assert_allclose(found[name], np.sum(sums, 0) / 22, atol=1e-6)
         replicates = resampled(sums, capture.sizes)
         assert_allclose(found[f"{name}_standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-        assert_allclose(found[f"{name}_low"], np.quantile(replicates, 0.025, axis=0), atol=1e-6)
-        assert_allclose(found[f"{name}_high"], np.quantile(replicates, 0.975, axis=0), atol=1e-6)
+        bounds = (-1, 1) if name == "cosine" else (0, np.inf)
+        ends = interval(found[name], replicates, 4, bounds)
+        for end, expected in zip(("low", "high"), ends, strict=True):
+            assert_allclose(found[f"{name}_{end}"], expected, atol=1e-6)
 
 
 def test_what_has_no_counterpart_has_no_distance():
@@ -143,3 +145,21 @@ def test_a_capture_without_states(tiny_folder, tmp_path):
 def test_too_few_resamples():
     with pytest.raises(RepsimError, match="resamples=1: at least 2"):
         drift.compute(random_capture(), resamples=1)
+
+
+def test_a_zero_vector_is_left_out_and_counted(caplog):
+    """The baseline's last state is zero at two tokens, the plan's second at one: nothing is a share of no length."""
+    capture = two_plans()
+    capture.array[4, [3, 9]] = 0
+    capture.others["other"][1][1, 5] = 0
+    found = drift.compute(capture, plan="other")
+    own, base = (capture.states(plan).astype(float) for plan in ("other", "baseline"))
+    norm = np.linalg.norm
+    for i, j in np.ndindex(3, 5):
+        pairs = [(a, b) for a, b in zip(own[i], base[j], strict=True) if a.any() and b.any()]
+        assert found["cosine"][i, j] == pytest.approx(np.mean([a @ b / norm(a) / norm(b) for a, b in pairs]), abs=1e-6)
+    for i, j in ((0, 0), (1, 1), (2, 4)):
+        pairs = [(a, b) for a, b in zip(own[i], base[j], strict=True) if b.any()]
+        assert found["distance"][i] == pytest.approx(np.mean([norm(a - b) / norm(b) for a, b in pairs]), abs=1e-6)
+    assert found.attrs["left_out_tokens"] == 3  # of the cosine of the two states
+    assert "drift of plan name of other: 3 tokens left out" in caplog.text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
-from test_cosine import Stored, random_capture
+from test_cosine import Stored, interval, random_capture
 
 from repsim import items
 from repsim.analyses import geometry
@@ -75,8 +75,10 @@ def test_the_norm_s_standard_error_is_that_of_sample_means():
     replicates = draws @ means.T / drawn.samples
     found = geometry.compute(capture)
     assert_allclose(found["norm_standard_error"], replicates.std(0, ddof=1), rtol=1e-9)
-    assert_allclose(found["norm_low"], np.quantile(replicates, 0.025, axis=0), rtol=1e-9)
-    assert_allclose(found["norm_high"], np.quantile(replicates, 0.975, axis=0), rtol=1e-9)
+    for end, expected in zip(
+        ("low", "high"), interval(found["norm"], replicates, drawn.samples, (0, np.inf)), strict=True
+    ):
+        assert_allclose(found[f"norm_{end}"], expected, rtol=1e-9)
 
 
 def test_standard_errors_are_the_deviation_over_fresh_captures():
@@ -146,3 +148,19 @@ def test_a_state_that_never_changes_has_no_dimensions():
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(RepsimError, match=message):
         geometry.compute(random_capture(lengths=LENGTHS), **options)
+
+
+def test_a_zero_vector_is_left_out_of_its_state_s_anisotropy_alone_and_counted(caplog):
+    capture = random_capture(lengths=(9, 9, 9))
+    capture.array[1, 3] = 0
+    found = geometry.compute(capture, sinks=True)
+    drawn = items.draw(capture, "baseline", 2048, sinks=True)
+    zero = ~drawn.states[1].any(-1)
+    assert zero.sum() == found.attrs["left_out_tokens"] == 1
+    rest = drawn.states[1][~zero].astype(float)
+    assert found["anisotropy"].values[1] == pytest.approx(naive(rest)["anisotropy"], rel=1e-6)
+    assert found["norm"].values[1] == pytest.approx(
+        np.linalg.norm(drawn.states[1].astype(float), axis=1).mean(), rel=1e-6
+    )
+    assert np.isfinite(found["anisotropy_low"]).all()
+    assert "geometry of plan name of baseline: 1 tokens left out" in caplog.text

@@ -14,6 +14,7 @@ from repsim.measures import (
     grams,
     sink_tokens,
     token_cosine_sums,
+    token_cosine_totals,
     token_cosines,
 )
 from repsim.measures.cosine import BLOCK_TOKENS, RUN_BYTES
@@ -110,13 +111,28 @@ def test_token_cosine_of_very_short_and_very_long_vectors(length):
     assert_allclose(token_cosine_sums(states), [[1, 0.5**0.5], [0.5**0.5, 1]], rtol=1e-6)
 
 
-def test_a_zero_vector_has_no_token_cosine():
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_zero_vector_is_left_out_of_its_state_s_sums_and_not_counted(dtype):
+    states = random_states(states=3).astype(dtype)
+    states[1, 20] = states[2, 4] = states[2, 20] = 0
+    sums, counts = token_cosine_totals(states)
+    tokens = states.shape[1]
+    assert_array_equal(counts, tokens - np.array([[0, 1, 2], [1, 1, 2], [2, 2, 2]]))
+    assert_allclose(np.diagonal(sums), np.diagonal(counts), rtol=1e-6)
+    for i, j in np.ndindex(3, 3):
+        there = states[i].any(-1) & states[j].any(-1)
+        assert counts[i, j] == there.sum()
+        assert sums[i, j] == pytest.approx(token_cosine_sums(states[[i, j]][:, there])[0, 1], abs=1e-4)
+    assert_array_equal(token_cosine_sums(states), sums)
+
+
+def test_counts_of_pieces_add_up():
     states = random_states(states=3)
-    states[1, 20] = 0
-    sums = token_cosine_sums(states)
-    undefined = np.zeros((3, 3), bool)
-    undefined[1] = undefined[:, 1] = True
-    assert_array_equal(np.isnan(sums), undefined)
+    states[1, [2, 7]] = 0
+    pieces = [token_cosine_totals(states[:, some]) for some in (slice(5), slice(5, None))]
+    whole = token_cosine_totals(states)
+    assert_array_equal(pieces[0][1] + pieces[1][1], whole[1])
+    assert_allclose(pieces[0][0] + pieces[1][0], whole[0], atol=1e-5)
 
 
 def test_a_zero_token_is_nothing_but_a_zero_state_has_no_flattened_cosine():

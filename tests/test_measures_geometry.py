@@ -287,7 +287,11 @@ def test_a_view_that_does_not_vary_has_no_dimension(measure):
     assert np.isnan(measure(np.ones((6, 3))))
 
 
-def test_a_zero_vector_is_no_direction():
-    """NaN as in `token_cosines`, or a cosine of 0 with all others; not one that counts itself as -1."""
-    value = anisotropy(np.array([[1.0, 0], [1, 0], [0, 0]]))
-    assert np.isnan(value) or value == pytest.approx(1 / 3)
+def test_a_zero_vector_has_no_direction():
+    """The mean cosine of the others: 1 of two alike, -1/3 of two alike and one opposite."""
+    assert anisotropy(np.array([[1.0, 0], [1, 0], [0, 0]])) == pytest.approx(1)
+    assert anisotropy(np.array([[1.0, 0], [0, 0], [3, 0], [-2, 0]])) == pytest.approx(-1 / 3)
+    _, influence = anisotropy_parts(np.array([[1.0, 0], [0, 0], [3, 0], [-2, 0]]))
+    assert influence[1] == 0
+    assert influence.sum() == pytest.approx(0, abs=1e-12)
+    assert np.isnan(anisotropy(np.array([[1.0, 0], [0, 0]])))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, random_capture, resampled, sample_states, without_sinks
+from test_cosine import Stored, interval, random_capture, resampled, sample_states, without_sinks
 
 import repsim
 from repsim import items, measures
@@ -174,7 +174,7 @@ def test_the_standard_error_is_that_of_the_influence(monkeypatch):
     draws = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, 1000)
     replicates = [value + sum((count - 1) * one for count, one in zip(c, influence, strict=True)) for c in draws]
     assert_allclose(found["standard_error"], np.std(replicates, axis=0, ddof=1), atol=1e-12)
-    assert_allclose(found["low"], np.quantile(replicates, 0.025, axis=0), atol=1e-12)
+    assert_allclose(found["low"], interval(found["similarity"], np.array(replicates), 40)[0], atol=1e-12)
 
 
 # Minibatch CKA
@@ -214,7 +214,7 @@ def test_minibatch_cka_equals_a_loop_over_minibatches(monkeypatch, batch):
     assert (result.attrs["tokens"], result.attrs["samples"]) == (sum(weights), len(weights))
     replicates = np.array([cosines(one) for one in resampled(sums, weights)])
     assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-9)
-    assert_allclose(result["high"], np.quantile(replicates, 0.975, axis=0), atol=1e-9)
+    assert_allclose(result["high"], interval(result["similarity"], replicates, 5)[1], atol=1e-9)
 
 
 def test_minibatch_cka_needs_no_states(tiny_folder, tmp_path):
@@ -312,6 +312,7 @@ def test_names():
         "model": "painter",
         "corpus": "easel",
         "interval": "95% of a bootstrap over samples",
+        "left_out_tokens": 0,
         "measure": "rsa",
         "sinks": "left out",
         "permutations": 100,
@@ -384,3 +385,17 @@ def test_correlations_that_are_one_by_construction_are_refused(measure):
     """8 units twice are 16 components; of 12 items any 11 are enough."""
     with pytest.raises(RepsimError, match=r"12 items for 8 and 8 components: .* ask for more items$"):
         similarity.compute(random_capture(lengths=(7, 7), states=3), measure=measure, items=12)
+
+
+@pytest.mark.parametrize("measure", ["mutual-knn", "cknna"])
+def test_neighbours_by_direction_leave_out_zero_vectors_and_count_them(measure, caplog):
+    capture = random_capture(lengths=(9, 9, 9))
+    capture.array[1, [3, 12, 21]] = 0  # one in each sample
+    found = similarity.compute(capture, measure=measure, permutations=0, neighbours=3)
+    assert found.attrs["left_out_tokens"] == 3
+    assert found.attrs["tokens"] == 21
+    assert "similarity of plan name of baseline: 3 tokens left out" in caplog.text
+    rest = Stored(np.delete(capture.array, [3, 12, 21], axis=1), (8, 8, 8))
+    without = similarity.compute(rest, measure=measure, permutations=0, neighbours=3)
+    assert_allclose(found["similarity"], without["similarity"], rtol=1e-12)
+    assert similarity.compute(capture, permutations=0).attrs["left_out_tokens"] == 0  # CKA takes them as they are

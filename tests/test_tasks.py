@@ -306,6 +306,23 @@ def test_choices_and_right_ones(own):
 
 
 @slow
+def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp_path):
+    for name in ("grammar", "arithmetic", "knowledge"):
+        golds = Counter(document["gold"] for document in suite.documents(name))
+        assert offline[name].gold_count == tuple(golds[choice] for choice in range(len(golds)))
+        assert len(offline[name].examples) == LIMIT
+    assert own["hellaswag"].gold_count == (2, 1, 1, 0)
+    assert own["winogrande"].gold_count == (1, 3)
+    assert own["arc_easy"].gold_count == ()  # of three and of four choices
+    assert own["lambada_openai"].gold_count == offline["recall"].gold_count == own["gsm8k"].gold_count == ()
+    rows = [ARC_EASY[0], ARC_EASY[2], {"id": "Mercury_9", "question": None, "choices": None, "answerKey": None}]
+    write(tmp_path, {"arc_easy.test": rows, "arc_easy.train": FILES["arc_easy.train"]})
+    (found,) = tasks.load(["arc_easy"], tiny, data_dir=tmp_path, limit=2)
+    assert len(found.examples) == 2
+    assert found.gold_count == ()  # what is not asked for may be damaged
+
+
+@slow
 def test_a_sentence_with_either_word_before_the_same_end(tiny, own):
     """WinoGrande: contexts differ, the continuation is the same."""
     row = FILES["winogrande.validation"][1]

@@ -259,7 +259,9 @@ def _title(result: xr.Dataset, inches: float, name: str = "") -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
     average = f" · {of['average']} average" if "average" in of else ""
-    lines = (name or f"{name_of(result)} · {of['plan']}", f"{of['corpus']} · {of['tokens']:,} tokens{average}")
+    left_out = f" · {of['left_out_tokens']:,} left out (zero vectors)" if of.get("left_out_tokens") else ""
+    over = f"{of['corpus']} · {of['tokens']:,} tokens{left_out}{average}"
+    lines = (name or f"{name_of(result)} · {of['plan']}", over)
     return "\n".join(wrapped(line, inches) for line in lines)
 
 

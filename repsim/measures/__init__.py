@@ -19,6 +19,7 @@ from repsim.measures.cosine import (
     half_turns,
     sink_tokens,
     token_cosine_sums,
+    token_cosine_totals,
     token_cosines,
 )
 from repsim.measures.dissimilarity import rsa
@@ -51,6 +52,7 @@ __all__ = [
     "sink_tokens",
     "svcca",
     "token_cosine_sums",
+    "token_cosine_totals",
     "token_cosines",
     "two_nn",
 ]

@@ -21,19 +21,48 @@ SINK_MULTIPLE = 3.0  # of the median norm; in SmolLM2-135M 2 % of tokens lie abo
 def token_cosine_sums(states: NDArray[Any]) -> NDArray[np.float64]:
     """Sum over tokens of the cosine between each two states at the same token.
 
+    A zero vector has no direction: its cosines are 0/0, and its token is left out of the sums of its state.
+    `token_cosine_totals` says how many tokens each sum is of. What is not finite is NaN.
+
     Each entry lies in -tokens (opposite) to tokens (same direction at every token), to within
-    rounding of 1e-6 of the number of tokens. A zero vector has no direction: one zero vector
-    makes its state's row and column NaN. Lengths do not matter, only directions.
+    rounding of 1e-6 of the number of tokens. Lengths do not matter, only directions.
 
     Args:
         states: `[state, token, unit]`, any float dtype; computed as float32.
     Returns:
-        `[state, state]`, symmetric; the diagonal is the number of tokens.
+        `[state, state]`, symmetric; the diagonal is the number of tokens that are no zero vector.
+    """
+    return token_cosine_totals(states)[0]
+
+
+def token_cosine_totals(states: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sums of `token_cosine_sums`, and of how many tokens each of them is.
+
+    Totals of pieces add up to the whole's, so that the mean is the sum of sums over the sum of counts.
+
+    Args:
+        states: `[state, token, unit]`, any float dtype; computed as float32.
+    Returns:
+        Sums and counts, `[state, state]` each, symmetric. A count is the number of tokens at which neither state is a
+        zero vector.
+    Example:
+        >>> import numpy as np
+        >>> states = np.array([[[1.0, 0], [0, 2]], [[3, 0], [0, 0]]])  # the second state's second token is zero
+        >>> sums, counts = token_cosine_totals(states)
+        >>> sums.tolist(), counts.tolist()
+        ([[2.0, 1.0], [1.0, 1.0]], [[2.0, 1.0], [1.0, 1.0]])
     """
     total = np.zeros((len(states), len(states)))
+    counts = np.full(total.shape, float(states.shape[1]))
     for products in _products(states, directions=states.dtype != np.float16):  # whose squares float32 always holds
-        total += cosine_from_gram(products).sum(0, dtype=np.float64)
-    return total
+        zero = np.einsum("tss->ts", products) == 0
+        cosines = cosine_from_gram(products)
+        if zero.any():
+            undefined = zero[:, :, np.newaxis] | zero[:, np.newaxis, :]
+            cosines[undefined] = 0
+            counts -= undefined.sum(0)
+        total += cosines.sum(0, dtype=np.float64)
+    return total, counts
 
 
 def grams(states: NDArray[Any]) -> NDArray[np.float64]:
@@ -138,13 +167,17 @@ def token_cosines(states: NDArray[Any]) -> NDArray[np.float64]:
     Args:
         states: `[state, token, unit]`, any float dtype; computed as float32.
     Returns:
-        `[token, state, state]`; NaN in the row and column of a zero vector.
+        `[token, state, state]`; NaN in the row and column of a zero vector, and of what is not finite.
     """
     unit = states.astype(np.float32, order="C")
     _unit_length(unit)
     unit = unit.swapaxes(0, 1)
     with np.errstate(invalid="ignore"):
-        return np.clip(unit @ unit.swapaxes(1, 2), -1, 1, dtype=np.float64)
+        cosines = np.clip(unit @ unit.swapaxes(1, 2), -1, 1, dtype=np.float64)
+    zero = np.einsum("tss->ts", cosines) == 0
+    if zero.any():
+        cosines[zero[:, :, np.newaxis] | zero[:, np.newaxis, :]] = np.nan
+    return cosines
 
 
 def angular_distances(states: NDArray[Any]) -> NDArray[np.float64]:
@@ -197,10 +230,12 @@ def _shift(out: NDArray[np.float32], values: NDArray[Any]) -> None:
 
 
 def _unit_length(states: NDArray[np.float32]) -> None:
-    """Divides vectors by their norms, in place; a zero vector becomes NaN.
+    """Divides vectors by their norms, in place; a zero vector stays zero.
 
     Squares in float64, lest the norm of a very long or short vector become inf or 0.
     """
     squares = np.einsum("...u,...u->...", states, states, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        states *= (1 / np.sqrt(squares)).astype(np.float32)[..., np.newaxis]
+        scale = (1 / np.sqrt(squares)).astype(np.float32)
+        scale[squares == 0] = 0
+        states *= scale[..., np.newaxis]

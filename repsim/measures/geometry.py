@@ -71,10 +71,10 @@ def two_nn(x: NDArray[Any]) -> float:
 def anisotropy(x: NDArray[Any]) -> float:
     """Mean cosine of two different items; about 0 (all directions alike) to 1 (one direction).
 
-    Unbiased: an item is not compared with itself.
+    Unbiased: an item is not compared with itself. A zero vector has no direction and is left out.
 
     Args:
-        x: `[item, unit]`, at least two items.
+        x: `[item, unit]`; NaN if fewer than two items have a direction.
     Source: Ethayarajh 2019, How contextual are contextualized word representations?, sec. 3.3.
     """
     return anisotropy_parts(x)[0]
@@ -134,11 +134,16 @@ def two_nn_parts(x: NDArray[Any]) -> Parts:
 
 
 def anisotropy_parts(x: NDArray[Any]) -> Parts:
-    """`anisotropy` and each item's influence."""
-    lengths = norms(x)[:, None]
-    with np.errstate(invalid="ignore"):  # a zero vector has no direction: NaN
-        unit = np.asarray(x, np.float64) / lengths
+    """`anisotropy` and each item's influence; 0 for one left out as a zero vector."""
+    lengths = norms(x)
+    vectors = lengths != 0
+    influence = np.zeros(len(lengths))
+    with np.errstate(invalid="ignore"):  # of infinities
+        unit = np.asarray(x, np.float64)[vectors] / lengths[vectors, None]
     n, total = len(unit), unit.sum(0)
+    if n < 2:
+        return np.nan, influence
     mean = float((total @ total - n) / (n * (n - 1)))
     with_others = (unit @ total - 1) / (n - 1)
-    return mean, 2 * (with_others - mean) / n
+    influence[vectors] = 2 * (with_others - mean) / n
+    return mean, influence

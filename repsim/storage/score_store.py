@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from repsim.families import NamedPlan
 from repsim.schema import (
     BLOCK,
+    CHOICE,
     EXAMPLE,
     METRIC,
     PLAN,
@@ -79,7 +80,7 @@ class Layout:
     identity: what the numbers depend on.
     layers: the model's T.
     plans: with their names.
-    tasks: columns task, version, digest, shots.
+    tasks: columns task, version, digest, shots, gold_count (a tuple, see `repsim.tasks.Benchmark`).
     metrics: columns task, metric, aggregation, better (whether higher is better).
     examples: columns task, doc, choices, gold, block; a block's examples are neighbours.
     requests: columns task, doc, choice, digest, example (its number); in the order of the examples.
@@ -110,6 +111,7 @@ class Layout:
     def extent(self) -> dict[str, int]:
         """Sizes of the store's dimensions."""
         sizes = {PLAN: len(self.plans), TASK: len(self.tasks), METRIC: len(self.metric_names)}
+        sizes[CHOICE] = max(1, *map(len, self.tasks["gold_count"]))
         return {**sizes, EXAMPLE: len(self.examples), REQUEST: len(self.requests), BLOCK: self.blocks}
 
     def examples_of(self, block: int) -> slice:
@@ -257,6 +259,10 @@ def frame(layout: Layout) -> xr.Dataset:
     aggregation = table["aggregation"].reindex(grid, fill_value="").to_numpy(object).reshape(shape)
     better = table["better"].astype(int).reindex(grid, fill_value=-1).to_numpy("int8").reshape(shape)
 
+    gold_count = np.full((len(layout.tasks), layout.extent[CHOICE]), -1, np.int64)  # -1: not known, or no such choice
+    for row, counts in enumerate(layout.tasks["gold_count"]):
+        gold_count[row, : len(counts)] = counts
+
     def text(values: Any) -> Any:
         return np.array(list(values), STRING)
 
@@ -268,6 +274,7 @@ def frame(layout: Layout) -> xr.Dataset:
         "task_version": (TASK, text(layout.tasks["version"])),
         "task_digest": (TASK, text(layout.tasks["digest"])),
         "num_fewshot": (TASK, layout.tasks["shots"].to_numpy(np.int64)),
+        "gold_count": ((TASK, CHOICE), gold_count),
         METRIC: (METRIC, text(layout.metric_names)),
         "aggregation": ((TASK, METRIC), aggregation.astype(STRING)),
         "higher_is_better": ((TASK, METRIC), better),
@@ -300,6 +307,9 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
         )
 
     tasks = table(task=TASK, version="task_version", digest="task_digest", shots="num_fewshot")
+    tasks["gold_count"] = [()] * len(tasks)  # as stores from before it was kept
+    if "gold_count" in data:
+        tasks["gold_count"] = [tuple(row[row >= 0].tolist()) for row in data["gold_count"].values]
     examples = table(
         task="example_task", doc="example_doc", choices="example_choices", gold="example_gold", block="block"
     )

@@ -31,6 +31,7 @@ from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
     CAPTURE,
+    CHOICE,
     EXAMPLE,
     METRIC,
     NODE,
@@ -73,7 +74,7 @@ STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
 REPLAY = "replay"  # attribute: how far the replay was proven to be the model; stores made before have none
 # Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
 CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
-CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096}
+CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096, CHOICE: 16}
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 GO_ON = "make that good, and the same command goes on"
 MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory

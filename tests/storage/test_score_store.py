@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 
 import repsim
-from repsim import captures, models, scores
+from repsim import captures, models, scores, suite
 from repsim.schema import SCHEMA_VERSION, RepsimError
 from repsim.scores import Scores
 from repsim.storage import integrity, score_store, state_store
@@ -43,6 +44,7 @@ DTYPES = {
     "task_version": (("task",), "T"),
     "task_digest": (("task",), "T"),
     "num_fewshot": (("task",), "int64"),
+    "gold_count": (("task", "choice"), "int64"),
     "metric": (("metric",), "T"),
     "aggregation": (("task", "metric"), "T"),
     "higher_is_better": (("task", "metric"), "int8"),
@@ -150,6 +152,22 @@ def test_names_and_what_does_not_apply(whole):
     assert (found["example_task"].values[own] == found["request_task"].values).all()
     assert (found["example_doc"].values[own] == found["request_doc"].values).all()
     assert len(set(found["request_digest"].values.tolist())) > LIMIT * len(TASKS)
+
+
+def test_right_choices_of_the_whole_data_set_are_kept(whole):
+    """Whatever part of it was evaluated; a store from before has none."""
+    kept = dict(zip(whole.tasks, whole.dataset["gold_count"].values.tolist(), strict=True))
+    for name in ("grammar", "arithmetic", "knowledge"):
+        golds = Counter(document["gold"] for document in suite.documents(name))
+        assert {choice: count for choice, count in enumerate(kept[name]) if count >= 0} == golds
+    assert set(kept["recall"]) == set(kept["gsm8k"]) == {-1}
+    (table, *_), (before, *_) = (
+        score_store.tables(dataset) for dataset in (whole.dataset, whole.dataset.drop_vars("gold_count"))
+    )
+    assert [list(counts) for counts in table["gold_count"]] == [
+        [n for n in kept[name] if n >= 0] for name in whole.tasks
+    ]
+    assert before["gold_count"].tolist() == [()] * len(TASKS)
 
 
 def test_without_texts_there_is_no_response(model, tmp_path):

@@ -85,9 +85,11 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
         folder = f"{where}/"
 
         def audit(event: str, args: tuple[Any, ...]) -> None:
-            if event in ("os.rename", "os.link") and (target := os.fspath(args[1])).startswith(folder):
-                if not OURS.search(os.path.dirname(target)):  # onto the writer's own desk
-                    write(target.removeprefix(folder))
+            if event not in ("os.rename", "os.link"):
+                return
+            target = os.fspath(args[1])
+            if target.startswith(folder) and not OURS.search(os.path.dirname(target)):  # not onto the writer's desk
+                write(target.removeprefix(folder))
 
         sys.addaudithook(audit)
     return lambda: count
