@@ -100,7 +100,7 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
 def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
     """Stopped before its first write, while the store is made, at edges of blocks, flags, states and the last write."""
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
-        whole = Whole.of(nursery, {**SMALL, "out": f"{where}/whole.zarr"})
+        whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes
         moments = [1, made // 2, made, made + 1, (made + writes) // 2, writes, "done/c", "logprob/c", "hidden/c/3"]
         raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
@@ -203,12 +203,12 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, whole, tmp_pat
     for call in (ASKED, samples):
         for looks in (4, 8, 2, None):  # before it is killed
             attempt = nursery.start({**call, "out": str(out)}, moments)
-            while attempt.stops() and looks != 0:
+            while (stopped := attempt.stops()) and looks != 0:
                 look()
                 attempt.go_on()
                 look()  # beside the writer
                 looks = looks and looks - 1
-            if looks == 0:
+            if stopped:
                 attempt.kill()
         assert attempt.wait().status == FINISHED
         look()

@@ -191,7 +191,10 @@ class Finite:
         """Scores that are none have a request without an answer that is a number, and say so."""
         blocks = self._dataset["block"].values[region[1]]
         done = self._dataset["done"].values[region[0]][:, blocks]
-        spoilt = self._dataset["is_greedy"].values[region[0]] == NOT_FINITE
+        try:
+            spoilt = self._dataset["is_greedy"].values[region[0]] == NOT_FINITE
+        except RepsimError:  # which is a damage of its own
+            return True
         examples = self._dataset["request_example"].values
         excused = np.zeros((len(spoilt), self._dataset.sizes[EXAMPLE]), bool)
         for row, flags in enumerate(spoilt):

@@ -260,7 +260,7 @@ def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, bro
     assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
     if name in score_store.FILLED:
         assert str(caught.value).endswith("; add --repair")
-        assert repsim.opening.repair_command(broken).endswith(f"--out {broken} --repair")
+        assert repsim.opening.repair_advice(broken, repsim.verify(broken))[0].endswith(f"--out {broken} --repair")
         mended = repsim.evaluate(model, out=broken, repair=True, **few)
         assert repsim.verify(broken).damages == ()
         xr.testing.assert_equal(mended.dataset.load(), small.dataset.load())

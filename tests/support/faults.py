@@ -88,7 +88,7 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
             if event not in ("os.rename", "os.link"):
                 return
             target = os.fspath(args[1])
-            if target.startswith(folder) and not OURS.search(os.path.dirname(target)):  # not onto the writer's desk
+            if target.startswith(folder) and not OURS.search(Path(target).parent.name):  # not onto the writer's desk
                 write(target.removeprefix(folder))
 
         sys.addaudithook(audit)
