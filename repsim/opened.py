@@ -66,6 +66,7 @@ class Opened:
         made = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         return [f"made before {name}: {text}" for name, text in CHANGED if made < tuple(map(int, name.split(".")))]
 
+    @property
     def over(self) -> str:
         """What the numbers are over: a corpus, or tasks."""
         raise NotImplementedError

@@ -294,10 +294,10 @@ def _joined(
         return larger
 
     predicted = grown(found.dataset["predicted"].values) if "predicted" in found.dataset else None
-    missing, grows = state_store.missing_in(layout, grown(done), predicted), bool(plans or by_key)
-    if missing.any() or grows:
+    lacking, grows = state_store.missing_in(layout, grown(done), predicted), bool(plans or by_key)
+    if lacking.any() or grows:
         state_store.check_current(place)
-    return layout, missing, grows
+    return layout, lacking, grows
 
 
 def _difference(found: Capture, asked: state_store.Layout) -> str | None:

@@ -112,7 +112,8 @@ def grow(place: Place, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]
             stages[name] = [document, {**grown, "dimension_names": renamed}, grown]
     if not stages:
         return
-    vouched = group.attrs.asdict().get("arrays", {})
+    attributes: Document = group.attrs.asdict()
+    vouched = attributes.get("arrays", {})
     stated = {name: sorted({*vouched.get(name, ()), *map(digest_of_array, row)}) for name, row in stages.items()}
     put_attributes(group, {"arrays": {**vouched, **stated}})
     for stage in (1, 2):

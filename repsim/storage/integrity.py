@@ -272,8 +272,9 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
         if same:
             with suppress(StoreDamaged):  # an array's metadata, say, that is about to be written anew
                 group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _what: None)
+                root: Any = group.zarr
                 same = all(
-                    np.array_equal(group.zarr[str(name)][...], variable.values)  # type: ignore[index]
+                    np.array_equal(np.asarray(root[str(name)][...]), variable.values)
                     for name, variable in frame(layout).variables.items()
                     if name in group.arrays and name not in damaged
                 )

@@ -499,8 +499,7 @@ class _VersionedStore(ObjectStore[Any]):
     ) -> Buffer | None:
         versions = self._place.versions
         if versions is None or byte_range is not None:
-            return await super().get(key, prototype, byte_range)
-        prototype = prototype or default_buffer_prototype()
+            return await super().get(key, prototype or default_buffer_prototype(), byte_range)
         try:
             there = await self.store.get_async(key)
             data, version = await there.bytes_async(), version_of(there.meta)
@@ -508,7 +507,7 @@ class _VersionedStore(ObjectStore[Any]):
             data, version = None, None
         if versions.setdefault(key, version) != version:
             raise TakenOver(self._place)
-        return None if data is None else prototype.buffer.from_bytes(data)  # type: ignore[arg-type]
+        return None if data is None else (prototype or default_buffer_prototype()).buffer.from_bytes(bytes(data))
 
     async def set(self, key: str, value: Buffer) -> None:
         from obstore.exceptions import AlreadyExistsError, PreconditionError

@@ -444,8 +444,8 @@ def write_frame(place: Place, group: zarr.Group, layout: Layout) -> None:
         sized_array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
         about = {"units": "nat", "long_name": "log-probability of the next token; NaN where a sample has none"}
-        sizes, chunks = (extent[NODE], extent[TOKEN]), (1, chunk)
-        sized_array(group, "logprob", (NODE, TOKEN), sizes, "float32", chunks, (Crc32cCodec(),), about)
+        tokens = extent[NODE], extent[TOKEN]
+        sized_array(group, "logprob", (NODE, TOKEN), tokens, "float32", (1, chunk), (Crc32cCodec(),), about)
     for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
         group.require_group(part)
     for name, width in widths.items():
