@@ -139,7 +139,8 @@ class StoreGroup:
         self.place, self.attributes = place, attributes
         self.foreign = sorted(set(attributes) - OWN_ATTRIBUTES)
         self._checked = attributes[SCHEMA_ATTRIBUTE] not in UNCHECKED_SCHEMAS
-        if self._checked and attributes.get("digest") != digest_of_root(attributes):
+        vouched = self._checked and attributes.get("digest") == digest_of_root(attributes)
+        if self._checked and not vouched:
             damaged("attributes in zarr.json")
         self.arrays: dict[str, Document] = {}
         for name in self._array_names():
@@ -148,8 +149,7 @@ class StoreGroup:
             except StoreDamaged:
                 damaged(f"{name}/{ROOT}")
                 continue
-            allowed = attributes.get("arrays", {}).get(name)
-            if self._checked and digest_of_array(document) not in allowed:
+            if vouched and digest_of_array(document) not in attributes["arrays"][name]:
                 damaged(f"{name}/{ROOT}")
                 continue
             self.arrays[name] = self._within(name, document)

@@ -5,6 +5,7 @@ What is damaged can be declared unfinished; the capture that made the store then
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -132,6 +133,7 @@ def check(place: Place) -> Check:
         finite = None if dataset is None else Finite(group, dataset)
         with ThreadPoolExecutor() as pool:
             found += [damage for damage in pool.map(lambda task: _damage(task, finite), tasks) if damage]
+        found += [Damage(name, (), "metadata", False) for name in (RESULTS, STATISTICS) if not _is_group(place, name)]
         results, foreign = _check_results(place, sizes) if group.is_checked else ([], [])
     own = (*(f"{name}/" for name in group.arrays), f"{RESULTS}/", f"{STATISTICS}/{ROOT}", ROOT)
     foreign += sorted({key.split("/")[0] for key in sizes if not key.startswith(own) and key != LOCK_KEY})
@@ -229,6 +231,18 @@ def _span(dim: str, part: slice) -> str:
     return f"{dim} {first:,}" if first == last else f"{dim} {first:,} to {last:,}"
 
 
+def _is_group(place: Place, name: str) -> bool:
+    """Whether a part of the store that holds others is sound, or not there."""
+    data = place.read(f"{name}/{ROOT}")
+    try:
+        document = {} if data is None else json.loads(data)
+    except ValueError:
+        return False
+    kind = {"node_type": "group", "zarr_format": 3}
+    others = {"attributes", "consolidated_metadata"}
+    return data is None or {key: value for key, value in document.items() if key not in others} == kind
+
+
 def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage], list[str]]:
     """Objects of analyses' results that are not what was written, and what beside them is none of repsim's."""
     damages: list[Damage] = []
@@ -238,7 +252,8 @@ def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage]
         if digests is None:
             foreign.append(f"{RESULTS}/{name}")
             continue
-        for key in sorted({ROOT, *digests}):
+        sound = _digest_or_none(ROOT, place.read(prefix + ROOT) or b"") == digests.get(ROOT)
+        for key in sorted(digests) if sound else [ROOT]:
             data = place.read(prefix + key)
             if data is None or _digest_or_none(key, data) != digests.get(key):
                 array, _, chunk = (prefix + key).removesuffix(f"/{ROOT}").partition("/c/")

@@ -39,8 +39,9 @@ def write_result(place: Place, name: str, result: xr.Dataset) -> None:
     """
     objects = _objects_of(result)
     root = json.loads(objects[ROOT])
-    root["attributes"][DIGESTS] = {key: object_digest(key, value) for key, value in sorted(objects.items())}
     del objects[ROOT]
+    root["attributes"][DIGESTS] = {key: object_digest(key, value) for key, value in sorted(objects.items())}
+    root["attributes"][DIGESTS][ROOT] = object_digest(ROOT, json.dumps(root).encode())
     data = json.dumps(root, indent=2).encode()
     with one_line_errors(place, advice=ADVICE):
         if isinstance(place, Folder):
@@ -120,9 +121,9 @@ def result_digests(place: Place, name: str) -> dict[str, str] | None:
 
 
 def object_digest(key: str, data: bytes) -> str:
-    """16 hexadecimal digits of one of a result's objects; of its group's metadata without the digests in them."""
+    """16 hexadecimal digits of one of a result's objects; of its group's metadata without this very digest."""
     if key == ROOT:
         root = json.loads(data)
-        root["attributes"].pop(DIGESTS, None)
+        root["attributes"][DIGESTS].pop(ROOT, None)
         data = json.dumps(root, sort_keys=True).encode()
     return sha256(data).hexdigest()[:16]

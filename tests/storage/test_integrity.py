@@ -1,5 +1,6 @@
 """Damage to a store: found wherever it is, named, and made good by writing what it touched again."""
 
+import json
 import random
 from collections import defaultdict
 
@@ -11,6 +12,7 @@ import zarr
 import repsim
 from repsim.schema import RepsimError
 from repsim.storage import state_store
+from repsim.storage.group import StoreDamaged, StoreGroup, digest_of_array, digest_of_root
 from repsim.storage.integrity import Check, Damage, check, describes, forget, restore
 from repsim.storage.location import Folder, place_of
 from repsim.storage.results import write_result
@@ -21,7 +23,11 @@ KINDS = {
     "compressed": {"logprobs": True, "compression": "small"},
     "statistics": {"logprobs": True, "keep": False, "statistics": (SUMS,)},
 }
-RESULT = xr.Dataset({"value": ("state", np.arange(3.0))}, {"layer": ("state", np.array(["embed", "0", "1"], object))})
+RESULT = xr.Dataset(
+    {"value": ("state", np.arange(3.0))},
+    {"layer": ("state", np.array(["embed", "0", "1"], object))},
+    {"analysis": "own"},
+)
 FRAME = {"path", "plan", "plan_name", "plan_digest", "parent", "step_text", "token_id", "position"} | {
     *("sample", "sample_key", "length", "block")
 }
@@ -276,3 +282,80 @@ def test_lost_metadata_is_named_and_mended(tiny_folder, tmp_path, name, content)
     repsim.capture(**asked, repair=True)
     assert not repsim.verify(tmp_path / "c.zarr").damages
     assert np.isfinite(repsim.open(tmp_path / "c.zarr").hidden().values).all()
+
+
+# Metadata
+
+
+def test_every_flipped_bit_of_metadata_is_noticed(full):
+    """By whoever opens the store, or by name; but for attributes of others, which count for nothing."""
+    chance = random.Random(2)
+    for key in chance.choices(sorted(key for key in full.sizes() if key.endswith("zarr.json")), k=60):
+        kept = full.read(key)
+        data = bytearray(kept)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        full.write(key, bytes(data))
+        try:
+            assert named(check(full)) == [key], (key, bytes(data))
+        except RepsimError:
+            assert key == "zarr.json"
+        full.write(key, kept)
+    assert not check(full).damages
+
+
+@pytest.mark.parametrize("sizes", [[4_000_000_000_000], [0], [-1], ["8"], None])
+def test_absurd_sizes_are_refused_before_anything_is_allocated(place, sizes):
+    write(place, layout_of())
+    key = "block/zarr.json"
+    described = json.loads(place.read(key))
+    described["chunk_grid"]["configuration"]["chunk_shape"] = sizes
+    place.write(key, json.dumps(described).encode())
+    attributes = json.loads(place.read("zarr.json"))
+    attributes["attributes"]["arrays"]["block"] = [digest_of_array(described)]  # by somebody who knows how
+    attributes["attributes"]["digest"] = digest_of_root(attributes["attributes"])
+    place.write("zarr.json", json.dumps(attributes).encode())
+    with pytest.raises(StoreDamaged, match=r"block/zarr\.json declares what repsim does not write"):
+        StoreGroup.open(place)
+    assert named(check(place)) == ["zarr.json"]
+
+
+def test_what_others_have_added_is_named_and_left_alone(place):
+    write(place, layout_of())
+    group = zarr.open_group(place.path, mode="r+")
+    group.attrs["mine"] = 1
+    group.create_array("own", shape=(3,), dtype="float32")[:] = 1
+    zarr.open_array(place.path / "hidden", mode="r+").attrs["note"] = "looked at"
+    found = check(place)
+    assert not found.damages
+    assert found.foreign == ("own", "attribute mine")
+    begin(place, layout_of(MORE_LENGTHS, MORE_PLANS))
+    group = zarr.open_group(place.path, mode="r")
+    assert group.attrs["mine"] == 1
+    assert group["own"][:].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", sorted(FRAME | FLAGS))
+def test_a_lost_chunk_is_an_error_and_no_fill_value(place, name):
+    write(place, layout_of(logprobs=True))
+    place.delete(next(key for key in place.sizes() if key.startswith(f"{name}/c/")))
+    with pytest.raises(StoreDamaged, match=rf"{name}/c/[\d/]+ is missing\); repsim verify names it"):
+        state_store.open_dataset(place).load()
+
+
+@pytest.mark.parametrize("name", ["hidden", "logprob"])
+def test_what_is_not_finite_in_what_is_finished_is_damage(place, name):
+    layout = layout_of(logprobs=True)
+    write(place, layout)
+    array = zarr.open_array(place.path / name, mode="r+")
+    node = layout.trie.ends[0]
+    array[node, 70] = np.nan
+    assert named(check(place)) == [f"{name}/c/{node}/1" + "/0" * (name == "hidden")]
+    array[node, 70] = 0.5
+    array[node, LENGTHS[0] - 1] = np.nan  # a sample's last token
+    assert [damage.array for damage in check(place).damages] == ["hidden"] * (name == "hidden")
+
+
+def test_what_is_not_finite_may_have_been_allowed(place):
+    write(place, layout_of(nonfinite=True))
+    zarr.open_array(place.path / "hidden", mode="r+")[3, 70] = np.inf
+    assert not check(place).damages

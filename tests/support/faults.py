@@ -44,7 +44,7 @@ Moment = int | str | tuple[str, int]
 # Moments
 
 
-def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], int]:
+def stop_before_writes(where: str, moments: Sequence[Moment], error: int | None = None) -> Callable[[], int]:
     """Has this process stop, as by SIGSTOP, before some of its writes to a store, until it gets SIGCONT.
 
     A write to a folder counts when a finished file gets its name, so that a half-written one lies there while the
@@ -54,6 +54,7 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
         where: the store's folder or URL.
         moments: each the number of a write, counted from 1 without the lock's; or the beginning of a key, for the
             first write to a key that begins so; or such a beginning and a number, for a later one.
+        error: number of an error of the system's; these writes fail with it, and the process does not stop.
     Returns:
         A function that says how many writes there were, without the lock's.
     """
@@ -75,6 +76,8 @@ def stop_before_writes(where: str, moments: Sequence[Moment]) -> Callable[[], in
                 if key.startswith(start):
                     counts[start] += 1
                     reached.add((start, counts[start]))
+        if error is not None and not chosen.isdisjoint(reached):
+            raise OSError(error, os.strerror(error))
         if not chosen.isdisjoint(reached):
             # To this thread: sent to the process, another thread may take it, and this one go on for a moment.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
@@ -237,6 +240,7 @@ class Nursery:
         fill: str | None = None,
         at: int = 0,
         machine: str | None = None,
+        error: int | None = None,
     ) -> Attempt:
         """Starts `repsim.capture(**call)`, or what else this nursery makes.
 
@@ -245,11 +249,12 @@ class Nursery:
             fill: a file; it fills the disk before progress number `at`.
             machine: another one than this, as far as locks can tell; there, whoever is stopped is taken for dead at
                 once.
+            error: writes at these moments fail with this error of the system's.
         """
         self._attempts += 1
         told = self._folder / f"attempt-{self._attempts}.json"
         amazon = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        job = {"call": call, "moments": list(moments), "fill": fill, "at": at, "machine": machine}
+        job = {"call": call, "moments": list(moments), "fill": fill, "at": at, "machine": machine, "error": error}
         return Attempt(self, self.ask({**job, "told": str(told), "environment": amazon}), told)
 
     def run(self, call: Call, **options: Any) -> Outcome:
@@ -305,6 +310,7 @@ def _attempt(
     fill: str | None,
     at: int,
     machine: str | None,
+    error: int | None,
     told: str,
     environment: Any,
 ) -> int:
@@ -313,7 +319,7 @@ def _attempt(
     if machine is not None:
         locks._machine, locks.MISSED_BEATS = lambda: machine, 0
     made, states = -1, 0
-    writes = stop_before_writes(call["out"], moments)
+    writes = stop_before_writes(call["out"], moments, error)
 
     def progress(_: Progress) -> None:
         nonlocal made, states

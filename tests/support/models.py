@@ -2,13 +2,20 @@
 
 import copy
 import functools
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
 from torch import nn
 
-from repsim.corpus import Batch
+from repsim.corpus import Batch, read_corpus
 from repsim.models import Model
 from repsim.models.stack import find_stack
 
@@ -244,3 +251,17 @@ def batch_of(lengths: tuple[int, ...], seed: int = 0) -> Batch:
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
     token_ids = np.where(mask, generator.integers(3, VOCABULARY, mask.shape), 0)
     return Batch(token_ids, mask)
+
+
+def save_folder(path: Path, architecture: str, template: str | None) -> Path:
+    """A tiny model and a word-level tokenizer of its own, as `save_pretrained` leaves them."""
+    words = Tokenizer(WordLevel(unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = Lowercase(), Whitespace()
+    special = {"pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
+    trainer = WordLevelTrainer(vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False)
+    words.train_from_iterator((text.text for text in read_corpus().texts), trainer)
+    if template is not None:
+        words.post_processor = TemplateProcessing(single=template, special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    make(architecture).module.save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
+    return path
