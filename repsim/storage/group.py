@@ -147,7 +147,8 @@ class StoreGroup:
             try:
                 document = _document(place, f"{name}/{ROOT}")
             except StoreDamaged:
-                damaged(f"{name}/{ROOT}")
+                if vouched or not self._checked:  # else the name may be what is wrong
+                    damaged(f"{name}/{ROOT}")
                 continue
             if vouched and digest_of_array(document) not in attributes["arrays"][name]:
                 damaged(f"{name}/{ROOT}")

@@ -252,7 +252,7 @@ def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage]
         if digests is None:
             foreign.append(f"{RESULTS}/{name}")
             continue
-        sound = _digest_or_none(ROOT, place.read(prefix + ROOT) or b"") == digests.get(ROOT)
+        sound = bool(digests) and _digest_or_none(ROOT, place.read(prefix + ROOT) or b"") == digests.get(ROOT)
         for key in sorted(digests) if sound else [ROOT]:
             data = place.read(prefix + key)
             if data is None or _digest_or_none(key, data) != digests.get(key):
