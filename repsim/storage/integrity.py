@@ -255,7 +255,7 @@ def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage]
         sound = bool(digests) and _digest_or_none(ROOT, place.read(prefix + ROOT) or b"") == digests.get(ROOT)
         for key in sorted(digests) if sound else [ROOT]:
             data = place.read(prefix + key)
-            if data is None or _digest_or_none(key, data) != digests.get(key):
+            if not sound or data is None or _digest_or_none(key, data) != digests[key]:
                 array, _, chunk = (prefix + key).removesuffix(f"/{ROOT}").partition("/c/")
                 index = tuple(map(int, chunk.split("/"))) if chunk else ()
                 damages.append(Damage(array, index, "whole" if index else "metadata", data is None))
