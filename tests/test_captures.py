@@ -30,6 +30,7 @@ from repsim.plans import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic
+from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.group import StoreDamaged
 from repsim.storage.location import place_of
@@ -335,6 +336,46 @@ def test_results_are_kept_with_the_capture(model, texts, path):
     kept = xr.open_zarr(path, group="analyses/first", consolidated=False).load()
     xr.testing.assert_identical(kept.drop_attrs(), result)
     xr.testing.assert_identical(repsim.open(path).dataset.load(), capture.dataset.load())
+
+
+# Complete means what was asked for
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_plan_that_ends_inside_another_is_added(model, texts, path, logprobs, caplog):
+    asked = {"corpus": texts, "dtype": "float32", "logprobs": logprobs, "batch_tokens": BATCH_TOKENS}
+    repsim.capture(model, plan="baseline", out=path, **asked)
+    with pytest.raises(RepsimError, match=r"not plans 0-2; add --append"):
+        repsim.capture(model, plan=["baseline", "0-2"], out=path, **asked)
+    both = repsim.capture(model, plan="0-2", append=True, out=path, **asked)
+    assert [named.plan.text for named in both.plans] == ["0-5", "0-2"]
+    assert not both.missing
+    assert not repsim.verify(path).damages
+    alone = repsim.capture(model, plan="0-2", out=path.with_name("alone.zarr"), **asked)
+    np.testing.assert_array_equal(both.hidden("0-2"), alone.hidden("0-2"))
+    if logprobs:
+        np.testing.assert_allclose(both.logprob("0-2"), alone.logprob("0-2"), rtol=1e-6)
+    caplog.set_level("INFO", "repsim")
+    repsim.capture(model, plan="0-2", append=True, out=path, **asked)
+    assert "complete already" in caplog.text
+
+
+@pytest.mark.parametrize("flags", [b"", b"\0" * 20, None])
+def test_after_a_power_cut_the_same_command_goes_on(model, texts, path, flags, monkeypatch):
+    """Flags that are torn or lost, and the lock of a machine that has been started anew since."""
+    asked = {"corpus": texts, "out": path, "logprobs": True}
+    whole = bytes_of(repsim.capture(model, **asked).path)
+    for name in ("done", "predicted"):
+        chunk = path / name / "c" / "0" / "0"
+        chunk.unlink() if flags is None else chunk.write_bytes(flags)
+    (path / locks.KEY).write_bytes(locks.Owner(1, "here", 0.0, "before", "ff").bytes)
+    monkeypatch.setattr(locks, "MISSED_BEATS", 0)
+    assert not repsim.capture(model, **asked).missing
+    assert bytes_of(path) == whole
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 # Finished, stopped and other stores

@@ -1,0 +1,78 @@
+"""Results of analyses in a store: whole or not there, and never at the cost of an older one."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repsim.schema import RepsimError
+from repsim.storage import results
+from repsim.storage.integrity import check
+from repsim.storage.location import place_of
+from repsim.storage.results import write_result
+from support.stores import bytes_in, layout_of, write
+
+OLD, NEW = (xr.Dataset({"value": ("x", np.arange(size))}, attrs={"analysis": "own"}) for size in (3.0, 5.0))
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    made = place_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-results")
+    write(made, layout_of())
+    yield made
+    made.remove()
+
+
+def kept(place) -> xr.Dataset:
+    return xr.open_zarr(place.zarr, group="analyses/own", consolidated=False).load().drop_attrs()
+
+
+def test_a_result_replaces_another(place):
+    for result in (OLD, NEW):
+        write_result(place, "own", result)
+        xr.testing.assert_identical(kept(place), result.drop_attrs())
+        assert not check(place).damages
+
+
+@pytest.mark.parametrize("way", ["in one step", "in two"])
+def test_a_result_that_is_cut_short_leaves_the_older_one(tmp_path, monkeypatch, way):
+    place = place_of(tmp_path / "s.zarr")
+    write(place, layout_of())
+    write_result(place, "own", OLD)
+    before = bytes_in(place)
+    if way == "in two":
+        monkeypatch.delattr(results.ctypes, "CDLL")
+        monkeypatch.setattr(results.ctypes, "CDLL", lambda _name: object(), raising=False)
+    with monkeypatch.context() as patch:
+        write_bytes, count = results.Path.write_bytes, iter(range(100))
+        patch.setattr(
+            results.Path, "write_bytes", lambda path, data: 1 / 0 if next(count) == 1 else write_bytes(path, data)
+        )
+        with pytest.raises(ZeroDivisionError):
+            write_result(place, "own", NEW)
+    assert bytes_in(place) == before
+    assert [path.name for path in (place.path / "analyses").iterdir() if path.is_dir()] == ["own"]
+    write_result(place, "own", NEW)
+    xr.testing.assert_identical(kept(place), NEW.drop_attrs())
+
+
+def test_half_a_result_in_a_bucket_is_named(monkeypatch):
+    place = place_of("memory://half-results")
+    write(place, layout_of())
+    write_result(place, "own", OLD)
+    put, count = place.write, iter(range(100))
+    monkeypatch.setattr(place, "write", lambda key, data: 1 / 0 if next(count) == 1 else put(key, data))
+    with pytest.raises(ZeroDivisionError):
+        write_result(place, "own", NEW)
+    assert check(place).damages
+    place.remove()
+
+
+def test_a_link_in_the_place_of_results_is_not_followed(tmp_path):
+    place = place_of(tmp_path / "s.zarr")
+    write(place, layout_of())
+    elsewhere = tmp_path / "elsewhere"
+    (place.path / "analyses").rename(elsewhere)
+    (place.path / "analyses").symlink_to(elsewhere)
+    with pytest.raises(RepsimError, match="analyses is a link to another folder"):
+        write_result(place, "own", OLD)
+    assert [path.name for path in elsewhere.iterdir()] == ["zarr.json"]
