@@ -27,6 +27,10 @@ class Unfit(RepsimError):
     """A task asks for more than the model can read; other tasks may not."""
 
 
+class UnfitTokenizer(RepsimError):
+    """A task needs what the tokenizer lacks, whatever its data."""
+
+
 class Harness(HFLM):  # type: ignore[misc]
     """lm-eval's view of a loaded model.
 
@@ -95,7 +99,7 @@ class Harness(HFLM):  # type: ignore[misc]
 
     def _required(self, token_id: int | None) -> int:
         if token_id is None:
-            raise RepsimError(
+            raise UnfitTokenizer(
                 f"{self._name}'s tokenizer names no token that begins or ends a text, and the task needs one; "
                 "give it one (eos_token in tokenizer_config.json)"
             )

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim import suite, task_files
-from repsim.harness import Harness, Unfit
+from repsim.harness import Harness, Unfit, UnfitTokenizer
 from repsim.models import Model
 from repsim.packing import Window
 from repsim.schema import RepsimError, brief
@@ -145,6 +145,8 @@ class Benchmark:
             return self._asked(doc, instance)
         except Unfit as problem:
             raise Unfit(f"task {self.name}: {problem}") from None
+        except UnfitTokenizer as problem:
+            raise RepsimError(f"task {self.name}: {problem}") from None
         except RepsimError as problem:
             if str(problem).startswith("task "):
                 raise

@@ -455,7 +455,7 @@ def test_info_and_verify(call: Call, store: Path, tmp_path: Path) -> None:
         "tiny-llama",
         "weights:",
         "complete:       yes",
-        "schema:         2",
+        "schema:         3",
         "made by:        repsim",
     ):
         assert fact in told.stdout
