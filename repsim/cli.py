@@ -307,7 +307,8 @@ def verify(store: StoreArgument) -> None:
     if not found.damages:
         _tell(f"{store}: sound; {read}")
         return
-    _tell(f"{store}: {len(found.damages):,} parts damaged or missing; {read}")
+    parts = "1 part" if len(found.damages) == 1 else f"{len(found.damages):,} parts"
+    _tell(f"{store}: {parts} damaged or missing; {read}")
     _tell(*repsim.opening.repair_advice(store, found))
     raise typer.Exit(1)
 

@@ -471,7 +471,7 @@ def test_info_and_verify(call: Call, store: Path, tmp_path: Path) -> None:
     assert (damaged.returncode, damaged.stderr) == (1, "")
     first, count, advice = damaged.stdout.splitlines()
     assert first.startswith("damaged: hidden node 2")
-    assert "1 chunks damaged or missing" in count
+    assert "1 part damaged or missing" in count
     assert advice.startswith("Repair: repsim capture tiny-llama --plan fig4")
     assert advice.endswith(f"--out {copy} --repair")
 
