@@ -292,11 +292,6 @@ class Folder(Place):
                 raise
             raise TakenOver(self, None if self.path.is_dir() else "moved or removed while it was written") from None
 
-    @property
-    def has_writer(self) -> bool:
-        """Whether the writer that entered may still write."""
-        return self._desk is not None and self._desk.is_dir()
-
     def check_links(self, path: Path) -> None:
         """Refuses a path below a link, through which a folder elsewhere would be written.
 
@@ -387,8 +382,35 @@ class Bucket(Place):
         except FileNotFoundError:
             return None
 
+    def read_for_writing(self, key: str) -> bytes | None:
+        """The bytes at a key, which a writer will replace only while they are these.
+
+        Raises:
+            TakenOver: they are not those that it read, or wrote, last.
+        """
+        try:
+            there = self._bucket.get(key)
+            data, version = bytes(there.bytes()), version_of(there.meta)
+        except FileNotFoundError:
+            data, version = None, None
+        if self.versions is not None and self.versions.setdefault(key, version) != version:
+            raise TakenOver(self)
+        return data
+
     def write(self, key: str, data: bytes) -> None:
-        self._bucket.put(key, data)
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        if self.versions is None:
+            self._bucket.put(key, data)
+            return
+        mode: Any = "overwrite" if key not in self.versions else self.versions[key] or "create"
+        try:
+            put: Any = self._bucket.put(key, data, mode=mode)
+        except (AlreadyExistsError, PreconditionError):
+            if self.read(key) != data:  # else our own, sent again after a lost answer
+                raise TakenOver(self) from None
+            put = self._bucket.head(key)
+        self.versions[key] = version_of(put)
 
     def create(self, key: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError
@@ -418,6 +440,8 @@ class Bucket(Place):
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
             self._bucket.delete(key)
+        if self.versions is not None:
+            self.versions[key] = None
 
     def enter(self, token: str) -> None:
         """Nothing to do before the lock is held."""
@@ -497,36 +521,15 @@ class _VersionedStore(ObjectStore[Any]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        versions = self._place.versions
-        if versions is None or byte_range is not None:
-            return await super().get(key, prototype or default_buffer_prototype(), byte_range)
-        try:
-            there = await self.store.get_async(key)
-            data, version = await there.bytes_async(), version_of(there.meta)
-        except FileNotFoundError:
-            data, version = None, None
-        if versions.setdefault(key, version) != version:
-            raise TakenOver(self._place)
-        return None if data is None else (prototype or default_buffer_prototype()).buffer.from_bytes(bytes(data))
+        prototype = prototype or default_buffer_prototype()
+        if self._place.versions is None or byte_range is not None:
+            return await super().get(key, prototype, byte_range)
+        data = await to_thread(self._place.read_for_writing, key)
+        return None if data is None else prototype.buffer.from_bytes(data)
 
     async def set(self, key: str, value: Buffer) -> None:
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        versions = self._place.versions
-        if versions is None:
-            await super().set(key, value)
-            return
         self._check_writable()
-        data = value.to_bytes()
-        mode: Any = "overwrite" if key not in versions else versions[key] or "create"
-        try:
-            put: Any = await self.store.put_async(key, data, mode=mode)
-        except (AlreadyExistsError, PreconditionError):
-            there = await self.store.get_async(key)
-            if bytes(await there.bytes_async()) != data:  # else our own, sent again after a lost answer
-                raise TakenOver(self._place) from None
-            put = there.meta
-        versions[key] = version_of(put)
+        await to_thread(self._place.write, key, value.to_bytes())
 
 
 @contextmanager

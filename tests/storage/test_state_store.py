@@ -17,6 +17,7 @@ from repsim.schema import SCHEMA_VERSION, Identity, RepsimError
 from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
+from repsim.storage.integrity import check, forget
 from repsim.storage.location import Folder, place_of
 from repsim.storage.lock import Lock
 from repsim.storage.results import write_result
@@ -561,3 +562,23 @@ def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
     with pytest.raises(RepsimError, match=r"schema 1, this|not a repsim capture"):
         begin(place, layout_of())
     assert bytes_in(place) == before
+
+
+# Buckets
+
+
+def test_a_store_in_a_bucket_grows_and_is_repaired():
+    """Metadata and chunks that a writer has read, it replaces and deletes itself, and is not taken for another."""
+    place = place_of("memory://grows")
+    write(place, layout_of(logprobs=True), blocks=[0, 1])
+    larger = layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
+    states = write(place, larger)
+    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
+    place.write("hidden/c/3/0/0", b"")
+    with Lock(place):
+        forget(place, check(place).damages)
+        writer = state_store.prepare(place, larger, Lock(place))
+        first, last = larger.token_starts[:2]
+        writer.write(3, states[3, first:last], states[3, first:last, 0].astype("float32"))
+        writer.finish()
+    place.remove()
