@@ -27,8 +27,8 @@ class Unfit(RepsimError):
     """A task asks for more than the model can read; other tasks may not."""
 
 
-class UnfitTokenizer(RepsimError):
-    """A task needs what the tokenizer lacks, whatever its data."""
+class UnfitData(RepsimError):
+    """An example cannot be asked; the others may."""
 
 
 class Harness(HFLM):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class Harness(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         for _text, context, continuation in requests:
             if not context or not continuation:
-                raise RepsimError("a request without a token before or in what is to be scored; mend the data")
+                raise UnfitData("a request without a token before or in what is to be scored; mend the data")
             if len(continuation) > self.max_length:
                 raise Unfit(
                     f"{len(continuation):,} tokens are to be scored together, and {self._name} reads "
@@ -99,7 +99,7 @@ class Harness(HFLM):  # type: ignore[misc]
 
     def _required(self, token_id: int | None) -> int:
         if token_id is None:
-            raise UnfitTokenizer(
+            raise RepsimError(
                 f"{self._name}'s tokenizer names no token that begins or ends a text, and the task needs one; "
                 "give it one (eos_token in tokenizer_config.json)"
             )

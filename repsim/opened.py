@@ -20,16 +20,15 @@ from repsim.storage.location import Folder
 from repsim.storage.results import write_result
 
 # What releases changed of numbers that stores hold: the CHANGELOG has each at length.
-CHANGED = (
-    ("0.2", "half layers (attn, mlp) of MPNet and MobileBERT wrong"),
-    ("0.2", "ZAYA, GLM-MoE-DSA, Mistral Large 4, LiLT, Pegasus-X, BigBird, Inkling 2 and FSMT wrong"),
-    (
-        "0.2",
+CHANGED = {
+    "0.2": (
+        "half layers (attn, mlp) of MPNet and MobileBERT wrong",
+        "ZAYA, GLM-MoE-DSA, Mistral Large 4, LiLT, Pegasus-X, BigBird, Inkling 2 and FSMT wrong",
         "states of FNet, YOSO, PaliGemma, MobileBERT, Nystromformer, ConvBERT and LongRoPE depend on batches",
-    ),
-    ("0.2", "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure than the paper's"),
-    ("0.2", "log-probabilities under --tokens mean pass over values that are no numbers"),
-)
+        "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure than the paper's",
+        "log-probabilities under --tokens mean pass over values that are no numbers",
+    )
+}
 FOLDERS = 8  # above a store that its label may name
 
 
@@ -64,7 +63,12 @@ class Opened:
         """Which entries of the CHANGELOG touch numbers of a store of this age."""
         version = self.identity["versions"].get("repsim-layers", "0")
         made = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        return [f"made before {name}: {text}" for name, text in CHANGED if made < tuple(map(int, name.split(".")))]
+        return [
+            f"made before {release}: {text}"
+            for release, texts in CHANGED.items()
+            if made < tuple(map(int, release.split(".")))
+            for text in texts
+        ]
 
     @property
     def over(self) -> str:

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim import suite, task_files
-from repsim.harness import Harness, Unfit, UnfitTokenizer
+from repsim.harness import Harness, Unfit, UnfitData
 from repsim.models import Model
 from repsim.packing import Window
 from repsim.schema import RepsimError, brief
@@ -145,11 +145,7 @@ class Benchmark:
             return self._asked(doc, instance)
         except Unfit as problem:
             raise Unfit(f"task {self.name}: {problem}") from None
-        except UnfitTokenizer as problem:
-            raise RepsimError(f"task {self.name}: {problem}") from None
-        except RepsimError as problem:
-            if str(problem).startswith("task "):
-                raise
+        except UnfitData as problem:
             raise RepsimError(f"task {self.name}: {self._where(doc)}: {problem}") from None
 
     def _where(self, doc: int) -> str:
@@ -175,7 +171,7 @@ class Benchmark:
             prompt = None
             windows = self._harness.windows(instance)
             if not windows:
-                raise RepsimError("an empty text; leave it out of the data")
+                raise UnfitData("an empty text; leave it out of the data")
             asked = [[window.inputs.tolist(), window.targets.tolist()] for window in windows]
         target = str(self._task.doc_to_target(instance.doc))
         digest = _digest([self.name, self.version, instance.request_type, asked, target])

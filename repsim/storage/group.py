@@ -39,6 +39,7 @@ OWN_ATTRIBUTES = {  # of the root; what others add is theirs
 FILLED = {"hidden", "logprob", "log_likelihood", "is_greedy", "response", "score", "aggregate"}
 OWN_ARRAY_ATTRIBUTES = {"units", "long_name"}
 VERIFY = "repsim verify names it, and the command that computes it again"
+GROWING = "_growing"  # ends the names of dimensions that are changing their size
 CODECS = {"bytes", "vlen-utf8", "zstd", "blosc", "crc32c"}
 CHUNK_LIMIT = 1 << 28  # bytes of a chunk that anyone may declare
 INDEX_LIMIT = 1 << 20  # bytes of an index array that is read when the store is opened
@@ -121,9 +122,6 @@ def grow(place: Place, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]
             place.write(f"{name}/{ROOT}", json.dumps(row[stage], indent=2).encode())
 
 
-GROWING = "_growing"  # ends the names of dimensions that are changing their size
-
-
 # Opening
 
 
@@ -135,25 +133,28 @@ class StoreGroup:
     foreign: attributes of the root that others have added.
     """
 
-    def __init__(self, place: Place, attributes: Document, damaged: Callable[[str], None]) -> None:
+    def __init__(self, place: Place, attributes: Document, damaged: Callable[[str, str], None]) -> None:
+        """Args: `damaged` is told of each array (empty: the root's attributes) and what is wrong with its metadata."""
         self.place, self.attributes = place, attributes
         self.foreign = sorted(set(attributes) - OWN_ATTRIBUTES)
         self._checked = attributes[SCHEMA_ATTRIBUTE] not in UNCHECKED_SCHEMAS
         vouched = self._checked and attributes.get("digest") == digest_of_root(attributes)
         if self._checked and not vouched:
-            damaged("attributes in zarr.json")
+            damaged("", f"attributes in {ROOT}")
         self.arrays: dict[str, Document] = {}
         for name in self._array_names():
             try:
                 document = _document(place, f"{name}/{ROOT}")
             except StoreDamaged:
                 if vouched or not self._checked:  # else the name may be what is wrong
-                    damaged(f"{name}/{ROOT}")
+                    damaged(name, f"{name}/{ROOT}")
                 continue
             if vouched and digest_of_array(document) not in attributes["arrays"][name]:
-                damaged(f"{name}/{ROOT}")
-                continue
-            self.arrays[name] = self._within(name, document)
+                damaged(name, f"{name}/{ROOT}")
+            elif (within := self._within(document)) is None:
+                damaged(name, f"{name}/{ROOT} declares what repsim does not write")
+            else:
+                self.arrays[name] = within
         self._store = _CheckedStore(self)
         self._expected: Callable[[str, tuple[int, ...]], bool] = lambda _name, _chunk: False
 
@@ -166,7 +167,7 @@ class StoreGroup:
             StoreDamaged: what describes it is not what was written.
         """
 
-        def refuse(what: str) -> None:
+        def refuse(_array: str, what: str) -> None:
             raise damage(place, what)
 
         with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
@@ -202,11 +203,10 @@ class StoreGroup:
         names += [f"{STATISTICS}/{name}" for name in attributes["statistics"]]
         return names + ["logprob"] * (self.place.read(f"logprob/{ROOT}") is not None)
 
-    def _within(self, name: str, document: Document) -> Document:
-        """An array's metadata with the names and sizes that count; refuses what nobody should allocate.
+    def _within(self, document: Document) -> Document | None:
+        """An array's metadata with the names and sizes that count.
 
-        Raises:
-            StoreDamaged: it is smaller than the extent, or not made as repsim makes arrays.
+        None, so that nobody allocates it, where it is smaller than the extent or not made as repsim makes arrays.
         """
         dims = [str(dim).removesuffix(GROWING) for dim in document.get("dimension_names") or ()]
         shape, grid, codecs = (document.get(key) for key in ("shape", "chunk_grid", "codecs"))
@@ -223,7 +223,7 @@ class StoreGroup:
         except (TypeError, KeyError, ValueError):
             known = sound = False
         if not (known and sound):
-            raise damage(self.place, f"{name}/{ROOT} declares what repsim does not write")
+            return None
         return {**document, "shape": sizes, "dimension_names": dims}
 
     @property

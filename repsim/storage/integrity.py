@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ from repsim.storage.group import (
     ROOT,
     SCHEMA_ATTRIBUTE,
     STATISTICS,
-    StoreDamaged,
     StoreGroup,
     read_attributes,
 )
@@ -102,18 +100,15 @@ def check(place: Place) -> Check:
     """
     found: list[Damage] = []
 
-    def note(what: str) -> None:
-        array = what.removesuffix(f"/{ROOT}") if what.endswith(f"/{ROOT}") else ""
-        lost = bool(array) and place.read(what) is None
-        found.append(Damage(array, (), "metadata" if array else what.removesuffix(f" in {ROOT}"), lost))
+    def note(array: str, _what: str) -> None:
+        lost = bool(array) and place.read(f"{array}/{ROOT}") is None
+        found.append(Damage(array, (), "metadata" if array else "attributes", lost))
 
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
         attributes = read_attributes(place)
         try:
             group = StoreGroup(place, attributes, note)
-        except (KeyError, TypeError, AttributeError, ValueError) as problem:  # attributes that nothing vouches for
-            if isinstance(problem, RepsimError):
-                note(str(problem).partition(": ")[2])
+        except (KeyError, TypeError, AttributeError, ValueError):  # attributes that nothing vouches for
             return Check(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
         # What is finished is read before the files are listed: a writer may be at work.
         dataset = None if found else _described(group)
@@ -285,14 +280,13 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
             attributes.get("identity") == layout.identity.to_dict() and attributes.get("extent") == layout.extent
         )
         if same:
-            with suppress(StoreDamaged):  # an array's metadata, say, that is about to be written anew
-                group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _what: None)
-                root: Any = group.zarr
-                same = all(
-                    np.array_equal(np.asarray(root[str(name)][...]), variable.values)
-                    for name, variable in frame(layout).variables.items()
-                    if name in group.arrays and name not in damaged
-                )
+            group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _array, _what: None)
+            root: Any = group.zarr
+            same = all(
+                np.array_equal(np.asarray(root[str(name)][...]), variable.values)
+                for name, variable in frame(layout).variables.items()
+                if name in group.arrays and name not in damaged
+            )
         if not same:
             names = ", ".join(sorted(name or "attributes" for name in damaged))
             raise RepsimError(

@@ -147,6 +147,7 @@ class Folder(Place):
         super().__init__(str(Path(text)))
         self.path = Path(text)
         self._desk: Path | None = None
+        self._made = False  # whether the folder was made here, and goes if nothing comes of it
 
     @property
     def zarr(self) -> LocalStore:
@@ -250,6 +251,7 @@ class Folder(Place):
     def enter(self, token: str) -> None:
         desk = self.path / DESKS / f"{token}{PARTIAL}"
         self.check_links(desk)
+        self._made = self._made or not self.path.exists()
         desk.mkdir(parents=True, exist_ok=True)
         self._desk = desk
 
@@ -280,7 +282,8 @@ class Folder(Place):
             shutil.rmtree(desk, ignore_errors=True)
             with suppress(OSError):  # where nothing else is there
                 desk.parent.rmdir()
-                self.path.rmdir()
+                if self._made:
+                    self.path.rmdir()
 
     @contextmanager
     def _told_of_the_desk(self) -> Iterator[None]:

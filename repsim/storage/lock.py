@@ -111,8 +111,10 @@ class Lock:
         self._stop.set()
         self._beating.join()  # otherwise it could write the lock again
         try:
-            self._place.exchange(KEY, self._me.bytes, None)
-            self._place.leave()
+            try:
+                self._place.exchange(KEY, self._me.bytes, None)
+            finally:
+                self._place.leave()
         except Exception as failure:  # whatever ends the work must not be hidden by this
             log.debug("%s: lock not released: %s", self._place, failure)
 

@@ -206,11 +206,8 @@ class Writer:
 
     def pending(self, block: int) -> frozenset[int]:
         """Nodes that this block lacks: their states, or log-probabilities of a plan that ends there."""
-        missing = missing_in(self._layout, self.done[:, block, None], self._predicted_of(block))
-        return frozenset(np.flatnonzero(missing).tolist())
-
-    def _predicted_of(self, block: int) -> NDArray[np.bool_] | None:
-        return None if self.predicted is None else self.predicted[:, block, None]
+        predicted = None if self.predicted is None else self.predicted[:, block, None]
+        return frozenset(np.flatnonzero(missing_in(self._layout, self.done[:, block, None], predicted)).tolist())
 
     def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
@@ -620,14 +617,13 @@ def samples_by_run(
     # chunks at hand: the next, this one, the one before, and as far back as a sample reaches
     ring = 3 + -(-int((ends - starts).max()) // size)
     room = np.empty((len(nodes), ring * size, units), array.dtype)
-    direct = isinstance(place, Folder) and dataset.attrs["compression"] == "none"
-    files = ChunkFiles(place) if isinstance(place, Folder) else None
+    files = ChunkFiles(place) if isinstance(place, Folder) and dataset.attrs["compression"] == "none" else None
 
     def read(chunk: int) -> None:
         rows = room[:, chunk % ring * size :][:, :size]
         with one_line_errors(place, "cannot be read", VERIFY):
             try:
-                if direct and files is not None:
+                if files is not None:
                     paths = [chunk_path(place, array, node, chunk) for node in nodes]
                     files.get([(path, row.reshape(-1).view(np.uint8)) for path, row in zip(paths, rows, strict=True)])
                 else:

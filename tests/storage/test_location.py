@@ -136,6 +136,16 @@ def test_who_was_taken_over_changes_nothing(tmp_path, act):
     assert second.read("hidden/c/0") == b"newer"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_an_empty_folder_stays_where_it_was_there_before(tmp_path, there):
+    place = place_of(tmp_path / "s.zarr")
+    if there:
+        place.path.mkdir()
+    place.enter("1" * 32)
+    place.leave()
+    assert place.path.exists() == there
+
+
 def test_a_store_that_is_moved_under_its_writer(tmp_path):
     place = place_of(tmp_path / "s.zarr")
     place.enter("1" * 32)
