@@ -30,12 +30,11 @@ from repsim.storage.location import Place, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 from repsim.storage.results import object_digest, result_digests
 from repsim.storage.state_store import (
-    ChunkExpectation,
+    FinishedBlocks,
     Layout,
-    block_starts,
+    dataset_of,
     frame,
     open_dataset,
-    plan_ends,
     writable,
     write_frame,
 )
@@ -111,21 +110,20 @@ def check(place: Place) -> Check:
         except (KeyError, TypeError, AttributeError, ValueError):  # attributes that nothing vouches for
             return Check(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
         # What is finished is read before the files are listed: a writer may be at work.
-        dataset = None if found else _described(group)
+        finite = None if found else _described(group)
         sizes = place.sizes()
         tasks: list[tuple[Any, str, tuple[int, ...], bool]] = []
         read = 0
         root = group.zarr
         for name in group.arrays:
             array: Any = root[name]
-            whole = dataset is None and group.is_filled(name)  # then what ought to be there cannot be told
+            untold = finite is None and group.is_filled(name)  # what ought to be there
             grid = [-(-size // along) for size, along in zip(array.shape, array.chunks, strict=True)]
             for chunk in np.ndindex(*grid):
                 key = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
-                if key in sizes or (not whole and group.must_have(name, chunk)):
+                if key in sizes or (not untold and group.must_have(name, chunk)):
                     tasks.append((array, name, chunk, key in sizes))
                     read += sizes.get(key, 0)
-        finite = None if dataset is None else Finite(group, dataset)
         with ThreadPoolExecutor() as pool:
             found += [damage for damage in pool.map(lambda task: _damage(task, finite), tasks) if damage]
         found += [Damage(name, (), "metadata", False) for name in (RESULTS, STATISTICS) if not _is_group(place, name)]
@@ -137,16 +135,12 @@ def check(place: Place) -> Check:
     return Check(len(tasks), read, (*found, *results), tuple(foreign), unchecked)
 
 
-def _described(group: StoreGroup) -> xr.Dataset | None:
-    """The store's dataset, which says what is finished; None where that is damaged, which is reported as such."""
+def _described(group: StoreGroup) -> Finite | None:
+    """What a store says of itself; None where that is damaged, which is reported as such."""
     try:
-        dataset = group.dataset()
-        if not group.holds_scores:
-            group.expect(ChunkExpectation(group, dataset))
-            _ = group.must_have("hidden", (0, 0, 0)) if "hidden" in group.arrays else None
+        return Finite(group, dataset_of(group))
     except (RepsimError, ValueError, RuntimeError):
         return None
-    return dataset
 
 
 class Finite:
@@ -156,8 +150,8 @@ class Finite:
         self._group, self._dataset = group, dataset
         self._allowed = bool(group.attributes.get("nonfinite", not group.is_checked))
         if not group.holds_scores:
-            self._tokens, self._samples = block_starts(dataset)
-            self._ends = plan_ends(dataset)
+            self._blocks = FinishedBlocks(dataset)
+            _ = self._blocks.bounds("hidden")  # what says where blocks are is read now, damaged or not
             last = dataset["length"].values[dataset["sample"].values] - 1
             # at a sample's last token nothing is predicted; a mean over a single token is one of nothing
             self._unpredicted = np.where(dataset["position"].values < 0, last == 0, dataset["position"].values == last)
@@ -168,20 +162,16 @@ class Finite:
             return True
         if self._group.holds_scores:
             return name != "score" or self._scored(region, values)
-        if name not in ("hidden", "logprob") and not name.startswith(STATISTICS):
+        if not self._group.is_filled(name):
             return True
-        by_sample = name.startswith(STATISTICS)
-        bounds = self._samples if by_sample else self._tokens
-        node = int(self._ends[region[0].start]) if by_sample else region[0].start
-        flags = "predicted" if name == "logprob" and "predicted" in self._dataset else "done"
-        if name == "logprob" and node not in self._ends:
-            return True
-        done = np.repeat(self._dataset[flags].values[node], np.diff(bounds))[region[1]]
+        done = np.repeat(self._blocks.of(name, region[0].start), np.diff(self._blocks.bounds(name)))[region[1]]
         if name == "logprob":
             done = done & ~self._unpredicted[region[1]]
         lost = ~np.isfinite(values[0])
-        if lost.ndim > 1:  # statistics of plans with fewer states than others end earlier
-            lost = lost.all(-1) if by_sample else lost.any(-1)
+        if name.startswith(STATISTICS):  # those of plans with fewer states than others end earlier
+            lost = lost.all(-1)
+        elif name == "hidden":
+            lost = lost.any(-1)
         return not (lost & done).any()
 
     def _scored(self, region: tuple[slice, ...], values: NDArray[Any]) -> bool:
@@ -321,15 +311,12 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
                 clear_flags(group, damage)
         held = open_dataset(place)
         flags = {name: held[name].values.copy() for name in FLAGS if name in held}
-        ends, (starts, samples) = plan_ends(held), block_starts(held)
+        blocks = FinishedBlocks(held)
         lost = [damage for damage in damages if damage.array.split("/")[0] in FILLED]
         for damage in lost:
             array: Any = group[damage.array]
-            row, chunk = damage.chunk[:2]
-            node, bounds = (ends[row], samples) if damage.array.startswith(STATISTICS) else (row, starts)
-            first, last = chunk * array.chunks[1], (chunk + 1) * array.chunks[1]
-            told = "predicted" if damage.array == "logprob" and "predicted" in flags else "done"
-            flags[told][node, (bounds[:-1] < last) & (bounds[1:] > first)] = False
+            told, node = blocks.flags(damage.array, damage.chunk[0])
+            flags[told][node, blocks.touched(damage.array, damage.chunk[1], array.chunks[1])] = False
         for name, values in flags.items():
             writable(group, name)[: len(values), : values.shape[1]] = values
         for damage in lost:

@@ -563,34 +563,52 @@ def dataset_of(group: StoreGroup) -> xr.Dataset:
     """
     dataset = group.dataset()
     if not group.holds_scores:
-        group.expect(ChunkExpectation(group, dataset))
+        blocks = FinishedBlocks(dataset)
+
+        def expected(name: str, chunk: tuple[int, ...]) -> bool:
+            length = group.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][1]
+            return bool((blocks.of(name, chunk[0]) & blocks.touched(name, chunk[1], length)).any())
+
+        group.expect(expected)
     return dataset
 
 
-class ChunkExpectation:
-    """Which chunks of the arrays that blocks fill have to be there: those that hold anything of a finished block."""
+class FinishedBlocks:
+    """Which blocks are finished of each row of the arrays that blocks fill: states, log-probabilities, statistics."""
 
-    def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
-        self._group, self._dataset = group, dataset
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
 
-    def __call__(self, name: str, chunk: tuple[int, ...]) -> bool:
-        along = self._group.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][1]
+    def bounds(self, name: str) -> NDArray[np.int64]:
+        """Where each block begins along an array's second dimension, and the last one ends, `[block + 1]`."""
         tokens, samples = self._bounds
-        bounds = samples if name.startswith(STATISTICS) else tokens
-        inside = (bounds[:-1] < (chunk[1] + 1) * along) & (bounds[1:] > chunk[1] * along)
-        node = int(self._ends[chunk[0]]) if name.startswith(STATISTICS) else chunk[0]
-        if name == "logprob" and node not in self._ends:
-            return False
-        flags = "predicted" if name == "logprob" and "predicted" in self._dataset else "done"
-        return bool(self._dataset[flags].values[node, inside].any())
+        return samples if name.startswith(STATISTICS) else tokens
+
+    def flags(self, name: str, row: int) -> tuple[str, int]:
+        """The array that says what is finished of a row, and the node that it says it of."""
+        told = "predicted" if name == "logprob" and "predicted" in self._dataset else "done"
+        return told, int(self.ends[row]) if name.startswith(STATISTICS) else row
+
+    def of(self, name: str, row: int) -> NDArray[np.bool_]:
+        """Which blocks of a row are there, `[block]`; none of log-probabilities where no plan ends."""
+        told, node = self.flags(name, row)
+        done: NDArray[np.bool_] = self._dataset[told].values[node]
+        return done & (name != "logprob" or node in self.ends)
+
+    def touched(self, name: str, chunk: int, length: int) -> NDArray[np.bool_]:
+        """The blocks that a chunk of so many tokens, or samples, holds a part of, `[block]`."""
+        bounds = self.bounds(name)
+        touched: NDArray[np.bool_] = (bounds[:-1] < (chunk + 1) * length) & (bounds[1:] > chunk * length)
+        return touched
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """The node where each plan ends, `[plan]`."""
+        return plan_ends(self._dataset)
 
     @cached_property
     def _bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return block_starts(self._dataset)
-
-    @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return plan_ends(self._dataset)
 
 
 def samples_by_run(
