@@ -64,10 +64,9 @@ class Opened:
         version = self.identity["versions"].get("repsim-layers", "0")
         made = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         return [
-            f"made before {release}: {text}"
+            f"made before {release}: {'; '.join(texts)}"
             for release, texts in CHANGED.items()
             if made < tuple(map(int, release.split(".")))
-            for text in texts
         ]
 
     @property
