@@ -11,12 +11,15 @@ its `extent`, which says how much counts, changes last; readers take the arrays 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
 import crc32c
+import numpy as np
 import xarray as xr
 import zarr
 from zarr.abc.store import ByteRequest
@@ -245,14 +248,12 @@ class StoreGroup:
             except (ValueError, KeyError, TypeError, RuntimeError) as problem:
                 raise damage(self.place, one_line(problem)) from None
             dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
-            first = [name for name in ("done", "predicted") if name in dataset]
-            small = [str(name) for name, variable in dataset.variables.items() if self._is_small(str(name), variable)]
-            for name in dict.fromkeys([*first, *small]):  # what is finished before what it is
-                dataset[name].load()
+            for flags in {"done", "predicted"} & set(dataset):  # what is finished before what it is
+                dataset[flags].load()
+            for name, variable in dataset.variables.items():
+                if name in self.arrays and not self.is_filled(str(name)) and variable.nbytes <= INDEX_LIMIT:
+                    self._store.keep(str(name))
         return dataset
-
-    def _is_small(self, name: str, variable: xr.Variable) -> bool:
-        return name in self.arrays and variable.nbytes <= INDEX_LIMIT and not self.is_filled(name)
 
     def is_filled(self, name: str) -> bool:
         """Whether blocks fill an array as they are computed; the others describe the store."""
@@ -279,9 +280,23 @@ class _CheckedStore(WrapperStore[Any]):
         root = {"zarr_format": 3, "node_type": "group", "attributes": of.attributes}
         documents = {ROOT: root, **{f"{name}/{ROOT}": document for name, document in of.arrays.items()}}
         self._metadata = {key: json.dumps(document).encode() for key, document in documents.items()}
+        self._kept: dict[str, bytes] = {}
+        self._aside = ThreadPoolExecutor(1)
 
     def with_read_only(self, read_only: bool = False) -> _CheckedStore:
         return self
+
+    def keep(self, name: str) -> None:
+        """Reads and checks an array's chunks now, and keeps them as they are until someone wants the values."""
+        document = self._of.arrays[name]
+        lengths = document["chunk_grid"]["configuration"]["chunk_shape"]
+        counts = [-(-size // length) for size, length in zip(document["shape"], lengths, strict=True)]
+        for chunk in np.ndindex(*counts):
+            key = "/".join(map(str, (name, "c", *chunk)))
+            data = self._of.place.read(key)
+            self._check(name, chunk, data)
+            if data is not None:
+                self._kept[key] = data
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -289,24 +304,29 @@ class _CheckedStore(WrapperStore[Any]):
         prototype = prototype or default_buffer_prototype()
         if key in self._metadata:
             return prototype.buffer.from_bytes(self._metadata[key])
+        if key in self._kept and byte_range is None:
+            return prototype.buffer.from_bytes(self._kept[key])
         value = await self._store.get(key, prototype, byte_range)
         name, separator, rest = key.rpartition("/c/")
         if not separator and key.endswith("/c"):
             name, rest = key.removesuffix("/c"), ""
         if byte_range is None and name in self._of.arrays:
-            self._check(name, tuple(map(int, rest.split("/"))) if rest else (), value)
+            chunk = tuple(map(int, rest.split("/"))) if rest else ()
+            if value is None:  # what may be missing is read through zarr, whose loop must not wait for itself
+                await asyncio.wrap_future(self._aside.submit(self._check, name, chunk, None))
+            else:
+                self._check(name, chunk, value.as_numpy_array().data)
         return value
 
-    def _check(self, name: str, chunk: tuple[int, ...], value: Buffer | None) -> None:
+    def _check(self, name: str, chunk: tuple[int, ...], data: bytes | memoryview | None) -> None:
         where = f"{name}/c/{'/'.join(map(str, chunk))}"
-        if value is None:
+        if data is None:
             if self._of.must_have(name, chunk):
                 raise damage(self._of.place, f"{where} is missing")
             return
         if name == "hidden":  # zarr's codec compares it as well; states are too many to do it twice
             return
-        data = value.as_numpy_array()
-        if data[-CHECKSUM:].tobytes() != crc32c.crc32c(data[:-CHECKSUM].data).to_bytes(CHECKSUM, "little"):
+        if bytes(data[-CHECKSUM:]) != crc32c.crc32c(data[:-CHECKSUM]).to_bytes(CHECKSUM, "little"):
             raise damage(self._of.place, where)
 
 
