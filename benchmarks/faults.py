@@ -1,6 +1,8 @@
 """A campaign of faults against stores: whatever happens, nothing is lost, unnoticed or falsely accused. Run by hand:
 
-    .venv/bin/python benchmarks/faults.py [kills] [zombies] [starts] [flips] [deletions] [errors] [disks] [bucket]
+    .venv/bin/python benchmarks/faults.py [PART ...]
+
+Parts: kills, zombies, starts, flips, deletions, errors, disks, bucket, network; all of them if none is named.
 
 Every part makes captures of a tiny random model and compares them, object by object, with one that nothing interrupted.
 A process that dies, wakes or fails does so at a chosen write, so each round is the same on every machine. The lines
@@ -10,6 +12,7 @@ say how many trials there were, and how many stores lost something, hid a damage
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import subprocess
@@ -30,8 +33,9 @@ from repsim.storage.location import place_of
 from repsim.storage.lock import KEY
 from support.faults import FINISHED, REFUSED, Nursery, Whole, amazon, digests, kill_often, leftovers, raise_zombies
 from support.models import save_folder
+from support.network import FAULTS, Network
 
-KILLS, ZOMBIES, STARTS, FLIPS, DELETIONS, ERRORS, DISKS = 60, 40, 60, 100, 40, 60, 20
+KILLS, ZOMBIES, STARTS, FLIPS, DELETIONS, ERRORS, DISKS, FAULTS_EACH = 60, 40, 60, 100, 40, 60, 20, 5
 ASKED = {
     "plan": ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2"],
     "limit": 24,
@@ -182,8 +186,39 @@ class Campaign:
             moments = np.linspace(1, whole.outcome.writes, 10, dtype=int).tolist()
             return Tally(20 + raise_zombies(self.nursery, call, moments, whole))
 
+    def network(self) -> Tally:
+        """A request to a bucket meets one of the faults that networks have; writing goes on, or ends with one line."""
+        tally = Tally()
+        with amazon() as url:
+            server = os.environ["AWS_ENDPOINT_URL"]
+            call = {**SMALL, "out": f"{url}/c.zarr"}
+            whole = Whole.of(self.nursery, {**SMALL, "out": f"{url}/campaign.zarr"})
+            with Network(server, lambda _number, _method: None) as quiet:
+                self.nursery.run(call, endpoint=quiet.url)
+            for fault in FAULTS:
+                for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
+                    place_of(call["out"]).remove()
+                    fate = {at: fault}
+                    with Network(server, lambda number, _method, fate=fate: fate.get(number)) as network:
+                        outcome = self.nursery.run(call, endpoint=network.url, patience=10)
+                    tally.trials += 1
+                    told = outcome.status == REFUSED and outcome.message.startswith(f"{call['out']}: ")
+                    if fault == "forgotten":  # what it held by then is gone
+                        tally.unnoticed += not told and digests(call["out"]) != whole.digests
+                        continue
+                    tally.false_alarms += outcome.status != FINISHED  # one fault alone is borne
+                    tally.lost += digests(call["out"]) != whole.digests
+            for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():  # for good
+                place_of(call["out"]).remove()
+                with Network(server, lambda number, _method, at=at: "hangs" if number >= at else None) as network:
+                    outcome = self.nursery.run(call, endpoint=network.url, patience=1)
+                tally.trials += 1
+                tally.unnoticed += outcome.status != REFUSED
+                tally.lost += self.nursery.run(call).status != FINISHED or digests(call["out"]) != whole.digests
+        return tally
 
-PARTS = ("kills", "zombies", "starts", "flips", "deletions", "errors", "disks", "bucket")
+
+PARTS = ("kills", "zombies", "starts", "flips", "deletions", "errors", "disks", "bucket", "network")
 
 
 def main(parts: list[str]) -> None:

@@ -871,7 +871,7 @@ def test_requests_that_are_refused(model, texts, path, options, message):
 def test_a_target_is_refused_before_a_model_is_loaded(texts, tmp_path):
     (tmp_path / "file").write_text("kept")
     asked = {"model": "no such model", "corpus": texts}
-    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\)$"):
+    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$"):
         repsim.capture(**asked, out=tmp_path / "file")
     with pytest.raises(RepsimError, match=r"file is no folder that can be written to; choose another --out$"):
         repsim.capture(**asked, out=tmp_path / "file" / "c.zarr")

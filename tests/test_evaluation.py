@@ -655,7 +655,7 @@ def test_scores_of_a_stack_that_was_named_are_other_scores(model, path):
 
 def test_a_target_is_refused_before_a_model_is_loaded(mixed_capture, tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\)$"):
+    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$"):
         repsim.evaluate("no such model", out=tmp_path / "file")
     with pytest.raises(RepsimError, match=r"file is no folder that can be written to; choose another --out$"):
         repsim.evaluate("no such model", out=tmp_path / "file" / "s.zarr")

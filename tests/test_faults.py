@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,6 +34,7 @@ from support.faults import (
     raise_zombies,
     start_command,
 )
+from support.network import Network
 
 KILLS, APPEND_KILLS, BUCKET_KILLS = 15, 6, 6  # `benchmarks/faults.py` has hundreds
 PLANS = ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2", "drop:layer=2,part=attn"]
@@ -104,6 +106,52 @@ def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
         made, writes = whole.outcome.made, whole.outcome.writes
         moments = [1, made // 2, made, made + 1, (made + writes) // 2, writes, "done/c", "logprob/c", "hidden/c/3"]
         raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
+
+
+def test_a_network_that_fails_now_and_then(nursery):
+    """One request of 24 does not come through at once, of whatever kind it is."""
+    chance = random.Random(0)
+    fates = [chance.choice((fault, *[None] * 23)) for fault in ("lost", "unanswered", "late", "refused") * 100]
+    with amazon() as url:
+        whole = Whole.of(nursery, {**SMALL, "out": f"{url}/whole.zarr"})
+        call = {**SMALL, "out": f"{url}/c.zarr"}
+        with Network(os.environ["AWS_ENDPOINT_URL"], lambda number, _: fates[number % len(fates)]) as network:
+            assert nursery.run(call, endpoint=network.url).status == FINISHED
+        assert network.requests > 150
+        assert digests(call["out"]) == whole.digests
+
+
+def test_a_write_that_hangs_is_sent_again(nursery):
+    """One that hangs for good: `benchmarks/faults.py`."""
+    hung = []
+
+    def fate(number: int, method: str) -> str | None:
+        if method == "PUT" and number > 150 and not hung:
+            hung.append(number)
+            return "hangs"
+        return None
+
+    with amazon() as url:
+        whole = Whole.of(nursery, {**SMALL, "out": f"{url}/whole.zarr"})
+        call = {**SMALL, "out": f"{url}/c.zarr"}
+        with Network(os.environ["AWS_ENDPOINT_URL"], fate) as network:
+            assert nursery.run(call, endpoint=network.url, patience=5).status == FINISHED
+        assert hung
+        assert digests(call["out"]) == whole.digests
+
+
+def test_a_server_that_forgets(nursery):
+    with amazon() as url:
+        call = {**SMALL, "out": f"{url}/c.zarr"}
+        with Network(
+            os.environ["AWS_ENDPOINT_URL"], lambda number, _: "forgotten" if number == 150 else None
+        ) as network:
+            outcome = nursery.run(call, endpoint=network.url)
+        assert outcome.status == REFUSED
+        noticed = "damaged|moved or removed while it was written; this one stops"  # reading, or writing
+        assert re.match(f"{call['out']}: ({noticed})", outcome.message)
+        with pytest.raises(repsim.RepsimError, match=r"; choose another place$"):
+            repsim.open(call["out"])
 
 
 # A disk that fills up

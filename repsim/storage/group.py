@@ -339,7 +339,7 @@ def read_attributes(place: Place) -> Document:
     data = place.read(ROOT)
     if data is None:
         if place.some_keys() - {LOCK_KEY}:
-            raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it)")
+            raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it); choose another place")
         raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
     try:
         document = json.loads(data)

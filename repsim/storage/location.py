@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from asyncio import to_thread
@@ -46,6 +47,7 @@ SOME = 20
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # A request to a bucket that is not answered in time is sent again for a minute; then the run ends, and can go on.
 RETRY_SECONDS, REQUEST_SECONDS = 60, 30
+GONE = "moved or removed while it was written"
 _memory: dict[str, Any] = {}
 
 
@@ -293,7 +295,7 @@ class Folder(Place):
         except FileNotFoundError:
             if self._desk is None or self._desk.is_dir():
                 raise
-            raise TakenOver(self, None if self.path.is_dir() else "moved or removed while it was written") from None
+            raise TakenOver(self, None if self.path.is_dir() else GONE) from None
 
     def check_links(self, path: Path) -> None:
         """Refuses a path below a link, through which a folder elsewhere would be written.
@@ -401,19 +403,33 @@ class Bucket(Place):
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         if self.versions is None:
             self._bucket.put(key, data)
             return
         mode: Any = "overwrite" if key not in self.versions else self.versions[key] or "create"
-        try:
-            put: Any = self._bucket.put(key, data, mode=mode)
-        except (AlreadyExistsError, PreconditionError):
-            if self.read(key) != data:  # else our own, sent again after a lost answer
-                raise TakenOver(self) from None
-            put = self._bucket.head(key)
-        self.versions[key] = version_of(put)
+        self.versions[key] = version_of(self._put(key, data, mode))
+
+    def _put(self, key: str, data: bytes, mode: Any) -> Any:
+        """Puts bytes in the place of a version; what is there then, be it by a request whose answer was lost.
+
+        Raises:
+            TakenOver: something else is there, or nothing is.
+        """
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        end = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return self._bucket.put(key, data, mode=mode)
+            except (AlreadyExistsError, PreconditionError):
+                if self.read(key) != data:
+                    raise TakenOver(self) from None
+                return self._bucket.head(key)
+            except FileNotFoundError:
+                raise TakenOver(self, GONE) from None
+            except GenericError:  # obstore does not send again what hung and may have arrived
+                if time.monotonic() > end:
+                    raise
 
     def create(self, key: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError

@@ -97,7 +97,7 @@ class Lock:
         while True:
             try:
                 # a request to a bucket that is sent again after a lost answer finds our own lock
-                while not self._place.create(KEY, self._me.bytes) and not self._is_mine():
+                while not self._place.create(KEY, self._me.bytes) and self._mine() is None:
                     self._succeed_the_dead()
                 self._place.take_over()
                 self._place.renew(KEY, self._me.bytes, self._me.bytes)  # the dead one may have had a last beat
@@ -112,7 +112,8 @@ class Lock:
         self._beating.join()  # otherwise it could write the lock again
         try:
             try:
-                self._place.exchange(KEY, self._me.bytes, None)
+                if (held := self._mine()) is not None:
+                    self._place.exchange(KEY, held, None)
             finally:
                 self._place.leave()
         except Exception as failure:  # whatever ends the work must not be hidden by this
@@ -121,7 +122,7 @@ class Lock:
     @property
     def held(self) -> bool:
         """Whether it is still ours."""
-        return not self._lost and self._is_mine()
+        return not self._lost and self._mine() is not None
 
     def check(self) -> None:
         """Refuses to go on without the lock."""
@@ -161,17 +162,20 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                now = replace(self._me, beat=self._me.beat + 1)
-                if not self._is_mine() or not self._place.renew(KEY, self._me.bytes, now.bytes):
+                self._me = replace(self._me, beat=self._me.beat + 1)
+                there = self._mine()
+                # a request to a bucket whose answer was lost may have renewed it, and be refused when it is sent again
+                if there is None or not (self._place.renew(KEY, there, self._me.bytes) or self._mine() is not None):
                     self._lost = True
                     return
-                self._me = now
             except Exception as problem:  # a full disk or a slow network: try again
                 log.debug("%s: lock not renewed: %s", self._place, problem)
 
-    def _is_mine(self) -> bool:
-        owner = self._read()
-        return owner is not None and owner.token == self._me.token
+    def _mine(self) -> bytes | None:
+        """The lock as it is there, if it is ours, at whatever beat."""
+        data = self._place.read(KEY)
+        owner = None if data is None else _parse(data)
+        return data if owner is not None and owner.token == self._me.token else None
 
     def _read(self) -> Owner | None:
         data = self._place.read(KEY)

@@ -247,6 +247,27 @@ def test_a_beat_does_not_take_a_lost_lock_back(place):
     assert is_free(place)
 
 
+def test_a_beat_whose_answer_was_lost_is_no_lost_lock(place, monkeypatch):
+    """It is sent again, and refused, since it has arrived."""
+    lock, pulse = pulsed(place)
+    with lock:
+        renew = place.renew
+
+        def renew_unheard(*beat):
+            assert renew(*beat)
+            return renew(*beat)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "renew", renew_unheard)
+            pulse.beat()
+        lock.check()
+        before = place.read(KEY)
+        pulse.beat()
+        assert place.read(KEY) != before
+        lock.check()
+    assert is_free(place)
+
+
 def test_a_beat_that_fails_is_tried_again(place, monkeypatch):
     lock, pulse = pulsed(place)
     with lock:

@@ -539,7 +539,7 @@ def _broken(path):
     [
         (lambda path: None, "no such store; make one with repsim capture --out "),
         (lambda path: path.mkdir(parents=True), "no such store; make one with repsim capture --out "),
-        (_file, "not a repsim capture (no zarr.json in it)"),
+        (_file, "not a repsim capture (no zarr.json in it); choose another place"),
         (lambda path: zarr.create_array(path, shape=(3,), dtype="float32"), "not a repsim capture: an array"),
         (_broken, "not a repsim capture: Expecting property name"),
         (_another_group, "a zarr group, but not a repsim capture (no attribute 'repsim_schema')"),

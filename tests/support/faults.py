@@ -29,8 +29,8 @@ import numpy as np
 
 import repsim
 from repsim.runs import Progress
+from repsim.storage import location, state_store
 from repsim.storage import lock as locks
-from repsim.storage import state_store
 from repsim.storage.location import OURS, PARTIAL, Folder, place_of
 
 TESTS = Path(__file__).parents[1]
@@ -241,6 +241,8 @@ class Nursery:
         at: int = 0,
         machine: str | None = None,
         error: int | None = None,
+        endpoint: str | None = None,
+        patience: float | None = None,
     ) -> Attempt:
         """Starts `repsim.capture(**call)`, or what else this nursery makes.
 
@@ -250,12 +252,17 @@ class Nursery:
             machine: another one than this, as far as locks can tell; there, whoever is stopped is taken for dead at
                 once.
             error: writes at these moments fail with this error of the system's.
+            endpoint: where requests to buckets go instead.
+            patience: seconds after which a request is given up.
         """
         self._attempts += 1
         told = self._folder / f"attempt-{self._attempts}.json"
         amazon = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        if endpoint is not None:
+            amazon["AWS_ENDPOINT_URL"] = endpoint
         job = {"call": call, "moments": list(moments), "fill": fill, "at": at, "machine": machine, "error": error}
-        return Attempt(self, self.ask({**job, "told": str(told), "environment": amazon}), told)
+        job |= {"told": str(told), "environment": amazon, "patience": patience}
+        return Attempt(self, self.ask(job), told)
 
     def run(self, call: Call, **options: Any) -> Outcome:
         return self.start(call, **options).wait()
@@ -313,9 +320,12 @@ def _attempt(
     error: int | None,
     told: str,
     environment: Any,
+    patience: float | None,
 ) -> int:
     """A child's life."""
     os.environ.update(environment)
+    if patience is not None:
+        location.REQUEST_SECONDS, location.RETRY_SECONDS = patience, 2 * patience
     if machine is not None:
         locks._machine, locks.MISSED_BEATS = lambda: machine, 0
     made, states = -1, 0
@@ -468,6 +478,12 @@ def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], wh
     return len(moments)
 
 
+def empty(server: str) -> None:
+    """Leaves an S3 server of this machine with one bucket, and nothing in it."""
+    for method, where in (("POST", "moto-api/reset"), ("PUT", "bucket")):  # what it holds outlives the server
+        urllib.request.urlopen(urllib.request.Request(f"{server}/{where}", method=method)).close()
+
+
 @contextmanager
 def amazon() -> Iterator[str]:
     """An S3 server on this machine with one bucket; its URL. The environment leads there meanwhile."""
@@ -482,8 +498,8 @@ def amazon() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")):
-            yield "s3://bucket"
+        empty(url)
+        yield "s3://bucket"
     finally:
         server.stop()
         for name, value in before.items():
