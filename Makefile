@@ -26,7 +26,7 @@ figures: $(VENV)/.ready
 	$(BIN)/repsim analyze clusters $(STORE) --of cka
 
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ from support.faults import (
 )
 from support.network import Network
 
-KILLS, APPEND_KILLS, BUCKET_KILLS = 15, 6, 6  # `benchmarks/faults.py` has hundreds
+KILLS, APPEND_KILLS, BUCKET_KILLS = 9, 6, 3  # `benchmarks/faults.py` has hundreds
 PLANS = ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2", "drop:layer=2,part=attn"]
 MORE_PLANS = [*PLANS, "reverse:start=1", "drop:layer=4"]
 ASKED = {"plan": PLANS, "limit": 60, "max_tokens": 30, "batch_tokens": 60, "logprobs": True}
@@ -100,11 +100,11 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
-    """Stopped before its first write, while the store is made, at edges of blocks, flags, states and the last write."""
+    """Stopped before its first write, before the last that makes the store, at flags, states and its last write."""
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
         whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes
-        moments = [1, made // 2, made, made + 1, (made + writes) // 2, writes, "done/c", "logprob/c", "hidden/c/3"]
+        moments = [1, made, made + 1, writes, "done/c", "logprob/c", "hidden/c/3"]
         raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
 
 
@@ -275,8 +275,8 @@ def test_signals_to_the_command(tiny_folder, tmp_path):
     corpus.write_text("\n".join(" ".join(text.text.split()[:40]) for text in read_corpus().texts[:12]))
     plans = [word for plan in MORE_PLANS for word in ("--plan", plan)]
     words = ["capture", tiny_folder, *plans, "--corpus", corpus, "--batch-tokens", "64"]
-    # while blocks are written, twice, and while the store is made
-    cases = [(signal.SIGINT, "hidden/c/3"), (signal.SIGTERM, "hidden/c/3"), (signal.SIGTERM, "zarr.json")]
+    # while blocks are written, and while the store is made
+    cases = [(signal.SIGINT, "hidden/c/3"), (signal.SIGTERM, "zarr.json")]
     outs = [tmp_path / str(row) / "c.zarr" for row in range(len(cases))]
     running = [start_command(words, out, moment) for out, (_, moment) in zip(outs, cases, strict=True)]
     for process, out, (number, moment) in zip(running, outs, cases, strict=True):
@@ -296,5 +296,5 @@ def test_signals_to_the_command(tiny_folder, tmp_path):
         shown, lines = end_command(process)
         assert process.returncode == 0, lines
         assert "complete:  yes" in shown
-    first, *others = map(digests, outs)
-    assert others == [first, first]
+    first, other = map(digests, outs)
+    assert other == first

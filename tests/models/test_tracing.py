@@ -118,9 +118,9 @@ def test_logprobs_are_those_of_the_models_own_logits(architecture: str, batch: B
 
 def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch) -> None:
     """A wide trie of many plans keeps no more states alive than its branching points on one path."""
-    plans = [named.plan for named in resolve("painters", T)]
+    plans = [named.plan for named in resolve("painters", T)][::2]
     trie = PlanTrie.build(plans)
-    assert len(trie) > 10 * trie.depth
+    assert len(trie) > 7 * trie.depth
     shape = (*batch.mask.shape, llama.units)
 
     def states() -> list[Tensor]:

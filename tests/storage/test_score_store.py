@@ -29,7 +29,7 @@ from repsim.storage.lock import Lock
 from support import faults
 from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
 
-KILLS, GROWN_KILLS = 8, 6
+KILLS, GROWN_KILLS = 6, 3
 DTYPES = {
     "log_likelihood": (("plan", "request"), "float64"),
     "is_greedy": (("plan", "request"), "int8"),
@@ -439,7 +439,7 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterr
 def test_a_signal_to_the_command(tiny_folder, tmp_path):
     """The exit status says so, the message how to go on, and the same command goes on."""
     out = tmp_path / "s.zarr"
-    words = ["evaluate", tiny_folder, "--tasks", "recall,knowledge", "--plan", "fig2", "--limit", "60"]
+    words = ["evaluate", tiny_folder, "--tasks", "recall,knowledge", "--plan", "fig2", "--limit", "20"]
     words += ["--batch-tokens", "64"]
     setting = "from repsim.storage import score_store; score_store.WRITE_SECONDS = -1.0"
     process = start_command(words, out, ("done/c", 3), setting)
@@ -453,6 +453,6 @@ def test_a_signal_to_the_command(tiny_folder, tmp_path):
     process = start_command(words, out, "done/c")
     shown, lines = end_command(process)
     assert process.returncode == 0, lines
-    assert "120 examples of recall, knowledge" in shown
+    assert "40 examples of recall, knowledge" in shown
     assert not repsim.open(out).remark
     assert np.isfinite(of_plan(repsim.open(out), "baseline")["score"].values).any(-1).all()
