@@ -11,13 +11,14 @@ from repsim.corpus import json_kind
 from repsim.schema import RepsimError
 
 NOTHING = json_kind(None)
+LONGEST = 1 << 24  # characters of a line: tokenizing takes some 25 times its size
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file, each with the number of its line; blank lines hold none.
 
     Raises:
-        RepsimError: the file cannot be read, or a line holds no object.
+        RepsimError: the file cannot be read, or a line is too long or holds no object.
     """
     number = 0
     try:
@@ -32,6 +33,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    if len(line) > LONGEST:
+        raise RepsimError(f"{path} line {number}: {len(line):,} characters, at most {LONGEST:,} are read; shorten it")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -580,6 +580,7 @@ LINES = [json.dumps(row) for row in ARC_EASY[:4]]
     ("lines", "number", "says"),
     [
         ([*LINES[:2], "", '{"id": "a", "question": "What'], 4, "not JSON; write one object per line"),
+        ([LINES[0], " " * (1 << 24) + LINES[1]], 2, "characters, at most 16,777,216 are read; shorten it"),
         ([LINES[0], "[1, 2]"], 2, "holds a list, not an object with the task's fields"),
         (["3"], 1, "holds a number, not an object"),
         ([LINES[0], json.dumps(without(ARC_EASY[1], "question"))], 2, "no field 'question', which line 1 has"),

@@ -38,6 +38,7 @@ PER_LAYER_LISTS = (
     "indexer_types",
     "kv_sharing_modes",
 )
+PAST_THE_LAST = ("first_kv_shared_layer_idx",)  # of a loop: the place of the first layer that never comes
 SLOT_NAMES = ("layer_idx", "layer_id")  # what a layer's modules call their slot in the KV cache
 DEPTHS = ("num_hidden_layers", "num_layers")
 DECODER_DEPTHS = ("decoder_layers", "num_decoder_layers")
@@ -149,8 +150,11 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
             if application.half:
                 half_layer(layer, application.half)
             entries.append(layer if len(step) == 1 else ParallelMember(layer, join, position))
+    owner = made.get_submodule(stack.path.rpartition(".")[0])
+    for name in PAST_THE_LAST:
+        if vars(owner).get(name) == len(stack):
+            setattr(owner, name, len(entries))
     if len(applications) > len(plan):
-        owner = made.get_submodule(stack.path.rpartition(".")[0])
         starts = [number for step in plan.steps for number in (True, *[False] * (len(step) - 1))]
         owner.register_forward_hook(functools.partial(_without_inner_states, starts))
         for module_asked in (made, owner):

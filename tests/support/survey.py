@@ -443,7 +443,7 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
     try:
         witness = Witness(subject, model.stack.path, batch, generating=True)
         plain = generated(witness.module, batch, NEW_TOKENS, use_cache=False)
-        itself = cache_difference(witness.module, batch, *plain)
+        cache_difference(witness.module, batch, *plain)
     except Exception as problem:
         found.append(Outcome("generation", layout, "none", f"the model itself does not generate: {told(problem)}"))
         return
@@ -453,13 +453,24 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
             plain = generated(module, batch, NEW_TOKENS, use_cache=False)
             cached = cache_difference(module, batch, *plain)
         first = difference(plain[0][0], witness.first_logits(plan))
-        if first <= CACHED < min(cached, itself):
+        if first <= CACHED < cached and (itself := _of_its_own(witness.module, batch)) > CACHED:
             return f"with its cache the model itself differs by {itself:.0e}, the planned one by {cached:.0e}"
         return max(first, cached)
 
     for text in texts:
         plan = resolve(text, model.layers)[0].plan
         judge(found, "generation", f"{text}, {layout}", CACHED, partial(compare, plan))
+
+
+def _of_its_own(module: nn.Module, batch: Batch) -> float:
+    """How far a model's own cache is off, at most, for this batch and eight others; some switch on rounding."""
+    largest = 0.0
+    for seed in range(9):
+        others = np.random.default_rng(seed).integers(TOKENS.start, TOKENS.stop, batch.mask.shape)
+        ids = batch.token_ids if not seed else np.where(batch.mask, others, 0)
+        one = Batch(ids, batch.mask)
+        largest = max(largest, cache_difference(module, one, *generated(module, one, NEW_TOKENS, use_cache=False)))
+    return largest
 
 
 def judge(found: list[Outcome], check: str, case: str, bound: float, compare: Callable[[], float | str]) -> None:
