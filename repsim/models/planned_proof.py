@@ -22,6 +22,7 @@ from repsim.corpus import Batch
 from repsim.models.forward import decoder_inputs, ordinary_tokens, without_cache
 from repsim.models.layer_call import state_of
 from repsim.models.model import Model
+from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError, brief
@@ -152,12 +153,14 @@ def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _evaluating(made: nn.Module) -> Iterator[None]:
-    """Without dropout; each part is in training afterwards that was before."""
+    """Without dropout; afterwards in training what was before, and no trace of the short texts that were run."""
+    before = ModuleState(made)
     training = [module for module in made.modules() if module.training]
     made.eval()
     try:
         yield
     finally:
+        before.restore()
         for module in training:
             module.training = True
 

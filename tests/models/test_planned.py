@@ -21,6 +21,7 @@ from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound
 from repsim.models.stack import find_stack
 from repsim.schema import RepsimError
+from support.architectures import build as build_survey
 from support.models import MORE, T, build, made, make
 from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced
 
@@ -455,6 +456,34 @@ def test_a_cache_that_minds_a_layer_s_place_is_not_used() -> None:
     expected = repsim.planned(make("llama"), "0, 2-5").generate(ids, max_new_tokens=8, **GREEDY)
     assert torch.equal(planned.generate(ids, max_new_tokens=8, **GREEDY), expected)
     assert torch.equal(planned.generate(ids, max_new_tokens=8, use_cache=True, **GREEDY), expected)
+
+
+def test_a_loop_that_changes_where_layers_begin_to_share_runs_a_longer_plan() -> None:
+    """Gemma 4 counts its layers when it is made; held against a deeper one with the same weights."""
+    module, order = build_survey("gemma4_unified_text"), (0, 1, 1, 2, 3, 4, 5)
+    kinds = [module.config.layer_types[layer] for layer in order]
+    deeper = build_survey("gemma4_unified_text", num_hidden_layers=len(order), layer_types=kinds)
+    weights = module.state_dict()
+
+    def source(name: str) -> str:
+        head, _, rest = name.partition("layers.")
+        layer, _, tail = rest.partition(".")
+        return f"{head}layers.{order[int(layer)]}.{tail}" if rest else name
+
+    deeper.load_state_dict({name: weights[source(name)] for name in deeper.state_dict()})
+    ids = torch.arange(3, 9)[None]
+    with repsim.planned(module, "0-1, 1-5") as planned:
+        for cached in (True, False):
+            options = {"max_new_tokens": 6, "do_sample": False, "use_cache": cached}
+            assert torch.equal(planned.generate(ids, **options), deeper.generate(ids, **options))
+
+
+def test_the_proof_s_short_texts_leave_no_trace() -> None:
+    """BigBird attends fully for good once it has read a short text; a long one must still be read in blocks."""
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 40, (1, 40)))
+    expected = build_survey("big_bird")(ids).logits
+    with repsim.planned(build_survey("big_bird"), "0-5") as planned:
+        assert torch.equal(planned(ids).logits, expected)
 
 
 def test_the_bound_on_rounding_by_hand() -> None:
