@@ -248,11 +248,12 @@ class StoreGroup:
             except (ValueError, KeyError, TypeError, RuntimeError) as problem:
                 raise damage(self.place, one_line(problem)) from None
             dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
-            for flags in {"done", "predicted"} & set(dataset):  # what is finished before what it is
-                dataset[flags].load()
-            for name, variable in dataset.variables.items():
-                if name in self.arrays and not self.is_filled(str(name)) and variable.nbytes <= INDEX_LIMIT:
-                    self._store.keep(str(name))
+            flags = {"done", "predicted"} & set(dataset)
+            for name in flags:  # what is finished before what it is
+                dataset[name].load()
+            for name in (set(self.arrays) & set(dataset.variables)) - flags:
+                if not self.is_filled(name) and dataset.variables[name].nbytes <= INDEX_LIMIT:
+                    self._store.keep(name)
         return dataset
 
     def is_filled(self, name: str) -> bool:
