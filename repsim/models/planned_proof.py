@@ -99,7 +99,7 @@ def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tens
     Returns:
         The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2, TOKENS, unit]`.
     """
-    pad = made.config.get_text_config().pad_token_id
+    pad = getattr(made.config.get_text_config(), "pad_token_id", None)
     settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=2, min_new_tokens=2, num_beams=1, do_sample=False, use_cache=True, pad_token_id=pad or 0
     )

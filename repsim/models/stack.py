@@ -76,6 +76,11 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
             "so they cannot run by themselves; take a model without shared keys and values"
         )
     owner = module.get_submodule(path.rpartition(".")[0])
+    if hasattr(owner, "layers_are_rescaled") and getattr(_text_config(module), "rescale_every", 0) > 0:  # RWKV
+        raise RepsimError(
+            f"{type(module).__name__}: divides its weights and states on the way, so they are not each layer's own; "
+            "load it with rescale_every=0, which gives the same logits"
+        )
     return Stack(
         path=path,
         owner=owner,

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 import repsim
 from repsim.corpus import Batch
@@ -15,6 +16,7 @@ from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.plans import Plan, PlanTrie
 from repsim.schema import RepsimError
+from support.architectures import build as build_survey
 from support.models import (
     ARCHITECTURES,
     DECODER,
@@ -420,3 +422,16 @@ def test_a_batch_of_one_sample(batch: Batch) -> None:
         (states,) = traced(made(name), [Plan.from_steps(range(T))], single)
         for ours, theirs in zip(states, own_states(made(name), single, **without_cache(made(name))), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_a_model_that_divides_its_weights_is_refused_before_it_runs() -> None:
+    module, advised = (build_survey("rwkv", rescale_every=every) for every in (3, 0))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RepsimError, match="RwkvForCausalLM: divides its weights .*load it with rescale_every=0"):
+        repsim.planned(module, "0, 2-5")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    ids = torch.arange(3, 12)[None]
+    assert_close(module(ids).logits, advised(ids).logits)
+    assert not torch.equal(
+        module.rwkv.blocks[5].attention.output.weight, advised.rwkv.blocks[5].attention.output.weight
+    )

@@ -120,6 +120,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": {"indexer_types": ["full", "shared", "shared"] * 2},
     "mistral_large4_text": {"indexer_types": ["full", "shared", "shared"] * 2},
     "hy_v4": {"indexer_types": ["full", "shared", "shared"] * 2},
+    "rwkv": {"rescale_every": 0},
     "xlstm": {"num_heads": 4, "head_dim": 8},
     "xmod": {"default_language": "en_XX"},
     "nemotron_h": {"layers_block_type": ["mamba", "moe", "full_attention"] * 2},
