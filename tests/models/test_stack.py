@@ -427,11 +427,10 @@ def test_a_batch_of_one_sample(batch: Batch) -> None:
 def test_a_model_that_divides_its_weights_is_refused_before_it_runs() -> None:
     module, advised = (build_survey("rwkv", rescale_every=every) for every in (3, 0))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(RepsimError, match="RwkvForCausalLM: divides its weights .*load it with rescale_every=0"):
+    with pytest.raises(RepsimError, match=r"RwkvForCausalLM: divides its weights .*load it with rescale_every=0"):
         repsim.planned(module, "0, 2-5")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     ids = torch.arange(3, 12)[None]
-    assert_close(module(ids).logits, advised(ids).logits)
-    assert not torch.equal(
-        module.rwkv.blocks[5].attention.output.weight, advised.rwkv.blocks[5].attention.output.weight
-    )
+    assert_close(module(ids).logits, advised(ids).logits, rtol=0, atol=1e-3)  # norms add a constant to what is halved
+    first, second = (one.rwkv.blocks[5].attention.output.weight for one in (module, advised))
+    assert torch.equal(2 * first, second)
