@@ -403,31 +403,31 @@ class Bucket(Place):
         return data
 
     def write(self, key: str, data: bytes) -> None:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
         if self.versions is None:
             self._bucket.put(key, data)
             return
         mode: Any = "overwrite" if key not in self.versions else self.versions[key] or "create"
-        self.versions[key] = version_of(self._put(key, data, mode))
+        try:
+            put = self._put(key, data, mode)
+        except (AlreadyExistsError, PreconditionError):
+            if self.read(key) != data:  # else our own, sent again after a lost answer
+                raise TakenOver(self) from None
+            put = self._bucket.head(key)
+        except FileNotFoundError:
+            raise TakenOver(self, GONE) from None
+        self.versions[key] = version_of(put)
 
     def _put(self, key: str, data: bytes, mode: Any) -> Any:
-        """Puts bytes in the place of a version; what is there then, be it by a request whose answer was lost.
-
-        Raises:
-            TakenOver: something else is there, or nothing is.
-        """
-        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+        """Puts bytes if nothing else is there; again for a while, as obstore does not where they may have arrived."""
+        from obstore.exceptions import GenericError
 
         end = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 return self._bucket.put(key, data, mode=mode)
-            except (AlreadyExistsError, PreconditionError):
-                if self.read(key) != data:
-                    raise TakenOver(self) from None
-                return self._bucket.head(key)
-            except FileNotFoundError:
-                raise TakenOver(self, GONE) from None
-            except GenericError:  # obstore does not send again what hung and may have arrived
+            except GenericError:
                 if time.monotonic() > end:
                     raise
 
@@ -435,7 +435,7 @@ class Bucket(Place):
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._bucket.put(key, data, mode="create")
+            self._put(key, data, "create")
         except AlreadyExistsError:
             return self.exchange(key, b"", data)  # what was exchanged for nothing
         return True
@@ -448,7 +448,7 @@ class Bucket(Place):
             version = version_of(there.meta)
             if bytes(there.bytes()) != expected:
                 return False
-            self._bucket.put(key, data or b"", mode=version)  # to delete only if it is the same, buckets do not offer
+            self._put(key, data or b"", version)  # to delete only if it is the same, buckets do not offer
         except (FileNotFoundError, PreconditionError):
             return False
         return True
