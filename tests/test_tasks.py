@@ -603,7 +603,19 @@ LINES = [json.dumps(row) for row in ARC_EASY[:4]]
         ),
         ([json.dumps({"foo": "one"})] * 2, 1, "does the line have the task's fields?"),
     ],
-    ids=["cut off", "list", "number", "no question", "no id", "no such answer", "choices", "question", "nulls", "all"],
+    ids=[
+        "cut off",
+        "long",
+        "list",
+        "number",
+        "no question",
+        "no id",
+        "no such answer",
+        "choices",
+        "question",
+        "nulls",
+        "all",
+    ],
 )
 def test_an_error_in_a_task_s_data_names_file_and_line(lines, number, says, tiny, tmp_path):
     path = tmp_path / "arc_easy.test.jsonl"

@@ -464,7 +464,7 @@ def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logpr
 def test_what_is_no_store_is_not_replaced(place):
     place.path.mkdir(parents=True)
     (place.path / "letter.txt").write_text("kept")
-    with pytest.raises(RepsimError, match=r"not a repsim capture \(no zarr\.json in it\)$"):
+    with pytest.raises(RepsimError, match=r"not a repsim capture \(no zarr\.json in it\); choose another place$"):
         begin(place, layout_of())
     assert [file.name for file in place.path.rglob("*") if file.is_file()] == ["letter.txt"]
 
