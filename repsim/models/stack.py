@@ -79,7 +79,7 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
     if hasattr(owner, "layers_are_rescaled") and getattr(_text_config(module), "rescale_every", 0) > 0:  # RWKV
         raise RepsimError(
             f"{type(module).__name__}: divides its weights and states on the way, so they are not each layer's own; "
-            "load it with rescale_every=0, which gives the same logits"
+            "load it with rescale_every=0 in its config.json, which gives the same logits"
         )
     return Stack(
         path=path,

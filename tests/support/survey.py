@@ -442,8 +442,8 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
     layout = "left padding" if left else "no padding"
     try:
         witness = Witness(subject, model.stack.path, batch, generating=True)
-        plain = generated(witness.module, batch, NEW_TOKENS, use_cache=False)
-        cache_difference(witness.module, batch, *plain)
+        for use_cache in (False, True):
+            generated(witness.module, batch, NEW_TOKENS, use_cache)
     except Exception as problem:
         found.append(Outcome("generation", layout, "none", f"the model itself does not generate: {told(problem)}"))
         return
