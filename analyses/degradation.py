@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from repsim import inference, results
-from repsim.families import FAMILIES
 from repsim.inference import LEVEL, Estimate
+from repsim.plans.families import FAMILIES
 from repsim.schema import PLAN, SCORES, TASK, RepsimError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from repsim import results
 from repsim.analyses import degradation
-from repsim.plans import Plan
+from repsim.plans.plan import Plan
 from repsim.schema import PLAN, SCORES, RepsimError
 
 if TYPE_CHECKING:

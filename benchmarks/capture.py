@@ -30,10 +30,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 import repsim
 from repsim import evaluation, recording
 from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
-from repsim.families import resolve
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
-from repsim.plans import PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import PlanTrie
 from repsim.runs import CPU_COSTS, DEFAULT_BATCH_TOKENS
 
 ROUNDS = 5

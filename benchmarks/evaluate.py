@@ -29,10 +29,10 @@ from lm_eval.models.huggingface import HFLM
 
 import repsim
 from repsim import evaluation, runs, tasks
-from repsim.families import resolve
 from repsim.models import Model, load
 from repsim.packing import cut_trees, pack_rows, pack_trees
-from repsim.plans import PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import PlanTrie
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CHOICES = ("arc_easy", "arc_challenge", "hellaswag", "winogrande", "lambada_openai")

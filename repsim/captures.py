@@ -20,9 +20,9 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from repsim.families import names_of, resolve
 from repsim.opened import Opened
-from repsim.plans import Plan
+from repsim.plans.families import names_of, resolve
+from repsim.plans.plan import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError, printable
 from repsim.statistics import Statistic
 from repsim.storage import state_store

@@ -333,7 +333,7 @@ def plans(ctx: typer.Context) -> None:
         return
     from rich.table import Table
 
-    from repsim.families import FAMILIES, SETS
+    from repsim.plans.families import FAMILIES, SETS
 
     table = Table.grid(padding=(0, 2))
     for family in FAMILIES.values():
@@ -350,8 +350,8 @@ def show(
     layers: Annotated[int, typer.Option(help="The model's number of layers, T.", min=1, max=100_000)] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
-    from repsim.families import resolve
-    from repsim.plans import PlanTrie, describe, draw
+    from repsim.plans.families import resolve
+    from repsim.plans.plan import PlanTrie, describe, draw
 
     found = resolve(plan, layers)
     if len(found) == 1:
@@ -453,7 +453,7 @@ def argument_help(docstring: str) -> dict[str, str]:
 
 def _each_plan(opened: list[Capture | Scores], options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """The options for each store, plan by plan; a family may be another plan in a model of another depth."""
-    from repsim.families import resolve
+    from repsim.plans.families import resolve
 
     if "plan" not in options:
         yield [options] * len(opened)

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from repsim import runs, scores
 from repsim.corpus import Company
-from repsim.families import NamedPlan, names_of, resolve
 from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.families import NamedPlan, names_of, resolve
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict, RepsimError, Stopped
 from repsim.scores import Scores

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pandas as pd
 import xarray as xr
 
-from repsim.families import NamedPlan
-from repsim.plans import parse_plan
+from repsim.plans.families import NamedPlan
+from repsim.plans.plan import parse_plan
 from repsim.schema import PLAN, printable
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup

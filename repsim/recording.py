@@ -32,8 +32,8 @@ from repsim.corpus import (
     read_corpus,
     tokenize,
 )
-from repsim.families import names_of, resolve
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.families import names_of, resolve
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.statistics import statistics_of

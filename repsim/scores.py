@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from repsim.families import names_of
 from repsim.opened import Opened
+from repsim.plans.families import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError, printable
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup

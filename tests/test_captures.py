@@ -23,10 +23,10 @@ import repsim
 from repsim import models, sinks
 from repsim.analyses import cosine, norms
 from repsim.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
-from repsim.families import resolve
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.statistics import Statistic

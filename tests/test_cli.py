@@ -16,7 +16,7 @@ import xarray as xr
 import repsim as repsim_library
 from repsim import cli
 from repsim.analyses import degradation
-from repsim.families import FAMILIES
+from repsim.plans.families import FAMILIES
 
 USER = "somebody-of-note"
 REPSIM = [sys.executable, "-c", "from repsim.cli import run; run()"]
@@ -503,7 +503,7 @@ def test_an_unforeseen_error_is_one_line_too(
         raise KeyError("something\nodd")
 
     monkeypatch.delenv("REPSIM_DEBUG", raising=False)
-    monkeypatch.setattr("repsim.plans.draw", broken)
+    monkeypatch.setattr("repsim.plans.plan.draw", broken)
     assert cli.main(["plans", "show", "baseline"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("repsim: unforeseen KeyError: 'something\\nodd' - a fault of repsim's: please report it ")

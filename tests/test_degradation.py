@@ -13,8 +13,8 @@ from scipy import stats
 from repsim import results
 from repsim.analyses import degradation
 from repsim.analyses.degradation import chance_of, kind_of, variants
-from repsim.families import FAMILIES, resolve
 from repsim.inference import bootstrap_shares
+from repsim.plans.families import FAMILIES, resolve
 from repsim.schema import RepsimError
 
 T = 6

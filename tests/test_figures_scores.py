@@ -11,9 +11,9 @@ from test_figures import assert_nothing_is_clipped_or_overlaps, tick_texts
 
 from repsim import figures
 from repsim.analyses import degradation
-from repsim.families import resolve
 from repsim.figures.curves import FAMILIES, look, look_of_task
 from repsim.figures.page import MARK
+from repsim.plans.families import resolve
 from repsim.schema import RepsimError
 
 T = 30

@@ -22,7 +22,7 @@ from repsim.corpus import Company, Sample, batches
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 
 # How far two layouts of the same text may lie apart, as a share of a state's length: what rounding does in few layers.

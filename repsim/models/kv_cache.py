@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from repsim.plans import Plan
+from repsim.plans.plan import Plan
 from repsim.schema import RepsimError
 
 ADVICE = "leave out --paper-cache"

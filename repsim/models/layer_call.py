@@ -21,7 +21,7 @@ from transformers import Cache
 from repsim.models.halves import dropped_paths, half_layer, kind_of, prove_halves
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
-from repsim.plans import Application, Step
+from repsim.plans.plan import Application, Step
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
-from repsim.families import resolve
 from repsim.models.halves import half_layer
 from repsim.models.layer_call import Join, LayerCall, state_of, with_state
 from repsim.models.model import Model
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
-from repsim.plans import Application, Plan
+from repsim.plans.families import resolve
+from repsim.plans.plan import Application, Plan
 from repsim.schema import RepsimError
 
 # Lists in a configuration with one entry per layer that a model's forward, its cache or its making reads.

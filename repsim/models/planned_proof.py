@@ -24,7 +24,7 @@ from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError, brief
 
 TOKENS = 6  # of the longer of two texts that a proof runs

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from repsim.plans import Application
+from repsim.plans.plan import Application
 from repsim.schema import RepsimError
 
 # What configurations call the depth of a stack; the first stands for the model's own, found by whatever name.

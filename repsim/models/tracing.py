@@ -43,7 +43,7 @@ from repsim.models.module_state import ModuleState
 from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
 from repsim.models.sharing import SharedCopies
 from repsim.packing import Window, pack_rows, pack_trees
-from repsim.plans import Plan, PlanTrie, Step
+from repsim.plans.plan import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512

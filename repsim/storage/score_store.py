@@ -21,7 +21,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from repsim.families import NamedPlan
+from repsim.plans.families import NamedPlan
 from repsim.schema import (
     BLOCK,
     CHOICE,

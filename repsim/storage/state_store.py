@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim.corpus import Company, Sample, TokenRule
-from repsim.families import NamedPlan
-from repsim.plans import PlanTrie
+from repsim.plans.families import NamedPlan
+from repsim.plans.plan import PlanTrie
 from repsim.schema import (
     BLOCK,
     CAPTURE,

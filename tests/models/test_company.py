@@ -17,7 +17,7 @@ from repsim.models import Model
 from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 from repsim.statistics import statistics_of
 from support.models import ARCHITECTURES, DECODER, HEAD, MIXED, MORE, SMALL, VOCABULARY, T, build

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import repsim
-from repsim.families import resolve
 from repsim.models import Model
 from repsim.models.kv_cache import AveragingCache
-from repsim.plans import Plan, parse_plan
+from repsim.plans.families import resolve
+from repsim.plans.plan import Plan, parse_plan
 from repsim.schema import RepsimError
 from support.models import DECODER, DECODERS, MORE_DECODERS, T, made
 

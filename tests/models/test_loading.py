@@ -19,7 +19,7 @@ from repsim.models import Model
 from repsim.models import loading as models
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 from support.models import DECODER, VOCABULARY, T, batch_of, make
 

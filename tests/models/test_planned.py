@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import repsim
 from repsim.corpus import Batch
-from repsim.families import resolve
 from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound
 from repsim.models.stack import find_stack
+from repsim.plans.families import resolve
 from repsim.schema import RepsimError
 from support.architectures import build as build_survey
 from support.models import MORE, T, build, made, make

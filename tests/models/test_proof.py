@@ -13,7 +13,7 @@ from repsim.models import Model
 from repsim.models.proof import PROOF_TOKENS, ReplayProof, distance, excerpt, kind_of, parting, rounding
 from repsim.models.tracing import Tracer
 from repsim.packing import pack_trees
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 from support.models import ARCHITECTURES, FSMT, INKLING2, MORE, VOCABULARY, T, batch_of, made, make, model_of
 from support.oracles import windows_that_share

@@ -7,13 +7,13 @@ import transformers
 from torch import Tensor
 
 from repsim.corpus import Batch
-from repsim.families import resolve
 from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.packing import Packed, Window, pack_rows, pack_trees
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import Plan, PlanTrie
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
 from support.oracles import (
     FAMILIES,

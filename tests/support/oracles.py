@@ -13,7 +13,7 @@ from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
 from repsim.packing import Window
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.plan import Plan, PlanTrie
 from support.models import VOCABULARY
 
 # Every family, twice where its middle can be wide or narrow.

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from repsim.corpus import Sample
-from repsim.families import resolve
-from repsim.plans import PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import PlanTrie
 from repsim.schema import Identity
 from repsim.statistics import Statistic
 from repsim.storage import state_store

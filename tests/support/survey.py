@@ -22,12 +22,12 @@ from transformers import Cache
 
 import repsim
 from repsim.corpus import Batch
-from repsim.families import resolve
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
+from repsim.plans.families import resolve
+from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 from support import oracles
 from support.architectures import TOKENS, Subject, T

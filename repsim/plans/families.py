@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
-from repsim.plans import HALVES, Application, Plan, Step, StepLike, check_layer, check_steps, parse_plan
+from repsim.plans.plan import HALVES, Application, Plan, Step, StepLike, check_layer, check_steps, parse_plan
 from repsim.schema import RepsimError
 
 LARGEST = 999_999_999  # of a parameter without a limit; texts have nine digits at most

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from test_plans import LAYERS, plans
 
-from repsim import families
-from repsim.families import FAMILIES, SETS, NamedPlan, resolve
-from repsim.plans import Plan, PlanTrie, parse_plan
+from repsim.plans.families import FAMILIES, SETS, NamedPlan, resolve
+from repsim.plans.plan import Plan, PlanTrie, families, parse_plan
 from repsim.schema import RepsimError
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 30, 32)

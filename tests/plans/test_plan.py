@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repsim.plans import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
+from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
 from repsim.schema import RepsimError
 
 LAYERS = 12
