@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim import evaluation, recording
-from repsim.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.data.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
 from repsim.plans.families import resolve

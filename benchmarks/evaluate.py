@@ -29,8 +29,8 @@ from lm_eval.models.huggingface import HFLM
 
 import repsim
 from repsim import evaluation, runs, tasks
+from repsim.data.packing import cut_trees, pack_rows, pack_trees
 from repsim.models import Model, load
-from repsim.packing import cut_trees, pack_rows, pack_trees
 from repsim.plans.families import resolve
 from repsim.plans.plan import PlanTrie
 

@@ -23,8 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim import runs, scores
-from repsim.corpus import Company
-from repsim.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.data.corpus import Company
+from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
 from repsim.plans.families import NamedPlan, names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress

@@ -14,9 +14,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from repsim.data.packing import Window
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
-from repsim.packing import Window
 from repsim.schema import RepsimError, brief
 
 # Said at each call, as a model's own settings for generation may say otherwise.

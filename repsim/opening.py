@@ -6,7 +6,7 @@ from pathlib import Path
 
 from repsim import captures, scores
 from repsim.captures import Capture
-from repsim.corpus import BUILTIN
+from repsim.data.corpus import BUILTIN
 from repsim.opened import commands
 from repsim.schema import SCORES, UNCHECKED_SCHEMAS
 from repsim.scores import Scores

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from repsim import captures, runs
 from repsim.captures import Capture
-from repsim.corpus import (
+from repsim.data.corpus import (
     BUILTIN,
     Company,
     Corpus,

@@ -29,7 +29,7 @@ DEFAULT_BATCH_TOKENS = 2048
 
 
 class Costs(TypedDict):
-    """What a forward and padding cost; see `repsim.corpus.batches`."""
+    """What a forward and padding cost; see `repsim.data.corpus.batches`."""
 
     overhead: float
     waste: float
@@ -134,7 +134,7 @@ def out_of_memory(model: Model, doing: str, advice: str) -> Iterator[None]:
 
 
 def costs(model: Model) -> Costs:
-    """What a forward and padding cost on the model's device; see `repsim.corpus.batches`."""
+    """What a forward and padding cost on the model's device; see `repsim.data.corpus.batches`."""
     return CPU_COSTS if model.device.type == "cpu" else GPU_COSTS
 
 

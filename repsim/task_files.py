@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from repsim.corpus import json_kind
+from repsim.data.corpus import json_kind
 from repsim.schema import RepsimError
 
 NOTHING = json_kind(None)

@@ -27,9 +27,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim import suite, task_files
+from repsim.data.packing import Window
 from repsim.harness import Harness, Unfit, UnfitData
 from repsim.models import Model
-from repsim.packing import Window
 from repsim.schema import RepsimError, brief
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")

@@ -22,7 +22,7 @@ from numpy.testing import assert_array_equal
 import repsim
 from repsim import models, sinks
 from repsim.analyses import cosine, norms
-from repsim.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.data.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.plans.families import resolve

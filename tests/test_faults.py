@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import repsim
-from repsim.corpus import read_corpus
+from repsim.data.corpus import read_corpus
 from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.location import place_of

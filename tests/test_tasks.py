@@ -20,7 +20,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from repsim import models, suite, tasks
-from repsim.corpus import read_corpus
+from repsim.data.corpus import read_corpus
 from repsim.schema import RepsimError
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()

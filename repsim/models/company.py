@@ -3,7 +3,7 @@
 Tried once per run, by numbers and never by a model's name. Texts of the run are computed each by itself, and beside the
 longest one, padded. Models that do not mask padding give other states then, and so do models whose rotary positions
 follow the longest text of a batch. Only the first layer of each kind runs. What follows for batches is
-`repsim.corpus.Company`.
+`repsim.data.corpus.Company`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repsim.corpus import Company, Sample, batches
+from repsim.data.corpus import Company, Sample, batches
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer

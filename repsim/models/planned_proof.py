@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.models.forward import decoder_inputs, ordinary_tokens, without_cache
 from repsim.models.layer_call import state_of
 from repsim.models.model import Model

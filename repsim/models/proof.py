@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.schema import ReplayVerdict, RepsimError
 
 PROOF_TOKENS = 128  # of one kind of batch; they run twice, in the replay and in the model's own forward

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
+from repsim.data.packing import Window, pack_rows, pack_trees
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
@@ -42,7 +43,6 @@ from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
 from repsim.models.sharing import SharedCopies
-from repsim.packing import Window, pack_rows, pack_trees
 from repsim.plans.plan import Plan, PlanTrie, Step
 from repsim.schema import RepsimError
 

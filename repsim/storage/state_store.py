@@ -25,7 +25,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim.corpus import Company, Sample, TokenRule
+from repsim.data.corpus import Company, Sample, TokenRule
 from repsim.plans.families import NamedPlan
 from repsim.plans.plan import PlanTrie
 from repsim.schema import (

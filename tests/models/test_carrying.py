@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.models import Model
 from repsim.models.carrying import Observed, Slot, find_slots
 from repsim.models.layer_call import LayerCall, state_of

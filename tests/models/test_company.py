@@ -12,7 +12,7 @@ from torch import nn
 
 import repsim
 from repsim import tasks
-from repsim.corpus import Company, Sample, batches
+from repsim.data.corpus import Company, Sample, batches
 from repsim.models import Model
 from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import repsim
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound
 from repsim.models.stack import find_stack

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import repsim
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
+from repsim.data.packing import pack_trees
 from repsim.models import Model
 from repsim.models.proof import PROOF_TOKENS, ReplayProof, distance, excerpt, kind_of, parting, rounding
 from repsim.models.tracing import Tracer
-from repsim.packing import pack_trees
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import RepsimError
 from support.models import ARCHITECTURES, FSMT, INKLING2, MORE, VOCABULARY, T, batch_of, made, make, model_of

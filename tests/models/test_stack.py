@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import repsim
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.layer_call import LayerCall, logits_of, state_of

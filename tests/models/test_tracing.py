@@ -6,12 +6,12 @@ import torch
 import transformers
 from torch import Tensor
 
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
+from repsim.data.packing import Packed, Window, pack_rows, pack_trees
 from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.packing import Packed, Window, pack_rows, pack_trees
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make

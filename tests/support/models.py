@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 from torch import nn
 
-from repsim.corpus import Batch, read_corpus
+from repsim.data.corpus import Batch, read_corpus
 from repsim.models import Model
 from repsim.models.stack import find_stack
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import repsim
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
+from repsim.data.packing import Window
 from repsim.models import Model
 from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
-from repsim.packing import Window
 from repsim.plans.plan import Plan, PlanTrie
 from support.models import VOCABULARY
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 import repsim
-from repsim.corpus import Batch
+from repsim.data.corpus import Batch
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack

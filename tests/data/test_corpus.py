@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from repsim import corpus as corpus_module
-from repsim.corpus import (
+from repsim.data import corpus as corpus_module
+from repsim.data.corpus import (
     Batch,
     Company,
     Corpus,

@@ -154,7 +154,7 @@ def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None
     if limit is not None and limit < 1:
         raise RepsimError(f"limit={limit}: at least 1")
     if source == BUILTIN:
-        raw = resources.files("repsim").joinpath("passages.jsonl").read_text("utf-8")
+        raw = resources.files("repsim.data").joinpath("passages.jsonl").read_text("utf-8")
         texts = tuple(Text(**json.loads(line)) for line in raw.splitlines())
         return Corpus(BUILTIN, texts[:limit])
     if source.startswith("hf:"):

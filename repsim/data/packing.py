@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.corpus import Batch, Company, Sample, batch_ends, batches
+from repsim.data.corpus import Batch, Company, Sample, batch_ends, batches
 
 ROW_TOKENS = 256  # of a row that trees share; longer rows cost attention, shorter ones padding
 TREE_TOKENS = 2048  # of one tree whose texts are mostly what they share, such as few-shot examples
@@ -56,7 +56,7 @@ class Packed:
 def pack_rows(
     windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
 ) -> Packed:
-    """One row per window, equal inputs once; see `repsim.corpus.batches` for the costs."""
+    """One row per window, equal inputs once; see `repsim.data.corpus.batches` for the costs."""
     rows: dict[bytes, Sample] = {}
     for window in windows:
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
@@ -75,7 +75,7 @@ def pack_trees(
     Args:
         windows: in any order.
         pad_id: token id at padded positions.
-        overhead, waste: see `repsim.corpus.batches`.
+        overhead, waste: see `repsim.data.corpus.batches`.
         row_tokens: how long a row gets, unless one tree is longer.
     """
     trees, ends = _trees(windows, row_tokens)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from repsim import packing
-from repsim.corpus import Company
-from repsim.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_trees, pack_rows, pack_trees
+from repsim.data import packing
+from repsim.data.corpus import Company
+from repsim.data.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_trees, pack_rows, pack_trees
 
 PAD = 99
 COSTS = {"overhead": 8.0, "waste": 0.25}

@@ -1,0 +1,1 @@
+"""Texts and prompts become token batches."""
