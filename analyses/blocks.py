@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import inference, results
+from repsim import stats
 from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source, Statistic, collect_sums, upper, whole
+from repsim.stats import results
+from repsim.stats.per_sample import Source, Statistic, collect_sums, upper, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,10 +93,10 @@ def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last",
     counts = np.where(np.isnan(counts), usual, counts)
     of_last, of_all, of_steps = slice(pairs), slice(pairs, 2 * pairs), slice(2 * pairs, None)
     of = of_last if tokens == "last" else of_all
-    means = inference.bootstrap(inference.ratio(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
+    means = stats.bootstrap(stats.ratio(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
     apart = means.map(lambda array: _by_size(whole(array, states)))
-    influence = inference.ratio(values[:, of_steps], counts[:, of_steps])
-    per_step = inference.bootstrap(influence, len(lengths), resamples=resamples)
+    influence = stats.ratio(values[:, of_steps], counts[:, of_steps])
+    per_step = stats.bootstrap(influence, len(lengths), resamples=resamples)
     undefined = np.isnan(apart.value) | (len(lengths) == 1)
     first = np.argmin(np.nan_to_num(apart.replicates, nan=2), axis=2)  # a distance is at most 1
     least = np.where(undefined, np.nan, (first[:, :, None] == np.arange(states - 1)).mean(0))

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from repsim import results
 from repsim.analyses import cosine, similarity
 from repsim.analyses.cosine import Average
 from repsim.analyses.similarity import Measure
-from repsim.inference import LEVEL, Estimate, tail
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source
+from repsim.stats import results
+from repsim.stats.bootstrap import LEVEL, Estimate, tail
+from repsim.stats.per_sample import Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

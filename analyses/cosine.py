@@ -12,11 +12,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import inference, results
-from repsim.inference import Estimate
+from repsim import stats
 from repsim.measures import cosine_from_gram, grams, sink_tokens, token_cosine_totals
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source, Statistic, collect, collect_sums, upper, whole
+from repsim.stats import results
+from repsim.stats.bootstrap import Estimate
+from repsim.stats.per_sample import Source, Statistic, collect, collect_sums, upper, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +119,7 @@ def estimate(
         tokens, totals, weights = tokens[there], totals[there], weights[there]
         weights = np.where(np.isnan(weights), tokens[:, None], weights)
         lost = (tokens[:, None] - weights).sum(0).max()
-    packed = inference.bootstrap(inference.ratio(totals, weights), len(weights), resamples=resamples)
+    packed = stats.bootstrap(stats.ratio(totals, weights), len(weights), resamples=resamples)
     facts = {"tokens": int(tokens.sum()), "samples": len(tokens), "left_out": int(lost)}
     return packed.map(lambda array: whole(array, states)), facts
 

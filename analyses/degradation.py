@@ -16,10 +16,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from repsim import inference, results
-from repsim.inference import LEVEL, Estimate
+from repsim import stats
 from repsim.plans.families import FAMILIES
 from repsim.schema import PLAN, SCORES, TASK, RepsimError
+from repsim.stats import results
+from repsim.stats.bootstrap import LEVEL, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +118,7 @@ def compute(
 
     Standard errors and intervals come from a bootstrap over the examples of each task, the same draws for all plans,
     so that differences are paired. Shares of right answers, and what is made of them, are resampled so that no interval
-    has zero width because all of a few answers are right or wrong (`repsim.inference.bootstrap_shares`). Which tasks
+    has zero width because all of a few answers are right or wrong (`repsim.stats.bootstrap_shares`). Which tasks
     are valid, and chance, stay as they are. A draw in which a valid task's baseline is not above chance has no
     normalised scores and is left out of them; `undefined` counts these. Where that happens to other tasks, normalised
     scores have no interval.
@@ -150,7 +151,7 @@ def compute(
     given = _given_kinds(kinds, [task.name for task in tasks])
     kind = np.array([given.get(task.name, kind_of(task.name)) for task in tasks], object)
     raw, log_likelihood = (
-        inference.strata([_mean(name, values, texts, resamples, seed) for name, values in each])
+        stats.strata([_mean(name, values, texts, resamples, seed) for name, values in each])
         for each in (
             [(task.name, task.score) for task in tasks],
             [(task.name, task.log_likelihood) for task in tasks],
@@ -446,9 +447,9 @@ def _mean(name: str, values: Array, plans: Sequence[str], resamples: int, seed: 
     seeds = (seed, zlib.crc32(name.encode()))
     if _is_share(values):
         coins = [zlib.crc32(plan.encode()) for plan in plans]
-        return inference.bootstrap_shares(values.T, resamples=resamples, seed=seeds, coins=coins)
-    mean = inference.ratio(values.T, np.ones(values.shape[1]))
-    found = inference.bootstrap(mean, values.shape[1], resamples=resamples, seed=seeds)
+        return stats.bootstrap_shares(values.T, resamples=resamples, seed=seeds, coins=coins)
+    mean = stats.ratio(values.T, np.ones(values.shape[1]))
+    found = stats.bootstrap(mean, values.shape[1], resamples=resamples, seed=seeds)
     return replace(found, skewed=False)  # percentiles, as ratios and exponentials of it may be far out
 
 
@@ -556,11 +557,11 @@ def _comparisons(mean: Estimate, found: Sequence[Variant], layers: int) -> dict[
         return apart
 
     apart = mean.map(differences)
-    p_value = inference.two_sided(apart)
+    p_value = stats.two_sided(apart)
     return {
         **_named("harm_difference", (COMPARISON,), apart),
         "p_value": (COMPARISON, p_value),
-        "p_holm": (COMPARISON, inference.holm(p_value)),
+        "p_holm": (COMPARISON, stats.holm(p_value)),
         "family_a": (COMPARISON, np.array([a for a, _ in pairs], object)),
         "family_b": (COMPARISON, np.array([b for _, b in pairs], object)),
     }

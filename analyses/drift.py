@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import inference, results
+from repsim import stats
 from repsim.measures import norms, token_cosine_totals
 from repsim.schema import STATE
-from repsim.statistics import Source, Statistic, collect_sums
+from repsim.stats import results
+from repsim.stats.per_sample import Source, Statistic, collect_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
 
     size = states * len(base) + len(own)
     tokens, values, counts = collect_sums(capture, [plan, "baseline"], Statistic("drift.sums", sums), size)
-    found = inference.bootstrap(inference.ratio(values, counts), len(tokens), resamples=resamples)
+    found = stats.bootstrap(stats.ratio(values, counts), len(tokens), resamples=resamples)
     cosine = found.map(lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base)))
     distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
     return xr.Dataset(

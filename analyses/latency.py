@@ -13,10 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import results
 from repsim.analyses import degradation
 from repsim.plans.plan import Plan
 from repsim.schema import PLAN, SCORES, RepsimError
+from repsim.stats import results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

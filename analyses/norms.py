@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import inference, measures, results
+from repsim import measures, stats
 from repsim.schema import STATE
-from repsim.statistics import Source, Statistic, collect
+from repsim.stats import results
+from repsim.stats.per_sample import Source, Statistic, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
     """
     results.check_counts(resamples=resamples)
     tokens, sums = collect(capture, plan, Statistic("norms.sum", _norm_sums))
-    found = inference.bootstrap(inference.ratio(sums, tokens), len(tokens), resamples=resamples)
+    found = stats.bootstrap(stats.ratio(sums, tokens), len(tokens), resamples=resamples)
     description = "Mean over tokens of the Euclidean norm of each state."
     return xr.Dataset(
         results.variables("norm", (STATE,), found, bounds=(0, np.inf)),

@@ -16,13 +16,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim import inference, items, results
-from repsim.inference import Estimate
-from repsim.items import Items
+from repsim import stats
 from repsim.measures import cka, cosine_from_gram, dissimilarity, neighbours, sink_tokens, subspace
 from repsim.measures.subspace import Pair
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source, Statistic, collect, upper, whole
+from repsim.stats import results, subsample
+from repsim.stats.bootstrap import Estimate
+from repsim.stats.per_sample import Source, Statistic, collect, upper, whole
+from repsim.stats.subsample import Items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,8 +143,8 @@ def compute(
         other = ~np.eye(len(steps), dtype=bool)
         variables |= {
             "null_mean": (dims, null.mean(0)),
-            "calibrated": (dims, inference.calibrated(found.value, null)),
-            "p_value": (dims, inference.p_values(np.where(other, found.value, np.nan), np.where(other, null, np.nan))),
+            "calibrated": (dims, stats.calibrated(found.value, null)),
+            "p_value": (dims, stats.p_values(np.where(other, found.value, np.nan), np.where(other, null, np.nan))),
         }
     return xr.Dataset(
         variables,
@@ -195,7 +196,7 @@ def estimate(
         return _streamed(capture, plan, states, resamples)
     default, permutations_default = (MAP_ITEMS, 0) if measure in MAPS else (MATRIX_ITEMS, PERMUTATIONS)
     directions = measure in DIRECTIONS
-    drawn = items.draw(capture, plan, count or default, sinks=sinks, directions=directions, seed=seed)
+    drawn = subsample.draw(capture, plan, count or default, sinks=sinks, directions=directions, seed=seed)
     states_at_items = (state.astype(np.float64) for state in drawn.states)
     compare: Any
     try:
@@ -208,11 +209,11 @@ def estimate(
     except ValueError as wrong:
         raise RepsimError(f"measure={measure!r}: {wrong}") from None
     value, influence = compare.estimate(drawn)
-    found = inference.bootstrap(inference.linear(value, influence), drawn.samples, resamples=resamples)
+    found = stats.bootstrap(stats.linear(value, influence), drawn.samples, resamples=resamples)
     if measure == "svcca":  # how many components hold the variance changes from draw to draw
         found = Estimate(found.value, np.full_like(found.replicates, np.nan), found.samples, found.skewed)
     wanted = permutations_default if permutations is None else permutations
-    null = [compare.shuffled(order) for order in inference.shuffles(drawn.sample, wanted, seed=seed)]
+    null = [compare.shuffled(order) for order in stats.shuffles(drawn.sample, wanted, seed=seed)]
     facts = {"tokens": len(drawn.sample), "samples": drawn.samples, "left_out": drawn.left_out}
     return found, np.array(null).reshape(-1, states, states), facts
 
@@ -222,7 +223,7 @@ def _streamed(capture: Source, plan: str, states: int, resamples: int) -> tuple[
     values = values[values[:, -1] > 0]
     if not len(values):
         raise RepsimError(f"plan {plan!r}: no sample has four tokens that are no attention sinks")
-    means = inference.bootstrap(inference.ratio(values[:, :-1], values[:, -1]), len(values), resamples=resamples)
+    means = stats.bootstrap(stats.ratio(values[:, :-1], values[:, -1]), len(values), resamples=resamples)
     found = means.map(lambda array: cosine_from_gram(whole(array, states)))
     return found, np.empty((0, states, states)), {"tokens": int(values[:, -1].sum()), "samples": len(values)}
 

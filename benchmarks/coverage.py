@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/coverage.py [REPETITIONS]
 
-Every cell is `REPETITIONS` studies (4,000): each draws data, and asks `repsim.inference`, or the functions that the
+Every cell is `REPETITIONS` studies (4,000): each draws data, and asks `repsim.stats`, or the functions that the
 analysis degradation consists of, for an interval. `before` is the plain percentile interval of a plain bootstrap of the
 same data. Studies of one batch share the draws of the bootstrap, so that one matrix product serves them all.
 """
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from repsim import inference
+from repsim import stats
 from repsim.analyses import degradation
-from repsim.inference import Estimate
+from repsim.stats.bootstrap import Estimate
 
 Array = NDArray[np.float64]
 REPETITIONS, BATCH, RESAMPLES = 4000, 100, 1000
@@ -56,7 +56,7 @@ def tokens_of(generator: np.random.Generator, samples: int, spread: float) -> tu
 
 def ratio_of(sizes: Array, means: Array, seed: int) -> Estimate:
     totals = means * sizes[:, None]
-    return inference.bootstrap(inference.ratio(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed)
+    return stats.bootstrap(stats.ratio(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed)
 
 
 def normal_means(generator: np.random.Generator, samples: int, seed: int) -> Study:
@@ -90,7 +90,7 @@ def linear_ratios(generator: np.random.Generator, samples: int, seed: int) -> St
     above, below = 1 + generator.normal(size=(samples, BATCH)) / 2, 2 + generator.normal(size=(samples, BATCH)) / 2
     value = above.mean(0) / below.mean(0)
     influence = (above - value * below) / below.sum(0)
-    estimate = inference.bootstrap(inference.linear(value, influence), samples, resamples=RESAMPLES, seed=seed)
+    estimate = stats.bootstrap(stats.linear(value, influence), samples, resamples=RESAMPLES, seed=seed)
     return with_plain(estimate, 0.5)
 
 
@@ -109,7 +109,7 @@ def means_of(right: Array, seed: int, name: str = "task") -> tuple[Estimate, Est
     flat = right.reshape(-1, right.shape[-1])
     now = degradation._mean(name, flat, [str(column) for column in range(len(flat))], RESAMPLES, seed)
     examples = right.shape[-1]
-    plain = inference.bootstrap(lambda counts: counts @ flat.T / examples, examples, resamples=RESAMPLES, seed=seed)
+    plain = stats.bootstrap(lambda counts: counts @ flat.T / examples, examples, resamples=RESAMPLES, seed=seed)
 
     def by_study(array: Array) -> Array:
         return array.reshape(*array.shape[:-1], *right.shape[:2])
@@ -157,7 +157,7 @@ def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
             means_of(answers(generator, examples, both[:, task]), seed * 100 + task, f"task {task}")
             for task in range(tasks)
         ]
-        of_each = [inference.strata(estimates) for estimates in zip(*found, strict=True)]  # [study, plan, task]
+        of_each = [stats.strata(estimates) for estimates in zip(*found, strict=True)]  # [study, plan, task]
         truth = (share - chance) / (base - chance)
         results: list[list[Estimate]] = [[], []]
         valid = of_each[1].value[:, 0] > chance + 2 * of_each[1].standard_error[:, 0]

@@ -24,7 +24,7 @@ from repsim.opened import Opened
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError, printable
-from repsim.statistics import Statistic
+from repsim.stats.per_sample import Statistic
 from repsim.storage import state_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
 from repsim.storage.location import place_of

@@ -81,7 +81,7 @@ class AnalysisGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The analysis's command; one that says what is wrong where a package's analysis is broken."""
-        from repsim.statistics import broken_analysis, load_analysis
+        from repsim.stats.per_sample import broken_analysis, load_analysis
 
         found = entry_points(group=ANALYSES, name=cmd_name)
         if not found:
@@ -480,8 +480,8 @@ def _analyze_one(
     Args:
         given: labels of the stores that the user has named; none by default.
     """
-    from repsim import results
     from repsim.figures import save
+    from repsim.stats import results
 
     stores = [opened for opened, _ in asked]
     shown = given or _labels(stores)

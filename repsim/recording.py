@@ -36,7 +36,7 @@ from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
-from repsim.statistics import statistics_of
+from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store
 from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Folder, Place, place_of

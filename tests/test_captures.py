@@ -29,7 +29,7 @@ from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
-from repsim.statistics import Statistic
+from repsim.stats.per_sample import Statistic
 from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.group import StoreDamaged

@@ -11,8 +11,8 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from test_cosine import Stored, random_capture
 
 from repsim.analyses import clusters, cosine, similarity
-from repsim.inference import Estimate
 from repsim.schema import RepsimError
+from repsim.stats.bootstrap import Estimate
 
 BLOCKS = (3, 7, 4)
 

@@ -10,12 +10,12 @@ import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from repsim import results
 from repsim.analyses import degradation
 from repsim.analyses.degradation import chance_of, kind_of, variants
-from repsim.inference import bootstrap_shares
 from repsim.plans.families import FAMILIES, resolve
 from repsim.schema import RepsimError
+from repsim.stats import results
+from repsim.stats.bootstrap import bootstrap_shares
 
 T = 6
 NAN = np.nan

@@ -13,8 +13,8 @@ from IPython.core.formatters import DisplayFormatter
 
 from repsim import figures
 from repsim.analyses import blocks, clusters, drift
-from repsim.inference import Estimate
 from repsim.schema import RepsimError
+from repsim.stats.bootstrap import Estimate
 
 LONG = "(13|14|15|16)"
 STACKS = {

@@ -48,7 +48,7 @@ from repsim.schema import (
     ReplayVerdict,
     RepsimError,
 )
-from repsim.statistics import Statistic
+from repsim.stats.per_sample import Statistic
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.group import (
     CHECK_ADDRESS,

@@ -8,7 +8,7 @@ from repsim.data.corpus import Sample
 from repsim.plans.families import resolve
 from repsim.plans.plan import PlanTrie
 from repsim.schema import Identity
-from repsim.statistics import Statistic
+from repsim.stats.per_sample import Statistic
 from repsim.storage import state_store
 from repsim.storage.location import Place
 from repsim.storage.lock import Lock

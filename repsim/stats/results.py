@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.files import replacing
-from repsim.inference import LEVEL, Estimate
 from repsim.schema import STATE, RepsimError
-from repsim.statistics import Source
+from repsim.stats.bootstrap import LEVEL, Estimate
+from repsim.stats.per_sample import Source
 
 STATE_OTHER = "state_other"
 LEFT_OUT = "left_out_tokens"

@@ -6,10 +6,10 @@ import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 from test_cosine import Stored, random_capture
 
-from repsim import results
 from repsim.analyses import blocks, clusters, cosine, drift, geometry, norms, similarity
-from repsim.inference import Estimate
 from repsim.schema import RepsimError
+from repsim.stats import results
+from repsim.stats.bootstrap import Estimate
 
 LENGTHS = (9, 12, 11, 8)
 COMPUTE = {

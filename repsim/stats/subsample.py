@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.measures import sink_tokens
-from repsim.results import check_counts
 from repsim.schema import RepsimError
-from repsim.statistics import Source
+from repsim.stats.per_sample import Source
+from repsim.stats.results import check_counts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.stats import kstest
 
-from repsim.inference import (
+from repsim.measures import debiased_linear_cka
+from repsim.measures.cka import gram, u_centre
+from repsim.measures.geometry import (
+    anisotropy_parts,
+    effective_rank_parts,
+    participation_ratio_parts,
+    spectrum,
+    two_nn_parts,
+)
+from repsim.measures.subspace import basis, canonical, rotation, unit_norm
+from repsim.stats.bootstrap import (
     Estimate,
     bootstrap,
     bootstrap_shares,
@@ -20,16 +30,6 @@ from repsim.inference import (
     tail,
     two_sided,
 )
-from repsim.measures import debiased_linear_cka
-from repsim.measures.cka import gram, u_centre
-from repsim.measures.geometry import (
-    anisotropy_parts,
-    effective_rank_parts,
-    participation_ratio_parts,
-    spectrum,
-    two_nn_parts,
-)
-from repsim.measures.subspace import basis, canonical, rotation, unit_norm
 
 
 def two_views(x):
