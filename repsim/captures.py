@@ -20,7 +20,6 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from repsim.opened import Opened
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError, printable
@@ -28,6 +27,7 @@ from repsim.stats.per_sample import Statistic
 from repsim.storage import state_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
 from repsim.storage.location import place_of
+from repsim.storage.reader import Opened
 
 PER_TOKEN = ("token_id", "position", "sample")
 

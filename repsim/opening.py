@@ -7,12 +7,12 @@ from pathlib import Path
 from repsim import captures, scores
 from repsim.captures import Capture
 from repsim.data.corpus import BUILTIN
-from repsim.opened import commands
 from repsim.schema import SCORES, UNCHECKED_SCHEMAS
 from repsim.scores import Scores
 from repsim.storage import integrity, score_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, read_attributes
 from repsim.storage.location import place_of
+from repsim.storage.reader import commands
 
 
 def open(path: str | Path) -> Capture | Scores:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from repsim.opened import Opened
 from repsim.plans.families import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError, printable
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import place_of
+from repsim.storage.reader import Opened
 from repsim.storage.score_store import PAPER_CACHE
 
 # By what a store's `paper_cache` is
