@@ -30,11 +30,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 import repsim
 from repsim import evaluation, recording
 from repsim.data.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
 from repsim.plans.families import resolve
 from repsim.plans.plan import PlanTrie
-from repsim.runs import CPU_COSTS, DEFAULT_BATCH_TOKENS
 
 ROUNDS = 5
 EQUAL_SAMPLES, EQUAL_LENGTH = 96, 128

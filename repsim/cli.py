@@ -31,7 +31,7 @@ from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError,
 
 if TYPE_CHECKING:
     from repsim.captures import Capture
-    from repsim.runs import Progress
+    from repsim.jobs.interruption import Progress
     from repsim.scores import Scores
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`

@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim import runs, scores
+from repsim import scores
 from repsim.data.corpus import Company
 from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.jobs import interruption
+from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import NamedPlan, names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict, RepsimError, Stopped
 from repsim.scores import Scores
 from repsim.storage import score_store, state_store
@@ -91,7 +92,7 @@ def evaluate(
     """
     named = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
-    model = runs.checked_model(model)
+    model = interruption.checked_model(model)
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
     if not plans:
@@ -101,10 +102,10 @@ def evaluate(
     if contexts not in ("auto", "trees", "rows"):
         raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
     parts = ("+".join(named), "+".join(map(str, plans)))
-    default = runs.default_path("scores", model, load_options.get("stack"), parts)
+    default = interruption.default_path("scores", model, load_options.get("stack"), parts)
     place = place_of(default if out is None else out)
-    runs.check_target(place)
-    loaded = runs.loaded(model, load_options)
+    interruption.check_target(place)
+    loaded = interruption.loaded(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
     from repsim.tasks import load as load_tasks
@@ -142,7 +143,7 @@ def evaluate(
     with Lock(place) as lock:
         repair = repair or lock.after_crash
         layout, missing, _ = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        with runs.nothing_worthless(place, lock):
+        with interruption.nothing_worthless(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
@@ -278,7 +279,7 @@ def _joined(
     names = set() if held_tasks.empty else set(held_tasks["task"])
     requests = _stacked(held_requests, asked.requests(new))
     commands = tuple(found.dataset.attrs["requests"]) if found else ()
-    if not commands or not runs.same_request(commands[-1], asked.command):
+    if not commands or not interruption.same_request(commands[-1], asked.command):
         commands = (*commands, asked.command)
     generates = any(one.generates for one in asked.benchmarks.values())
     layout = score_store.Layout(
@@ -341,7 +342,7 @@ def _check_same(
 
 
 def _identity(model: Model, digest: str) -> Identity:
-    return runs.identity(model, "benchmarks", digest, "scored", *PACKAGES)
+    return interruption.identity(model, "benchmarks", digest, "scored", *PACKAGES)
 
 
 def _is_aggregated(place: Place) -> bool:
@@ -382,7 +383,7 @@ def _run(
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
     progress(Progress(0, total))
-    with runs.heeded() as received:
+    with interruption.heeded() as received:
         for block, examples in blocks.items():
             pending = np.flatnonzero(missing[:, block]).tolist()
 
@@ -397,11 +398,13 @@ def _run(
 
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
             if scorer is not None and block in likelihoods:
-                with runs.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
+                with interruption.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
                     scorer.score(examples, scorer.packed(examples), pending, finish)
                 writer.note_replay(scorer.verdict)
             else:
-                with runs.out_of_memory(asked.model, doing, f"more memory: texts are written {GENERATED} at a time"):
+                with interruption.out_of_memory(
+                    asked.model, doing, f"more memory: texts are written {GENERATED} at a time"
+                ):
                     _generate(asked, layout, examples, pending, at_once, finish)
 
 
@@ -421,7 +424,7 @@ class _Scorer:
         self._tracer = Tracer(asked.model)
         texts = [window.inputs for window in _windows(examples)]
         trials = Trials(asked.model, self._tracer, texts)
-        with runs.out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
+        with interruption.out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
             log.info("batches: %s", trials.company)
             trials.check_foresight("benchmarks")
         self._company = trials.company.company
@@ -441,7 +444,7 @@ class _Scorer:
     def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
         """A block's texts as batches; in trees if the model takes them."""
         model, windows = self._asked.model, _windows(examples)
-        pad_id, costs = model.tokenizer.pad_token_id or 0, runs.costs(model)
+        pad_id, costs = model.tokenizer.pad_token_id or 0, interruption.costs(model)
         if trees and self._trees:
             return pack_trees(windows, pad_id, **costs)
         return pack_rows(windows, pad_id, **costs, company=self._company)

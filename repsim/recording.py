@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim import captures, runs
+from repsim import captures
 from repsim.captures import Capture
 from repsim.data.corpus import (
     BUILTIN,
@@ -32,9 +32,10 @@ from repsim.data.corpus import (
     read_corpus,
     tokenize,
 )
+from repsim.jobs import interruption
+from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.runs import DEFAULT_BATCH_TOKENS, Progress
 from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
 from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store
@@ -106,14 +107,14 @@ def capture(
     analyses = [name for name in named if name]
     _check_options(dtype, tokens, keep, analyses, compression, batch_tokens, logprobs)
     kernels = statistics_of(analyses)
-    model = runs.checked_model(model)
+    model = interruption.checked_model(model)
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
     texts = read_corpus(str(corpus), field=field, limit=limit)
     parts = (texts.name, "+".join(map(str, plans)))
-    default = runs.default_path("captures", model, load_options.get("stack"), parts)
+    default = interruption.default_path("captures", model, load_options.get("stack"), parts)
     place = place_of(default if out is None else out)
-    runs.check_target(place)
-    loaded = runs.loaded(model, load_options)
+    interruption.check_target(place)
+    loaded = interruption.loaded(model, load_options)
     chosen = {
         "corpus": _unpathed(str(corpus)),
         "field": field,
@@ -153,7 +154,7 @@ def capture(
             log.info("%s: complete already", place)
             return captures.open(place.text)
         log.info("%s", _check_room(place, layout, missing, max_bytes))
-        with runs.nothing_worthless(place, lock):
+        with interruption.nothing_worthless(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
             writer = state_store.prepare(place, layout, lock)
@@ -203,7 +204,7 @@ def _layout(
     model.check_ids(sample.token_ids for sample in samples)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
-    identity = runs.identity(model, texts.name, corpus_digest(samples), chosen["tokens"])
+    identity = interruption.identity(model, texts.name, corpus_digest(samples), chosen["tokens"])
     unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
@@ -283,7 +284,7 @@ def _joined(
         trie=PlanTrie.build(named.plan for named in found.plans + plans),
         samples=samples,
         blocks=tuple(blocks),
-        requests=earlier if runs.same_request(earlier[-1], request) else (*earlier, request),
+        requests=earlier if interruption.same_request(earlier[-1], request) else (*earlier, request),
         nonfinite=asked.nonfinite or bool(found.dataset.attrs.get("nonfinite")),
     )
 
@@ -366,7 +367,7 @@ def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, Company]:
 
     tracer = Tracer(model)
     trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
-    with runs.out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
+    with interruption.out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
         log.info("batches: %s", trials.company)
         if layout.logprobs:
             trials.check_foresight("--logprobs")
@@ -390,7 +391,7 @@ def _run(
     before, total = 0.0, int(lengths[missing.any(0)].sum())
     progress = progress or (lambda _: None)
     progress(Progress(0, total))
-    with runs.heeded() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
+    with interruption.heeded() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
         for block in np.flatnonzero(missing.any(0)).tolist():
             pending = writer.pending(block)
             first, last = layout.sample_starts[block : block + 2]
@@ -407,10 +408,10 @@ def _run(
                 progress(Progress(round(before + share * sink.taken), total))
 
             pad_id = model.tokenizer.pad_token_id or 0
-            made = batches(samples, pad_id, **runs.costs(model), company=Company(layout.company))
+            made = batches(samples, pad_id, **interruption.costs(model), company=Company(layout.company))
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
-            with runs.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
+            with interruption.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
             sink.finish()
             writer.note_replay(tracer.proof.verdict)

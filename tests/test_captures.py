@@ -23,11 +23,11 @@ import repsim
 from repsim import models, sinks
 from repsim.analyses import cosine, norms
 from repsim.data.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.runs import Progress
 from repsim.schema import Identity, RepsimError, Stopped
 from repsim.stats.per_sample import Statistic
 from repsim.storage import lock as locks

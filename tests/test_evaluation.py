@@ -23,9 +23,9 @@ from torch import nn
 import repsim
 from repsim import models, tasks
 from repsim.harness import Harness
+from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.runs import Progress
 from repsim.schema import NOT_FINITE, RepsimError, Stopped
 from repsim.scores import Scores
 from support.models import VOCABULARY, T, made, make

@@ -6,7 +6,7 @@ from nbclient import NotebookClient
 
 from repsim.models import cache_folder
 
-NOTEBOOK = Path(__file__).parents[1] / "analyses" / "explore.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "analyses" / "explore.ipynb"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import repsim
-from repsim.runs import Progress
+from repsim.jobs.interruption import Progress
 from repsim.storage import location, state_store
 from repsim.storage import lock as locks
 from repsim.storage.location import OURS, PARTIAL, Folder, place_of
