@@ -30,7 +30,7 @@ from typer.exceptions import TyperException
 from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError, Stopped, printable
 
 if TYPE_CHECKING:
-    from repsim.captures import Capture
+    from repsim.captures.reader import Capture
     from repsim.jobs.interruption import Progress
     from repsim.scores import Scores
 

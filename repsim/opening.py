@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repsim import captures, scores
-from repsim.captures import Capture
+from repsim import scores
+from repsim.captures.reader import Capture, open_capture
 from repsim.data.corpus import BUILTIN
 from repsim.schema import SCORES, UNCHECKED_SCHEMAS
 from repsim.scores import Scores
@@ -23,7 +23,7 @@ def open(path: str | Path) -> Capture | Scores:
     Raises:
         RepsimError: nothing is there, or it is not a store of this schema.
     """
-    return scores.open(path) if _holds_scores(path) else captures.open(path)
+    return scores.open(path) if _holds_scores(path) else open_capture(path)
 
 
 def verify(path: str | Path) -> integrity.Check:

@@ -37,7 +37,7 @@ class Statistic:
 
 
 class Source(Protocol):
-    """What analyses of statistics ask of a capture; see `repsim.captures.Capture`."""
+    """What analyses of statistics ask of a capture; see `repsim.captures.reader.Capture`."""
 
     @property
     def identity(self) -> Mapping[str, Any]: ...

@@ -19,7 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 
 import repsim
-from repsim import captures, models, scores, suite
+from repsim import models, scores, suite
+from repsim.captures.reader import open_capture
 from repsim.schema import SCHEMA_VERSION, RepsimError
 from repsim.scores import Scores
 from repsim.storage import integrity, score_store, state_store
@@ -183,7 +184,7 @@ def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
     with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
         scores.open(capture.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
-        captures.open(whole.path)
+        open_capture(whole.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
         repsim.capture(model, limit=1, max_tokens=4, out=whole.path)
     for one in (whole.path, capture.path):

@@ -277,8 +277,8 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
     import torch
     import tqdm
 
+    import repsim.captures.write_queue
     import repsim.models.tracing
-    import repsim.sinks
 
     tqdm.tqdm.monitor_interval = 0  # no thread for the bar that `load` draws
     torch.set_num_threads(1)

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim import captures
-from repsim.captures import Capture
+from repsim.captures.reader import Capture, open_capture
 from repsim.data.corpus import (
     BUILTIN,
     Company,
@@ -137,7 +136,7 @@ def capture(
             layout, missing, grows = _joined(place, asked, batch_tokens, append)
             if not (missing.any() or grows):
                 log.info("%s: complete already", place)
-                return captures.open(place.text)
+                return open_capture(place.text)
             _check_room(place, layout, missing, max_bytes)
         except StoreDamaged:
             if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
@@ -152,14 +151,14 @@ def capture(
         layout, missing, grows = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
         if not (missing.any() or grows):
             log.info("%s: complete already", place)
-            return captures.open(place.text)
+            return open_capture(place.text)
         log.info("%s", _check_room(place, layout, missing, max_bytes))
         with interruption.nothing_worthless(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
             writer = state_store.prepare(place, layout, lock)
             _run(loaded, tracer, layout, writer, missing, place, allow_nonfinite, progress)
-    return captures.open(place.text)
+    return open_capture(place.text)
 
 
 def _check_options(
@@ -244,7 +243,7 @@ def _joined(
     """
     if not state_store.is_begun(place):
         return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1), True
-    found = captures.open(place.text)
+    found = open_capture(place.text)
     if difference := _difference(found, asked):
         raise RepsimError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
     keys = found.samples.values.tolist()
@@ -384,7 +383,7 @@ def _run(
     allow_nonfinite: bool,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    from repsim.sinks import Lane, Sink
+    from repsim.captures.write_queue import Lane, Sink
 
     kind = model.device.type
     lengths = np.diff(layout.token_starts)
@@ -419,7 +418,7 @@ def _run(
 
 
 def _farewell(place: Place, number: int) -> str:
-    found = captures.open(place.text)
+    found = open_capture(place.text)
     total = found.dataset.sizes["token"]
     return (
         f"stopped by {signal.Signals(number).name} with {found.complete:,} of {total:,} tokens finished in {place}; "

@@ -1,7 +1,7 @@
 """A capture that is on disk: gives its states names.
 
 A `Capture` speaks of plans, layers and samples where the store speaks of nodes, tokens and blocks, and shows what is
-finished and nothing else. How one is made is `repsim.recording`.
+finished and nothing else. How one is made is `repsim.captures.run`.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def _as_slice(nodes: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     return slice(first, last + 1) if (np.diff(nodes) == 1).all() else nodes
 
 
-def open(path: str | Path) -> Capture:
+def open_capture(path: str | Path) -> Capture:
     """Opens a capture; see `repsim.open`.
 
     Raises:

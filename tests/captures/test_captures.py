@@ -20,8 +20,9 @@ import xarray as xr
 from numpy.testing import assert_array_equal
 
 import repsim
-from repsim import models, sinks
+from repsim import models
 from repsim.analyses import cosine, norms
+from repsim.captures import write_queue
 from repsim.data.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
@@ -744,7 +745,7 @@ def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatc
         raise RepsimError("refused")
 
     monkeypatch.setattr(state_store.Writer, "write", refuse)
-    monkeypatch.setattr(sinks, "WAITING_STATES", 1)
+    monkeypatch.setattr(write_queue, "WAITING_STATES", 1)
     with pytest.raises(RepsimError, match=r"^refused$"):
         repsim.capture(model, out="memory://refused/c.zarr", **asked)
 

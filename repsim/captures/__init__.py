@@ -1,0 +1,1 @@
+"""Hidden states under layer plans: make, resume, read."""
