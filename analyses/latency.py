@@ -21,8 +21,8 @@ from repsim.stats import results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from repsim.evaluation.reader import Scores
     from repsim.models import Model
-    from repsim.scores import Scores
 
 READS = SCORES
 KEPT = ("mean", "mean_standard_error", "mean_low", "mean_high")

@@ -31,8 +31,8 @@ from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError,
 
 if TYPE_CHECKING:
     from repsim.captures.reader import Capture
+    from repsim.evaluation.reader import Scores
     from repsim.jobs.interruption import Progress
-    from repsim.scores import Scores
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
 REPORTED = ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval")  # versions that a report names

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repsim import scores
 from repsim.captures.reader import Capture, open_capture
 from repsim.data.corpus import BUILTIN
+from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCORES, UNCHECKED_SCHEMAS
-from repsim.scores import Scores
 from repsim.storage import integrity, score_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, read_attributes
 from repsim.storage.location import place_of
@@ -23,7 +22,7 @@ def open(path: str | Path) -> Capture | Scores:
     Raises:
         RepsimError: nothing is there, or it is not a store of this schema.
     """
-    return scores.open(path) if _holds_scores(path) else open_capture(path)
+    return open_scores(path) if _holds_scores(path) else open_capture(path)
 
 
 def verify(path: str | Path) -> integrity.Check:

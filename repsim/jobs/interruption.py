@@ -1,6 +1,6 @@
 """What every long run needs, whatever it computes: a model, a place to write to, signals that lose nothing.
 
-Captures (`repsim.captures.run`) and evaluations (`repsim.evaluation`) are built on it.
+Captures (`repsim.captures.run`) and evaluations (`repsim.evaluation.run`) are built on it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def task(scores, *, metric="acc", choices=4, gold=None, block=0, **more):
 
 
 def scored(plans, tasks, *, layers=T, done=None):
-    """What `repsim.evaluation.Scores` gives of plans `resolve` takes, and tasks as `task` makes them."""
+    """What `repsim.evaluation.run.Scores` gives of plans `resolve` takes, and tasks as `task` makes them."""
     named = resolve(plans, layers)
     metrics = list(dict.fromkeys(name for one in tasks.values() for name in one["metrics"]))
     sizes = [len(one["gold"]) for one in tasks.values()]

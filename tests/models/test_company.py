@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 import repsim
-from repsim import tasks
 from repsim.data.corpus import Company, Sample, batches
+from repsim.evaluation import tasks
 from repsim.models import Model
 from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack

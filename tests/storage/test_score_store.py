@@ -19,10 +19,11 @@ from lm_eval.models.huggingface import HFLM
 from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 
 import repsim
-from repsim import models, scores, suite
+from repsim import models
 from repsim.captures.reader import open_capture
+from repsim.evaluation import offline_suite
+from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCHEMA_VERSION, RepsimError
-from repsim.scores import Scores
 from repsim.storage import integrity, score_store, state_store
 from repsim.storage import lock as locks
 from repsim.storage.location import place_of
@@ -159,7 +160,7 @@ def test_right_choices_of_the_whole_data_set_are_kept(whole):
     """Whatever part of it was evaluated; a store from before has none."""
     kept = dict(zip(whole.tasks, whole.dataset["gold_count"].values.tolist(), strict=True))
     for name in ("grammar", "arithmetic", "knowledge"):
-        golds = Counter(document["gold"] for document in suite.documents(name))
+        golds = Counter(document["gold"] for document in offline_suite.documents(name))
         assert {choice: count for choice, count in enumerate(kept[name]) if count >= 0} == golds
     assert set(kept["recall"]) == set(kept["gsm8k"]) == {-1}
     (table, *_), (before, *_) = (
@@ -182,7 +183,7 @@ def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
     assert isinstance(repsim.open(whole.path), Scores)
     assert isinstance(repsim.open(capture.path), repsim.Capture)
     with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
-        scores.open(capture.path)
+        open_scores(capture.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
         open_capture(whole.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
@@ -343,7 +344,7 @@ def test_a_store_that_is_being_written_is_refused(model, asked, copied):
 
 def nurse() -> None:
     """A nursery of evaluations."""
-    from repsim import tasks
+    from repsim.evaluation import tasks
 
     tasks._manager()
     HFLM.max_gen_toks = WRITTEN

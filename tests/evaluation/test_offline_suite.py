@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 from lm_eval.api.task import ConfigurableTask
 
-from repsim import suite
+from repsim.evaluation import offline_suite
 from repsim.schema import RepsimError
 
 SEEDS = (0, 1)
@@ -29,7 +29,7 @@ DIGESTS = {
 
 
 def documents(name):
-    return [document for seed in SEEDS for document in suite.documents(name, seed)]
+    return [document for seed in SEEDS for document in offline_suite.documents(name, seed)]
 
 
 def right(document):
@@ -37,35 +37,35 @@ def right(document):
 
 
 def test_known_items():
-    facts = {document["text"]: right(document) for document in suite.documents("knowledge", items=290)}
+    facts = {document["text"]: right(document) for document in offline_suite.documents("knowledge", items=290)}
     assert facts["The capital of France is"] == "Paris"
     assert facts["The opposite of hot is"] == "cold"
     assert facts["The month after December is"] == "January"
     assert facts["As we all know, an oak is a kind of"] == "tree"
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_items_change_only_with_the_version(name):
-    """Scores of one version can be compared: whoever changes an item raises `suite.VERSION`, then these digests."""
-    text = json.dumps(suite.documents(name), sort_keys=True)
-    assert (suite.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1.0, DIGESTS[name])
+    """Scores of one version can be compared: whoever changes an item raises `VERSION`, then these digests."""
+    text = json.dumps(offline_suite.documents(name), sort_keys=True)
+    assert (offline_suite.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1.0, DIGESTS[name])
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_items_are_distinct_and_follow_from_the_seed(name):
-    first = suite.documents(name)
-    assert len(first) == suite.ITEMS >= 200
-    assert len({json.dumps(document, sort_keys=True) for document in first}) == suite.ITEMS
+    first = offline_suite.documents(name)
+    assert len(first) == offline_suite.ITEMS >= 200
+    assert len({json.dumps(document, sort_keys=True) for document in first}) == offline_suite.ITEMS
     asked = Counter((one["text"], one.get("target"), *sorted(one.get("choices", ()))) for one in first)
     assert max(asked.values()) == 1
-    assert suite.documents(name) == first
-    assert suite.documents(name, seed=1) != first
-    assert len(suite.documents(name, items=7)) == 7
+    assert offline_suite.documents(name) == first
+    assert offline_suite.documents(name, seed=1) != first
+    assert len(offline_suite.documents(name, items=7)) == 7
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_the_first_items_are_a_fair_sample(name):
-    found = suite.documents(name)
+    found = offline_suite.documents(name)
     whole, first = (Counter(document["kind"] for document in part) for part in (found, found[:50]))
     for kind, count in whole.items():
         assert abs(first[kind] - count * 50 / len(found)) <= 5, kind
@@ -74,8 +74,8 @@ def test_the_first_items_are_a_fair_sample(name):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_place_is_right_equally_often(name):
-    for items in (suite.ITEMS, 50):
-        counts = Counter(document["gold"] for document in suite.documents(name, items=items))
+    for items in (offline_suite.ITEMS, 50):
+        counts = Counter(document["gold"] for document in offline_suite.documents(name, items=items))
         assert set(counts) == set(range(CHOICES[name]))
         assert max(counts.values()) - min(counts.values()) <= 1
     for document in documents(name):
@@ -91,7 +91,7 @@ def test_the_recalled_word_is_in_the_passage_and_often_not_the_last_of_its_sort(
         assert document["target"] == f" {target}"
         assert document["text"] == document["text"].strip()
         assert 2 <= document["text"].count(". ") + 1 <= 4
-        sort = next(sort for sort in suite.DRAWN.values() if target in sort)
+        sort = next(sort for sort in offline_suite.DRAWN.values() if target in sort)
         mentioned = [word for word in words if word in sort]
         assert target in mentioned
         assert len(set(mentioned)) > 1
@@ -133,7 +133,12 @@ def test_minimal_pairs_differ_in_one_word():
 
 def test_the_grammatical_sentence_is_the_right_one():
     """By rules of the number of a noun, written again; the tables of the suite say only which word is which."""
-    plurals = {plural for _, plural in (*suite.PEOPLE, *suite.OBJECTS)} | {"kings", "boys", "men", "brothers"}
+    plurals = {plural for _, plural in (*offline_suite.PEOPLE, *offline_suite.OBJECTS)} | {
+        "kings",
+        "boys",
+        "men",
+        "brothers",
+    }
     for document in documents("grammar"):
         words, kind = right(document).strip(".").split(" "), document["kind"]
         if kind in ("agreement", "attractor"):
@@ -154,7 +159,7 @@ def test_the_grammatical_sentence_is_the_right_one():
         elif kind == "article":
             assert (words[2] == "an") == (words[3][0] in "aeiou")
         elif kind == "participle":
-            assert (words[2] in dict(suite.PARTICIPLES)) == (words[1] == "has")
+            assert (words[2] in dict(offline_suite.PARTICIPLES)) == (words[1] == "has")
         elif kind == "case":
             assert words[3] in ("him", "her", "them", "us", "me")
         elif kind == "comparative":
@@ -188,40 +193,41 @@ def test_arithmetic_is_right_and_cannot_be_copied():
             question, answer = example.rsplit(" ", 1)
             assert int(answer) == computed(question) != computed(problem)
             assert question != problem
-    default = [document["text"].split("\n")[-1] for document in suite.documents("arithmetic")]
-    assert len(set(default)) == suite.ITEMS
+    default = [document["text"].split("\n")[-1] for document in offline_suite.documents("arithmetic")]
+    assert len(set(default)) == offline_suite.ITEMS
 
 
 def test_the_rank_of_an_answer_does_not_give_it_away():
     """Off-by-one answers alone would leave the right one in the middle most of the time."""
     ranks = Counter(
-        sorted(document["choices"], key=int).index(right(document)) for document in suite.documents("arithmetic")
+        sorted(document["choices"], key=int).index(right(document))
+        for document in offline_suite.documents("arithmetic")
     )
-    assert ranks == dict.fromkeys(range(4), suite.ITEMS // 4)
+    assert ranks == dict.fromkeys(range(4), offline_suite.ITEMS // 4)
 
 
 def test_knowledge_has_one_answer():
     """No question is in two tables or answered twice, and every answer is of the question's own table."""
     known = {}
-    for prompt, table in suite.KNOWLEDGE.items():
+    for prompt, table in offline_suite.KNOWLEDGE.items():
         assert len({answer for _, answer in table}) >= 4
         for question, answer in table:
             assert known.setdefault(prompt.format(question), answer) == answer
             assert question.lower() != answer.lower()
-    assert len(known) == sum(map(len, suite.KNOWLEDGE.values())) >= suite.ITEMS
+    assert len(known) == sum(map(len, offline_suite.KNOWLEDGE.values())) >= offline_suite.ITEMS
     for document in documents("knowledge"):
-        answers = {answer for _, answer in suite.KNOWLEDGE[document["kind"]]}
+        answers = {answer for _, answer in offline_suite.KNOWLEDGE[document["kind"]]}
         assert right(document) == known[document["text"]]
         assert set(document["choices"]) <= answers
-    assert len({document["text"] for document in suite.documents("knowledge")}) == suite.ITEMS
+    assert len({document["text"] for document in offline_suite.documents("knowledge")}) == offline_suite.ITEMS
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_lm_eval_takes_it(name):
-    task = ConfigurableTask(config=suite.config(name, items=20))
+    task = ConfigurableTask(config=offline_suite.config(name, items=20))
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=5)
-    first, number = suite.documents(name, items=20)[0], CHOICES.get(name, 1)
+    first, number = offline_suite.documents(name, items=20)[0], CHOICES.get(name, 1)
     assert (task.config.task, task.VERSION, len(task.eval_docs)) == (name, 1.0, 20)
     assert len(task.instances) == 5 * number
     assert sorted({instance.doc_id for instance in task.instances}) == list(range(5))
@@ -232,7 +238,7 @@ def test_lm_eval_takes_it(name):
 
 
 def test_lm_eval_scores_it():
-    tasks = {name: ConfigurableTask(config=suite.config(name, items=4)) for name in suite.NAMES}
+    tasks = {name: ConfigurableTask(config=offline_suite.config(name, items=4)) for name in offline_suite.NAMES}
     for name, number in CHOICES.items():
         document = tasks[name].eval_docs[0]
         for place in range(number):
@@ -246,19 +252,20 @@ def test_lm_eval_scores_it():
 
 def test_nothing_heavy_is_imported():
     heavy = "{'torch', 'lm_eval', 'datasets', 'numpy'}"
-    code = f"import sys; from repsim import suite; suite.documents('recall'); assert not {heavy} & set(sys.modules)"
+    code = "import sys; from repsim.evaluation import offline_suite; offline_suite.documents('recall'); "
+    code += f"assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("call", [suite.documents, suite.config])
+@pytest.mark.parametrize("call", [offline_suite.documents, offline_suite.config])
 def test_bad_requests_are_told_in_one_line(call):
     with pytest.raises(RepsimError, match=r"^task 'recal': the offline suite has recall, grammar, .*knowledge$"):
         call("recal")
-    for items in (0, -1, suite.MOST_ITEMS + 1):
+    for items in (0, -1, offline_suite.MOST_ITEMS + 1):
         with pytest.raises(RepsimError, match=rf"^items={items}: the offline suite has 1 to 10000$"):
             call("recall", items=items)
 
 
-@pytest.mark.parametrize("name", suite.NAMES)
+@pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_the_largest_suite_is_there(name):
-    assert len(suite.documents(name, items=suite.MOST_ITEMS)) == suite.MOST_ITEMS
+    assert len(offline_suite.documents(name, items=offline_suite.MOST_ITEMS)) == offline_suite.MOST_ITEMS

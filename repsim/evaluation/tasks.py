@@ -1,7 +1,7 @@
 """Benchmarks: lm-eval's tasks as requests that a model answers, and lm-eval's metrics of the answers.
 
 Prompts, their cutting into context and continuation, filters, per-example results and aggregates are lm-eval's own
-code; nothing of them is written anew. Beside `repsim.harness` the only module that imports lm-eval.
+code; nothing of them is written anew. Beside `repsim.evaluation.lm_eval_model` the only module that imports lm-eval.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from repsim import suite, task_files
 from repsim.data.packing import Window
-from repsim.harness import Harness, Unfit, UnfitData
+from repsim.evaluation import offline_suite, task_files
+from repsim.evaluation.lm_eval_model import Harness, Unfit, UnfitData
 from repsim.models import Model
 from repsim.schema import RepsimError, brief
 
@@ -250,7 +250,8 @@ def load(
     """Benchmarks with their requests, in the order of the names.
 
     Args:
-        names: lm-eval's tasks, groups and tags, the project's own (`repsim.suite`), or `offline` for all of the latter.
+        names: lm-eval's tasks, groups and tags, the project's own (`repsim.evaluation.offline_suite`), or `offline` for
+            all of the latter.
         model: whose tokenizer and context length the requests are made for.
         data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
         limit: the first so many examples of each.
@@ -266,7 +267,7 @@ def load(
         raise RepsimError(f"shots={shots}: at least 0")
     wanted = list(dict.fromkeys(name for name in names if name))
     if not wanted:
-        raise RepsimError(f"no task: name at least one, e.g. {suite.GROUP} or arc_easy")
+        raise RepsimError(f"no task: name at least one, e.g. {offline_suite.GROUP} or arc_easy")
     with _quiet():
         harness = Harness(model)
         found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
@@ -318,13 +319,13 @@ def _prepared(task: Any, shots: int | None) -> Any:
 
 
 def _tasks(name: str, data_dir: Path | None) -> list[Any]:
-    if name == suite.GROUP or name in suite.NAMES:
-        own = suite.NAMES if name == suite.GROUP else (name,)
-        return [ConfigurableTask(config=suite.config(each)) for each in own]
+    if name == offline_suite.GROUP or name in offline_suite.NAMES:
+        own = offline_suite.NAMES if name == offline_suite.GROUP else (name,)
+        return [ConfigurableTask(config=offline_suite.config(each)) for each in own]
     index = _manager().task_index
     if name not in index:
-        close = get_close_matches(name, [*suite.NAMES, suite.GROUP, *index], n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"the offline suite is {suite.GROUP}"
+        close = get_close_matches(name, [*offline_suite.NAMES, offline_suite.GROUP, *index], n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"the offline suite is {offline_suite.GROUP}"
         raise RepsimError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
     try:
         if data_dir is None:

@@ -19,8 +19,9 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
-from repsim import models, suite, tasks
+from repsim import models
 from repsim.data.corpus import read_corpus
+from repsim.evaluation import offline_suite, tasks
 from repsim.schema import RepsimError
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
@@ -190,7 +191,7 @@ def references(tiny, folder):
 
     def of(name):
         if name not in known:
-            config = files_of(folder, name) if name in OWN else suite.config(name)
+            config = files_of(folder, name) if name in OWN else offline_suite.config(name)
             known[name] = lm_eval_on(tiny, config, limit=None if name in OWN else LIMIT)
         return known[name]
 
@@ -249,7 +250,7 @@ def check_against(benchmark, reference):
 
 def test_a_choice_by_hand(tiny, offline):
     """`text + " " + choice`, one token each in a word-level vocabulary; the last is predicted, not read."""
-    (document, *_) = suite.documents("arithmetic")
+    (document, *_) = offline_suite.documents("arithmetic")
     example = offline["arithmetic"].examples[0]
     assert (example.task, example.doc, example.choices, example.gold) == ("arithmetic", 0, 4, document["gold"])
     for request, choice in zip(example.requests, document["choices"], strict=True):
@@ -262,7 +263,7 @@ def test_a_choice_by_hand(tiny, offline):
 
 
 def test_a_whole_sentence_is_predicted_after_the_first_special_token(tiny, offline):
-    document = suite.documents("grammar")[0]
+    document = offline_suite.documents("grammar")[0]
     requests = offline["grammar"].examples[0].requests
     for request, sentence in zip(requests, document["choices"], strict=True):
         ids = tiny.tokenizer(sentence)["input_ids"]
@@ -284,13 +285,13 @@ def test_scores_by_hand(offline):
 
 
 def test_the_offline_suite_is_all_of_its_tasks_in_order(tiny, offline):
-    assert tuple(offline) == suite.NAMES
+    assert tuple(offline) == offline_suite.NAMES
     (one,) = tasks.load(["grammar", "grammar", ""], tiny, limit=2)
-    assert (one.name, one.version, one.shots, one.generates) == ("grammar", str(suite.VERSION), 0, False)
+    assert (one.name, one.version, one.shots, one.generates) == ("grammar", str(offline_suite.VERSION), 0, False)
     assert [example.doc for example in one.examples] == [0, 1]
     assert [one.name for one in tasks.load(["recall", "offline"], tiny, limit=1)] == [
         "recall",
-        *(name for name in suite.NAMES if name != "recall"),
+        *(name for name in offline_suite.NAMES if name != "recall"),
     ]
 
 
@@ -308,7 +309,7 @@ def test_choices_and_right_ones(own):
 @slow
 def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp_path):
     for name in ("grammar", "arithmetic", "knowledge"):
-        golds = Counter(document["gold"] for document in suite.documents(name))
+        golds = Counter(document["gold"] for document in offline_suite.documents(name))
         assert offline[name].gold_count == tuple(golds[choice] for choice in range(len(golds)))
         assert len(offline[name].examples) == LIMIT
     assert own["hellaswag"].gold_count == (2, 1, 1, 0)
@@ -364,7 +365,7 @@ def test_a_metric_that_needs_many_is_aggregated_over_one(own):
 
 
 @slow
-@pytest.mark.parametrize("name", [*OWN, *suite.NAMES])
+@pytest.mark.parametrize("name", [*OWN, *offline_suite.NAMES])
 def test_everything_equals_lm_evals_own_evaluation(name, own, offline, references):
     """What the model is run on, which tokens are scored, metrics of every example and aggregates of all."""
     check_against(benchmark_of(name, own, offline), references(name))
@@ -447,7 +448,7 @@ def test_digests_of_the_suite_follow_its_version(tiny, monkeypatch):
     asked = [json.dumps(pairs(request)) for example in longer.examples for request in example.requests]
     assert len(set(digests(longer))) == len(set(asked)) > 6  # words that the tiny tokenizer does not know are one
     assert all(len(digest) == 16 for digest in [*digests(before), before.digest])
-    monkeypatch.setattr(suite, "VERSION", 1.5)
+    monkeypatch.setattr(offline_suite, "VERSION", 1.5)
     (after,) = tasks.load(["grammar"], tiny, limit=3)
     assert after.version == "1.5"
     assert not set(digests(after)) & set(digests(before))

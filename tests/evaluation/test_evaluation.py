@@ -21,13 +21,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 import repsim
-from repsim import models, tasks
-from repsim.harness import Harness
+from repsim import models
+from repsim.evaluation import tasks
+from repsim.evaluation.lm_eval_model import Harness
+from repsim.evaluation.reader import Scores
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.schema import NOT_FINITE, RepsimError, Stopped
-from repsim.scores import Scores
 from support.models import VOCABULARY, T, made, make
 
 PLANS = (

@@ -1,6 +1,6 @@
 """Scores that are on disk: gives answers of a model to benchmarks, under plans, their names.
 
-How they are made is `repsim.evaluation`; how they lie on disk, `repsim.storage.score_store`.
+How they are made is `repsim.evaluation.run`; how they lie on disk, `repsim.storage.score_store`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Scores(Opened):
         }
 
 
-def open(path: str | Path) -> Scores:
+def open_scores(path: str | Path) -> Scores:
     """Opens a store of scores; one that is being written shows what was finished when it was opened.
 
     Raises:

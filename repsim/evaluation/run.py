@@ -22,24 +22,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim import scores
 from repsim.data.corpus import Company
 from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import NamedPlan, names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict, RepsimError, Stopped
-from repsim.scores import Scores
 from repsim.storage import score_store, state_store
 from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Place, place_of
 from repsim.storage.lock import Lock, is_locked
 
 if TYPE_CHECKING:
+    from repsim.evaluation.tasks import Benchmark, Example
     from repsim.models import Model
     from repsim.models.tracing import NodeState
-    from repsim.tasks import Benchmark, Example
 
 GENERATED = 8  # texts that are written together
 PACKAGES = ("lm-eval", "datasets")
@@ -108,7 +107,7 @@ def evaluate(
     loaded = interruption.loaded(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
-    from repsim.tasks import load as load_tasks
+    from repsim.evaluation.tasks import load as load_tasks
 
     folder = None if data_dir is None else Path(data_dir)
     loaded = loaded.at_rest()  # lm-eval changes it
@@ -136,7 +135,7 @@ def evaluate(
             layout, missing, grows = _joined(place, asked, append)
             if not (missing.any() or grows) and _is_aggregated(place):
                 log.info("%s: complete already", place)
-                return scores.open(place.text)
+                return open_scores(place.text)
         except StoreDamaged:
             if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
                 raise
@@ -149,7 +148,7 @@ def evaluate(
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
             writer.put_aggregates(_aggregates(asked, layout, writer))
             writer.flush()
-    return _reported(scores.open(place.text))
+    return _reported(open_scores(place.text))
 
 
 class _Asked:
@@ -244,7 +243,7 @@ def _joined(
     begun = state_store.is_begun(place)
     if begun:
         score_store.check(place, repair=repair)
-    found = scores.open(place.text) if begun else None
+    found = open_scores(place.text) if begun else None
     tables = score_store.tables(found.dataset) if found else None
     held_tasks, held_metrics, held_examples, held_requests = tables or (pd.DataFrame(),) * 4
     held_plans = found.plans if found else ()
@@ -255,8 +254,8 @@ def _joined(
         cache, wanted = found.dataset.attrs["paper_cache"], asked.paper_cache and score_store.PAPER_CACHE
         if cache != wanted:
             raise RepsimError(
-                f"{place}: holds another evaluation (--paper-cache: {scores.CACHES[cache]} there, "
-                f"{scores.CACHES[wanted]} here); choose another --out or remove it"
+                f"{place}: holds another evaluation (--paper-cache: {CACHES[cache]} there, "
+                f"{CACHES[wanted]} here); choose another --out or remove it"
             )
         _check_same(place, asked, held_tasks, held_examples, held_requests)
     known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
@@ -347,7 +346,7 @@ def _identity(model: Model, digest: str) -> Identity:
 
 def _is_aggregated(place: Place) -> bool:
     """Whether everything that is finished has its aggregates."""
-    found = scores.open(place.text)
+    found = open_scores(place.text)
     data = found.dataset
     applies = data["higher_is_better"].values >= 0
     block, tasks = data["block"].values, data["example_task"].values
@@ -609,5 +608,5 @@ def _reported(found: Scores) -> Scores:
 
 
 def _farewell(place: Place, number: int) -> str:
-    remark = scores.open(place.text).remark or "everything finished"
+    remark = open_scores(place.text).remark or "everything finished"
     return f"stopped by {signal.Signals(number).name}; {remark} in {place}; the same command goes on from there"

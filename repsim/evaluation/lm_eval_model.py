@@ -1,7 +1,7 @@
 """lm-eval's own handling of models: how it cuts prompts into tokens, and how it lets a model write.
 
-A model is answered for elsewhere (`repsim.evaluation`), so log-likelihoods are not computed here: only what would go in
-and what would be scored is noted.
+A model is answered for elsewhere (`repsim.evaluation.run`), so log-likelihoods are not computed here: only what
+would go in and what would be scored is noted.
 """
 
 from __future__ import annotations

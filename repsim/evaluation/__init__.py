@@ -1,0 +1,1 @@
+"""Benchmark scores under layer plans: make, resume, read. The only room that imports lm-eval."""
