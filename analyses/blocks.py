@@ -134,7 +134,7 @@ def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """Distance by size and place, the least of each size marked, above Block Influence; see `repsim.figures.blocks`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """Distance by size and place, the least of each size marked, above Block Influence; see `plotting.blocks`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.blocks(found)
+    return plotting.blocks(found)

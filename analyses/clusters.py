@@ -200,7 +200,7 @@ def _mean(values: list[float]) -> float:
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """The matrix with its groups, and what speaks for them; see `repsim.figures.clusters`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """The matrix with its groups, and what speaks for them; see `repsim.plotting.clusters`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.clusters(found)
+    return plotting.clusters(found)

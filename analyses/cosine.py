@@ -148,7 +148,7 @@ def _centred(capture: Source, plan: str) -> Any:
 
 
 def plot(*found: xr.Dataset) -> Figure:
-    """Heat map of each cosine matrix, side by side; see `repsim.figures.similarity_matrices`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """Heat map of each cosine matrix, side by side; see `repsim.plotting.similarity_matrices`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.similarity_matrices(*found)
+    return plotting.similarity_matrices(*found)

@@ -216,7 +216,7 @@ def compute(
 
 
 def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
-    """Figures of the paper; see `repsim.figures.degradation`.
+    """Figures of the paper; see `repsim.plotting.degradation`.
 
     Args:
         found: what `compute` gave.
@@ -226,7 +226,7 @@ def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
     Raises:
         RepsimError: there is no such figure, or the plans do not give it.
     """
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
     if figure == "3":
         raise RepsimError("figure=3: similarity of states, not scores; see repsim analyze cosine")
@@ -235,7 +235,7 @@ def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     for number in FIGURES if figure == "all" else [int(figure)]:
         try:
-            drawn[f"fig{number}"] = figures.degradation(found, number)
+            drawn[f"fig{number}"] = plotting.degradation(found, number)
         except RepsimError:
             if figure != "all":
                 raise

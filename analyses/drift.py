@@ -99,7 +99,7 @@ def _spread(values: NDArray[np.float64], places: NDArray[np.int64], states: int)
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """Where the plan's states lie among the baseline's, and how far from it; see `repsim.figures.drift`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """Where the plan's states lie among the baseline's, and how far from it; see `repsim.plotting.drift`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.drift(found)
+    return plotting.drift(found)

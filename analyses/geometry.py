@@ -101,7 +101,7 @@ _draw = subsample.draw  # `compute` has an option of the module's name
 
 
 def plot(*found: xr.Dataset) -> Figure:
-    """A panel for each number, a line for each result; see `repsim.figures.profiles`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """A panel for each number, a line for each result; see `repsim.plotting.profiles`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.profiles(found, LABELS)
+    return plotting.profiles(found, LABELS)

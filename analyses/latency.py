@@ -125,7 +125,7 @@ def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArra
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """Score against critical path, and against measured time; see `repsim.figures.latency`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """Score against critical path, and against measured time; see `repsim.plotting.latency`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.latency(found)
+    return plotting.latency(found)

@@ -55,7 +55,7 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
 
 
 def plot(*found: xr.Dataset) -> Figure:
-    """Norm against state, a line for each result; see `repsim.figures.profiles`."""
-    from repsim import figures  # here, so that computing does not wait for matplotlib
+    """Norm against state, a line for each result; see `repsim.plotting.profiles`."""
+    from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return figures.profiles(found, {"norm": "mean norm of the state"}, logarithmic=True)
+    return plotting.profiles(found, {"norm": "mean norm of the state"}, logarithmic=True)

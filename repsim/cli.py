@@ -377,7 +377,7 @@ def analysis_command(name: str, module: Any) -> Any:
         stores: list[str], label: list[str], figures: Path, style: str | None, quiet: bool, **options: Any
     ) -> None:
         import repsim
-        from repsim.figures import styled
+        from repsim.plotting import styled
 
         opened = [repsim.open(store) for store in stores]
         for one in opened:
@@ -480,7 +480,7 @@ def _analyze_one(
     Args:
         given: labels of the stores that the user has named; none by default.
     """
-    from repsim.figures import save
+    from repsim.plotting import save
     from repsim.stats import results
 
     stores = [opened for opened, _ in asked]
@@ -517,7 +517,7 @@ def _analyze_one(
 
 def _labels(stores: Sequence[Capture | Scores]) -> list[str]:
     """What figures call the stores: the model, and what tells it from the others of the same name."""
-    from repsim.labels import tell_apart
+    from repsim.plotting.labels import tell_apart
 
     models = [str(opened.identity["model"]) for opened in stores]
     added = tell_apart(models, [opened.parts for opened in stores])
@@ -526,7 +526,7 @@ def _labels(stores: Sequence[Capture | Scores]) -> list[str]:
 
 def _file_labels(stores: Sequence[Capture | Scores], said: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
     """What files call the stores: the label given, or model, corpus and the store's own name; and what was asked."""
-    from repsim.labels import tell_apart
+    from repsim.plotting.labels import tell_apart
 
     if given:
         names = [_slug(label, *words) for label, words in zip(given, said, strict=True)]

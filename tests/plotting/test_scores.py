@@ -9,11 +9,11 @@ import xarray as xr
 from matplotlib.colors import to_rgba
 from test_figures import assert_nothing_is_clipped_or_overlaps, tick_texts
 
-from repsim import figures
+from repsim import plotting
 from repsim.analyses import degradation
-from repsim.figures.curves import FAMILIES, look, look_of_task
-from repsim.figures.page import MARK
 from repsim.plans.families import resolve
+from repsim.plotting.curves import FAMILIES, look, look_of_task
+from repsim.plotting.page import MARK
 from repsim.schema import RepsimError
 
 T = 30
@@ -115,7 +115,7 @@ def timed(*plans, measured=True, **options):
 
 @cache
 def drawn(number, *plans):
-    return figures.degradation(result(*plans), number)
+    return plotting.degradation(result(*plans), number)
 
 
 def curves(axes):
@@ -179,13 +179,13 @@ def test_nothing_is_clipped_or_overlaps(number):
     ids=["many", "deep", "12", "6"],
 )
 def test_nothing_is_clipped_or_overlaps_in_other_models(number, tasks, layers):
-    assert_legible(figures.degradation(result("painters", tasks=tasks, layers=layers), number))
+    assert_legible(plotting.degradation(result("painters", tasks=tasks, layers=layers), number))
 
 
 @pytest.mark.parametrize("plans", [PAINTERS, ("fig11",), ("skip:start=3",), ("baseline",)])
 @pytest.mark.parametrize("measured", [True, False])
 def test_latency_is_legible(plans, measured):
-    assert_legible(figures.latency(timed(*plans, measured=measured)))
+    assert_legible(plotting.latency(timed(*plans, measured=measured)))
 
 
 def test_lines_are_told_apart_in_grey():
@@ -226,9 +226,9 @@ def test_seeds_that_differ_between_starts():
     found = result("random:start=3,seed=0..2", "random:start=5,seed=0..8")
     at = list(place(found, "random").values())
     found["variant_seeds"][at] = np.arange(3, 3 + len(at))
-    assert f"{len(at)} of 15 starts · 3 to {2 + len(at)} seeds" in figures.degradation(found, 7).get_suptitle()
+    assert f"{len(at)} of 15 starts · 3 to {2 + len(at)} seeds" in plotting.degradation(found, 7).get_suptitle()
     found["variant_seeds"][at] = 1
-    assert f"{len(at)} of 15 starts · 1 seed ·" in figures.degradation(found, 7).get_suptitle()
+    assert f"{len(at)} of 15 starts · 1 seed ·" in plotting.degradation(found, 7).get_suptitle()
 
 
 # Figure 2
@@ -275,7 +275,7 @@ def test_figure_2_without_halves_has_two_lines():
 def test_a_benchmark_without_a_score_of_its_own_has_no_panel():
     found = result("fig2")
     found["metric_of"][1] = ""
-    assert [axes.get_title().split(",")[0] for axes in figures.degradation(found, 2).axes if axes.axison] == [
+    assert [axes.get_title().split(",")[0] for axes in plotting.degradation(found, 2).axes if axes.axison] == [
         "median of 4 benchmarks",
         "arc_easy",
         "hellaswag",
@@ -284,11 +284,11 @@ def test_a_benchmark_without_a_score_of_its_own_has_no_panel():
     ]
     found["baseline"][0] = np.nan
     found["valid"][0] = 0
-    assert "(full model without a score)" in figures.degradation(found, 2).axes[1].get_title()
+    assert "(full model without a score)" in plotting.degradation(found, 2).axes[1].get_title()
 
 
 def test_figure_2_is_drawn_where_the_full_model_is_above_chance_in_nothing():
-    figure = figures.degradation(result("fig2", tasks=NONE), 2)
+    figure = plotting.degradation(result("fig2", tasks=NONE), 2)
     assert_legible(figure)
     assert figure.axes[0].texts[0].get_text() == "full model above\nchance in none"
 
@@ -382,9 +382,9 @@ def test_a_score_that_is_missing_is_a_hole():
         for end in ("", "_low", "_high"):
             found[name + end][row] = np.nan
     for number, label in ((4, "median"), (4, "arc_easy (2376)"), (11, "skip")):
-        values = curves(figures.degradation(found, number).axes[0])[label]
+        values = curves(plotting.degradation(found, number).axes[0])[label]
         assert np.isnan(values).nonzero()[0].tolist() == [4]
-    assert "14 of 15 starts" in figures.degradation(found, 4).get_suptitle()
+    assert "14 of 15 starts" in plotting.degradation(found, 4).get_suptitle()
 
 
 # Figure 10
@@ -411,7 +411,7 @@ def cells(axes):
 
 
 def test_loops_by_width_by_hand():
-    figure = figures.degradation(grid([[0.2, 0.9], [0.5, 0.8], [0.4, -0.1]]), 10)
+    figure = plotting.degradation(grid([[0.2, 0.9], [0.5, 0.8], [0.4, -0.1]]), 10)
     axes, bar = figure.axes
     assert cells(axes).tolist() == [[0.9, 0.2], [0.8, 0.5], [-0.1, 0.4]]  # wider to the right
     assert axes.images[0].origin == "lower"
@@ -425,11 +425,11 @@ def test_loops_by_width_by_hand():
 
 
 def test_of_equal_scores_the_fewest_loops_are_framed():
-    assert frames(figures.degradation(grid([[0.2, 0.8], [0.5, 0.8], [0.5, 0.8]]), 10).axes[0]) == {(0, 0), (1, 1)}
+    assert frames(plotting.degradation(grid([[0.2, 0.8], [0.5, 0.8], [0.5, 0.8]]), 10).axes[0]) == {(0, 0), (1, 1)}
 
 
 def test_cells_that_are_not_in_the_result_are_grey():
-    figure = figures.degradation(grid([[0.2, 0.9], [np.nan, 0.8], [0.4, np.nan]], loops=(1, 2, 4)), 10)
+    figure = plotting.degradation(grid([[0.2, 0.9], [np.nan, 0.8], [0.4, np.nan]], loops=(1, 2, 4)), 10)
     axes, bar = figure.axes
     assert np.isnan(cells(axes)).tolist() == [[False, False], [False, True], [True, True], [True, False]]
     image = axes.images[0]
@@ -440,7 +440,7 @@ def test_cells_that_are_not_in_the_result_are_grey():
 
 
 def test_one_number_of_loops_has_no_best():
-    assert frames(figures.degradation(grid([[0.2, 0.9], [0.5, np.nan], [0.4, np.nan]]), 10).axes[0]) == {(1, 1)}
+    assert frames(plotting.degradation(grid([[0.2, 0.9], [0.5, np.nan], [0.4, np.nan]]), 10).axes[0]) == {(1, 1)}
     assert cells(drawn(10, "fig10").axes[0]).shape == (26, 14)  # without M = 1, whose single loop is the baseline
 
 
@@ -463,7 +463,7 @@ def test_the_whole_grid():
 @pytest.mark.parametrize(("panel", "cost"), [(0, "critical_path"), (1, "milliseconds")])
 def test_scores_against_what_they_cost(panel, cost):
     found = timed("fig11", "switch:layer=3", "0-10, 12-29", "drop_block:first=3,last=5", "repeat:layer=3,times=3")
-    axes = figures.latency(found).axes[panel]
+    axes = plotting.latency(found).axes[panel]
     points = {line.get_label(): line for line in axes.lines}
     relative = found[cost] / found[cost][0]
     for family, label in (FAMILIES | {"baseline": "full model"}).items():
@@ -480,7 +480,7 @@ def test_scores_against_what_they_cost(panel, cost):
 
 
 def test_the_full_model_is_in_the_legend_once():
-    left, right = figures.latency(timed("fig11")).axes
+    left, right = plotting.latency(timed("fig11")).axes
     entries = [text.get_text() for text in right.get_legend().get_texts()]
     assert entries == [FAMILIES[name] for name in degradation.COMPARED] + ["full model", "chance"]
     assert left.get_legend() is None
@@ -489,7 +489,7 @@ def test_the_full_model_is_in_the_legend_once():
 
 
 def test_times_far_apart_are_on_a_logarithmic_axis_without_mathtext():
-    axes = figures.latency(timed("fig10")).axes[1]
+    axes = plotting.latency(timed("fig10")).axes[1]
     assert axes.get_xscale() == "log"
     assert "1" in tick_texts(axes.xaxis)
     assert not any("$" in text for text in tick_texts(axes.xaxis))
@@ -497,10 +497,10 @@ def test_times_far_apart_are_on_a_logarithmic_axis_without_mathtext():
 
 def test_plans_that_were_not_timed():
     found = timed("skip:start=0..5", measured=False)
-    right = figures.latency(found).axes[1]
+    right = plotting.latency(found).axes[1]
     assert [text.get_text() for text in right.texts] == ["not measured"]
     found["milliseconds"][:3] = [2.0, 1.0, 0.5]
-    figure = figures.latency(found)
+    figure = plotting.latency(found)
     assert np.isfinite(curves_x(figure.axes[1])["skip"]).sum() == 2
     assert "3 were timed" in figure.get_suptitle()
 
@@ -527,7 +527,7 @@ def test_plans_that_were_not_timed():
 )
 def test_what_is_not_in_the_result(number, plans, message):
     with pytest.raises(RepsimError, match=f"^{message}") as caught:
-        figures.degradation(result(*plans), number)
+        plotting.degradation(result(*plans), number)
     assert "\n" not in str(caught.value)
 
 
@@ -537,29 +537,29 @@ def test_what_is_in_the_result_and_has_no_score(number):
     for name in ("value", "normalised", "median", "mean"):
         found[name][:] = np.nan
     with pytest.raises(RepsimError, match=rf"^figure {number}: none of \d+ variants of .* has a score: .* unfinished"):
-        figures.degradation(found, number)
+        plotting.degradation(found, number)
 
 
 @pytest.mark.parametrize("number", NUMBERS[1:])
 def test_without_a_valid_benchmark_nothing_is_normalised(number):
     with pytest.raises(RepsimError, match=f"figure {number}: the full model is not above chance in any of gsm8k; draw"):
-        figures.degradation(result("painters", tasks=NONE), number)
+        plotting.degradation(result("painters", tasks=NONE), number)
 
 
 def test_latency_without_the_full_model_or_scores():
     found = timed("fig4")
     with pytest.raises(RepsimError, match="the full model is not in the result; add --plan baseline"):
-        figures.latency(found.isel(variant=slice(1, None)))
+        plotting.latency(found.isel(variant=slice(1, None)))
     found["mean"][:] = np.nan
     with pytest.raises(RepsimError, match="none of 16 variants has a normalised score"):
-        figures.latency(found)
+        plotting.latency(found)
 
 
 @pytest.mark.parametrize("number", [*NUMBERS, 0])
 def test_the_same_bytes_twice(tmp_path, number):
     for name in "ab":
-        figure = figures.degradation(result(*PAINTERS), number) if number else figures.latency(timed(*PAINTERS))
-        figures.save(figure, tmp_path / name)
+        figure = plotting.degradation(result(*PAINTERS), number) if number else plotting.latency(timed(*PAINTERS))
+        plotting.save(figure, tmp_path / name)
     for suffix in (".png", ".pdf"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     pdf = (tmp_path / "a.pdf").read_bytes()
@@ -572,6 +572,6 @@ def test_a_result_read_from_a_file_is_drawn_alike(tmp_path):
     found.to_netcdf(tmp_path / "found.nc")
     with xr.open_dataset(tmp_path / "found.nc") as again:
         for number in NUMBERS:
-            one, other = (figures.degradation(each, number).axes[0] for each in (found, again))
+            one, other = (plotting.degradation(each, number).axes[0] for each in (found, again))
             for line, same in zip(one.lines, other.lines, strict=True):
                 np.testing.assert_array_equal(line.get_ydata(), same.get_ydata())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from repsim.labels import tell_apart
+from repsim.plotting.labels import tell_apart
 
 RUNS = [{"corpus": "builtin", "dtype": "float32", "folder": name} for name in ("run1", "run2", "run3")]
 

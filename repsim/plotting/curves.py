@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from repsim.figures.page import COLOURS, COMPACT, LABEL_STEPS, MARKERS, STYLES
+from repsim.plotting.page import COLOURS, COMPACT, LABEL_STEPS, MARKERS, STYLES
 
 GUIDE = "0.35"  # grey of the lines at chance and at the full model
 NARROW, WIDE = 8, 16  # most labels along one of several panels, along a panel of its own

@@ -20,7 +20,7 @@ import matplotlib.style
 import xarray as xr
 
 from repsim.files import replacing
-from repsim.labels import tell_apart
+from repsim.plotting.labels import tell_apart
 from repsim.schema import RepsimError, printable
 
 Width = Literal["column", "page"]

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from IPython.core.formatters import DisplayFormatter
 
-from repsim import figures
+from repsim import plotting
 from repsim.analyses import blocks, clusters, drift
 from repsim.schema import RepsimError
 from repsim.stats.bootstrap import Estimate
@@ -44,7 +44,7 @@ def result(labels, lowest=0.1, **attrs):
 
 
 def draw(labels, **attrs):
-    figure = figures.similarity_matrices(result(labels, **attrs))
+    figure = plotting.similarity_matrices(result(labels, **attrs))
     figure.draw_without_rendering()
     return figure
 
@@ -103,10 +103,10 @@ def assert_nothing_is_clipped_or_overlaps(figure):
     assert inside.y1 <= figure.get_figheight()
 
 
-@pytest.mark.parametrize("width", figures.WIDTHS)
+@pytest.mark.parametrize("width", plotting.WIDTHS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_two_labels_overlap_and_nothing_is_clipped(stack, width):
-    assert_nothing_is_clipped_or_overlaps(figures.similarity_matrices(result(STACKS[stack], -0.2), width=width))
+    assert_nothing_is_clipped_or_overlaps(plotting.similarity_matrices(result(STACKS[stack], -0.2), width=width))
 
 
 def test_a_column_wide_with_square_cells_from_the_top_left():
@@ -161,23 +161,23 @@ def test_zero_is_marked_where_there_are_values_below_it():
 def test_undefined_cells_are_grey_and_say_so():
     dataset = result(STACKS["7"])
     dataset["cosine"][2] = np.nan
-    figure = figures.similarity_matrices(dataset)
+    figure = plotting.similarity_matrices(dataset)
     assert colour_bar(figure).get_ylabel() == "mean cosine similarity (grey: undefined)"
     image = figure.axes[0].images[0]
     assert image.to_rgba(image.get_array())[2, 3].tolist() == [0.85, 0.85, 0.85, 1]
     dataset["cosine"][:] = np.nan
-    figures.similarity_matrices(dataset)
+    plotting.similarity_matrices(dataset)
 
 
 def test_the_palette_is_even_in_grey():
-    red_green_blue = matplotlib.colormaps[figures.PALETTE](np.linspace(0, 1, 50))[:, :3]
+    red_green_blue = matplotlib.colormaps[plotting.PALETTE](np.linspace(0, 1, 50))[:, :3]
     assert (np.diff(red_green_blue @ [0.299, 0.587, 0.114]) > 0).all()
 
 
 def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
     """The PNG is written and the PDF half, when the disk is full; then, when the process is stopped."""
     figure = draw(STACKS["7"])
-    figures.save(figure, tmp_path / "a")
+    plotting.save(figure, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     original = type(figure).savefig
     problem: BaseException
@@ -191,21 +191,21 @@ def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, m
     monkeypatch.setattr(type(figure), "savefig", half)
     problem = OSError(28, "No space left on device")
     with pytest.raises(RepsimError, match=r"cannot be written \(No space left on device\); choose another folder"):
-        figures.save(figure, tmp_path / "a")
+        plotting.save(figure, tmp_path / "a")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     problem = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        figures.save(figure, tmp_path / "a")
+        plotting.save(figure, tmp_path / "a")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_figure_without_a_name():
     with pytest.raises(RepsimError, match=r"^figure '\.': no name of a file"):
-        figures.save(draw(STACKS["7"]), "")
+        plotting.save(draw(STACKS["7"]), "")
 
 
 def test_save_writes_png_and_pdf(tmp_path):
-    paths = figures.save(draw(STACKS["7"]), tmp_path / "new" / "cosine-v1.5")
+    paths = plotting.save(draw(STACKS["7"]), tmp_path / "new" / "cosine-v1.5")
     assert [path.name for path in paths] == ["cosine-v1.5.png", "cosine-v1.5.pdf"]
     png, pdf = (path.read_bytes() for path in paths)
     width = int.from_bytes(png[16:20])
@@ -217,11 +217,11 @@ def test_save_writes_png_and_pdf(tmp_path):
 
 
 def test_the_users_settings_neither_matter_nor_change(tmp_path):
-    expected = [path.read_bytes() for path in figures.save(draw(STACKS["7"]), tmp_path / "a")]
+    expected = [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "a")]
     loud = {"font.size": 30, "savefig.bbox": "tight", "image.origin": "lower"}
     with matplotlib.rc_context(loud):
         before = dict(matplotlib.rcParams)
-        paths = figures.save(draw(STACKS["7"]), tmp_path / "b")
+        paths = plotting.save(draw(STACKS["7"]), tmp_path / "b")
         assert dict(matplotlib.rcParams) == before
     assert [path.read_bytes() for path in paths] == expected
 
@@ -248,7 +248,7 @@ def test_a_notebook_shows_it():
 
 def test_an_unknown_width():
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        figures.similarity_matrices(result(STACKS["7"]), width="poster")
+        plotting.similarity_matrices(result(STACKS["7"]), width="poster")
 
 
 # Several results side by side
@@ -259,14 +259,14 @@ def measured(labels, measure="debiased linear CKA", lowest=0.1, **attrs):
 
 
 @pytest.mark.parametrize("stacks", [("31", "7"), ("31", "81", "looped"), ("2", "random", "7", "81")])
-@pytest.mark.parametrize("width", [None, *figures.WIDTHS])
+@pytest.mark.parametrize("width", [None, *plotting.WIDTHS])
 def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
     if width == "column" and len(stacks) > 2:
         width = "page"
     found = [
         result(STACKS[stack], lowest, model=stack) for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
     ]
-    figure = figures.similarity_matrices(*found, width=width)
+    figure = plotting.similarity_matrices(*found, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     *panels, bar = figure.axes
     assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
@@ -282,7 +282,7 @@ def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
 
 
 def test_the_measure_is_named():
-    figure = figures.similarity_matrices(measured(STACKS["7"]), measured(STACKS["31"]))
+    figure = plotting.similarity_matrices(measured(STACKS["7"]), measured(STACKS["31"]))
     assert figure.axes[-1].get_ylabel() == "debiased linear CKA"
 
 
@@ -290,7 +290,7 @@ def test_different_measures_are_not_drawn_on_one_scale():
     other = measured(STACKS["7"], "RSA (Spearman, Euclidean)")
     for one in (measured(STACKS["7"]), result(STACKS["7"])):
         with pytest.raises(RepsimError, match=r"side by side: .*, RSA .Spearman.*; draw one measure at a time"):
-            figures.similarity_matrices(one, other)
+            plotting.similarity_matrices(one, other)
 
 
 # Profiles
@@ -313,11 +313,11 @@ def profile(labels, names=NAMES, low=1.0, **attrs):
     return xr.Dataset(data, coords={"layer": ("state", labels)}, attrs=attrs)
 
 
-@pytest.mark.parametrize("width", figures.WIDTHS)
+@pytest.mark.parametrize("width", plotting.WIDTHS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_profile_against_layers(stack, width):
     found = profile(STACKS[stack])
-    figure = figures.profiles([found], {"number_0": "quantity"}, width=width)
+    figure = plotting.profiles([found], {"number_0": "quantity"}, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     (axes,) = figure.axes
     (line,) = axes.lines
@@ -334,7 +334,7 @@ def test_a_profile_against_layers(stack, width):
 def test_panels_and_lines(panels, several):
     names = dict(list(NAMES.items())[:panels])
     found = [profile(STACKS[stack], model=f"model-{stack}") for stack in list(STACKS)[:several]]
-    figure = figures.profiles(found, names)
+    figure = plotting.profiles(found, names)
     assert_nothing_is_clipped_or_overlaps(figure)
     drawn = [axes for axes in figure.axes if axes.lines]
     assert [axes.get_ylabel() for axes in drawn] == list(names.values())
@@ -366,24 +366,24 @@ def test_panels_and_lines(panels, several):
 )
 def test_results_of_one_name_are_told_apart(attrs, names):
     found = [profile(STACKS["7"], NAMES, model="m", **more) for more in attrs]
-    figure = figures.profiles(found, NAMES)
+    figure = plotting.profiles(found, NAMES)
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == names
-    matrices = figures.similarity_matrices(*(result(STACKS["7"]).assign_attrs(one.attrs) for one in found))
+    matrices = plotting.similarity_matrices(*(result(STACKS["7"]).assign_attrs(one.attrs) for one in found))
     titles = [" ".join(axes.get_title().split()) for axes in matrices.axes[: len(names)]]
     assert all(title.startswith(name) for title, name in zip(titles, names, strict=True))
 
 
 def test_no_two_of_many_lines_look_alike():
     found = [profile(STACKS["7"], ["number_0"], model=f"m{row}") for row in range(60)]
-    lines = figures.profiles(found, {"number_0": "quantity"}).axes[0].lines
+    lines = plotting.profiles(found, {"number_0": "quantity"}).axes[0].lines
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 60
 
 
 def test_a_logarithmic_axis_where_all_values_are_positive():
     names = {"number_0": "quantity"}
     scales = [
-        figures.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True).axes[0].get_yscale()
+        plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True).axes[0].get_yscale()
         for low in (1.0, -10.0)
     ]
     assert scales == ["log", "linear"]
@@ -392,7 +392,7 @@ def test_a_logarithmic_axis_where_all_values_are_positive():
 def test_values_that_are_missing_leave_a_gap():
     found = profile(STACKS["7"])
     found["number_0"][3] = np.nan
-    figure = figures.profiles([found], {"number_0": "quantity"}, logarithmic=True)
+    figure = plotting.profiles([found], {"number_0": "quantity"}, logarithmic=True)
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).sum() == 1
 
 
@@ -423,18 +423,18 @@ class Fake:
 
 
 def of_blocks(labels):
-    return figures.blocks(blocks.compute(Fake(labels), plan="plan", resamples=10))
+    return plotting.blocks(blocks.compute(Fake(labels), plan="plan", resamples=10))
 
 
 def of_drift(labels):
-    return figures.drift(drift.compute(Fake(labels), plan="plan", resamples=10))
+    return plotting.drift(drift.compute(Fake(labels), plan="plan", resamples=10))
 
 
 def of_clusters(labels):
     matrix = result(labels)["cosine"].values
     found = clusters.cluster(Estimate(matrix, np.array([matrix] * 4)), labels)
     found.attrs |= result(labels).attrs | {"quantity": "cosine similarity"}
-    return figures.clusters(found)
+    return plotting.clusters(found)
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -451,16 +451,16 @@ def test_every_figure_of_every_plan_is_legible(drawn, stack):
             assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
 
 
-@pytest.mark.parametrize("width", figures.WIDTHS)
+@pytest.mark.parametrize("width", plotting.WIDTHS)
 def test_blocks_in_both_widths(width):
-    figure = figures.blocks(blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width)
-    assert figure.get_figwidth() == figures.WIDTHS[width]
+    figure = plotting.blocks(blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width)
+    assert figure.get_figwidth() == plotting.WIDTHS[width]
     assert_nothing_is_clipped_or_overlaps(figure)
 
 
 def test_blocks_marks_the_least_and_draws_block_influence():
     found = blocks.compute(Fake(STACKS["7"]), plan="plan", resamples=10)
-    figure = figures.blocks(found)
+    figure = plotting.blocks(found)
     upper, lower, bar = figure.axes
     assert upper.lines[0].get_xdata().tolist() == np.nanargmin(found["distance"], axis=1).tolist()
     assert upper.lines[0].get_ydata().tolist() == found["size"].values.tolist()
@@ -470,7 +470,7 @@ def test_blocks_marks_the_least_and_draws_block_influence():
 
 def test_drift_marks_the_most_similar_state_of_the_baseline():
     found = drift.compute(Fake(STACKS["skip"]), plan="plan", resamples=10)
-    figure = figures.drift(found)
+    figure = plotting.drift(found)
     left, right = figure.axes[:2]
     assert left.lines[0].get_xdata().tolist() == np.argmax(found["cosine"].values, axis=1).tolist()
     assert right.lines[0].get_ydata().tolist() == found["distance"].values.tolist()
@@ -489,12 +489,12 @@ def test_one_sample_s_clusters_are_drawn():
     matrix = result(STACKS["7"])["cosine"].values
     found = clusters.cluster(Estimate(matrix, np.full((4, 7, 7), np.nan)), STACKS["7"])
     found.attrs |= result(STACKS["7"]).attrs | {"quantity": "cosine similarity"}
-    assert_nothing_is_clipped_or_overlaps(figures.clusters(found))
+    assert_nothing_is_clipped_or_overlaps(plotting.clusters(found))
 
 
 @pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
 def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(tmp_path, drawn):
-    first, again = (figures.save(drawn(STACKS["7"]), tmp_path / name / "figure") for name in "ab")
+    first, again = (plotting.save(drawn(STACKS["7"]), tmp_path / name / "figure") for name in "ab")
     for one, other in zip(first, again, strict=True):
         assert one.read_bytes() == other.read_bytes()
     pdf = first[1].read_bytes()
@@ -503,46 +503,46 @@ def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(tmp_path, drawn):
     assert b"Date" not in pdf
 
 
-@pytest.mark.parametrize("drawn", [figures.blocks, figures.drift, figures.clusters])
+@pytest.mark.parametrize("drawn", [plotting.blocks, plotting.drift, plotting.clusters])
 def test_an_unknown_width_of_another_figure(drawn):
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
         drawn(result(STACKS["7"]), width="poster")
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        figures.profiles([profile(STACKS["7"])], NAMES, width="poster")
+        plotting.profiles([profile(STACKS["7"])], NAMES, width="poster")
 
 
 # Styles
 
 
 def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path):
-    plain = [path.read_bytes() for path in figures.save(draw(STACKS["7"]), tmp_path / "plain")]
+    plain = [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "plain")]
     before = dict(matplotlib.rcParams)
-    with figures.styled("ggplot"):
+    with plotting.styled("ggplot"):
         figure = draw(STACKS["7"])
         assert figure.axes[0].get_facecolor()[:3] == pytest.approx((0xE5 / 255,) * 3)  # ggplot's
         assert figure.axes[0].yaxis.get_major_ticks()[0].tick1line.get_markersize() == 2  # ours
-        styled = [path.read_bytes() for path in figures.save(figure, tmp_path / "styled")]
+        styled = [path.read_bytes() for path in plotting.save(figure, tmp_path / "styled")]
     assert dict(matplotlib.rcParams) == before
     assert all(one != other for one, other in zip(plain, styled, strict=True))
-    assert [path.read_bytes() for path in figures.save(draw(STACKS["7"]), tmp_path / "again")] == plain
+    assert [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "again")] == plain
 
 
 def test_a_style_is_undone_after_an_error():
-    with pytest.raises(ZeroDivisionError), figures.styled("ggplot"):
+    with pytest.raises(ZeroDivisionError), plotting.styled("ggplot"):
         raise ZeroDivisionError
     assert draw(STACKS["7"]).axes[0].get_facecolor() == (1, 1, 1, 1)
 
 
 def test_a_style_from_a_file(tmp_path):
     (tmp_path / "mine.mplstyle").write_text("axes.facecolor: 00ff00\n")
-    with figures.styled(tmp_path / "mine.mplstyle"):
+    with plotting.styled(tmp_path / "mine.mplstyle"):
         assert draw(STACKS["7"]).axes[0].get_facecolor() == (0, 1, 0, 1)
 
 
 @pytest.mark.parametrize("style", ["no-such-style", "no/such/file.mplstyle"])
 def test_an_unknown_style(style):
     message = f"style '{style}': no such file, and matplotlib knows .*ggplot"
-    with pytest.raises(RepsimError, match=message) as caught, figures.styled(style):
+    with pytest.raises(RepsimError, match=message) as caught, plotting.styled(style):
         pass
     assert "\n" not in str(caught.value)
 
@@ -556,7 +556,7 @@ def test_a_logarithmic_axis_needs_no_mathtext(highest):
         coords={"layer": ("state", STACKS["7"])},
         attrs={"model": "painter", "plan": "baseline", "corpus": "easel", "tokens": 7},
     )
-    figure = figures.profiles([result], {"norm": "norm"}, logarithmic=True)
+    figure = plotting.profiles([result], {"norm": "norm"}, logarithmic=True)
     figure.draw_without_rendering()
     labels = figure.axes[0].yaxis.get_ticklabels(which="both")
     assert any(text.get_text() for text in labels)

@@ -3,9 +3,9 @@
 `page` holds what all figures share, `states` the figures of hidden states, `scores` those of benchmark scores.
 """
 
-from repsim.figures.page import PALETTE, WIDTHS, Figure, Width, save, styled
-from repsim.figures.scores import degradation, latency
-from repsim.figures.states import blocks, clusters, drift, profiles, similarity_matrices
+from repsim.plotting.page import PALETTE, WIDTHS, Figure, Width, save, styled
+from repsim.plotting.scores import degradation, latency
+from repsim.plotting.states import blocks, clusters, drift, profiles, similarity_matrices
 
 __all__ = [
     "PALETTE",

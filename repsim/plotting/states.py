@@ -19,8 +19,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from repsim.figures.curves import look
-from repsim.figures.page import (
+from repsim.plotting.curves import look
+from repsim.plotting.page import (
     COLOURS,
     COMPACT,
     FONT,

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from repsim.figures.curves import (
+from repsim.plotting.curves import (
     FAMILIES,
     NARROW,
     WIDE,
@@ -36,7 +36,7 @@ from repsim.figures.curves import (
     number_of_starts,
     start_axes,
 )
-from repsim.figures.page import (
+from repsim.plotting.page import (
     COMPACT,
     FONT,
     LINE,
