@@ -160,7 +160,7 @@ def suite() -> None:
     analyses = {entry.name: entry.load() for entry in entry_points(group=ANALYSES)}
     for name in sorted(name for name, module in analyses.items() if getattr(module, "READS", CAPTURE) == CAPTURE):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", "from repsim.cli import run; run()", "analyze", name, STORE]
+            command = [sys.executable, "-c", "from repsim.cli.main import run; run()", "analyze", name, STORE]
             (took,) = seconds(lambda: subprocess.run([*command, "--quiet", "--figures", folder], check=True), 1)  # noqa: B023
         total += took
         print(f"  {name}: {took:.1f} s", flush=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, interval, random_capture, resampled, sample_states
 
 import repsim
 from repsim.analyses import blocks
 from repsim.schema import RepsimError
+from support.captures import Stored, interval, random_capture, resampled, sample_states
 
 
 def cosine(a, b):

@@ -8,11 +8,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import diags_array
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
-from test_cosine import Stored, random_capture
 
 from repsim.analyses import clusters, cosine, similarity
 from repsim.schema import RepsimError
 from repsim.stats.bootstrap import Estimate
+from support.captures import Stored, random_capture
 
 BLOCKS = (3, 7, 4)
 

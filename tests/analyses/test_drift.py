@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, interval, random_capture, resampled, sample_states
 
 import repsim
 from repsim.analyses import drift
 from repsim.schema import RepsimError
+from support.captures import Stored, interval, random_capture, resampled, sample_states
 
 BASE = ["embed", "0", "1", "2", "3"]
 

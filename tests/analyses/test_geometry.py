@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
-from test_cosine import Stored, interval, random_capture
 
 from repsim.analyses import geometry
 from repsim.schema import RepsimError
 from repsim.stats import subsample
+from support.captures import Stored, interval, random_capture
 
 LENGTHS = (9, 12, 11, 8, 15, 9)
 

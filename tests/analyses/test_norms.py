@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from test_cosine import Stored, interval, random_capture, resampled, sample_states
 
 from repsim.analyses import norms
 from repsim.schema import RepsimError
+from support.captures import Stored, interval, random_capture, resampled, sample_states
 
 
 def test_by_hand():

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, interval, random_capture, resampled, sample_states, without_sinks
 
 import repsim
 from repsim import measures
 from repsim.analyses import similarity
 from repsim.schema import RepsimError
 from repsim.stats import subsample
+from support.captures import Stored, interval, random_capture, resampled, sample_states, without_sinks
 
 MEASURES = get_args(similarity.Measure)
 ON_ITEMS = [measure for measure in MEASURES if measure != "minibatch-cka"]

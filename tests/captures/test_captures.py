@@ -580,7 +580,7 @@ def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
     with pytest.raises(RepsimError, match=r"c.zarr: damaged \(.*\); repsim verify names it"):
         repsim.open(path)
     assert [damage.array for damage in repsim.verify(path).damages] == ["plan", "token_id"]
-    (advice,) = repsim.opening.repair_advice(path, repsim.verify(path))[:1]
+    (advice,) = repsim.stores.repair_advice(path, repsim.verify(path))[:1]
     assert "--plan baseline" in advice
     with pytest.raises(RepsimError, match="plan, token_id damaged, and this is not the command that made the store"):
         repsim.capture(model, plan=PLANS[::-1], repair=True, **asked)

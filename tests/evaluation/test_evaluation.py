@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import os
-import random
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,29 +28,8 @@ from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.schema import NOT_FINITE, RepsimError, Stopped
+from support.evaluation import LIMIT, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 from support.models import VOCABULARY, T, made, make
-
-PLANS = (
-    "baseline",
-    "skip:start=1",
-    "reverse:start=0",
-    "middle_repeat:start=1",
-    "parallel:start=1",
-    "looped_parallel:start=1,loops=2",
-    "random:start=0,seed=3",
-    "drop:layer=2",
-    "drop:layer=3,part=attn",
-    "drop:layer=1,part=mlp",
-    "drop_block:first=1,last=2",
-    "switch:layer=2",
-    "repeat:layer=4,times=3",
-    "0, (1|2)*2, 4.mlp, 3, 5",
-)
-OFFLINE = ("recall", "grammar", "arithmetic", "knowledge")
-TASKS = (*OFFLINE, "arc_easy", "gsm8k", "wikitext")  # the last three read files
-LIMIT, SHOTS = 6, 2
-WORDS = "the time of day is in a house and it was one that people see now who with when over about your"
-WRITTEN = 8  # tokens that a generated text has
 
 
 @pytest.fixture(scope="module")
@@ -64,29 +42,6 @@ def short_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HFLM, "max_gen_toks", WRITTEN)
         yield
-
-
-def write_data(folder: Path) -> Path:
-    """Rows of three of lm-eval's tasks, of words that the tokenizer knows."""
-    dice = random.Random(0)
-
-    def words(count: int) -> str:
-        return " ".join(dice.choices(WORDS.split(), k=count))
-
-    def arc(row: int) -> dict[str, Any]:
-        choices = {"text": [words(2) for _ in "ABCD"], "label": list("ABCD")}
-        return {"id": str(row), "question": words(8), "choices": choices, "answerKey": "ABCD"[row % 4]}
-
-    rows = {
-        "arc_easy": [arc(row) for row in range(12)],
-        "gsm8k": [{"question": words(9), "answer": f"{words(5)} #### {row}"} for row in range(12)],
-        "wikitext": [{"page": words(20 + 10 * row)} for row in range(12)],
-    }
-    folder.mkdir(exist_ok=True)
-    for name, each in rows.items():
-        for split in ("train", "test"):
-            (folder / f"{name}.{split}.jsonl").write_text("\n".join(map(json.dumps, each)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +61,6 @@ def path(tmp_path) -> Path:
     return tmp_path / "made on the way" / "s.zarr"
 
 
-def asked_of(path: Path, **others: Any) -> dict[str, Any]:
-    """A small evaluation in several blocks."""
-    asked = {"plan": PLANS[:3], "tasks": OFFLINE[:2], "limit": LIMIT, "batch_tokens": 60, "out": path}
-    return {**asked, **others}
-
-
 def written_of(path: Path, data: Path, **others: Any) -> dict[str, Any]:
     """The same with texts to be written."""
     asked = asked_of(path, tasks=("gsm8k", "arc_easy"), plan=PLANS[:2], data_dir=data, shots=SHOTS)
@@ -128,32 +77,6 @@ def changed(model: models.Model, change: Any, **names: Any) -> models.Model:
 
 def bend(module: Any) -> None:
     module.model.layers[3].mlp.down_proj.weight[0, 0] += 1
-
-
-def of_plan(scores: Scores, plan: str) -> xr.Dataset:
-    row = [named.name for named in scores.plans].index(plan)
-    return scores.dataset.isel(plan=row).load()
-
-
-def close(one: xr.Dataset, other: xr.Dataset, tolerance: float = 1e-5) -> None:
-    """The same answers and scores to the same examples, whatever their order."""
-
-    def ordered(dataset: xr.Dataset) -> xr.Dataset:
-        dataset = dataset.load()
-        columns = ("example_task", "example_doc"), ("request_task", "request_doc", "request_choice")
-        keys = [list(zip(*(dataset[name].values.tolist() for name in names), strict=True)) for names in columns]
-        orders = [sorted(range(len(each)), key=each.__getitem__) for each in keys]
-        dataset = dataset.isel(example=orders[0], request=orders[1])
-        plans, names = (np.argsort(dataset[name].values) for name in ("plan", "task"))
-        return dataset.isel(plan=plans, task=names, metric=np.argsort(dataset["metric"].values))
-
-    one, other = ordered(one), ordered(other)
-    for name in ("example_gold", "example_choices", "request_digest", "is_greedy", "metric", "plan", "task"):
-        assert one[name].values.tolist() == other[name].values.tolist(), name
-    for name in ("log_likelihood", "score", "aggregate"):
-        np.testing.assert_allclose(one[name].values, other[name].values, rtol=tolerance, atol=tolerance, err_msg=name)
-    if "response" in one or "response" in other:
-        assert one["response"].values.tolist() == other["response"].values.tolist()
 
 
 def nothing_runs(patch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -10,29 +9,7 @@ from hypothesis import strategies as st
 
 from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
 from repsim.schema import RepsimError
-
-LAYERS = 12
-
-
-# Any plan: lone steps, ranges either way, repeats, parallel steps, halves.
-layer_numbers = st.integers(0, LAYERS - 1)
-members = st.builds(Application, layer_numbers, st.sampled_from(["", "", "attn", "mlp"]))
-steps = st.one_of(st.tuples(members), st.sets(members, min_size=1, max_size=5).map(lambda s: tuple(sorted(s))))
-
-
-def counted(first: int, last: int) -> list[tuple[Application, ...]]:
-    way = 1 if last >= first else -1
-    return [(Application(layer),) for layer in range(first, last + way, way)]
-
-
-pieces = st.one_of(
-    steps.map(lambda step: [step]),
-    st.builds(lambda step, times: [step] * times, steps, st.integers(2, 4)),
-    st.builds(counted, layer_numbers, layer_numbers),
-)
-plans = st.lists(pieces, min_size=1, max_size=6).map(lambda parts: Plan.from_steps(chain(*parts)))
-few_plans = st.lists(plans, max_size=6)
-
+from support.plans import LAYERS, few_plans, plans
 
 # Values worked out by hand
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.colors import to_rgba
-from test_figures import assert_nothing_is_clipped_or_overlaps, tick_texts
 
 from repsim import plotting
 from repsim.analyses import degradation
@@ -15,6 +14,7 @@ from repsim.plans.families import resolve
 from repsim.plotting.curves import FAMILIES, look, look_of_task
 from repsim.plotting.page import MARK
 from repsim.schema import RepsimError
+from support.figures import assert_nothing_is_clipped_or_overlaps, tick_texts
 
 T = 30
 NUMBERS = (2, *range(4, 12))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from test_cosine import Stored, random_capture
 
 from repsim.analyses import blocks, clusters, cosine, drift, geometry, norms, similarity
 from repsim.schema import RepsimError
 from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
+from support.captures import Stored, random_capture
 
 LENGTHS = (9, 12, 11, 8)
 COMPUTE = {

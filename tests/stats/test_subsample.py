@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from test_cosine import Stored, random_capture
 
 import repsim
 from repsim.schema import RepsimError
 from repsim.stats import subsample
 from repsim.stats.subsample import draw
+from support.captures import Stored, random_capture
 
 
 def numbered(lengths, states=3):

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from lm_eval.models.huggingface import HFLM
-from test_evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 
 import repsim
 from repsim import models
@@ -29,6 +28,7 @@ from repsim.storage import lock as locks
 from repsim.storage.location import place_of
 from repsim.storage.lock import Lock
 from support import faults
+from support.evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
 
 KILLS, GROWN_KILLS = 6, 3
@@ -262,7 +262,7 @@ def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, bro
     assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
     if name in score_store.FILLED:
         assert str(caught.value).endswith("; add --repair")
-        assert repsim.opening.repair_advice(broken, repsim.verify(broken))[0].endswith(f"--out {broken} --repair")
+        assert repsim.stores.repair_advice(broken, repsim.verify(broken))[0].endswith(f"--out {broken} --repair")
         mended = repsim.evaluate(model, out=broken, repair=True, **few)
         assert repsim.verify(broken).damages == ()
         xr.testing.assert_equal(mended.dataset.load(), small.dataset.load())

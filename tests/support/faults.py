@@ -122,7 +122,7 @@ def start_command(words: Sequence[object], out: Path, moment: Moment, setting: s
     """
     code = (
         f"from support.faults import stop_before_writes\nstop_before_writes({str(out)!r}, [{moment!r}])\n"
-        f"{setting}\nfrom repsim.cli import run\nrun()"
+        f"{setting}\nfrom repsim.cli.main import run\nrun()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words), "--out", str(out)],

@@ -309,7 +309,7 @@ def verify(store: StoreArgument) -> None:
         return
     parts = "1 part" if len(found.damages) == 1 else f"{len(found.damages):,} parts"
     _tell(f"{store}: {parts} damaged or missing; {read}")
-    _tell(*repsim.opening.repair_advice(store, found))
+    _tell(*repsim.stores.repair_advice(store, found))
     raise typer.Exit(1)
 
 

@@ -14,12 +14,12 @@ import pytest
 import xarray as xr
 
 import repsim as repsim_library
-from repsim import cli
 from repsim.analyses import degradation
+from repsim.cli import main as cli
 from repsim.plans.families import FAMILIES
 
 USER = "somebody-of-note"
-REPSIM = [sys.executable, "-c", "from repsim.cli import run; run()"]
+REPSIM = [sys.executable, "-c", "from repsim.cli.main import run; run()"]
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -528,7 +528,7 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
     heavy = "{'torch', 'transformers', 'nnsight', 'zarr', 'xarray', 'numpy', 'matplotlib'}"
     for code in (
         f"import sys, repsim; assert not {heavy} & set(sys.modules)",
-        f"import sys; from repsim import cli; cli.main(['--help']); assert not {heavy} & set(sys.modules)",
+        f"import sys; from repsim.cli.main import main; main(['--help']); assert not {heavy} & set(sys.modules)",
     ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,1 @@
+"""The command `repsim`: parses, calls one function, prints."""
