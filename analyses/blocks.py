@@ -9,8 +9,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import stats
+from repsim.errors import RepsimError
 from repsim.measures import half_turns, token_cosines
-from repsim.schema import STATE, RepsimError
+from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.per_sample import Source, Statistic, collect_sums, upper, whole
 

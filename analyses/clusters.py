@@ -13,7 +13,8 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from repsim.analyses import cosine, similarity
 from repsim.analyses.cosine import Average
 from repsim.analyses.similarity import Measure
-from repsim.schema import STATE, RepsimError
+from repsim.errors import RepsimError
+from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.bootstrap import LEVEL, Estimate, tail
 from repsim.stats.per_sample import Source

@@ -13,8 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import stats
+from repsim.errors import RepsimError
 from repsim.measures import cosine_from_gram, grams, sink_tokens, token_cosine_totals
-from repsim.schema import STATE, RepsimError
+from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
 from repsim.stats.per_sample import Source, Statistic, collect, collect_sums, upper, whole

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from repsim import stats
+from repsim.errors import RepsimError
 from repsim.plans.families import FAMILIES
-from repsim.schema import PLAN, SCORES, TASK, RepsimError
+from repsim.schema import PLAN, SCORES, TASK
 from repsim.stats import results
 from repsim.stats.bootstrap import LEVEL, Estimate
 

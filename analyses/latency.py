@@ -14,8 +14,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.analyses import degradation
+from repsim.errors import RepsimError
 from repsim.plans.plan import Plan
-from repsim.schema import PLAN, SCORES, RepsimError
+from repsim.schema import PLAN, SCORES
 from repsim.stats import results
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import stats
+from repsim.errors import RepsimError
 from repsim.measures import cka, cosine_from_gram, dissimilarity, neighbours, sink_tokens, subspace
 from repsim.measures.subspace import Pair
-from repsim.schema import STATE, RepsimError
+from repsim.schema import STATE
 from repsim.stats import results, subsample
 from repsim.stats.bootstrap import Estimate
 from repsim.stats.per_sample import Source, Statistic, collect, upper, whole

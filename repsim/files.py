@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 
 
 @contextmanager

@@ -6,7 +6,6 @@ imports neither torch nor zarr.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,7 +33,6 @@ SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has no
 NOT_FINITE = -2  # what `is_greedy` says of an answer that is no number; -1 is no answer yet
 STORE_DTYPES = ("float16", "float32")
 PROVEN_KINDS = ("plain", "padded", "trees", "logits")
-UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, those that reorder text, half characters
 
 # What to call a field in which two captures differ, where its own name does not say it.
 DIFFERS = {
@@ -45,32 +43,6 @@ DIFFERS = {
     "stack": "another stack",
     "corpus_digest": "other texts, --limit or --max-tokens",
 }
-
-
-def printable(text: object) -> str:
-    """A text as one line that is safe to show: what would move a cursor or reorder text becomes an escape.
-
-    Names come out of files that others have made, and a terminal obeys what it is sent.
-    """
-    shown = str(text)
-    if shown.isprintable():
-        return shown
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
-        for character in shown
-    )
-
-
-class RepsimError(ValueError):
-    """A request that cannot be met, in one line: what was asked, what was found, what to do."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
-
-
-def brief(problem: BaseException) -> str:
-    """What another library's exception says, its kind first, on one line of a message."""
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200] or 'no word'}"
 
 
 @dataclass(frozen=True)
@@ -143,17 +115,6 @@ class ReplayVerdict:
         if not self.kinds:
             return "not proven"
         return f"proven {f'to {self.error:.0e}' if self.error else 'bit for bit'} ({', '.join(self.kinds)})"
-
-
-class Stopped(RepsimError):
-    """A signal ended a capture between two pieces of work; everything finished is on disk.
-
-    signal: its number.
-    """
-
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
 
 
 def _short(value: object) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from repsim.errors import RepsimError
 from repsim.files import replacing
-from repsim.schema import RepsimError
 
 
 def names(folder):

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from repsim.schema import RepsimError, Stopped, printable
+from repsim.errors import Interrupted, RepsimError, printable
 from repsim.storage.location import place_of
 
 
@@ -29,7 +29,7 @@ def test_what_a_terminal_would_obey_is_an_escape(text, shown):
 def test_an_error_is_one_line_that_is_safe_to_show():
     assert str(RepsimError("a\x1b[2J\nb: no such store")) == "a\\x1b[2J\\nb: no such store"
     assert str(pickle.loads(pickle.dumps(RepsimError("a\x1bb")))) == "a\\x1bb"
-    assert str(Stopped("stopped\x07", 2)) == "stopped\\x07"
+    assert str(Interrupted("stopped\x07", 2)) == "stopped\\x07"
     assert str(RepsimError()) == ""
 
 

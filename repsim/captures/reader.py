@@ -20,9 +20,10 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from repsim.errors import RepsimError, printable
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan
-from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN, RepsimError, printable
+from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN
 from repsim.stats.per_sample import Statistic
 from repsim.storage import state_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup

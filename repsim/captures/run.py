@@ -31,14 +31,14 @@ from repsim.data.corpus import (
     read_corpus,
     tokenize,
 )
+from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import DEFAULT_MODEL, Identity, RepsimError, Stopped
+from repsim.schema import DEFAULT_MODEL, Identity
 from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store
-from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Folder, Place, place_of
 from repsim.storage.lock import Lock, is_locked
 
@@ -99,7 +99,7 @@ def capture(
         progress: called as states reach the disk.
         **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
     Raises:
-        Stopped: SIGINT or SIGTERM came; the same call goes on.
+        Interrupted: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
     """
     named = statistics.split(",") if isinstance(statistics, str) else statistics
@@ -403,7 +403,7 @@ def _run(
                 sink.take(state)
                 if received:
                     sink.finish()
-                    raise Stopped(_farewell(place, received[0]), received[0])
+                    raise Interrupted(_farewell(place, received[0]), received[0])
                 progress(Progress(round(before + share * sink.taken), total))
 
             pad_id = model.tokenizer.pad_token_id or 0

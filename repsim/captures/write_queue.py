@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.tracing import NodeState
-from repsim.schema import RepsimError
 from repsim.storage.state_store import Layout, Writer
 
 WAITING_STATES = 8  # on the way to the disk before the computation waits

@@ -27,7 +27,8 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES, RepsimError, Stopped, printable
+from repsim.errors import Interrupted, RepsimError, printable
+from repsim.schema import ANALYSES, CAPTURE, DEFAULT_MODEL, SCORES
 
 if TYPE_CHECKING:
     from repsim.captures.reader import Capture
@@ -675,7 +676,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check_empty(sys.argv[1:] if arguments is None else arguments)
         status = app(arguments, standalone_mode=False)
-    except Stopped as stop:
+    except Interrupted as stop:
         return _say(str(stop), 128 + stop.signal)
     except RepsimError as problem:
         return _say(str(problem), 2)

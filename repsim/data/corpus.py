@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.schema import RepsimError
+from repsim.errors import DataError
 
 BUILTIN = "builtin"
 LINE = re.compile(r"(?s:(?=.))([^\r\n]*)(?:\r\n?|\n|\Z)")  # the last one may lack its end
@@ -125,7 +125,7 @@ class TokenRule:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("all|last|mean|every:[1-9][0-9]*", self.text):
-            raise RepsimError(f"tokens {self.text!r}: choose all, last, mean or every:N")
+            raise DataError(f"tokens {self.text!r}: choose all, last, mean or every:N")
 
     @property
     def is_mean(self) -> bool:
@@ -152,7 +152,7 @@ def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None
         RepsimError: no such source, not text, a field is missing, or nothing is left.
     """
     if limit is not None and limit < 1:
-        raise RepsimError(f"limit={limit}: at least 1")
+        raise DataError(f"limit={limit}: at least 1")
     if source == BUILTIN:
         raw = resources.files("repsim.data").joinpath("passages.jsonl").read_text("utf-8")
         texts = tuple(Text(**json.loads(line)) for line in raw.splitlines())
@@ -166,22 +166,22 @@ def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None
 
 def _read_file(path: Path, field: str) -> Iterator[str]:
     if path.suffix not in {".txt", ".jsonl"}:
-        raise RepsimError(
+        raise DataError(
             f"corpus {str(path)!r}: there is {BUILTIN}, a .txt or .jsonl file, or hf:name/config:split:field"
         )
     if not path.is_file():
-        raise RepsimError(f"corpus {str(path)!r}: no such file")
+        raise DataError(f"corpus {str(path)!r}: no such file")
     try:
         data = path.read_bytes()
     except OSError as problem:
-        raise RepsimError(f"corpus {str(path)!r}: cannot be read: {problem.strerror or problem}") from None
+        raise DataError(f"corpus {str(path)!r}: cannot be read: {problem.strerror or problem}") from None
     if b"\0" in data[: 1 << 16]:
-        raise RepsimError(f"corpus {str(path)!r}: a binary file; expected text in UTF-8")
+        raise DataError(f"corpus {str(path)!r}: a binary file; expected text in UTF-8")
     try:
         text = data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
-        raise RepsimError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
+        raise DataError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
     lines = _lines(text)
     return lines if path.suffix == ".txt" else _fields(lines, path, field)
 
@@ -199,10 +199,10 @@ def _fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # endless digits or brackets, too
-            raise RepsimError(f"corpus {str(path)!r}: line {number} is not JSON") from None
+            raise DataError(f"corpus {str(path)!r}: line {number} is not JSON") from None
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise RepsimError(f"corpus {str(path)!r}: line {number}: {_no_text(record, field)}")
+            raise DataError(f"corpus {str(path)!r}: line {number}: {_no_text(record, field)}")
         yield text
 
 
@@ -226,11 +226,11 @@ def json_kind(value: Any) -> str:
 def _read_hub(source: str) -> tuple[str, Iterator[str]]:
     parts = source.removeprefix("hf:").split(":")
     if len(parts) != 3 or not all(parts):
-        raise RepsimError(f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence")
+        raise DataError(f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence")
     path, split, field = parts
     rows = _load_rows(path, split, source)
     if field not in rows.column_names:
-        raise RepsimError(f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}")
+        raise DataError(f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}")
     return f"{path.replace('/', '-')}-{split}", _column(rows, field, source)
 
 
@@ -238,7 +238,7 @@ def _column(rows: Any, field: str, source: str) -> Iterator[str]:
     """A data set's texts; a missing value counts as an empty one."""
     for number, value in enumerate(rows[field], 1):
         if not isinstance(value, str | None):
-            raise RepsimError(f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text")
+            raise DataError(f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text")
         yield value or ""
 
 
@@ -258,7 +258,7 @@ def _load_rows(path: str, split: str, source: str) -> Any:
     # Where one reading of the name exists, what is wrong with it says more than that the other does not exist.
     problem = min(problems, key=lambda error: isinstance(error, OSError))
     reason = " ".join(str(problem).split())[:200]
-    raise RepsimError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
+    raise DataError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
 
 
 def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> Corpus:
@@ -272,13 +272,13 @@ def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> C
         try:
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
         except UnicodeEncodeError:  # JSON can escape half a surrogate pair
-            raise RepsimError(f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it") from None
+            raise DataError(f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it") from None
         empty += not text
         copies += bool(text) and key in found
         if text:
             found.setdefault(key, Text(key, text))
     if not found:
-        raise RepsimError(f"corpus {source!r}: no text in it ({empty} empty lines)")
+        raise DataError(f"corpus {source!r}: no text in it ({empty} empty lines)")
     counted = ((empty, "empty texts left out"), (copies, "repeated texts left out"))
     return Corpus(name, tuple(found.values()), tuple(f"{number} {what}" for number, what in counted if number))
 
@@ -296,7 +296,7 @@ def tokenize(
         RepsimError: `max_tokens` leaves no room, or no text gives a token.
     """
     if max_tokens < 1:
-        raise RepsimError(f"max_tokens={max_tokens}: at least 1")
+        raise DataError(f"max_tokens={max_tokens}: at least 1")
     token_ids: list[NDArray[np.int32]] = []
     cut = 0
     for texts in _groups(_beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts):
@@ -306,11 +306,11 @@ def tokenize(
             with _first_kept(tokenizer):  # again, so that special tokens stay at the end
                 encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
             if any(len(ids) > max_tokens for ids in encoded):
-                raise RepsimError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
+                raise DataError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
         token_ids += [np.asarray(ids, np.int32) for ids in encoded]
     samples = [Sample(text.key, ids) for text, ids in zip(corpus.texts, token_ids, strict=True) if len(ids)]
     if not samples:
-        raise RepsimError(f"corpus {corpus.name!r}: no text gives a token")
+        raise DataError(f"corpus {corpus.name!r}: no text gives a token")
     none = len(token_ids) - len(samples)
     counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
     notes = tuple(f"{number} {what}" for number, what in counted if number)
@@ -346,7 +346,7 @@ def _beginning(tokenizer: Callable[..., Any], text: str, max_tokens: int, corpus
     before: list[int] = []
     while size < len(text):
         if size > most:
-            raise RepsimError(
+            raise DataError(
                 f"corpus {corpus!r}: the text that begins {text[:20]!r} is {len(text):,} characters long, and "
                 f"{size // 2:,} of them give {len(before):,} tokens: too few to be sure of the first {max_tokens:,}; "
                 "cut it into texts of words"

@@ -15,9 +15,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from repsim.data.packing import Window
+from repsim.errors import RepsimError, brief
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
-from repsim.schema import RepsimError, brief
 
 # Said at each call, as a model's own settings for generation may say otherwise.
 GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}

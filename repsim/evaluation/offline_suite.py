@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeAlias
 
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 
 GROUP = "offline"
 ITEMS = 240

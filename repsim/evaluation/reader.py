@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from repsim.errors import RepsimError, printable
 from repsim.plans.families import names_of
-from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK, RepsimError, printable
+from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import place_of

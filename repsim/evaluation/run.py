@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from repsim.data.corpus import Company
 from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import NamedPlan, names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict, RepsimError, Stopped
+from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict
 from repsim.storage import score_store, state_store
-from repsim.storage.group import StoreDamaged
 from repsim.storage.location import Place, place_of
 from repsim.storage.lock import Lock, is_locked
 
@@ -86,7 +86,7 @@ def evaluate(
         progress: called as scores are finished; counts the tokens of all requests under all plans.
         **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
     Raises:
-        Stopped: SIGINT or SIGTERM came; the same call goes on.
+        Interrupted: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
     """
     named = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
@@ -392,7 +392,7 @@ def _run(
                 taken += weights[block]
                 if received:
                     writer.flush()
-                    raise Stopped(_farewell(place, received[0]), received[0])
+                    raise Interrupted(_farewell(place, received[0]), received[0])
                 progress(Progress(taken, total))
 
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"

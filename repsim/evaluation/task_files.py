@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repsim.data.corpus import json_kind
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 
 NOTHING = json_kind(None)
 LONGEST = 1 << 24  # characters of a line: tokenizing takes some 25 times its size

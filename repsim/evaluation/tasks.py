@@ -27,10 +27,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim.data.packing import Window
+from repsim.errors import RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
 from repsim.evaluation.lm_eval_model import Harness, Unfit, UnfitData
 from repsim.models import Model
-from repsim.schema import RepsimError, brief
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 FEWSHOT_SEED = 1234  # lm-eval's default

@@ -17,7 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from repsim.schema import Identity, RepsimError, Stopped
+from repsim.errors import Interrupted, RepsimError
+from repsim.schema import Identity
 from repsim.storage import state_store
 from repsim.storage.location import Folder, Place
 from repsim.storage.lock import Lock
@@ -104,7 +105,7 @@ def nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
     new = not state_store.is_begun(place)
     try:
         yield
-    except Stopped:
+    except Interrupted:
         raise
     except RepsimError:
         with suppress(Exception):  # what went wrong first is what the user reads, also where the place is broken

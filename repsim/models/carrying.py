@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from repsim.errors import ModelError
 from repsim.models.layer_call import LayerCall, state_of
-from repsim.schema import RepsimError
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def find_slots(
     """
     for layer, seen in enumerate(observed):
         if seen.changed:
-            raise RepsimError(
+            raise ModelError(
                 f"{model}: layer {layer} changes its argument {seen.changed[0]} in place, so what a layer does depends "
                 "on which layers ran before; it cannot be traced"
             )
@@ -115,7 +115,7 @@ def find_slots(
         if len(makers) == 1 and _equal(here, there):
             continue  # made by one layer for all, and the same for all tokens
         if position is None or slots.setdefault(argument, Slot(position, argument, name)).position != position:
-            raise RepsimError(
+            raise ModelError(
                 f"{model}: layer {layer} takes {name} from layers before it in a way that repsim cannot carry along a "
                 "plan, so under a plan it would get another layer's; it cannot be traced"
             )

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from repsim.data.corpus import Company, Sample, batches
+from repsim.errors import ModelError, RepsimError
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 
 # How far two layouts of the same text may lie apart, as a share of a state's length: what rounding does in few layers.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -105,7 +105,7 @@ class Trials:
         found = torch.split(self._states(changed, self.company.company), len(text))
         error = max(_distance(row[:place], wanted[:place]) for place, row in enumerate(found))
         if error > self._rounding:
-            raise RepsimError(
+            raise ModelError(
                 f"{asked}: {self._model.name} lets a token see those after it (they change its state by {error:.2g}), "
                 "so next tokens would be scored by what has seen them; take a model with causal attention"
             )
@@ -140,7 +140,7 @@ class Trials:
             if "allocate memory" in str(problem):
                 raise
             tokens, reason = " and ".join(str(len(text)) for text in texts), " ".join(str(problem).split())[:200]
-            raise RepsimError(
+            raise ModelError(
                 f"{self._model.name}: its forward fails on texts of {tokens} tokens ({reason}); "
                 "choose texts or --max-tokens that it takes"
             ) from problem

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repsim.errors import ModelError, brief
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
-from repsim.schema import RepsimError, brief
 
 PROBE_TOKENS = 8
 PLAIN_FORMS = {Tensor, tuple, list}  # what a layer may return; a tuple or list begins with the state
@@ -65,7 +65,7 @@ def check_stack(module: Any, stack: Stack) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # what a model's own code says where it is not given all it needs
-        raise RepsimError(
+        raise ModelError(
             f"{type(module).__name__}: its forward does not run on token ids alone ({brief(problem)}); "
             "repsim takes models of text"
         ) from problem
@@ -73,12 +73,12 @@ def check_stack(module: Any, stack: Stack) -> None:
     if order != list(range(len(stack))):
         shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
         found = f"its {len(stack)} entries run in the order {shown}" if order else "none of its entries runs on text"
-        raise RepsimError(
+        raise ModelError(
             f"{name}: {found}; layers that a plan can arrange run once each, one after the other; "
             "name another list with stack=PATH (--stack PATH), or take another model"
         )
     if strange := forms - PLAIN_FORMS:
-        raise RepsimError(
+        raise ModelError(
             f"{name}: its layers hand on {', '.join(sorted(form.__name__ for form in strange))}, more than one state, "
             "so they cannot be rearranged; take another model"
         )
@@ -86,7 +86,7 @@ def check_stack(module: Any, stack: Stack) -> None:
     if root is None or root.shape[:2] != token_ids.shape:  # the trace says what is wrong with such states
         return
     if torch.equal(root[0, changed], root[1, changed]):
-        raise RepsimError(
+        raise ModelError(
             f"{name}: the state at a place does not depend on the token there, so a store would name the wrong tokens; "
             "models that shift or fold their tokens cannot be captured"
         )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repsim.schema import RepsimError
+from repsim.errors import ModelError
 
 Run = Callable[[Tensor], Tensor]  # a layer, called as its model calls it, on another state
 Kind = tuple[tuple[str, type[nn.Module]], ...]
@@ -103,7 +103,7 @@ def dropped_paths(layer: nn.Module, sublayer: str) -> list[str]:
     paths = half_paths(layer, patterns)
     if not paths:
         parts = ", ".join(name for name, _ in layer.named_children())
-        raise RepsimError(
+        raise ModelError(
             f"{type(layer).__name__} has no half `{sublayer}`: no {dropped} module is known in it (seen: {parts}), so "
             "nothing could be dropped; name the whole layer instead"
         )
@@ -235,7 +235,7 @@ def prove_halves(layer: nn.Module, state: Tensor, run: Run) -> None:
         problem = problem or f"{without_attention} {', '.join(mlp)} has no effect"
     problem = problem or _acting_weight(layer, (*attention, *mlp), run, states, rest, without_both)
     if problem:
-        raise RepsimError(
+        raise ModelError(
             f"{type(layer).__name__} does not fall into attention and MLP: {problem}, so neither `attn` nor "
             "`mlp` of it would be what its name says; name the whole layer instead"
         )

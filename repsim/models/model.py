@@ -18,10 +18,10 @@ import torch
 from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 
+from repsim.errors import ModelError
 from repsim.models.module_state import settle
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
-from repsim.schema import RepsimError
 
 NO_LIMIT = 1 << 31
 
@@ -116,7 +116,7 @@ class Model:
         known = self.module.get_input_embeddings().weight.shape[0]
         largest = max((int(ids.max()) for ids in token_ids if len(ids)), default=0)
         if largest >= known:
-            raise RepsimError(
+            raise ModelError(
                 f"{self.name}: its tokenizer gives the token {largest}, and the model knows {known:,}; "
                 "is the tokenizer another model's?"
             )

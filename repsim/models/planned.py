@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
+from repsim.errors import ModelError
 from repsim.models.halves import half_layer
 from repsim.models.layer_call import Join, LayerCall, state_of, with_state
 from repsim.models.model import Model
@@ -25,7 +26,6 @@ from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
 from repsim.plans.families import resolve
 from repsim.plans.plan import Application, Plan
-from repsim.schema import RepsimError
 
 # Lists in a configuration with one entry per layer that a model's forward, its cache or its making reads.
 PER_LAYER_LISTS = (
@@ -69,11 +69,11 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     if not isinstance(model, Model):
         module = getattr(model, "_orig_mod", model)  # of torch.compile
         if isinstance(module, PlannedModel):
-            raise RepsimError(f"{plan}: the model follows the plan {module.plan}; plan the model it was made from")
+            raise ModelError(f"{plan}: the model follows the plan {module.plan}; plan the model it was made from")
         model = Model(module, None, type(module).__name__, None, find_stack(module))
     plans = resolve(plan, model.layers)
     if len(plans) != 1:
-        raise RepsimError(f"{plan}: stands for {len(plans)} plans; a model follows one at a time")
+        raise ModelError(f"{plan}: stands for {len(plans)} plans; a model follows one at a time")
     made = _made(model.module, model.stack, plans[0].plan)
     if check:
         cache_error = prove(made, made.plan, model)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from repsim.data.corpus import Batch
+from repsim.errors import ModelError, brief
 from repsim.models.forward import decoder_inputs, ordinary_tokens, without_cache
 from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError, brief
 
 TOKENS = 6  # of the longer of two texts that a proof runs
 # How far two layouts of the same tokens (padded or not, with the cache or without) may be apart, relative to a state's
@@ -70,11 +70,11 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
         try:
             plain = _last_states(made, model, ids, mask)
         except Exception as problem:
-            raise RepsimError(
+            raise ModelError(
                 f"{plan}: {model.name} cannot run it in its own forward ({brief(problem)}); capture the plan instead"
             ) from problem
     if not (error := _error(plain[0], traced[0])) <= bound:
-        raise RepsimError(
+        raise ModelError(
             f"{plan}: in its own forward {model.name} comes to other states than its layers do (relative difference "
             f"{error:.1g}, rounding is {bound:.1g}): it gives its layers something that depends on their place in the "
             "stack; capture the plan instead"
@@ -175,7 +175,7 @@ def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dic
         RepsimError: the folder would load as another model, so nothing is to be written.
     """
     if any(len(step) > 1 or member.half for step in plan.steps for member in step):
-        raise RepsimError(
+        raise ModelError(
             f"{plan}: a Hugging Face folder holds whole layers one after the other, no half layers or parallel steps; "
             "save the model itself and keep the plan's text"
         )
@@ -202,6 +202,6 @@ def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> Non
             found, expected = (model.to(ids.device)(input_ids=ids)[0] for model in (fresh, made))
         same = found.shape == expected.shape and _error(found, expected) <= rounding_bound(made.dtype, len(plan))
     except Exception as problem:  # a configuration or its model refuse in whatever way
-        raise RepsimError(f"{plan}: would not load from a folder ({brief(problem)}): {advice}") from problem
+        raise ModelError(f"{plan}: would not load from a folder ({brief(problem)}): {advice}") from problem
     if not same:
-        raise RepsimError(f"{plan}: would load from a folder as another model: {advice}")
+        raise ModelError(f"{plan}: would load from a folder as another model: {advice}")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from repsim.data.corpus import Batch
-from repsim.schema import ReplayVerdict, RepsimError
+from repsim.errors import ModelError
+from repsim.schema import ReplayVerdict
 
 PROOF_TOKENS = 128  # of one kind of batch; they run twice, in the replay and in the model's own forward
 PADDED_ROWS = 24, 16  # tokens of the rows that prove batches with padding
@@ -117,9 +118,9 @@ def parting(errors: Sequence[float], dtype: torch.dtype, noise: float = 0.0) -> 
     return None
 
 
-def refusal(model: str, layer: int, error: float, kind: str, dtype: torch.dtype) -> RepsimError:
+def refusal(model: str, layer: int, error: float, kind: str, dtype: torch.dtype) -> ModelError:
     """Says that a replay is not the model, and where it parts."""
-    return RepsimError(
+    return ModelError(
         f"{model}: replayed layers are not the model: at layer {layer} their states part from those of the model's own "
         f"forward by {error:.1g} of their norm ({kind} batch; rounding allows {rounding(dtype, layer + 1):.1g}), so "
         "every number would be wrong; the layer depends on more than the state it is given, and cannot be traced"

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from repsim.errors import ModelError
 from repsim.plans.plan import Application
-from repsim.schema import RepsimError
 
 # What configurations call the depth of a stack; the first stands for the model's own, found by whatever name.
 DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
@@ -71,13 +71,13 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         is_named = fits != [path]
     layers = lists[path]
     if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):  # Gemma 3n, Gemma 4 E2B and E4B
-        raise RepsimError(
+        raise ModelError(
             f"{type(module).__name__}: its last {shared} layers read the keys and values of layers before them, "
             "so they cannot run by themselves; take a model without shared keys and values"
         )
     owner = module.get_submodule(path.rpartition(".")[0])
     if hasattr(owner, "layers_are_rescaled") and getattr(_text_config(module), "rescale_every", 0) > 0:  # RWKV
-        raise RepsimError(
+        raise ModelError(
             f"{type(module).__name__}: divides its weights and states on the way, so they are not each layer's own; "
             "load it with rescale_every=0 in its config.json, which gives the same logits"
         )
@@ -98,15 +98,15 @@ def _only(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleL
     problem = "several module lists could be the layers" if fits else "no module list fits its layers"
     could = [name for name in lists if _misfit(name, lists, _depths(module, DEPTHS)) is None]
     remedy = "name one with stack=PATH (--stack PATH)" if could else "no plan can arrange them; take another model"
-    raise RepsimError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
+    raise ModelError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
 
 
 def _check_named(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> None:
     kind = type(module).__name__
     if path not in lists:
-        raise RepsimError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
+        raise ModelError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
     if misfit := _misfit(path, lists, _depths(module, DEPTHS)):
-        raise RepsimError(f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}")
+        raise ModelError(f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}")
 
 
 def _misfit(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
@@ -139,7 +139,7 @@ def _text_config(module: nn.Module) -> Any:
     try:
         return None if config is None else config.get_text_config()
     except ValueError as problem:  # several parts of it could be the one for text
-        raise RepsimError(f"{type(module).__name__}: made of several models of text; load one of them") from problem
+        raise ModelError(f"{type(module).__name__}: made of several models of text; load one of them") from problem
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from repsim.data.corpus import Batch
 from repsim.data.packing import Window, pack_rows, pack_trees
+from repsim.errors import ModelError
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
@@ -44,7 +45,6 @@ from repsim.models.module_state import ModuleState
 from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
 from repsim.models.sharing import SharedCopies
 from repsim.plans.plan import Plan, PlanTrie, Step
-from repsim.schema import RepsimError
 
 LOGIT_TOKENS = 512
 PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
@@ -239,12 +239,12 @@ class Tracer:
         """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
         root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
         if state.shape != (expected := (*token_ids.shape, self._model.units)):
-            raise RepsimError(
+            raise ModelError(
                 f"{self._model.name}: layer {last} takes states of shape {tuple(state.shape)}, not {tuple(expected)} "
                 "(sample, position, unit); models that fold, pad or multiply positions cannot be traced"
             )
         if state is not root and not torch.equal(state.to(root.device), root):  # each layer passed its input by
-            raise RepsimError(
+            raise ModelError(
                 f"{self._model.name}: the model itself changes the states between layers {last - 1} and {last}, "
                 "so its layers alone are not the model; it cannot be traced"
             )
@@ -290,7 +290,7 @@ class Tracer:
             except Exception as problem:
                 if None not in passed.carried:
                     raise
-                raise RepsimError(
+                raise ModelError(
                     f"{self._model.name}: layer {application.text} takes {self._handed_on} from the layer before it, "
                     f"and in this plan no layer before it has made one ({problem}); keep the layer that makes it"
                 ) from problem
@@ -417,7 +417,7 @@ class Tracer:
         error = distance(found, output.logits.flatten(0, 1))
         allowed = rounding(self._model.module.dtype, self._model.layers)
         if not error <= allowed:
-            raise RepsimError(
+            raise ModelError(
                 f"{self._model.name}: logits made of the state that leaves layer {self._model.layers - 1} part from "
                 f"the model's own by {error:.1g} of their norm (rounding allows {allowed:.1g}): the model uses more "
                 "than that state, so log-probabilities would be wrong; capture without --logprobs"
@@ -444,12 +444,12 @@ class Tracer:
         """Of what layers hand on besides the state there is no mean, and half a layer may make another one."""
         for step in trie.steps if self._slots else ():
             if step is not None and any(member.half for member in step):
-                raise RepsimError(
+                raise ModelError(
                     f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} "
                     "besides the state, so the other half may still act on later layers; name whole layers"
                 )
             if step is not None and len(step) > 1:
-                raise RepsimError(
+                raise ModelError(
                     f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
                     f"{self._handed_on} besides the state, of which there is no mean; take plans without parallel steps"
                 )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
+from repsim.errors import PlanError
 from repsim.plans.plan import HALVES, Application, Plan, Step, StepLike, check_layer, check_steps, parse_plan
-from repsim.schema import RepsimError
 
 LARGEST = 999_999_999  # of a parameter without a limit; texts have nine digits at most
 MOST_PLANS = 100_000  # that texts may stand for together
@@ -42,12 +42,12 @@ class Parameter:
         """Raises RepsimError unless a model of that many layers allows the value."""
         allowed = self.allowed(layers)
         if not allowed:
-            raise RepsimError(f"{self.name}={value}: a {layers}-layer model is too shallow for it")
+            raise PlanError(f"{self.name}={value}: a {layers}-layer model is too shallow for it")
         kind = int if isinstance(allowed, range) else str  # a range would be searched for a text number by number
         if not isinstance(value, kind) or value not in allowed:
             to = "to" if isinstance(allowed, range) else "or"
             ends = f"{allowed[0]} {to} {allowed[-1]}"
-            raise RepsimError(f"{self.name}={value}: a {layers}-layer model allows {ends}")
+            raise PlanError(f"{self.name}={value}: a {layers}-layer model allows {ends}")
 
     def values(self, text: str, layers: int) -> list[Sequence[Value]]:
         """The runs of values that `3`, `0..14`, `2..`, `..` (all), `attn|mlp` or a mix stand for."""
@@ -60,13 +60,13 @@ class Parameter:
             self.check(_value(text), layers)
             return [_value(text)]
         if not last and LARGEST in allowed:
-            raise RepsimError(f"{self.name}={text}: there is no largest one; write both ends")
+            raise PlanError(f"{self.name}={text}: there is no largest one; write both ends")
         ends = [_value(first) if first else allowed[0], _value(last) if last else allowed[-1]]
         for end in ends:
             self.check(end, layers)
         low, high = map(allowed.index, ends)
         if high < low:
-            raise RepsimError(f"{self.name}={text}: runs backwards; write {last}..{first}")
+            raise PlanError(f"{self.name}={text}: runs backwards; write {last}..{first}")
         return allowed[low : high + 1]
 
 
@@ -211,9 +211,9 @@ def switch(layers: int, *, layer: int) -> Plan:
 def drop_block(layers: int, *, first: int, last: int) -> Plan:
     """The whole stack but the layers first to last, both included."""
     if last < first:
-        raise RepsimError(f"first={first},last={last}: no block; last is {first} to {layers - 1}")
+        raise PlanError(f"first={first},last={last}: no block; last is {first} to {layers - 1}")
     if last - first + 1 == layers:
-        raise RepsimError(f"dropping {first} to {last}: a {layers}-layer model must keep a layer")
+        raise PlanError(f"dropping {first} to {last}: a {layers}-layer model must keep a layer")
     return Plan.from_steps([*range(first), *range(last + 1, layers)])
 
 
@@ -299,14 +299,14 @@ def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[Name
     if (count := sum(len(sweep) for sweep in parsed)) > MOST_PLANS:
         asked = " ".join(str(text) for text in wanted)
         asked = asked if len(asked) <= 100 else f"{asked[:97]}..."
-        raise RepsimError(f"{asked}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once")
+        raise PlanError(f"{asked}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once")
     named: dict[Plan, NamedPlan] = {}
     steps = 0
     for sweep in parsed:
         for item in sweep:
             steps += len(item.plan)
             if steps > MOST_STEPS_TOGETHER:
-                raise RepsimError(
+                raise PlanError(
                     f"{item.name}: with it, the plans asked for have more than {MOST_STEPS_TOGETHER:,} steps together; "
                     "ask for fewer or shorter ones"
                 )
@@ -334,7 +334,7 @@ def _parsed(text: str | Plan, layers: int) -> Sequence[_Sweep | tuple[NamedPlan]
         check_layer(text.max_layer, layers)
         return [(NamedPlan(text.text, text),)]
     if not isinstance(text, str):
-        raise RepsimError(f"{text!r}: not a plan; give a text, or Plan.from_steps of a list")
+        raise PlanError(f"{text!r}: not a plan; give a text, or Plan.from_steps of a list")
     if not re.match(r"\s*[A-Za-z_]", text):
         plan = parse_plan(text, layers)
         return [(NamedPlan(plan.text, plan),)]
@@ -348,7 +348,7 @@ def _sweep(text: str, layers: int) -> _Sweep:
     tight = re.sub(r" ?([:,=|]|\.\.) ?", r"\1", " ".join(text.split()))
     name, colon, rest = tight.partition(":")
     if name in SETS:
-        raise RepsimError(f"{tight}: {name} is a set and takes no parameters; write {name}")
+        raise PlanError(f"{tight}: {name} is a set and takes no parameters; write {name}")
     if name not in FAMILIES:
         raise _unknown(name)
     family = FAMILIES[name]
@@ -362,18 +362,18 @@ def _assignments(family: Family, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in {parameter.name for parameter in family.parameters}:
-            raise RepsimError(f"{pair!r}: {family.name} does not take it; write {family.usage}")
+            raise PlanError(f"{pair!r}: {family.name} does not take it; write {family.usage}")
         if key in asked:
-            raise RepsimError(f"{key}={asked[key]},{pair}: {key} is there twice; write {key}=A|B")
+            raise PlanError(f"{key}={asked[key]},{pair}: {key} is there twice; write {key}=A|B")
         asked[key] = value
     for parameter in family.parameters:
         if not parameter.optional and parameter.name not in asked:
-            raise RepsimError(f"{family.name}: {parameter.name} is missing; write {family.usage}")
+            raise PlanError(f"{family.name}: {parameter.name} is missing; write {family.usage}")
     return asked
 
 
-def _unknown(name: str) -> RepsimError:
+def _unknown(name: str) -> PlanError:
     close = difflib.get_close_matches(name, [*FAMILIES, *SETS], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     families, sets = ", ".join(FAMILIES), ", ".join(SETS)
-    return RepsimError(f"{name!r}: unknown; {hint}families: {families}; sets: {sets}")
+    return PlanError(f"{name!r}: unknown; {hint}families: {families}; sets: {sets}")

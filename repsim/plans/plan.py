@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, TypeAlias
 
-from repsim.schema import RepsimError
+from repsim.errors import PlanError
 
 HALVES = ("attn", "mlp")
 AXIS = 48  # columns of the layer axis in `draw`; deeper models share columns
@@ -42,7 +42,7 @@ class Application:
 
     def __post_init__(self) -> None:
         if type(self.layer) is not int or self.layer < 0 or self.half not in ("", *HALVES):
-            raise RepsimError(
+            raise PlanError(
                 f"layer {self.layer!r}, half {self.half!r}: a layer is a whole number from 0 on, "
                 "a half is 'attn', 'mlp' or '' for both"
             )
@@ -67,10 +67,10 @@ class Step:
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(sorted(self.members)))
         if not self.members:
-            raise RepsimError("a step without layers: a step has at least one; leave it out")
+            raise PlanError("a step without layers: a step has at least one; leave it out")
         for one, other in itertools.pairwise(self.members):
             if one == other:
-                raise RepsimError(f"{self.text}: {one.text} is there twice; name it once")
+                raise PlanError(f"{self.text}: {one.text} is there twice; name it once")
 
     def __iter__(self) -> Iterator[Application]:
         return iter(self.members)
@@ -118,7 +118,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.steps:
-            raise RepsimError("a plan without steps: a plan has at least one; name a layer")
+            raise PlanError("a plan without steps: a plan has at least one; name a layer")
 
     def __str__(self) -> str:
         return self.text
@@ -161,9 +161,9 @@ class Plan:
         try:
             steps = json.loads(text)
         except ValueError as error:
-            raise RepsimError(f"{text[:40]!r}: not JSON ({error}); write [[0], [1, 2]]") from None
+            raise PlanError(f"{text[:40]!r}: not JSON ({error}); write [[0], [1, 2]]") from None
         if not isinstance(steps, list):
-            raise RepsimError(f"{text[:40]!r}: not a JSON list of steps; write [[0], [1, 2]]")
+            raise PlanError(f"{text[:40]!r}: not a JSON list of steps; write [[0], [1, 2]]")
         return cls.from_steps(steps)
 
     @classmethod
@@ -174,7 +174,7 @@ class Plan:
             RepsimError: a member is not a layer, a step repeats one, or there are no steps.
         """
         if isinstance(steps, str):
-            raise RepsimError(f"{steps[:40]!r}: a text, not a list of steps; use parse_plan")
+            raise PlanError(f"{steps[:40]!r}: a text, not a list of steps; use parse_plan")
         return cls(tuple(map(_step, steps)))
 
 
@@ -192,7 +192,7 @@ def _application(member: Member) -> Application:
         return Application(int(match[1]), match[2] or "")
     if hasattr(member, "__index__") and not isinstance(member, bool):
         return Application(operator.index(member))  # other libraries' integers become int
-    raise RepsimError(f"{member!r}: not a layer; write 7, '7.attn' or '7.mlp'")
+    raise PlanError(f"{member!r}: not a layer; write 7, '7.attn' or '7.mlp'")
 
 
 # Text
@@ -255,7 +255,7 @@ def parse_plan(text: str, layers: int) -> Plan:
 def check_steps(steps: int) -> None:
     """Refuses a plan that would fill the memory before it could run."""
     if steps > MOST_STEPS:
-        raise RepsimError(f"a plan of {steps:,} steps: one has at most {MOST_STEPS:,}; repeat fewer times")
+        raise PlanError(f"a plan of {steps:,} steps: one has at most {MOST_STEPS:,}; repeat fewer times")
 
 
 def _parse_piece(piece: str, layers: int) -> list[Step]:
@@ -264,13 +264,13 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
         raise _not_a_step(piece)
     body, count = match[1], int(match[2] or 1)
     if count < 1:
-        raise RepsimError(f"{piece}: a count is at least 1; leave the step out instead")
+        raise PlanError(f"{piece}: a count is at least 1; leave the step out instead")
     check_steps(count)
     if body.startswith("("):
         parts = body[1:-1].split("|")
         return [Step(tuple(m for part in parts for m in _parse_members(part, piece, layers)))] * count
     if match[2] and "-" in body:
-        raise RepsimError(
+        raise PlanError(
             f"{piece}: a range takes no count; write ({body})*{count} for these layers in parallel or list the steps"
         )
     return [Step((member,)) for member in _parse_members(body, piece, layers)] * count
@@ -290,14 +290,14 @@ def _parse_members(part: str, piece: str, layers: int) -> list[Application]:
     return [member]
 
 
-def _not_a_step(piece: str) -> RepsimError:
+def _not_a_step(piece: str) -> PlanError:
     found = f"{piece!r}: not a step" if piece else "an empty step"
-    return RepsimError(f"{found}; write a step as 7, 7.attn, 7.mlp, 0-13, (3|4|5) or 14*3")
+    return PlanError(f"{found}; write a step as 7, 7.attn, 7.mlp, 0-13, (3|4|5) or 14*3")
 
 
 def check_layer(layer: int, layers: int) -> None:
     if layer >= layers:
-        raise RepsimError(f"layer {layer}: a {layers}-layer model allows 0 to {layers - 1}")
+        raise PlanError(f"layer {layer}: a {layers}-layer model allows 0 to {layers - 1}")
 
 
 # The trie

@@ -19,9 +19,9 @@ import matplotlib.figure
 import matplotlib.style
 import xarray as xr
 
+from repsim.errors import RepsimError, printable
 from repsim.files import replacing
 from repsim.plotting.labels import tell_apart
-from repsim.schema import RepsimError, printable
 
 Width = Literal["column", "page"]
 

@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from repsim.errors import RepsimError, printable
 from repsim.plotting.curves import (
     FAMILIES,
     NARROW,
@@ -49,7 +50,6 @@ from repsim.plotting.page import (
     name_of,
     wrapped,
 )
-from repsim.schema import RepsimError, printable
 
 LOOPS = 3  # of the looped_parallel that is a curve
 SCORE = "normalised score"

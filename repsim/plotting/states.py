@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
+from repsim.errors import RepsimError
 from repsim.plotting.curves import look
 from repsim.plotting.page import (
     COLOURS,
@@ -39,7 +40,6 @@ from repsim.plotting.page import (
     names_of,
     wrapped,
 )
-from repsim.schema import RepsimError
 
 DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.schema import ANALYSES, RepsimError, brief
+from repsim.errors import RepsimError, brief
+from repsim.schema import ANALYSES
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
 

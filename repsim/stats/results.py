@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from repsim.errors import RepsimError
 from repsim.files import replacing
-from repsim.schema import STATE, RepsimError
+from repsim.schema import STATE
 from repsim.stats.bootstrap import LEVEL, Estimate
 from repsim.stats.per_sample import Source
 

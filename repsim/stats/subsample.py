@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repsim.errors import RepsimError
 from repsim.measures import sink_tokens
-from repsim.schema import RepsimError
 from repsim.stats.per_sample import Source
 from repsim.stats.results import check_counts
 

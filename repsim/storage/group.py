@@ -26,7 +26,8 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from repsim.schema import CAPTURE, PLAN, SCHEMA_VERSION, SCORES, UNCHECKED_SCHEMAS, RepsimError
+from repsim.errors import StoreDamaged, StoreError
+from repsim.schema import CAPTURE, PLAN, SCHEMA_VERSION, SCORES, UNCHECKED_SCHEMAS
 from repsim.storage.location import Place, one_line, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 
@@ -49,10 +50,6 @@ INDEX_LIMIT = 1 << 20  # bytes of an index array that is read when the store is 
 CHECKSUM = 4  # bytes of a crc32c
 
 Document = dict[str, Any]
-
-
-class StoreDamaged(RepsimError):
-    """Something in a store is not what was written, or is missing."""
 
 
 def damage(place: Place, what: str) -> StoreDamaged:
@@ -340,25 +337,25 @@ def read_attributes(place: Place) -> Document:
     data = place.read(ROOT)
     if data is None:
         if place.some_keys() - {LOCK_KEY}:
-            raise RepsimError(f"{place}: not a repsim capture (no zarr.json in it); choose another place")
-        raise RepsimError(f"{place}: no such store; make one with repsim capture --out {place}")
+            raise StoreError(f"{place}: not a repsim capture (no zarr.json in it); choose another place")
+        raise StoreError(f"{place}: no such store; make one with repsim capture --out {place}")
     try:
         document = json.loads(data)
         if document["node_type"] == "array":
             raise ValueError("an array")
         attributes = document["attributes"] if document["zarr_format"] == 3 else None
     except (ValueError, KeyError, TypeError) as problem:
-        raise RepsimError(f"{place}: not a repsim capture: {one_line(problem)}") from None
+        raise StoreError(f"{place}: not a repsim capture: {one_line(problem)}") from None
     if not isinstance(attributes, dict) or SCHEMA_ATTRIBUTE not in attributes:
-        raise RepsimError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
+        raise StoreError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
     schema = attributes[SCHEMA_ATTRIBUTE]
     if schema not in (SCHEMA_VERSION, *UNCHECKED_SCHEMAS):
-        raise RepsimError(
+        raise StoreError(
             f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
             "capture again, or read it with the repsim that wrote it"
         )
     if "extent" not in attributes:
-        raise RepsimError(f"{place}: not begun, or being made this moment; run its capture (again)")
+        raise StoreError(f"{place}: not begun, or being made this moment; run its capture (again)")
     return attributes
 
 

@@ -16,7 +16,8 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from repsim.schema import EXAMPLE, NOT_FINITE, RepsimError
+from repsim.errors import RepsimError, StoreError
+from repsim.schema import EXAMPLE, NOT_FINITE
 from repsim.storage.group import (
     CHECK_ADDRESS,
     RESULTS,
@@ -279,7 +280,7 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
             )
         if not same:
             names = ", ".join(sorted(name or "attributes" for name in damaged))
-            raise RepsimError(
+            raise StoreError(
                 f"{place}: {names} damaged, and this is not the command that made the store; "
                 "repair it with that one (repsim verify tells), or capture again to another --out"
             )
@@ -303,7 +304,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
     """
     for damage in damages:
         if describes(damage):
-            raise RepsimError(f"{place}: {damage}: it describes the store; capture again, to another --out")
+            raise StoreError(f"{place}: {damage}: it describes the store; capture again, to another --out")
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
         for damage in damages:

@@ -33,7 +33,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore, ObjectStore
 
-from repsim.schema import RepsimError
+from repsim.errors import StoreError, StoreLocked
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -136,7 +136,7 @@ def place_of(where: str | Path | Place) -> Place:
         return where
     text = str(where)
     if not text.strip():
-        raise RepsimError("an empty path: name a folder or a URL")
+        raise StoreError("an empty path: name a folder or a URL")
     if text.startswith("file://"):
         return Folder(text.removeprefix("file://"))
     return Bucket(text) if "://" in text else Folder(text)
@@ -206,12 +206,12 @@ class Folder(Place):
                 os.link(partial, path)  # unlike a rename it never replaces what is there
         except FileExistsError:
             if path.is_dir():
-                raise RepsimError(f"{self}: {key} is a folder, where a file should be; remove it") from None
+                raise StoreError(f"{self}: {key} is a folder, where a file should be; remove it") from None
             return False
         except OSError as problem:
             if problem.errno not in NO_LINKS:
                 raise
-            raise RepsimError(
+            raise StoreError(
                 f"{self}: its file system has no hard links, by which writers keep out of each other's way; "
                 "choose another --out"
             ) from None
@@ -307,7 +307,7 @@ class Folder(Place):
             if parent == self.path:
                 return
             if parent.is_symlink():
-                raise RepsimError(f"{self}: {parent.name} is a link to another folder, which repsim does not write to")
+                raise StoreError(f"{self}: {parent.name} is a link to another folder, which repsim does not write to")
 
     def sizes(self) -> dict[str, int]:
         found = {}
@@ -373,7 +373,7 @@ class Bucket(Place):
                 retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
             )
         except Exception as problem:
-            raise RepsimError(
+            raise StoreError(
                 f"{self.text}: {one_line(problem)}; a store is a folder or an s3://, gs:// or az:// URL"
             ) from None
 
@@ -486,7 +486,7 @@ class Bucket(Place):
         return None
 
 
-class TakenOver(RepsimError):
+class TakenOver(StoreLocked):
     """Another writer has the store, or it is not where it was; nothing more is written."""
 
     def __init__(self, place: Place, found: object | None = None) -> None:
@@ -561,7 +561,7 @@ def one_line_errors(
     try:
         yield
     except (OSError, BaseError) as problem:
-        raise RepsimError(f"{place}: {doing}: {one_line(problem)}; {advice}") from None
+        raise StoreError(f"{place}: {doing}: {one_line(problem)}; {advice}") from None
 
 
 def one_line(problem: BaseException) -> str:

@@ -25,7 +25,7 @@ from typing import Self
 
 import psutil
 
-from repsim.schema import RepsimError
+from repsim.errors import StoreLocked
 from repsim.storage.location import Place, TakenOver, one_line_errors
 
 KEY = "done/lock"  # inside an array, where zarr does not look for members
@@ -137,7 +137,7 @@ class Lock:
             return
         owner = _parse(data)
         if owner is not None and self._alive(owner):
-            raise RepsimError(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
+            raise StoreLocked(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
         if self._place.exchange(KEY, data, self._me.bytes):
             log.info("%s: %s is gone; its lock is taken over", self._place, owner or "the owner of a damaged lock")
             self.after_crash = owner is None or owner.machine != self._me.machine

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import pandas as pd
 import xarray as xr
 
+from repsim.errors import printable
 from repsim.plans.families import NamedPlan
 from repsim.plans.plan import parse_plan
-from repsim.schema import PLAN, printable
+from repsim.schema import PLAN
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import Folder

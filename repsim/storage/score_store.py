@@ -21,6 +21,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from repsim.errors import StoreDamaged
 from repsim.plans.families import NamedPlan
 from repsim.schema import (
     BLOCK,
@@ -40,7 +41,6 @@ from repsim.storage.group import (
     CHECK_ADDRESS,
     RESULTS,
     SCHEMA_ATTRIBUTE,
-    StoreDamaged,
     StoreGroup,
     array_digests,
     grow,

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim.data.corpus import Company, Sample, TokenRule
+from repsim.errors import StoreError
 from repsim.plans.families import NamedPlan
 from repsim.plans.plan import PlanTrie
 from repsim.schema import (
@@ -46,7 +47,6 @@ from repsim.schema import (
     UNIT,
     Identity,
     ReplayVerdict,
-    RepsimError,
 )
 from repsim.stats.per_sample import Statistic
 from repsim.storage.direct_io import ChunkFiles
@@ -85,9 +85,9 @@ KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with
 def check_form(dtype: str, compression: str) -> None:
     """Refuses what states cannot be stored as."""
     if dtype not in STORE_DTYPES:
-        raise RepsimError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
+        raise StoreError(f"dtype {dtype!r}: a store holds {' or '.join(STORE_DTYPES)}")
     if compression not in COMPRESSION:
-        raise RepsimError(f"compression {compression!r}: choose {', '.join(COMPRESSION)}")
+        raise StoreError(f"compression {compression!r}: choose {', '.join(COMPRESSION)}")
 
 
 @dataclass(frozen=True)
@@ -236,13 +236,13 @@ class Writer:
         first, last = self._layout.token_starts[self._block : self._block + 2]
         expected = (int(last - first), self._layout.units)
         if hidden.shape != expected or hidden.dtype != self._layout.dtype:
-            raise RepsimError(
+            raise StoreError(
                 f"states {hidden.dtype}{list(hidden.shape)} do not fit block {self._block} of {self._place}: "
                 f"{self._layout.dtype}{list(expected)}"
             )
         if logprob is not None and (logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32):
             found = f"{logprob.dtype}{list(logprob.shape)}"
-            raise RepsimError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}")
+            raise StoreError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}")
         if self._waiting and node != self._waiting[-1][0] + 1:
             self.flush()
         self._waiting.append((node, hidden, logprob))
@@ -392,7 +392,7 @@ def check_current(place: Place) -> None:
     """
     schema = read_attributes(place)[SCHEMA_ATTRIBUTE]
     if schema != SCHEMA_VERSION:
-        raise RepsimError(
+        raise StoreError(
             f"{place}: made with schema {schema}, which this repsim reads and does not change; "
             "choose another --out, or go on with the repsim that made it"
         )
@@ -648,7 +648,7 @@ def samples_by_run(
                     length = min(size, tokens - chunk * size)
                     rows[:, :length] = array.oindex[nodes, chunk * size : chunk * size + length]
             except ValueError as problem:
-                raise RepsimError(f"{place}: a chunk of hidden is damaged ({problem}); {VERIFY}") from None
+                raise StoreError(f"{place}: a chunk of hidden is damaged ({problem}); {VERIFY}") from None
 
     def sample(first: int, last: int) -> NDArray[Any]:
         begin = first % (ring * size)

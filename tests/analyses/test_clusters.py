@@ -10,7 +10,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from repsim.analyses import clusters, cosine, similarity
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats.bootstrap import Estimate
 from support.captures import Stored, random_capture
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import repsim
 from repsim.analyses import blocks, cosine
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from support.captures import (
     LENGTHS,
     Stored,

@@ -12,8 +12,8 @@ from scipy import stats
 
 from repsim.analyses import degradation
 from repsim.analyses.degradation import chance_of, kind_of, variants
+from repsim.errors import RepsimError
 from repsim.plans.families import FAMILIES, resolve
-from repsim.schema import RepsimError
 from repsim.stats import results
 from repsim.stats.bootstrap import bootstrap_shares
 

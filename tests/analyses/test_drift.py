@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import repsim
 from repsim.analyses import drift
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from support.captures import Stored, interval, random_capture, resampled, sample_states
 
 BASE = ["embed", "0", "1", "2", "3"]

@@ -6,7 +6,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from repsim.analyses import geometry
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats import subsample
 from support.captures import Stored, interval, random_capture
 

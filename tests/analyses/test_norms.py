@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from repsim.analyses import norms
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from support.captures import Stored, interval, random_capture, resampled, sample_states
 
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import repsim
 from repsim import measures
 from repsim.analyses import similarity
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats import subsample
 from support.captures import Stored, interval, random_capture, resampled, sample_states, without_sinks
 

@@ -24,16 +24,16 @@ from repsim import models
 from repsim.analyses import cosine, norms
 from repsim.captures import write_queue
 from repsim.data.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import Identity, RepsimError, Stopped
+from repsim.schema import Identity
 from repsim.stats.per_sample import Statistic
 from repsim.storage import lock as locks
 from repsim.storage import state_store
-from repsim.storage.group import StoreDamaged
 from repsim.storage.location import place_of
 from repsim.storage.lock import Lock
 from support.models import VOCABULARY, T
@@ -485,7 +485,9 @@ def test_a_stop_between_two_states(model, texts, path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     sent: list[bool] = []
-    with pytest.raises(Stopped, match=r"stopped by SIGTERM with 0 of .* the same command goes on from there") as caught:
+    with pytest.raises(
+        Interrupted, match=r"stopped by SIGTERM with 0 of .* the same command goes on from there"
+    ) as caught:
         repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=stop)
     assert caught.value.signal == signal.SIGTERM
     assert repsim.open(path).dataset["done"].values[:, 0].tolist() == [True, True] + [False] * (T - 1)

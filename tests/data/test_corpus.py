@@ -27,7 +27,7 @@ from repsim.data.corpus import (
     read_corpus,
     tokenize,
 )
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 
 
 def texts_of(corpus: Corpus) -> list[str]:

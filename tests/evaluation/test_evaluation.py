@@ -21,13 +21,14 @@ from torch import nn
 
 import repsim
 from repsim import models
+from repsim.errors import Interrupted, RepsimError
 from repsim.evaluation import tasks
 from repsim.evaluation.lm_eval_model import Harness
 from repsim.evaluation.reader import Scores
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.schema import NOT_FINITE, RepsimError, Stopped
+from repsim.schema import NOT_FINITE
 from support.evaluation import LIMIT, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 from support.models import VOCABULARY, T, made, make
 
@@ -235,7 +236,7 @@ def test_a_model_by_name_and_the_default_path(tiny_folder, tmp_path, monkeypatch
     assert f"--model-dtype bfloat16 --out {scores.path}" in scores.commands[0]
 
 
-# Stopped, and gone on with
+# Interrupted, and gone on with
 
 
 def test_a_finished_evaluation_is_opened_and_not_computed_again(model, data, path, monkeypatch):
@@ -262,7 +263,9 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, data, path, texts):
         if len(left) == (3 if len(left) < 4 else -1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match=r"^stopped by SIGTERM; 3 of \d+ blocks of examples by plan .*; the same command"):
+    with pytest.raises(
+        Interrupted, match=r"^stopped by SIGTERM; 3 of \d+ blocks of examples by plan .*; the same command"
+    ):
         repsim.evaluate(model, progress=stop, **asked)
     stopped = repsim.open(path)
     done = stopped.dataset["done"].values
@@ -282,7 +285,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, data, path, texts):
         if len(seen) == done.size - 3:  # one is left
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match=r"everything finished in .*; the same command goes on"):
+    with pytest.raises(Interrupted, match=r"everything finished in .*; the same command goes on"):
         repsim.evaluate(model, progress=stop_at_the_end, **asked)
     assert len(seen) == done.size - 3
     again = repsim.evaluate(model, **asked)
@@ -342,7 +345,7 @@ def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
         if len(seen) == left:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match="everything finished"):
+    with pytest.raises(Interrupted, match="everything finished"):
         repsim.evaluate(model, progress=stop_at_the_end, **more)
     whole = repsim.evaluate(model, **{**more, "out": path.with_name("whole.zarr")})
     close(repsim.evaluate(model, **more).dataset, whole.dataset)

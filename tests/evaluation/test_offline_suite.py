@@ -15,8 +15,8 @@ from itertools import pairwise
 import pytest
 from lm_eval.api.task import ConfigurableTask
 
+from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite
-from repsim.schema import RepsimError
 
 SEEDS = (0, 1)
 CHOICES = {"grammar": 2, "arithmetic": 4, "knowledge": 4}

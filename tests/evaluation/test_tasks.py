@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 
 from repsim import models
 from repsim.data.corpus import read_corpus
+from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite, tasks
-from repsim.schema import RepsimError
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
 PAGE = " ".join((WORDS * 3)[:2600])  # in two windows of the tiny model's 2,048 tokens

@@ -100,7 +100,7 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
-    """Stopped before its first write, before the last that makes the store, at flags, states and its last write."""
+    """Interrupted before its first write, before the last that makes the store, at flags, states and its last write."""
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
         whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from repsim.data.corpus import Batch
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.carrying import Observed, Slot, find_slots
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, made, model_of
 from support.oracles import recorded_calls, traced
 

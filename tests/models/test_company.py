@@ -12,13 +12,13 @@ from torch import nn
 
 import repsim
 from repsim.data.corpus import Company, Sample, batches
+from repsim.errors import RepsimError
 from repsim.evaluation import tasks
 from repsim.models import Model
 from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from repsim.stats.per_sample import statistics_of
 from support.models import ARCHITECTURES, DECODER, HEAD, MIXED, MORE, SMALL, VOCABULARY, T, build
 

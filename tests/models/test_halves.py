@@ -16,12 +16,12 @@ from accelerate import disk_offload
 from torch import Tensor, nn
 
 from repsim.data.corpus import Batch
+from repsim.errors import RepsimError
 from repsim.models import Model, halves, layer_call
 from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
 from repsim.plans.plan import Application, Plan
-from repsim.schema import RepsimError
 from support.models import (
     ARCHITECTURES,
     DECODER,

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import repsim
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.kv_cache import AveragingCache
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, parse_plan
-from repsim.schema import RepsimError
 from support.models import DECODER, DECODERS, MORE_DECODERS, T, made
 
 NEW_TOKENS = 6

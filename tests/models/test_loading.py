@@ -15,12 +15,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import repsim
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models import loading as models
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from support.models import DECODER, VOCABULARY, T, batch_of, make
 
 WEIGHTS = "model.safetensors"

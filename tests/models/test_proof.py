@@ -10,11 +10,11 @@ from torch import Tensor, nn
 import repsim
 from repsim.data.corpus import Batch
 from repsim.data.packing import pack_trees
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.proof import PROOF_TOKENS, ReplayProof, distance, excerpt, kind_of, parting, rounding
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from support.models import ARCHITECTURES, FSMT, INKLING2, MORE, VOCABULARY, T, batch_of, made, make, model_of
 from support.oracles import windows_that_share
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import repsim
 from repsim.data.corpus import Batch
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.layer_call import LayerCall, logits_of, state_of
@@ -15,7 +16,6 @@ from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from support.architectures import build as build_survey
 from support.models import (
     ARCHITECTURES,

@@ -6,9 +6,9 @@ import random
 import pytest
 from hypothesis import given
 
+from repsim.errors import RepsimError
 from repsim.plans.families import FAMILIES, SETS, NamedPlan, resolve
 from repsim.plans.plan import Plan, PlanTrie, families, parse_plan
-from repsim.schema import RepsimError
 from support.plans import LAYERS, plans
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 30, 32)

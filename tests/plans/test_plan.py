@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repsim.errors import RepsimError
 from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
-from repsim.schema import RepsimError
 from support.plans import LAYERS, few_plans, plans
 
 # Values worked out by hand

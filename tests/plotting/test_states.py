@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from repsim import plotting
 from repsim.analyses import blocks, clusters, drift
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats.bootstrap import Estimate
 from support.figures import LONG, STACKS, assert_nothing_is_clipped_or_overlaps, draw, result, tick_texts
 

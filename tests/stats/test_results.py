@@ -6,7 +6,7 @@ import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 
 from repsim.analyses import blocks, clusters, cosine, drift, geometry, norms, similarity
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
 from support.captures import Stored, random_capture

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import repsim
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.stats import subsample
 from repsim.stats.subsample import draw
 from support.captures import Stored, random_capture

@@ -10,9 +10,9 @@ import xarray as xr
 import zarr
 
 import repsim
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError, StoreDamaged
 from repsim.storage import state_store
-from repsim.storage.group import StoreDamaged, StoreGroup, digest_of_array, digest_of_root
+from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
 from repsim.storage.integrity import Check, Damage, check, describes, forget, restore
 from repsim.storage.location import Folder, place_of
 from repsim.storage.results import write_result

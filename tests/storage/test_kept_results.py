@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.storage import results
 from repsim.storage.integrity import check
 from repsim.storage.location import place_of

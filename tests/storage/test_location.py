@@ -11,7 +11,7 @@ import obstore.exceptions
 import pytest
 import zarr
 
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.storage import location
 from repsim.storage.location import PARTIAL, SOME, Bucket, Folder, Place, TakenOver, one_line_errors, place_of
 

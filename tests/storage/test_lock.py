@@ -13,7 +13,7 @@ from threading import Semaphore
 import psutil
 import pytest
 
-from repsim.schema import RepsimError
+from repsim.errors import RepsimError
 from repsim.storage import lock as locks
 from repsim.storage.location import Bucket, place_of
 from repsim.storage.lock import KEY, Lock, Owner

@@ -20,9 +20,10 @@ from lm_eval.models.huggingface import HFLM
 import repsim
 from repsim import models
 from repsim.captures.reader import open_capture
+from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite
 from repsim.evaluation.reader import Scores, open_scores
-from repsim.schema import SCHEMA_VERSION, RepsimError
+from repsim.schema import SCHEMA_VERSION
 from repsim.storage import integrity, score_store, state_store
 from repsim.storage import lock as locks
 from repsim.storage.location import place_of

@@ -13,7 +13,8 @@ import xarray as xr
 import zarr
 from numpy.testing import assert_array_equal
 
-from repsim.schema import SCHEMA_VERSION, Identity, RepsimError
+from repsim.errors import RepsimError
+from repsim.schema import SCHEMA_VERSION, Identity
 from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup

@@ -22,13 +22,13 @@ from transformers import Cache
 
 import repsim
 from repsim.data.corpus import Batch
+from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import RepsimError
 from support import oracles
 from support.architectures import TOKENS, Subject, T
 
