@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from repsim import stats
-from repsim.errors import RepsimError
+from repsim.errors import DataError, PlanError, RepsimError
 from repsim.plans.families import FAMILIES
 from repsim.schema import PLAN, SCORES, TASK
 from repsim.stats import results
@@ -264,7 +264,7 @@ def variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Va
     place = {text: index for index, text in enumerate(texts)}
     baseline = FAMILIES["baseline"].build(layers).text
     if baseline not in place:
-        raise RepsimError(f"the baseline is not among the {len(texts)} plans evaluated; add --plan baseline --append")
+        raise PlanError(f"the baseline is not among the {len(texts)} plans evaluated; add --plan baseline --append")
     parsed = [_parsed(name) for name in names]
     found = [Variant("baseline", "baseline", {}, (place[baseline],))]
     for family in SWEPT:
@@ -343,9 +343,9 @@ def _given_kinds(text: str | None, tasks: Sequence[str]) -> dict[str, str]:
         if not equals:
             raise RepsimError(f"kinds={text!r}: {entry!r} is not TASK=KIND; write e.g. {tasks[0]}=reasoning")
         if kind not in (*KINDS, OTHER):
-            raise RepsimError(f"kinds={text!r}: {kind!r} is no kind; choose {', '.join(KINDS)} or {OTHER}")
+            raise DataError(f"kinds={text!r}: {kind!r} is no kind; choose {', '.join(KINDS)} or {OTHER}")
         if task not in tasks:
-            raise RepsimError(f"kinds={text!r}: no task {task!r} in the store; it holds {', '.join(tasks)}")
+            raise DataError(f"kinds={text!r}: no task {task!r} in the store; it holds {', '.join(tasks)}")
         if given.setdefault(task, kind) != kind:
             raise RepsimError(f"kinds={text!r}: {task} is both {given[task]} and {kind}; name it once")
     return given
@@ -406,7 +406,7 @@ def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
     for row, name in enumerate(dataset[TASK].values.astype(object).tolist()):
         own = np.flatnonzero(examples == name)
         if not len(own):
-            raise RepsimError(f"task {name!r} has no examples, so there is nothing to compare")
+            raise DataError(f"task {name!r} has no examples, so there is nothing to compare")
         primary = _primary(metrics[means[row]].tolist(), metric)
         finished = done[:, own]
         each, lost = [], np.zeros(finished.shape, bool)

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim.analyses import degradation
-from repsim.errors import RepsimError
+from repsim.errors import ModelError
 from repsim.plans.plan import Plan
 from repsim.schema import PLAN, SCORES
 from repsim.stats import results
@@ -98,7 +98,7 @@ def _load(scores: Scores, name: str | None) -> Model:
     options = {key: request[key] for key in ("revision", "stack", "trust_remote_code") if key in request}
     model = load(name or request["model"], dtype=scores.identity["compute_dtype"], **options)
     if model.weights_digest != scores.identity["weights"]:
-        raise RepsimError(f"{model.name}: other weights than the scores are of; name the right ones with --model")
+        raise ModelError(f"{model.name}: other weights than the scores are of; name the right ones with --model")
     return model
 
 
@@ -109,7 +109,7 @@ def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArra
     from repsim.models.planned import planned
 
     if tokens > model.context_length:
-        raise RepsimError(f"tokens={tokens}: {model.name} takes at most {model.context_length}")
+        raise ModelError(f"tokens={tokens}: {model.name} takes at most {model.context_length}")
     most = min(1000, model.module.config.get_text_config().vocab_size)
     ids = torch.randint(0, most, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
     found = np.empty((repeats, len(plans)))

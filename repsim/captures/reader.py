@@ -20,7 +20,7 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from repsim.errors import RepsimError, printable
+from repsim.errors import PlanError, StoreError, printable
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN
@@ -121,7 +121,7 @@ class Capture(Opened):
             RepsimError: the plan is not in the store, or the capture was made without log-probabilities.
         """
         if "logprob" not in self.dataset:
-            raise RepsimError(f"{self.path}: holds no log-probabilities; capture with --logprobs")
+            raise StoreError(f"{self.path}: holds no log-probabilities; capture with --logprobs")
         end = self._nodes(plan)[-1:]
         tokens = int(self._token_starts[self._finished_blocks(end)])
         return (
@@ -166,7 +166,7 @@ class Capture(Opened):
             return
         if statistic.name not in self.dataset.attrs["statistics"] or len(plans) > 1:
             kept = ", ".join(self.dataset.attrs["statistics"])
-            raise RepsimError(f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all")
+            raise StoreError(f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all")
         width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
         for first in range(0, len(lengths), 256):
             run = slice(first, min(first + 256, len(lengths)))
@@ -209,7 +209,7 @@ class Capture(Opened):
     def _require_states(self) -> None:
         if not self.keeps_states:
             kept = ", ".join(self.dataset.attrs["statistics"])
-            raise RepsimError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
+            raise StoreError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
 
     @cached_property
     def _token_starts(self) -> NDArray[np.int64]:
@@ -236,11 +236,11 @@ class Capture(Opened):
     def _row(self, plan: str | Plan) -> int:
         found = resolve(plan, self.layers)
         if len(found) != 1:
-            raise RepsimError(f"{plan}: stands for {len(found)} plans; name one")
+            raise PlanError(f"{plan}: stands for {len(found)} plans; name one")
         for row, named in enumerate(self.plans):
             if named.plan == found[0].plan:
                 return row
-        raise RepsimError(f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}")
+        raise PlanError(f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}")
 
     def _nodes(self, plan: str | Plan) -> NDArray[np.int64]:
         path: NDArray[np.int64] = self.dataset["path"].values[self._row(plan)]
@@ -327,5 +327,5 @@ def open_capture(path: str | Path) -> Capture:
     place = place_of(path)
     group = StoreGroup.open(place)
     if group.holds_scores:
-        raise RepsimError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
+        raise StoreError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
     return Capture(group, state_store.dataset_of(group))

@@ -31,7 +31,7 @@ from repsim.data.corpus import (
     read_corpus,
     tokenize,
 )
-from repsim.errors import Interrupted, RepsimError, StoreDamaged
+from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import names_of, resolve
@@ -194,10 +194,10 @@ def _layout(
 ) -> state_store.Layout:
     """What is asked for, as if nothing were there."""
     if chosen["logprobs"] and not model.predicts_next_token:
-        raise RepsimError(f"--logprobs: {model.name} does not predict a next token")
+        raise ModelError(f"--logprobs: {model.name} does not predict a next token")
     plans = resolve(asked, model.layers)
     if not plans:
-        raise RepsimError("no plan: name at least one, e.g. baseline")
+        raise PlanError("no plan: name at least one, e.g. baseline")
     longest = model.context_length if max_tokens is None else min(max_tokens, model.positions or max_tokens)
     samples, cut = tokenize(texts, model.tokenizer, longest)
     model.check_ids(sample.token_ids for sample in samples)
@@ -245,18 +245,18 @@ def _joined(
         return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1), True
     found = open_capture(place.text)
     if difference := _difference(found, asked):
-        raise RepsimError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
+        raise StoreError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
     keys = found.samples.values.tolist()
     by_key = {sample.key: sample for sample in asked.samples}
     if missing := [key for key in keys if key not in by_key]:
-        raise RepsimError(
+        raise StoreError(
             f"{place}: holds another capture: {len(missing):,} of its {len(keys):,} samples are not in the corpus "
             "asked for (--limit, --corpus); choose another --out or remove it"
         )
     kept: tuple[Sample, ...] = tuple(by_key.pop(key) for key in keys)
     there, here = found.identity["corpus_digest"], corpus_digest(kept)
     if there != here:
-        raise RepsimError(
+        raise StoreError(
             f"{place}: holds another capture: other texts or --max-tokens ({there[:8]} there, {here[:8]} here); "
             "choose another --out or remove it"
         )
@@ -265,7 +265,7 @@ def _joined(
     if (plans or by_key) and not append:
         lacks = [f"plans {names_of(plans)}"] if plans else []
         lacks += [f"{len(by_key):,} samples"] if by_key else []
-        raise RepsimError(
+        raise StoreError(
             f"{place}: holds {names_of(found.plans)} over {len(keys):,} samples, not {' nor '.join(lacks)}; "
             "add --append, or choose another --out"
         )
@@ -325,9 +325,9 @@ def _check_room(place: Place, layout: state_store.Layout, missing: NDArray[np.bo
     size = f"{needed / 1e9:,.2f} GB"
     advice = "take fewer plans or texts, --tokens last, or --keep none --statistics cosine"
     if max_bytes is not None and needed > max_bytes:
-        raise RepsimError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
+        raise StoreError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
     if free is not None and needed > free and layout.compression == "none":
-        raise RepsimError(
+        raise StoreError(
             f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, choose another --out, {advice}"
         )
     blocks = "" if missing.all() else f", {int(missing.sum()):,} of {missing.size:,} blocks missing"

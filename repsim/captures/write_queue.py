@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repsim.errors import RepsimError
+from repsim.errors import ModelError
 from repsim.models import Model
 from repsim.models.tracing import NodeState
 from repsim.storage.state_store import Layout, Writer
@@ -130,7 +130,7 @@ class Sink:
         if copied is not None:
             copied.synchronize()
         if not self._allow and not bounds.to(self._dtype).isfinite().all():
-            raise RepsimError(self._misfit(node, hidden.numpy(), bounds.numpy(), computed))
+            raise ModelError(self._misfit(node, hidden.numpy(), bounds.numpy(), computed))
         scores = None if logprob is None else logprob.float().numpy()
         if self._layout.keep:
             self._writer.write(node, hidden.numpy(), scores)

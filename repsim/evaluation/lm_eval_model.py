@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from repsim.data.packing import Window
-from repsim.errors import RepsimError, brief
+from repsim.errors import DataError, ModelError, brief
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
 
@@ -23,11 +23,11 @@ from repsim.models.module_state import ModuleState
 GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
-class Unfit(RepsimError):
+class Unfit(ModelError):
     """A task asks for more than the model can read; other tasks may not."""
 
 
-class UnfitData(RepsimError):
+class UnfitData(DataError):
     """An example cannot be asked; the others may."""
 
 
@@ -43,7 +43,7 @@ class Harness(HFLM):  # type: ignore[misc]
         try:
             super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
         except Exception as problem:  # lm-eval looks at a model's settings in its own way
-            raise RepsimError(f"{model.name}: lm-eval does not take it ({brief(problem)})") from problem
+            raise ModelError(f"{model.name}: lm-eval does not take it ({brief(problem)})") from problem
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
         self._finite: list[bool] = []
@@ -99,7 +99,7 @@ class Harness(HFLM):  # type: ignore[misc]
 
     def _required(self, token_id: int | None) -> int:
         if token_id is None:
-            raise RepsimError(
+            raise ModelError(
                 f"{self._name}'s tokenizer names no token that begins or ends a text, and the task needs one; "
                 "give it one (eos_token in tokenizer_config.json)"
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeAlias
 
-from repsim.errors import RepsimError
+from repsim.errors import DataError
 
 GROUP = "offline"
 ITEMS = 240
@@ -384,9 +384,9 @@ def documents(name: str, seed: int = 0, items: int = ITEMS) -> list[dict[str, An
         RepsimError: no such benchmark, or no such number of items.
     """
     if name not in MAKERS:
-        raise RepsimError(f"task {name!r}: the offline suite has {', '.join(NAMES)}")
+        raise DataError(f"task {name!r}: the offline suite has {', '.join(NAMES)}")
     if not 1 <= items <= MOST_ITEMS:
-        raise RepsimError(f"items={items}: the offline suite has 1 to {MOST_ITEMS}")
+        raise DataError(f"items={items}: the offline suite has 1 to {MOST_ITEMS}")
     random = Random(f"{name}-{seed}")
     found: dict[tuple[Any, ...], Item] = {}
     for item in MAKERS[name](random):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from repsim.errors import RepsimError, printable
+from repsim.errors import StoreError, printable
 from repsim.plans.families import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK
 from repsim.storage import state_store
@@ -115,5 +115,5 @@ def open_scores(path: str | Path) -> Scores:
     place = place_of(path)
     group = StoreGroup.open(place)
     if not group.holds_scores:
-        raise RepsimError(f"{place}: a capture, not scores; make scores with repsim evaluate")
+        raise StoreError(f"{place}: a capture, not scores; make scores with repsim evaluate")
     return Scores(group, state_store.dataset_of(group))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from repsim.data.corpus import Company
 from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
-from repsim.errors import Interrupted, RepsimError, StoreDamaged
+from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
@@ -95,7 +95,7 @@ def evaluate(
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
     if not plans:
-        raise RepsimError("no plan: name at least one, e.g. baseline")
+        raise PlanError("no plan: name at least one, e.g. baseline")
     if data_dir is not None and not str(data_dir).strip():
         raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
     if contexts not in ("auto", "trees", "rows"):
@@ -222,7 +222,7 @@ class _Asked:
         total, part = np.bincount(block), np.bincount(block, [key in self.examples for key in keys])
         missing = np.array([named.plan in own for named in layout.plans])[:, None] & (part > 0) & ~done
         if missing[:, part < total].any():
-            raise RepsimError(
+            raise StoreError(
                 "the store holds more examples of a task than are asked for, and new plans need them all; "
                 "ask for at least as many (--limit)"
             )
@@ -250,10 +250,10 @@ def _joined(
     identity = _identity(asked.model, "")
     if found:
         if difference := identity.difference(replace(Identity(**found.identity), corpus_digest="")):
-            raise RepsimError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
+            raise StoreError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
         cache, wanted = found.dataset.attrs["paper_cache"], asked.paper_cache and score_store.PAPER_CACHE
         if cache != wanted:
-            raise RepsimError(
+            raise StoreError(
                 f"{place}: holds another evaluation (--paper-cache: {CACHES[cache]} there, "
                 f"{CACHES[wanted]} here); choose another --out or remove it"
             )
@@ -264,7 +264,7 @@ def _joined(
     if found and (plans or fresh) and not append:
         lacks = [f"plans {names_of(plans)}"] if plans else []
         lacks += [f"{len(fresh):,} examples"] if fresh else []
-        raise RepsimError(
+        raise StoreError(
             f"{place}: holds {names_of(held_plans)} on {len(known):,} examples, not {' nor '.join(lacks)}; "
             "add --append, or choose another --out"
         )
@@ -316,7 +316,7 @@ def _check_same(
         one = asked.benchmarks.get(held.task)
         if one and (one.version, one.shots, one.digest) != (held.version, held.shots, held.digest):
             there, here = f"version {held.version}, {held.shots}-shot", f"version {one.version}, {one.shots}-shot"
-            raise RepsimError(
+            raise StoreError(
                 f"{place}: holds {held.task} of another kind ({there} there, {here} here); choose another --out"
             )
     digests = {
@@ -334,7 +334,7 @@ def _check_same(
         if example and (example.choices, example.gold) != (held.choices, held.gold):
             other.append((held.task, held.doc))
     for task, doc in other:
-        raise RepsimError(
+        raise StoreError(
             f"{place}: example {doc} of {task} asks something else there; other data or another lm-eval? "
             "choose another --out"
         )
@@ -431,7 +431,7 @@ class _Scorer:
         alike = self._company is Company.ANY  # of a model whose states depend on neighbours, rows cannot be shared
         self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
         if contexts == "trees" and not self._trees:
-            raise RepsimError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
+            raise ModelError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
         how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
         log.info("contexts: %s", how)
 

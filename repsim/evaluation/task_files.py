@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repsim.data.corpus import json_kind
-from repsim.errors import RepsimError
+from repsim.errors import DataError
 
 NOTHING = json_kind(None)
 LONGEST = 1 << 24  # characters of a line: tokenizing takes some 25 times its size
@@ -27,20 +27,20 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _row(path, number, line)
     except OSError as problem:
-        raise RepsimError(f"{path}: cannot be read: {problem.strerror or problem}") from None
+        raise DataError(f"{path}: cannot be read: {problem.strerror or problem}") from None
     except UnicodeDecodeError:
-        raise RepsimError(f"{path}: not UTF-8 after line {number}; convert the file first") from None
+        raise DataError(f"{path}: not UTF-8 after line {number}; convert the file first") from None
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     if len(line) > LONGEST:
-        raise RepsimError(f"{path} line {number}: {len(line):,} characters, at most {LONGEST:,} are read; shorten it")
+        raise DataError(f"{path} line {number}: {len(line):,} characters, at most {LONGEST:,} are read; shorten it")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise RepsimError(f"{path} line {number}: not JSON; write one object per line") from None
+        raise DataError(f"{path} line {number}: not JSON; write one object per line") from None
     if not isinstance(row, dict):
-        raise RepsimError(f"{path} line {number}: holds {json_kind(row)}, not an object with the task's fields")
+        raise DataError(f"{path} line {number}: holds {json_kind(row)}, not an object with the task's fields")
     return row
 
 
@@ -57,7 +57,7 @@ def check(path: Path) -> None:
             first, held = number, kinds
         for field in sorted(held.keys() ^ kinds.keys()):
             with_it, without = (first, number) if field in held else (number, first)
-            raise RepsimError(
+            raise DataError(
                 f"{path} line {without}: no field {field!r}, which line {with_it} has; write null where there is none"
             )
         for field, (kind, _) in kinds.items():
@@ -65,9 +65,9 @@ def check(path: Path) -> None:
             if before == NOTHING:
                 held[field] = kinds[field]
             elif kind not in (before, NOTHING):
-                raise RepsimError(f"{path} line {number}: field {field!r} holds {kind}, and {before} in line {where}")
+                raise DataError(f"{path} line {number}: field {field!r} holds {kind}, and {before} in line {where}")
     if not first:
-        raise RepsimError(f"{path}: holds no example")
+        raise DataError(f"{path}: holds no example")
 
 
 def line_of(path: Path, index: int) -> int:

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim.data.packing import Window
-from repsim.errors import RepsimError, brief
+from repsim.errors import DataError, ModelError, RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
 from repsim.evaluation.lm_eval_model import Harness, Unfit, UnfitData
 from repsim.models import Model
@@ -146,7 +146,7 @@ class Benchmark:
         except Unfit as problem:
             raise Unfit(f"task {self.name}: {problem}") from None
         except UnfitData as problem:
-            raise RepsimError(f"task {self.name}: {self._where(doc)}: {problem}") from None
+            raise DataError(f"task {self.name}: {self._where(doc)}: {problem}") from None
 
     def _where(self, doc: int) -> str:
         """Where an example stands: in its file where each line is an example; else its number."""
@@ -161,7 +161,7 @@ class Benchmark:
         if self.generates:
             prompt, settings = instance.args
             if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1:
-                raise RepsimError(
+                raise DataError(
                     f"task {self.name}: it samples or searches ({settings}); only greedy generation can be compared"
                 )
             self._harness.check_writing(settings)
@@ -260,14 +260,14 @@ def load(
         RepsimError: no such task, its data cannot be had, or it asks for what cannot be given.
     """
     if not model.predicts_next_token:
-        raise RepsimError(f"{model.name}: does not predict a next token; benchmarks need a decoder")
+        raise ModelError(f"{model.name}: does not predict a next token; benchmarks need a decoder")
     if limit is not None and limit < 1:
         raise RepsimError(f"limit={limit}: at least 1")
     if shots is not None and shots < 0:
         raise RepsimError(f"shots={shots}: at least 0")
     wanted = list(dict.fromkeys(name for name in names if name))
     if not wanted:
-        raise RepsimError(f"no task: name at least one, e.g. {offline_suite.GROUP} or arc_easy")
+        raise DataError(f"no task: name at least one, e.g. {offline_suite.GROUP} or arc_easy")
     with _quiet():
         harness = Harness(model)
         found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
@@ -295,11 +295,11 @@ def _built(task: Any, harness: Any, limit: int | None, data_dir: Path | None) ->
         named = str(problem).startswith("task ")
         if named:
             raise
-        raise RepsimError(f"task {task.config.task}: {problem}") from None
+        raise DataError(f"task {task.config.task}: {problem}") from None
     except Exception as problem:  # a task's own code meets its data
         if data_dir is not None and task.config.dataset_path == "json":
             raise _data_error(task.config.task, data_dir, problem) from problem
-        raise RepsimError(
+        raise DataError(
             f"task {task.config.task}: {brief(problem)}; does the data have the task's fields?"
         ) from problem
 
@@ -314,7 +314,7 @@ def _prepared(task: Any, shots: int | None) -> Any:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-        raise RepsimError(f"task {task.config.task}: it runs code that the model wrote, or shows it pictures; not here")
+        raise DataError(f"task {task.config.task}: it runs code that the model wrote, or shows it pictures; not here")
     return task
 
 
@@ -326,7 +326,7 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
     if name not in index:
         close = get_close_matches(name, [*offline_suite.NAMES, offline_suite.GROUP, *index], n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"the offline suite is {offline_suite.GROUP}"
-        raise RepsimError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
+        raise DataError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
     try:
         if data_dir is None:
             return list(_manager().load([name])["tasks"].values())
@@ -336,7 +336,7 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
         raise
     except Exception as problem:  # data fail to come in many ways; without a network in most of them
         advice = "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" if data_dir is None else "see the task's file"
-        raise RepsimError(f"task {name}: its data cannot be read ({brief(problem)}); {advice}") from problem
+        raise DataError(f"task {name}: its data cannot be read ({brief(problem)}); {advice}") from problem
 
 
 def _solves_itself(config: Any) -> bool:
@@ -362,7 +362,7 @@ def _from_files(name: str, folder: Path) -> Any:
         try:
             task_files.check(Path(path))
         except RepsimError as problem:
-            raise RepsimError(f"task {name}: {problem}") from None
+            raise DataError(f"task {name}: {problem}") from None
     try:
         return ConfigurableTask(config=config)
     except Exception as problem:  # a task's own code meets its data
@@ -374,10 +374,10 @@ def _data_error(name: str, folder: Path, problem: Exception) -> RepsimError:
     files = _local(name, folder)["dataset_kwargs"]["data_files"]
     for path in files.values():
         if number := _first_failing(name, folder, list(task_files.numbered_rows(Path(path)))):
-            return RepsimError(
+            return DataError(
                 f"task {name}: {path} line {number}: {brief(problem)}; does the line have the task's fields?"
             )
-    return RepsimError(f"task {name}: {', '.join(files.values())}: {brief(problem)}; do they have the task's fields?")
+    return DataError(f"task {name}: {', '.join(files.values())}: {brief(problem)}; do they have the task's fields?")
 
 
 def _first_failing(name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> int | None:
@@ -419,12 +419,12 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
     path = _manager().task_index[name].yaml_path
     config = {} if path is None else load_yaml(path)
     if "task" not in config or "class" in config or not isinstance(config["task"], str):
-        raise RepsimError(f"task {name}: a group, or data made by code of its own; name tasks with --data-dir")
+        raise DataError(f"task {name}: a group, or data made by code of its own; name tasks with --data-dir")
     splits = sorted({str(config[key]) for key in SPLITS if config.get(key)})
     files = {split: folder / f"{name}.{split}.jsonl" for split in splits}
     there = {split: str(file) for split, file in files.items() if file.is_file()}
     if not there.keys() & {config.get("validation_split"), config.get("test_split")}:
-        raise RepsimError(f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}")
+        raise DataError(f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}")
     config |= {key: config.get(key) if config.get(key) in there else None for key in SPLITS}
     own = (config.get("fewshot_config") or {}).get("samples")  # solved examples that the task brings
     if not own and not any(config[key] for key in SPLITS if key != "test_split"):

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from repsim.errors import Interrupted, RepsimError
+from repsim.errors import Interrupted, ModelError, RepsimError, StoreError
 from repsim.schema import Identity
 from repsim.storage import state_store
 from repsim.storage.location import Folder, Place
@@ -60,7 +60,7 @@ def check_target(place: Place) -> None:
         return
     ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise RepsimError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
+        raise StoreError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
 
 
 def checked_model(model: Any) -> str | Model:
@@ -75,7 +75,7 @@ def checked_model(model: Any) -> str | Model:
 
     if isinstance(model, Model):
         return model
-    raise RepsimError(
+    raise ModelError(
         f"model: {type(model).__name__} is neither a name nor what repsim.models.load gives; a model in memory needs "
         "its tokenizer: save both to a folder (save_pretrained) and hand over the folder or repsim.models.load(folder)"
     )
@@ -91,7 +91,7 @@ def loaded(model: str | Model, options: dict[str, Any]) -> Model:
 
     if not isinstance(model, str):
         if options:
-            raise RepsimError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
+            raise ModelError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
         return model
     options = dict(options)
     if "model_dtype" in options:

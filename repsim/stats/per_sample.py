@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError, brief
+from repsim.errors import RepsimError, StoreError, brief
 from repsim.schema import ANALYSES
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
@@ -83,7 +83,7 @@ def collect(
     """
     rows = list(source.per_sample(plan, statistic))
     if not rows:
-        raise RepsimError("this capture holds no finished tokens: run it to the end of a block at least")
+        raise StoreError("this capture holds no finished tokens: run it to the end of a block at least")
     return np.array([tokens for tokens, _ in rows]), np.stack([values for _, values in rows])
 
 

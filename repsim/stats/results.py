@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError
+from repsim.errors import PlanError, RepsimError
 from repsim.files import replacing
 from repsim.schema import STATE
 from repsim.stats.bootstrap import LEVEL, Estimate
@@ -88,7 +88,7 @@ def steps(source: Source, plan: str) -> list[str]:
     """
     found = source.steps(plan)
     if len(found) < 2:
-        raise RepsimError(f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states")
+        raise PlanError(f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError
+from repsim.errors import DataError
 from repsim.measures import sink_tokens
 from repsim.stats.per_sample import Source
 from repsim.stats.results import check_counts
@@ -75,7 +75,7 @@ def draw(
     if len(drawn) < 2 or len(drawn) * each < 8:
         without = "" if sinks else " without attention sinks"
         without += f" and {left_out} tokens that are zero vectors" if left_out else ""
-        raise RepsimError(
+        raise DataError(
             f"plan {plan!r}: {len(drawn) * each} tokens of {len(drawn)} samples{without}; "
             "comparing takes at least 8 of 2: ask for more items or --sinks, or capture more texts"
         )
