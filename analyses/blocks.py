@@ -13,7 +13,7 @@ from repsim.errors import RepsimError
 from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE
 from repsim.stats import results
-from repsim.stats.per_sample import Source, Statistic, collect_sums, upper, whole
+from repsim.stats.per_sample import SampleStatistic, StateSource, collect_sums, pack_symmetric, unpack_symmetric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +39,10 @@ def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
         sums += distances.sum(0)
         counts += (~undefined).sum(0)
         influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
-    each_sum = [upper(distances[-1]), upper(sums), influence]
-    return np.concatenate([*each_sum, upper(1.0 - undefined[-1]), upper(counts), np.diagonal(counts, 1)])
+    each_sum = [pack_symmetric(distances[-1]), pack_symmetric(sums), influence]
+    return np.concatenate(
+        [*each_sum, pack_symmetric(1.0 - undefined[-1]), pack_symmetric(counts), np.diagonal(counts, 1)]
+    )
 
 
 def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -55,7 +57,9 @@ def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np
 STATISTICS = {"distances": _distances}
 
 
-def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last", resamples: int = 1000) -> xr.Dataset:
+def compute(
+    capture: StateSource, *, plan: str = "baseline", tokens: Tokens = "last", resamples: int = 1000
+) -> xr.Dataset:
     """Angular distance between the states around every run of a plan's steps, and each step's Block Influence.
 
     Distance 0 (the run changes no direction) to 1 (opposite); the run of n steps with the least distance is the one
@@ -88,15 +92,15 @@ def compute(capture: Source, *, plan: str = "baseline", tokens: Tokens = "last",
     steps = results.steps(capture, plan)
     states = len(steps)
     pairs = states * (states + 1) // 2
-    statistic = Statistic("blocks.distances", _distances)
+    statistic = SampleStatistic("blocks.distances", _distances)
     lengths, values, counts = collect_sums(capture, plan, statistic, 2 * pairs + states - 1)
     usual = np.where(np.arange(values.shape[1]) < pairs, 1, lengths[:, None])
     counts = np.where(np.isnan(counts), usual, counts)
     of_last, of_all, of_steps = slice(pairs), slice(pairs, 2 * pairs), slice(2 * pairs, None)
     of = of_last if tokens == "last" else of_all
-    means = stats.bootstrap(stats.ratio(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
-    apart = means.map(lambda array: _by_size(whole(array, states)))
-    influence = stats.ratio(values[:, of_steps], counts[:, of_steps])
+    means = stats.bootstrap(stats.ratio_of_sums(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
+    apart = means.map(lambda array: _by_size(unpack_symmetric(array, states)))
+    influence = stats.ratio_of_sums(values[:, of_steps], counts[:, of_steps])
     per_step = stats.bootstrap(influence, len(lengths), resamples=resamples)
     undefined = np.isnan(apart.value) | (len(lengths) == 1)
     first = np.argmin(np.nan_to_num(apart.replicates, nan=2), axis=2)  # a distance is at most 1

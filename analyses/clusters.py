@@ -17,7 +17,7 @@ from repsim.errors import RepsimError
 from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.bootstrap import LEVEL, Estimate, tail
-from repsim.stats.per_sample import Source
+from repsim.stats.per_sample import StateSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 def compute(
-    capture: Source,
+    capture: StateSource,
     *,
     plan: str = "baseline",
     of: Of = "token",

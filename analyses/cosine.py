@@ -18,7 +18,14 @@ from repsim.measures import cosine_from_gram, grams, sink_tokens, token_cosine_t
 from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
-from repsim.stats.per_sample import Source, Statistic, collect, collect_sums, upper, whole
+from repsim.stats.per_sample import (
+    SampleStatistic,
+    StateSource,
+    collect,
+    collect_sums,
+    pack_symmetric,
+    unpack_symmetric,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,26 +42,26 @@ DESCRIPTION = {
 
 def _token(states: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine sums over a sample's tokens, then of how many tokens each sum is."""
-    return np.concatenate([upper(total) for total in token_cosine_totals(states)])
+    return np.concatenate([pack_symmetric(total) for total in token_cosine_totals(states)])
 
 
 def _without_sinks(states: NDArray[Any]) -> NDArray[np.float64]:
     """Cosine sums over the tokens that are no sinks, and how many these are; then of how many tokens each sum is."""
     kept = states[:, ~sink_tokens(states)]
-    sums, counts = map(upper, token_cosine_totals(kept))
+    sums, counts = map(pack_symmetric, token_cosine_totals(kept))
     return np.concatenate([sums, [kept.shape[1]], counts, [kept.shape[1]]])
 
 
 # What a capture that keeps no states takes of each sample for this analysis.
 STATISTICS = {
     "token": _token,
-    "sequence": lambda states: upper(grams(states)),
+    "sequence": lambda states: pack_symmetric(grams(states)),
     "without-sinks": _without_sinks,
 }
 
 
 def compute(
-    capture: Source, *, plan: str = "baseline", average: Average = "token", resamples: int = 1000
+    capture: StateSource, *, plan: str = "baseline", average: Average = "token", resamples: int = 1000
 ) -> xr.Dataset:
     """Mean cosine similarity between every two states of a plan.
 
@@ -97,7 +104,7 @@ def compute(
 
 
 def estimate(
-    capture: Source, plan: str, average: Average = "token", resamples: int = 1000
+    capture: StateSource, plan: str, average: Average = "token", resamples: int = 1000
 ) -> tuple[Estimate, dict[str, int]]:
     """The cosine matrix with its replicates, and the numbers of tokens, samples and tokens left out; see `compute`."""
     if average not in get_args(Average):
@@ -105,7 +112,7 @@ def estimate(
     results.check_counts(resamples=resamples)
     states = len(results.steps(capture, plan))
     kernel = _centred(capture, plan) if average == "centred" else STATISTICS[average]
-    statistic = Statistic(f"cosine.{average}", kernel)
+    statistic = SampleStatistic(f"cosine.{average}", kernel)
     if average == "sequence":
         tokens, totals, weights = _flattened(capture, plan, statistic, states)
         lost = (tokens @ (1 - weights)).max()
@@ -120,25 +127,25 @@ def estimate(
         tokens, totals, weights = tokens[there], totals[there], weights[there]
         weights = np.where(np.isnan(weights), tokens[:, None], weights)
         lost = (tokens[:, None] - weights).sum(0).max()
-    packed = stats.bootstrap(stats.ratio(totals, weights), len(weights), resamples=resamples)
+    packed = stats.bootstrap(stats.ratio_of_sums(totals, weights), len(weights), resamples=resamples)
     facts = {"tokens": int(tokens.sum()), "samples": len(tokens), "left_out": int(lost)}
-    return packed.map(lambda array: whole(array, states)), facts
+    return packed.map(lambda array: unpack_symmetric(array, states)), facts
 
 
 def _flattened(
-    capture: Source, plan: str, statistic: Statistic, states: int
+    capture: StateSource, plan: str, statistic: SampleStatistic, states: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Of each sample its tokens, its flattened cosines, 0 where a state is zero, and 1 for a cosine, 0 for none."""
     tokens, products = collect(capture, plan, statistic)
-    products = whole(products, states)
+    products = unpack_symmetric(products, states)
     zero = np.diagonal(products, axis1=1, axis2=2) == 0
-    undefined = upper(zero[:, :, None] | zero[:, None, :])
-    return tokens, np.where(undefined, 0, upper(cosine_from_gram(products))), 1.0 - undefined
+    undefined = pack_symmetric(zero[:, :, None] | zero[:, None, :])
+    return tokens, np.where(undefined, 0, pack_symmetric(cosine_from_gram(products))), 1.0 - undefined
 
 
-def _centred(capture: Source, plan: str) -> Any:
+def _centred(capture: StateSource, plan: str) -> Any:
     """Cosine sums of states less their mean, which a first reading of all states finds."""
-    sums = Statistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
+    sums = SampleStatistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
     count, total = 0, np.zeros(())
     for tokens, added in capture.per_sample(plan, sums):
         count, total = count + tokens, total + added

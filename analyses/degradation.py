@@ -449,7 +449,7 @@ def _mean(name: str, values: Array, plans: Sequence[str], resamples: int, seed: 
     if _is_share(values):
         coins = [zlib.crc32(plan.encode()) for plan in plans]
         return stats.bootstrap_shares(values.T, resamples=resamples, seed=seeds, coins=coins)
-    mean = stats.ratio(values.T, np.ones(values.shape[1]))
+    mean = stats.ratio_of_sums(values.T, np.ones(values.shape[1]))
     found = stats.bootstrap(mean, values.shape[1], resamples=resamples, seed=seeds)
     return replace(found, skewed=False)  # percentiles, as ratios and exponentials of it may be far out
 
@@ -558,7 +558,7 @@ def _comparisons(mean: Estimate, found: Sequence[Variant], layers: int) -> dict[
         return apart
 
     apart = mean.map(differences)
-    p_value = stats.two_sided(apart)
+    p_value = stats.bootstrap_p_value(apart)
     return {
         **_named("harm_difference", (COMPARISON,), apart),
         "p_value": (COMPARISON, p_value),

@@ -12,7 +12,7 @@ from repsim import stats
 from repsim.measures import norms, token_cosine_totals
 from repsim.schema import STATE
 from repsim.stats import results
-from repsim.stats.per_sample import Source, Statistic, collect_sums
+from repsim.stats.per_sample import SampleStatistic, StateSource, collect_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STATE_BASELINE = "state_baseline"
 
 
-def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
+def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
     """Cosine of every state of a plan with every state of the baseline, and its distance from its counterpart.
 
     A state's counterpart is the baseline's state after the same layer; the last state's is the last. Parallel steps
@@ -61,8 +61,8 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
         return np.concatenate([cosines, apart, defined, counts])
 
     size = states * len(base) + len(own)
-    tokens, values, counts = collect_sums(capture, [plan, "baseline"], Statistic("drift.sums", sums), size)
-    found = stats.bootstrap(stats.ratio(values, counts), len(tokens), resamples=resamples)
+    tokens, values, counts = collect_sums(capture, [plan, "baseline"], SampleStatistic("drift.sums", sums), size)
+    found = stats.bootstrap(stats.ratio_of_sums(values, counts), len(tokens), resamples=resamples)
     cosine = found.map(lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base)))
     distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
     return xr.Dataset(

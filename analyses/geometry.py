@@ -11,7 +11,7 @@ from repsim import stats
 from repsim.measures import geometry, norms
 from repsim.schema import STATE
 from repsim.stats import results, subsample
-from repsim.stats.per_sample import Source
+from repsim.stats.per_sample import StateSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ LABELS = {
 
 
 def compute(
-    capture: Source,
+    capture: StateSource,
     *,
     plan: str = "baseline",
     items: int = ITEMS,
@@ -78,7 +78,7 @@ def compute(
     for name, parts in zip(LABELS, zip(*rows, strict=True), strict=True):
         value = np.array([number for number, _ in parts])
         influence = np.stack([drawn.per_sample(of_item) for _, of_item in parts], axis=-1)
-        found = stats.bootstrap(stats.linear(value, influence), drawn.samples, resamples=resamples)
+        found = stats.bootstrap(stats.linearised(value, influence), drawn.samples, resamples=resamples)
         variables |= results.variables(name, (STATE,), found, f"{name}_", (-1 if name == "anisotropy" else 0, np.inf))
     return xr.Dataset(
         variables,
@@ -97,7 +97,7 @@ def compute(
     )
 
 
-_draw = subsample.draw  # `compute` has an option of the module's name
+_draw = subsample.draw_tokens  # `compute` has an option of the module's name
 
 
 def plot(*found: xr.Dataset) -> Figure:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from repsim import measures, stats
 from repsim.schema import STATE
 from repsim.stats import results
-from repsim.stats.per_sample import Source, Statistic, collect
+from repsim.stats.per_sample import SampleStatistic, StateSource, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
 STATISTICS = {"sum": _norm_sums}
 
 
-def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
+def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
     """Mean over tokens of the Euclidean norm of each state of a plan.
 
     At least 0, in the units of the residual stream. In the middle layers of many decoders the first token's state is
@@ -44,8 +44,8 @@ def compute(capture: Source, *, plan: str = "baseline", resamples: int = 1000) -
         RepsimError: the plan is not in the capture, or nothing is finished.
     """
     results.check_counts(resamples=resamples)
-    tokens, sums = collect(capture, plan, Statistic("norms.sum", _norm_sums))
-    found = stats.bootstrap(stats.ratio(sums, tokens), len(tokens), resamples=resamples)
+    tokens, sums = collect(capture, plan, SampleStatistic("norms.sum", _norm_sums))
+    found = stats.bootstrap(stats.ratio_of_sums(sums, tokens), len(tokens), resamples=resamples)
     description = "Mean over tokens of the Euclidean norm of each state."
     return xr.Dataset(
         results.variables("norm", (STATE,), found, bounds=(0, np.inf)),

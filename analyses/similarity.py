@@ -23,8 +23,8 @@ from repsim.measures.subspace import Pair
 from repsim.schema import STATE
 from repsim.stats import results, subsample
 from repsim.stats.bootstrap import Estimate
-from repsim.stats.per_sample import Source, Statistic, collect, upper, whole
-from repsim.stats.subsample import Items
+from repsim.stats.per_sample import SampleStatistic, StateSource, collect, pack_symmetric, unpack_symmetric
+from repsim.stats.subsample import TokenSubsample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def _minibatch(states: NDArray[Any]) -> Array:
     """Weighted HSICs within a sample, without its sinks, and the weight: tokens in minibatches of at least four."""
     kept = states[:, ~sink_tokens(states)]
     rest = kept.shape[1] % BATCH
-    return np.append(upper(cka.minibatch_hsic(kept, BATCH)), kept.shape[1] - (rest if rest < 4 else 0))
+    return np.append(pack_symmetric(cka.minibatch_hsic(kept, BATCH)), kept.shape[1] - (rest if rest < 4 else 0))
 
 
 # What a capture that keeps no states takes of each sample for this analysis: enough for `minibatch-cka`.
@@ -77,7 +77,7 @@ STATISTICS = {"minibatch": _minibatch}
 
 
 def compute(
-    capture: Source,
+    capture: StateSource,
     *,
     plan: str = "baseline",
     measure: Measure = "cka",
@@ -144,8 +144,11 @@ def compute(
         other = ~np.eye(len(steps), dtype=bool)
         variables |= {
             "null_mean": (dims, null.mean(0)),
-            "calibrated": (dims, stats.calibrated(found.value, null)),
-            "p_value": (dims, stats.p_values(np.where(other, found.value, np.nan), np.where(other, null, np.nan))),
+            "calibrated": (dims, stats.chance_corrected(found.value, null)),
+            "p_value": (
+                dims,
+                stats.max_statistic_p_values(np.where(other, found.value, np.nan), np.where(other, null, np.nan)),
+            ),
         }
     return xr.Dataset(
         variables,
@@ -173,7 +176,7 @@ def plot(*found: xr.Dataset) -> Figure:
 
 
 def estimate(
-    capture: Source,
+    capture: StateSource,
     plan: str,
     measure: Measure = "cka",
     *,
@@ -197,7 +200,7 @@ def estimate(
         return _streamed(capture, plan, states, resamples)
     default, permutations_default = (MAP_ITEMS, 0) if measure in MAPS else (MATRIX_ITEMS, PERMUTATIONS)
     directions = measure in DIRECTIONS
-    drawn = subsample.draw(capture, plan, count or default, sinks=sinks, directions=directions, seed=seed)
+    drawn = subsample.draw_tokens(capture, plan, count or default, sinks=sinks, directions=directions, seed=seed)
     states_at_items = (state.astype(np.float64) for state in drawn.states)
     compare: Any
     try:
@@ -210,22 +213,22 @@ def estimate(
     except ValueError as wrong:
         raise RepsimError(f"measure={measure!r}: {wrong}") from None
     value, influence = compare.estimate(drawn)
-    found = stats.bootstrap(stats.linear(value, influence), drawn.samples, resamples=resamples)
+    found = stats.bootstrap(stats.linearised(value, influence), drawn.samples, resamples=resamples)
     if measure == "svcca":  # how many components hold the variance changes from draw to draw
         found = Estimate(found.value, np.full_like(found.replicates, np.nan), found.samples, found.skewed)
     wanted = permutations_default if permutations is None else permutations
-    null = [compare.shuffled(order) for order in stats.shuffles(drawn.sample, wanted, seed=seed)]
+    null = [compare.shuffled(order) for order in stats.permute_samples(drawn.sample, wanted, seed=seed)]
     facts = {"tokens": len(drawn.sample), "samples": drawn.samples, "left_out": drawn.left_out}
     return found, np.array(null).reshape(-1, states, states), facts
 
 
-def _streamed(capture: Source, plan: str, states: int, resamples: int) -> tuple[Estimate, Array, dict[str, int]]:
-    _, values = collect(capture, plan, Statistic("similarity.minibatch", _minibatch))
+def _streamed(capture: StateSource, plan: str, states: int, resamples: int) -> tuple[Estimate, Array, dict[str, int]]:
+    _, values = collect(capture, plan, SampleStatistic("similarity.minibatch", _minibatch))
     values = values[values[:, -1] > 0]
     if not len(values):
         raise RepsimError(f"plan {plan!r}: no sample has four tokens that are no attention sinks")
-    means = stats.bootstrap(stats.ratio(values[:, :-1], values[:, -1]), len(values), resamples=resamples)
-    found = means.map(lambda array: cosine_from_gram(whole(array, states)))
+    means = stats.bootstrap(stats.ratio_of_sums(values[:, :-1], values[:, -1]), len(values), resamples=resamples)
+    found = means.map(lambda array: cosine_from_gram(unpack_symmetric(array, states)))
     return found, np.empty((0, states, states)), {"tokens": int(values[:, -1].sum()), "samples": len(values)}
 
 
@@ -266,7 +269,7 @@ class _Matrices:
     samples: int
     lopsided: bool
 
-    def estimate(self, drawn: Items) -> tuple[Array, Array]:
+    def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
         """Cosines, `[state, state]`, and each sample's influence, `[sample, state, state]`.
 
         A sample's items are rows and columns of a matrix; what these add to an inner product is its part of it.
@@ -287,7 +290,7 @@ class _Matrices:
             np.take(matrix, order, axis=0, out=rows, mode="clip")
             np.take(rows, order, axis=1, out=moved, mode="clip")
         cosine = self._unit.reshape(len(other), -1) @ other.reshape(len(other), -1).T
-        return whole(upper(cosine.astype(np.float64)), len(other))
+        return unpack_symmetric(pack_symmetric(cosine.astype(np.float64)), len(other))
 
     @cached_property
     def _room(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -325,17 +328,17 @@ class _Maps:
                 "ask for more items"
             )
 
-    def estimate(self, drawn: Items) -> tuple[Array, Array]:
+    def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
         """Similarities, `[state, state]`, and each sample's influence, `[sample, state, state]`."""
         found = self._pairs(self.views)
         influence = np.stack([drawn.per_sample(pair.influence) for pair in found], axis=-1)
         states = len(self.views)
-        return whole(np.array([pair.value for pair in found]), states), whole(influence, states)
+        return unpack_symmetric(np.array([pair.value for pair in found]), states), unpack_symmetric(influence, states)
 
     def shuffled(self, order: NDArray[np.int64]) -> Array:
         """Similarities with the second view of each pair in another order."""
         pairs = self._pairs([(mapped[order], view[order]) for mapped, view in self.views])
-        return whole(np.array([pair.value for pair in pairs]), len(self.views))
+        return unpack_symmetric(np.array([pair.value for pair in pairs]), len(self.views))
 
     def _pairs(self, others: list[tuple[Array, Array]]) -> list[Pair]:
         return [

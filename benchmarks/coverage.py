@@ -56,7 +56,7 @@ def tokens_of(generator: np.random.Generator, samples: int, spread: float) -> tu
 
 def ratio_of(sizes: Array, means: Array, seed: int) -> Estimate:
     totals = means * sizes[:, None]
-    return stats.bootstrap(stats.ratio(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed)
+    return stats.bootstrap(stats.ratio_of_sums(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed)
 
 
 def normal_means(generator: np.random.Generator, samples: int, seed: int) -> Study:
@@ -90,7 +90,7 @@ def linear_ratios(generator: np.random.Generator, samples: int, seed: int) -> St
     above, below = 1 + generator.normal(size=(samples, BATCH)) / 2, 2 + generator.normal(size=(samples, BATCH)) / 2
     value = above.mean(0) / below.mean(0)
     influence = (above - value * below) / below.sum(0)
-    estimate = stats.bootstrap(stats.linear(value, influence), samples, resamples=RESAMPLES, seed=seed)
+    estimate = stats.bootstrap(stats.linearised(value, influence), samples, resamples=RESAMPLES, seed=seed)
     return with_plain(estimate, 0.5)
 
 

@@ -28,7 +28,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 import repsim
-from repsim.data.packing import cut_trees, pack_rows, pack_trees
+from repsim.data.packing import cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.evaluation import run, tasks
 from repsim.jobs import interruption
 from repsim.models import Model, load
@@ -168,9 +168,9 @@ def shares(model: Model, made: Any, plans: Any) -> None:
     ]
     windows = [window for text in texts for window in text]
     plain, begin, trees = sum(len(window.inputs) for window in windows), 0, []
-    for size in cut_trees(texts, run.DEFAULT_BATCH_TOKENS):
+    for size in cut_prefix_trees(texts, run.DEFAULT_BATCH_TOKENS):
         part = [window for text in texts[begin : begin + size] for window in text]
-        trees.append(pack_trees(part, 0, **interruption.costs(model)))
+        trees.append(pack_prefix_trees(part, 0, **interruption.costs(model)))
         begin += size
     shared = sum(one.tokens for one in trees)
     scored = sum(len(np.unique(one.token)) for one in trees)

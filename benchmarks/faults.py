@@ -29,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import repsim
-from repsim.storage.location import place_of
+from repsim.storage.location import location_of
 from repsim.storage.lock import KEY
 from support.faults import FINISHED, REFUSED, Nursery, Whole, amazon, digests, kill_often, leftovers, raise_zombies
 from support.models import save_folder
@@ -182,7 +182,7 @@ class Campaign:
         with amazon() as url:
             whole = Whole.of(self.nursery, {**SMALL, "out": f"{url}/campaign.zarr"})
             call = {**SMALL, "out": f"{url}/c.zarr"}
-            kill_often(self.nursery, call, 20, whole, place_of(call["out"]).remove)
+            kill_often(self.nursery, call, 20, whole, location_of(call["out"]).remove)
             moments = np.linspace(1, whole.outcome.writes, 10, dtype=int).tolist()
             return Tally(20 + raise_zombies(self.nursery, call, moments, whole))
 
@@ -197,7 +197,7 @@ class Campaign:
                 self.nursery.run(call, endpoint=quiet.url)
             for fault in FAULTS:
                 for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
-                    place_of(call["out"]).remove()
+                    location_of(call["out"]).remove()
                     fate = {at: fault}
                     with Network(server, lambda number, _method, fate=fate: fate.get(number)) as network:
                         outcome = self.nursery.run(call, endpoint=network.url, patience=10)
@@ -209,7 +209,7 @@ class Campaign:
                     tally.false_alarms += outcome.status != FINISHED  # one fault alone is borne
                     tally.lost += digests(call["out"]) != whole.digests
             for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():  # for good
-                place_of(call["out"]).remove()
+                location_of(call["out"]).remove()
                 with Network(server, lambda number, _method, at=at: "hangs" if number >= at else None) as network:
                     outcome = self.nursery.run(call, endpoint=network.url, patience=1)
                 tally.trials += 1

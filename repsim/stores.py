@@ -10,7 +10,7 @@ from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCORES, UNCHECKED_SCHEMAS
 from repsim.storage import integrity, score_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, read_attributes
-from repsim.storage.location import place_of
+from repsim.storage.location import location_of
 from repsim.storage.reader import commands
 
 
@@ -25,16 +25,16 @@ def open(path: str | Path) -> Capture | Scores:
     return open_scores(path) if _holds_scores(path) else open_capture(path)
 
 
-def verify(path: str | Path) -> integrity.Check:
+def verify(path: str | Path) -> integrity.VerificationReport:
     """Reads every chunk of a store and compares it with its checksum; nothing is changed.
 
     Raises:
         RepsimError: nothing is there, or it is not a store of this schema.
     """
-    return integrity.check(place_of(path))
+    return integrity.check(location_of(path))
 
 
-def repair_advice(path: str | Path, found: integrity.Check) -> list[str]:
+def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list[str]:
     """What to do about what `verify` has found, a line each: a command for the shell, or that it cannot be repaired.
 
     Raises:
@@ -46,9 +46,11 @@ def repair_advice(path: str | Path, found: integrity.Check) -> list[str]:
     damages = [damage for damage in found.damages if not damage.is_result]
     if not damages:
         return lines
-    place, kind = place_of(path), Scores if _holds_scores(path) else Capture
+    place, kind = location_of(path), Scores if _holds_scores(path) else Capture
     attributes = read_attributes(place)
-    describing = any(map(integrity.describes, damages)) if kind is Capture else any(map(score_store.describes, damages))
+    describing = (
+        any(map(integrity.is_metadata, damages)) if kind is Capture else any(map(score_store.is_metadata, damages))
+    )
     requests = attributes.get("requests")
     if attributes[SCHEMA_ATTRIBUTE] in UNCHECKED_SCHEMAS:
         return [*lines, "Cannot be repaired: stores of its schema are only read. Compute it again to another --out."]
@@ -66,4 +68,4 @@ def repair_advice(path: str | Path, found: integrity.Check) -> list[str]:
 
 
 def _holds_scores(path: str | Path) -> bool:
-    return read_attributes(place_of(path)).get("kind") == SCORES
+    return read_attributes(location_of(path)).get("kind") == SCORES

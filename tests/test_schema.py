@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from repsim.errors import Interrupted, RepsimError, printable
-from repsim.storage.location import place_of
+from repsim.storage.location import location_of
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_an_error_is_one_line_that_is_safe_to_show():
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_an_empty_path_is_none(text):
     with pytest.raises(RepsimError, match=r"^an empty path: name a folder or a URL$"):
-        place_of(text)
+        location_of(text)

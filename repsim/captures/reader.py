@@ -24,16 +24,16 @@ from repsim.errors import PlanError, StoreError, printable
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan
 from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN
-from repsim.stats.per_sample import Statistic
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
-from repsim.storage.location import place_of
-from repsim.storage.reader import Opened
+from repsim.storage.location import location_of
+from repsim.storage.reader import StoreReader
 
 PER_TOKEN = ("token_id", "position", "sample")
 
 
-class Capture(Opened):
+class Capture(StoreReader):
     """Hidden states of one model over one corpus under some plans, read from disk as they are asked for."""
 
     kind = CAPTURE
@@ -146,7 +146,7 @@ class Capture(Opened):
             yield from samples
 
     def per_sample(
-        self, plan: str | Plan | Sequence[str | Plan], statistic: Statistic
+        self, plan: str | Plan | Sequence[str | Plan], statistic: SampleStatistic
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """A statistic of each finished sample under a plan: how many kept tokens it has, and its values.
 
@@ -177,7 +177,7 @@ class Capture(Opened):
         """States of the samples that end in each run of tokens; valid until the next but one is asked for."""
         self._require_states()
         nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
-        runs = state_store.samples_by_run(self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
+        runs = state_store.iter_samples(self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
         yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
 
     @property
@@ -324,7 +324,7 @@ def open_capture(path: str | Path) -> Capture:
     Raises:
         RepsimError: nothing is there, or it is not a capture of this schema.
     """
-    place = place_of(path)
+    place = location_of(path)
     group = StoreGroup.open(place)
     if group.holds_scores:
         raise StoreError(f"{place}: holds scores, not a capture; make a capture with repsim capture")

@@ -39,8 +39,8 @@ from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import DEFAULT_MODEL, Identity
 from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store
-from repsim.storage.location import Folder, Place, place_of
-from repsim.storage.lock import Lock, is_locked
+from repsim.storage.location import LocalFolder, Location, location_of
+from repsim.storage.lock import WriterLock, is_locked
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -106,14 +106,14 @@ def capture(
     analyses = [name for name in named if name]
     _check_options(dtype, tokens, keep, analyses, compression, batch_tokens, logprobs)
     kernels = statistics_of(analyses)
-    model = interruption.checked_model(model)
+    model = interruption.name_or_model(model)
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
     texts = read_corpus(str(corpus), field=field, limit=limit)
     parts = (texts.name, "+".join(map(str, plans)))
     default = interruption.default_path("captures", model, load_options.get("stack"), parts)
-    place = place_of(default if out is None else out)
+    place = location_of(default if out is None else out)
     interruption.check_target(place)
-    loaded = interruption.loaded(model, load_options)
+    loaded = interruption.load_or_reuse(model, load_options)
     chosen = {
         "corpus": _unpathed(str(corpus)),
         "field": field,
@@ -141,9 +141,9 @@ def capture(
         except StoreDamaged:
             if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
                 raise
-    with Lock(place) as lock:
-        if state_store.is_begun(place):
-            after_crash = lock.after_crash and isinstance(place, Folder)
+    with WriterLock(place) as lock:
+        if state_store.exists(place):
+            after_crash = lock.after_crash and isinstance(place, LocalFolder)
             if after_crash:
                 log.info("%s: its writer's machine stopped; reading what it had finished", place)
             if repair or after_crash:
@@ -153,7 +153,7 @@ def capture(
             log.info("%s: complete already", place)
             return open_capture(place.text)
         log.info("%s", _check_room(place, layout, missing, max_bytes))
-        with interruption.nothing_worthless(place, lock):
+        with interruption.remove_unstarted_store(place, lock):
             tracer, company = _tried(loaded, layout)
             layout = replace(layout, company=company)
             writer = state_store.prepare(place, layout, lock)
@@ -228,7 +228,7 @@ def _layout(
 
 
 def _joined(
-    place: Place, asked: state_store.Layout, batch_tokens: int, append: bool
+    place: Location, asked: state_store.Layout, batch_tokens: int, append: bool
 ) -> tuple[state_store.Layout, NDArray[np.bool_], bool]:
     """The layout of the store once it has what is asked for, and what it lacks now.
 
@@ -241,7 +241,7 @@ def _joined(
     Raises:
         RepsimError: another capture is there, or one that would have to be extended without `append`.
     """
-    if not state_store.is_begun(place):
+    if not state_store.exists(place):
         return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1), True
     found = open_capture(place.text)
     if difference := _difference(found, asked):
@@ -319,7 +319,7 @@ def _difference(found: Capture, asked: state_store.Layout) -> str | None:
     return None
 
 
-def _check_room(place: Place, layout: state_store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
+def _check_room(place: Location, layout: state_store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
     """How large the capture is; refuses one that does not fit."""
     needed, free = layout.bytes_of(missing), place.free_bytes
     size = f"{needed / 1e9:,.2f} GB"
@@ -339,17 +339,17 @@ def _check_room(place: Place, layout: state_store.Layout, missing: NDArray[np.bo
     return f"{numbers}{blocks}: {size} to {place}{room}"
 
 
-def _repair(place: Place, asked: state_store.Layout) -> None:
+def _repair(place: Location, asked: state_store.Layout) -> None:
     """Reads the whole store; what is damaged or missing counts as not computed."""
     state_store.check_current(place)
     found = integrity.check(place)
     for damage in found.damages:
         log.warning("%s: %s", place, damage)
-    if any(map(integrity.describes, found.damages)):
+    if any(map(integrity.is_metadata, found.damages)):
         integrity.restore(place, asked, found.damages)
         found = integrity.check(place)  # what is missing can only be told now
     if found.damages:
-        integrity.forget(place, found.damages)
+        integrity.invalidate(place, found.damages)
 
 
 # Computing and writing
@@ -366,7 +366,7 @@ def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, Company]:
 
     tracer = Tracer(model)
     trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
-    with interruption.out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
+    with interruption.explain_out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
         log.info("batches: %s", trials.company)
         if layout.logprobs:
             trials.check_foresight("--logprobs")
@@ -379,45 +379,48 @@ def _run(
     layout: state_store.Layout,
     writer: state_store.Writer,
     missing: NDArray[np.bool_],
-    place: Place,
+    place: Location,
     allow_nonfinite: bool,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    from repsim.captures.write_queue import Lane, Sink
+    from repsim.captures.write_queue import StateSink, WriteQueue
 
     kind = model.device.type
     lengths = np.diff(layout.token_starts)
     before, total = 0.0, int(lengths[missing.any(0)].sum())
     progress = progress or (lambda _: None)
     progress(Progress(0, total))
-    with interruption.heeded() as received, Lane(side_by_side=kind != "cpu" or not isinstance(place, Folder)) as lane:
+    with (
+        interruption.defer_interrupts() as received,
+        WriteQueue(side_by_side=kind != "cpu" or not isinstance(place, LocalFolder)) as lane,
+    ):
         for block in np.flatnonzero(missing.any(0)).tolist():
             pending = writer.pending(block)
             first, last = layout.sample_starts[block : block + 2]
             samples = layout.samples[first:last]
-            sink = Sink(model, layout, writer, lane, block, pending, allow_nonfinite)
+            sink = StateSink(model, layout, writer, lane, block, pending, allow_nonfinite)
             writer.begin(block)
             share = lengths[block] / len(pending)
 
-            def consume(state: NodeState, sink: Sink = sink, before: float = before, share: float = share) -> None:
+            def consume(state: NodeState, sink: StateSink = sink, before: float = before, share: float = share) -> None:
                 sink.take(state)
                 if received:
                     sink.finish()
-                    raise Interrupted(_farewell(place, received[0]), received[0])
+                    raise Interrupted(_interrupted_message(place, received[0]), received[0])
                 progress(Progress(round(before + share * sink.taken), total))
 
             pad_id = model.tokenizer.pad_token_id or 0
             made = batches(samples, pad_id, **interruption.costs(model), company=Company(layout.company))
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
-            with interruption.out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
+            with interruption.explain_out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
             sink.finish()
             writer.note_replay(tracer.proof.verdict)
             before += lengths[block]
 
 
-def _farewell(place: Place, number: int) -> str:
+def _interrupted_message(place: Location, number: int) -> str:
     found = open_capture(place.text)
     total = found.dataset.sizes["token"]
     return (

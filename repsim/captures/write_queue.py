@@ -20,7 +20,7 @@ from repsim.storage.state_store import Layout, Writer
 WAITING_STATES = 8  # on the way to the disk before the computation waits
 
 
-class Lane:
+class WriteQueue:
     """Work that goes on beside the computation, in order, on a thread of its own; a bounded queue leads to it.
 
     side_by_side: False does the work at once. On a CPU the computation needs every core, and a thread that takes one
@@ -31,7 +31,7 @@ class Lane:
         self._pool = ThreadPoolExecutor(1, "repsim-writer") if side_by_side else None
         self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Lane:
+    def __enter__(self) -> WriteQueue:
         return self
 
     def __exit__(self, *_problem: object) -> None:
@@ -58,7 +58,7 @@ def _mean_of_predicted(logprob: Tensor, _dim: int) -> Tensor:
     return logprob[:-1].mean(0)
 
 
-class Sink:
+class StateSink:
     """Takes one block's node states to the store, in its dtype and with the tokens it keeps."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Sink:
         model: Model,
         layout: Layout,
         writer: Writer,
-        lane: Lane,
+        lane: WriteQueue,
         block: int,
         pending: frozenset[int],
         allow_nonfinite: bool,
@@ -130,7 +130,7 @@ class Sink:
         if copied is not None:
             copied.synchronize()
         if not self._allow and not bounds.to(self._dtype).isfinite().all():
-            raise ModelError(self._misfit(node, hidden.numpy(), bounds.numpy(), computed))
+            raise ModelError(self._overflow_message(node, hidden.numpy(), bounds.numpy(), computed))
         scores = None if logprob is None else logprob.float().numpy()
         if self._layout.keep:
             self._writer.write(node, hidden.numpy(), scores)
@@ -147,7 +147,7 @@ class Sink:
         pieces = np.split(states, np.cumsum(self._kept_lengths)[:-1], axis=1)
         return {item.name: np.stack([item.kernel(piece) for piece in pieces]) for item in self._layout.statistics}
 
-    def _misfit(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:
+    def _overflow_message(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:
         """Where a value does not fit the store, and what to do."""
         token = int(np.flatnonzero(~np.isfinite(stored).all(-1))[0])
         layout = self._layout

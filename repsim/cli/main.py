@@ -486,7 +486,7 @@ def _analyze_one(
 
     stores = [opened for opened, _ in asked]
     shown = given or _labels(stores)
-    said = [_said(module, options) for _, options in asked]
+    said = [_option_words(module, options) for _, options in asked]
     files = _file_labels(stores, said, given)
     found: list[Any] = []
     for (opened, options), label, words, file in zip(asked, shown, said, files, strict=True):
@@ -549,7 +549,7 @@ def _draws_several(module: Any) -> bool:
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-def _said(module: Any, options: dict[str, Any]) -> list[str]:
+def _option_words(module: Any, options: dict[str, Any]) -> list[str]:
     """Options that name a result: the plan and every choice by its word, numbers where they are not the default."""
     parameters = inspect.signature(module.compute).parameters
     words = {name: isinstance(value, str) for name, value in options.items()}

@@ -67,7 +67,7 @@ def pack_rows(
     return _packed(made, windows, places)
 
 
-def pack_trees(
+def pack_prefix_trees(
     windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float, row_tokens: int = ROW_TOKENS
 ) -> Packed:
     """Trees of windows that begin alike, side by side in rows; what they share is computed once.
@@ -204,7 +204,7 @@ def _batch(rows: Sequence[Sequence[_Tree]], pad_id: int) -> Batch:
     return Batch(token_ids, mask, sees, depth)
 
 
-def cut_trees(texts: Sequence[Sequence[Window]], tokens: int) -> list[int]:
+def cut_prefix_trees(texts: Sequence[Sequence[Window]], tokens: int) -> list[int]:
     """How many neighbours run together: about so many tokens once what they share is shared, at least one.
 
     Args:

@@ -31,7 +31,7 @@ class UnfitData(DataError):
     """An example cannot be asked; the others may."""
 
 
-class Harness(HFLM):  # type: ignore[misc]
+class LmEvalModel(HFLM):  # type: ignore[misc]
     """lm-eval's view of a loaded model.
 
     Args:

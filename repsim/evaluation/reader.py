@@ -16,8 +16,8 @@ from repsim.plans.families import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import place_of
-from repsim.storage.reader import Opened
+from repsim.storage.location import location_of
+from repsim.storage.reader import StoreReader
 from repsim.storage.score_store import PAPER_CACHE
 
 # By what a store's `paper_cache` is
@@ -29,7 +29,7 @@ CACHES = {
 LABEL = 40  # characters that names of tasks take in the name of a file
 
 
-class Scores(Opened):
+class Scores(StoreReader):
     """Scores of one model on some tasks under some plans."""
 
     kind = SCORES
@@ -112,7 +112,7 @@ def open_scores(path: str | Path) -> Scores:
     Raises:
         RepsimError: nothing is there, or it holds no scores.
     """
-    place = place_of(path)
+    place = location_of(path)
     group = StoreGroup.open(place)
     if not group.holds_scores:
         raise StoreError(f"{place}: a capture, not scores; make scores with repsim evaluate")

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from repsim.data.corpus import Company
-from repsim.data.packing import Packed, Window, cut_trees, pack_rows, pack_trees
+from repsim.data.packing import Packed, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.jobs import interruption
@@ -32,11 +32,11 @@ from repsim.plans.families import NamedPlan, names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict
 from repsim.storage import score_store, state_store
-from repsim.storage.location import Place, place_of
-from repsim.storage.lock import Lock, is_locked
+from repsim.storage.location import Location, location_of
+from repsim.storage.lock import WriterLock, is_locked
 
 if TYPE_CHECKING:
-    from repsim.evaluation.tasks import Benchmark, Example
+    from repsim.evaluation.tasks import Example, Task
     from repsim.models import Model
     from repsim.models.tracing import NodeState
 
@@ -91,7 +91,7 @@ def evaluate(
     """
     named = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     plans = [plan] if isinstance(plan, str | Plan) else list(plan)
-    model = interruption.checked_model(model)
+    model = interruption.name_or_model(model)
     if batch_tokens < 1:
         raise RepsimError(f"batch_tokens={batch_tokens}: at least 1")
     if not plans:
@@ -102,9 +102,9 @@ def evaluate(
         raise RepsimError(f"contexts {contexts!r}: choose auto, trees or rows")
     parts = ("+".join(named), "+".join(map(str, plans)))
     default = interruption.default_path("scores", model, load_options.get("stack"), parts)
-    place = place_of(default if out is None else out)
+    place = location_of(default if out is None else out)
     interruption.check_target(place)
-    loaded = interruption.loaded(model, load_options)
+    loaded = interruption.load_or_reuse(model, load_options)
     resolved = resolve(plans, loaded.layers)
 
     from repsim.evaluation.tasks import load as load_tasks
@@ -139,10 +139,10 @@ def evaluate(
         except StoreDamaged:
             if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
                 raise
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         repair = repair or lock.after_crash
         layout, missing, _ = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
-        with interruption.nothing_worthless(place, lock):
+        with interruption.remove_unstarted_store(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
@@ -163,7 +163,7 @@ class _Asked:
         self,
         model: Model,
         plans: Sequence[Any],
-        benchmarks: Sequence[Benchmark],
+        benchmarks: Sequence[Task],
         command: dict[str, Any],
         paper_cache: bool,
         batch_tokens: int,
@@ -207,7 +207,7 @@ class _Asked:
             if self.benchmarks[task].generates:
                 sizes += [min(GENERATED, len(own) - first) for first in range(0, len(own), GENERATED)]
             else:
-                sizes += cut_trees([_windows([self.examples[key]]) for key in own], self.batch_tokens)
+                sizes += cut_prefix_trees([_windows([self.examples[key]]) for key in own], self.batch_tokens)
         return np.repeat(np.arange(len(sizes)), sizes).tolist()
 
     def cells(self, layout: score_store.Layout, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -230,7 +230,7 @@ class _Asked:
 
 
 def _joined(
-    place: Place, asked: _Asked, append: bool, repair: bool = False
+    place: Location, asked: _Asked, append: bool, repair: bool = False
 ) -> tuple[score_store.Layout, NDArray[np.bool_], bool]:
     """The layout of the store once it has what is asked for, and what it lacks of that now.
 
@@ -240,7 +240,7 @@ def _joined(
     Raises:
         RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
     """
-    begun = state_store.is_begun(place)
+    begun = state_store.exists(place)
     if begun:
         score_store.check(place, repair=repair)
     found = open_scores(place.text) if begun else None
@@ -309,7 +309,7 @@ def _stacked(held: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_same(
-    place: Place, asked: _Asked, tasks: pd.DataFrame, examples: pd.DataFrame, requests: pd.DataFrame
+    place: Location, asked: _Asked, tasks: pd.DataFrame, examples: pd.DataFrame, requests: pd.DataFrame
 ) -> None:
     """What the store holds of the tasks asked for must be the same questions."""
     for held in tasks.itertuples():
@@ -344,7 +344,7 @@ def _identity(model: Model, digest: str) -> Identity:
     return interruption.identity(model, "benchmarks", digest, "scored", *PACKAGES)
 
 
-def _is_aggregated(place: Place) -> bool:
+def _is_aggregated(place: Location) -> bool:
     """Whether everything that is finished has its aggregates."""
     found = open_scores(place.text)
     data = found.dataset
@@ -363,7 +363,7 @@ def _run(
     layout: score_store.Layout,
     writer: score_store.Writer,
     missing: NDArray[np.bool_],
-    place: Place,
+    place: Location,
     contexts: str,
     progress: Callable[[Progress], None],
 ) -> None:
@@ -382,7 +382,7 @@ def _run(
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
     progress(Progress(0, total))
-    with interruption.heeded() as received:
+    with interruption.defer_interrupts() as received:
         for block, examples in blocks.items():
             pending = np.flatnonzero(missing[:, block]).tolist()
 
@@ -392,16 +392,16 @@ def _run(
                 taken += weights[block]
                 if received:
                     writer.flush()
-                    raise Interrupted(_farewell(place, received[0]), received[0])
+                    raise Interrupted(_interrupted_message(place, received[0]), received[0])
                 progress(Progress(taken, total))
 
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
             if scorer is not None and block in likelihoods:
-                with interruption.out_of_memory(asked.model, doing, "fewer --batch-tokens"):
+                with interruption.explain_out_of_memory(asked.model, doing, "fewer --batch-tokens"):
                     scorer.score(examples, scorer.packed(examples), pending, finish)
                 writer.note_replay(scorer.verdict)
             else:
-                with interruption.out_of_memory(
+                with interruption.explain_out_of_memory(
                     asked.model, doing, f"more memory: texts are written {GENERATED} at a time"
                 ):
                     _generate(asked, layout, examples, pending, at_once, finish)
@@ -423,7 +423,7 @@ class _Scorer:
         self._tracer = Tracer(asked.model)
         texts = [window.inputs for window in _windows(examples)]
         trials = Trials(asked.model, self._tracer, texts)
-        with interruption.out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
+        with interruption.explain_out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
             log.info("batches: %s", trials.company)
             trials.check_foresight("benchmarks")
         self._company = trials.company.company
@@ -445,7 +445,7 @@ class _Scorer:
         model, windows = self._asked.model, _windows(examples)
         pad_id, costs = model.tokenizer.pad_token_id or 0, interruption.costs(model)
         if trees and self._trees:
-            return pack_trees(windows, pad_id, **costs)
+            return pack_prefix_trees(windows, pad_id, **costs)
         return pack_rows(windows, pad_id, **costs, company=self._company)
 
     def score(
@@ -607,6 +607,6 @@ def _reported(found: Scores) -> Scores:
     return found
 
 
-def _farewell(place: Place, number: int) -> str:
+def _interrupted_message(place: Location, number: int) -> str:
     remark = open_scores(place.text).remark or "everything finished"
     return f"stopped by {signal.Signals(number).name}; {remark} in {place}; the same command goes on from there"

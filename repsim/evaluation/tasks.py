@@ -29,7 +29,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from repsim.data.packing import Window
 from repsim.errors import DataError, ModelError, RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
-from repsim.evaluation.lm_eval_model import Harness, Unfit, UnfitData
+from repsim.evaluation.lm_eval_model import LmEvalModel, Unfit, UnfitData
 from repsim.models import Model
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -80,7 +80,7 @@ class Example:
     requests: tuple[Request, ...]
 
 
-class Benchmark:
+class Task:
     """One lm-eval task with the examples asked for.
 
     name, version: as lm-eval has them.
@@ -91,7 +91,7 @@ class Benchmark:
         is not known: examples with other numbers of choices, or without one right choice.
     """
 
-    def __init__(self, task: Any, harness: Harness, limit: int | None) -> None:
+    def __init__(self, task: Any, harness: LmEvalModel, limit: int | None) -> None:
         self._task, self._harness = task, harness
         self.name: str = task.config.task
         self.version = str(task.VERSION)
@@ -246,7 +246,7 @@ def load(
     data_dir: Path | None = None,
     limit: int | None = None,
     shots: int | None = None,
-) -> tuple[Benchmark, ...]:
+) -> tuple[Task, ...]:
     """Benchmarks with their requests, in the order of the names.
 
     Args:
@@ -269,7 +269,7 @@ def load(
     if not wanted:
         raise DataError(f"no task: name at least one, e.g. {offline_suite.GROUP} or arc_easy")
     with _quiet():
-        harness = Harness(model)
+        harness = LmEvalModel(model)
         found = [_prepared(task, shots) for name in wanted for task in _tasks(name, data_dir)]
         built, unfit = [], []
         for task in {task.config.task: task for task in found}.values():
@@ -286,9 +286,9 @@ def load(
     return tuple(built)
 
 
-def _built(task: Any, harness: Any, limit: int | None, data_dir: Path | None) -> Benchmark:
+def _built(task: Any, harness: Any, limit: int | None, data_dir: Path | None) -> Task:
     try:
-        return Benchmark(task, harness, limit)
+        return Task(task, harness, limit)
     except Unfit:
         raise
     except RepsimError as problem:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from repsim.errors import Interrupted, ModelError, RepsimError, StoreError
 from repsim.schema import Identity
 from repsim.storage import state_store
-from repsim.storage.location import Folder, Place
-from repsim.storage.lock import Lock
+from repsim.storage.location import LocalFolder, Location
+from repsim.storage.lock import WriterLock
 
 if TYPE_CHECKING:
     from repsim.models import Model
@@ -53,17 +53,17 @@ class Progress:
     total: int
 
 
-def check_target(place: Place) -> None:
+def check_target(place: Location) -> None:
     """Refuses a place that cannot hold a store, before a model is loaded."""
-    state_store.is_begun(place)
-    if not isinstance(place, Folder):
+    state_store.exists(place)
+    if not isinstance(place, LocalFolder):
         return
     ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         raise StoreError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
 
 
-def checked_model(model: Any) -> str | Model:
+def name_or_model(model: Any) -> str | Model:
     """A model as a run takes it: a name, or what `repsim.models.load` gave.
 
     Raises:
@@ -81,7 +81,7 @@ def checked_model(model: Any) -> str | Model:
     )
 
 
-def loaded(model: str | Model, options: dict[str, Any]) -> Model:
+def load_or_reuse(model: str | Model, options: dict[str, Any]) -> Model:
     """A model by its name and options for `repsim.models.load`; one that is loaded already as it is.
 
     Raises:
@@ -100,23 +100,23 @@ def loaded(model: str | Model, options: dict[str, Any]) -> Model:
 
 
 @contextmanager
-def nothing_worthless(place: Place, lock: Lock) -> Iterator[None]:
+def remove_unstarted_store(place: Location, lock: WriterLock) -> Iterator[None]:
     """Removes a store that was begun here and cannot be made at all."""
-    new = not state_store.is_begun(place)
+    new = not state_store.exists(place)
     try:
         yield
     except Interrupted:
         raise
     except RepsimError:
         with suppress(Exception):  # what went wrong first is what the user reads, also where the place is broken
-            worthless = not state_store.is_begun(place) or not state_store.open_dataset(place)["done"].any()
+            worthless = not state_store.exists(place) or not state_store.open_dataset(place)["done"].any()
             if new and lock.held and worthless:
                 place.remove()
         raise
 
 
 @contextmanager
-def out_of_memory(model: Model, doing: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(model: Model, doing: str, advice: str) -> Iterator[None]:
     """A full memory, in one line: what was being done, and what to do.
 
     Raises:
@@ -176,7 +176,7 @@ def same_request(one: Any, other: Any) -> bool:
 
 
 @contextmanager
-def heeded() -> Iterator[list[int]]:
+def defer_interrupts() -> Iterator[list[int]]:
     """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it short."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

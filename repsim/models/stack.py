@@ -62,7 +62,7 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
             or the layers cannot run apart from each other.
     """
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
-    fits = [name for name in lists if _misfit(name, lists, _depths(module, DEPTHS[:1])) is None]
+    fits = [name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS[:1])) is None]
     if path is None:
         path = _only(fits, module, lists)
         is_named = False
@@ -96,7 +96,7 @@ def _only(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleL
     if len(fits) == 1:
         return fits[0]
     problem = "several module lists could be the layers" if fits else "no module list fits its layers"
-    could = [name for name in lists if _misfit(name, lists, _depths(module, DEPTHS)) is None]
+    could = [name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS)) is None]
     remedy = "name one with stack=PATH (--stack PATH)" if could else "no plan can arrange them; take another model"
     raise ModelError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
 
@@ -105,11 +105,11 @@ def _check_named(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList
     kind = type(module).__name__
     if path not in lists:
         raise ModelError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
-    if misfit := _misfit(path, lists, _depths(module, DEPTHS)):
+    if misfit := _overflow_message(path, lists, _depths(module, DEPTHS)):
         raise ModelError(f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}")
 
 
-def _misfit(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
+def _overflow_message(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
     """Why a module list cannot be the layers; None where it can."""
     if outer := next((other for other in lists if path.startswith(f"{other}.")), None):
         return f"it is a part of an entry of {outer}"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from repsim.data.corpus import Batch
-from repsim.data.packing import Window, pack_rows, pack_trees
+from repsim.data.packing import Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
@@ -357,7 +357,7 @@ class Tracer:
         ids = np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
         parts = ids[6:26], ids[26:36], ids[36:]
         windows = [Window(np.concatenate([ids[:6], part]), part) for part in parts]
-        plain, tree = (pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_trees))
+        plain, tree = (pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_prefix_trees))
         (batch,) = tree.batches
         length = batch.token_ids.shape[1]
         unplaced = replace(batch, depth=np.arange(length)[None])

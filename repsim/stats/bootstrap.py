@@ -242,7 +242,7 @@ class _Ratio:
         return bool((self.weights == 1).all() and len(answered) and np.isin(answered, (0, 1)).all())
 
 
-def ratio(totals: NDArray[Any], weights: NDArray[Any]) -> _Ratio:
+def ratio_of_sums(totals: NDArray[Any], weights: NDArray[Any]) -> _Ratio:
     """Sum of totals / sum of weights, the statistic behind means over tokens.
 
     Args:
@@ -257,7 +257,7 @@ def ratio(totals: NDArray[Any], weights: NDArray[Any]) -> _Ratio:
     return _Ratio(totals, weights)
 
 
-def linear(value: Array, influence: Array) -> Weighted:
+def linearised(value: Array, influence: Array) -> Weighted:
     """A statistic to first order: its value, and what counting a sample once more adds to it.
 
     For statistics without sums of their own (the infinitesimal jackknife's approximation).
@@ -290,7 +290,7 @@ def strata(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(np.stack(values, -1), np.stack(replicates, -1), np.array(samples, np.float64), all(skewed))
 
 
-def shuffles(samples: NDArray[Any], permutations: int, *, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+def permute_samples(samples: NDArray[Any], permutations: int, *, seed: int = 0) -> Iterator[NDArray[np.int64]]:
     """Items in another order: whole samples change places, so that what ties a sample's items together stays.
 
     With one item a sample, any order of the items is equally likely.
@@ -315,7 +315,7 @@ def shuffles(samples: NDArray[Any], permutations: int, *, seed: int = 0) -> Iter
         yield order
 
 
-def p_values(value: Array, null: Array) -> Array:
+def max_statistic_p_values(value: Array, null: Array) -> Array:
     """Chance of so large a value where nothing is related, for each of several values at once.
 
     Each value is compared with the largest of every permutation, so the chance that any of them is small by accident
@@ -331,7 +331,7 @@ def p_values(value: Array, null: Array) -> Array:
     return np.where(np.isnan(value) | np.isnan(largest).any(), np.nan, (above + 1) / (len(null) + 1))
 
 
-def two_sided(estimate: Estimate) -> Array:
+def bootstrap_p_value(estimate: Estimate) -> Array:
     """Two-sided p-value of a difference of 0: 1 less the level at which the interval begins to exclude 0, at most 1.
 
     Of means, that of Student's t with the skewness removed. Otherwise the share of replicates on the rarer side of 0 is
@@ -367,14 +367,16 @@ def holm(p_values: Array) -> Array:
         p_values: `[test]`.
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    order = np.argsort(p_values, kind="stable")[: (~np.isnan(p_values)).sum()]  # NaN comes last
-    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(max_statistic_p_values, kind="stable")[
+        : (~np.isnan(max_statistic_p_values)).sum()
+    ]  # NaN comes last
+    adjusted = np.full(len(max_statistic_p_values), np.nan)
     left = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(left * p_values[order]), 1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(left * max_statistic_p_values[order]), 1)
     return adjusted
 
 
-def calibrated(value: Array, null: Array) -> Array:
+def chance_corrected(value: Array, null: Array) -> Array:
     """A similarity against what unrelated items give: 0 is their mean, 1 stays 1; may be negative.
 
     Args:

@@ -22,7 +22,7 @@ Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Statistic:
+class SampleStatistic:
     """Numbers that a kernel takes from one sample's states under one plan.
 
     name: `ANALYSIS.KERNEL`, e.g. `cosine.token`.
@@ -37,7 +37,7 @@ class Statistic:
         return len(self.kernel(np.ones((states, 1, units), np.float32)))
 
 
-class Source(Protocol):
+class StateSource(Protocol):
     """What analyses of statistics ask of a capture; see `repsim.captures.reader.Capture`."""
 
     @property
@@ -54,18 +54,18 @@ class Source(Protocol):
     def each_sample(self, *plans: str) -> Iterable[NDArray[Any]]: ...
 
     def per_sample(
-        self, plan: str | Sequence[str], statistic: Statistic
+        self, plan: str | Sequence[str], statistic: SampleStatistic
     ) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
 
 
-def upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """A symmetric matrix's upper triangle, row by row: `[..., state, state]` → `[..., value]`."""
     rows, columns = np.triu_indices(matrix.shape[-1])
     packed: NDArray[np.float64] = matrix[..., rows, columns]
     return packed
 
 
-def whole(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
+def unpack_symmetric(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
     """The symmetric matrix of an upper triangle: `[..., value]` → `[..., state, state]`."""
     matrix = np.empty((*packed.shape[:-1], states, states))
     rows, columns = np.triu_indices(states)
@@ -74,7 +74,7 @@ def whole(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
 
 
 def collect(
-    source: Source, plan: str | Sequence[str], statistic: Statistic
+    source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """A statistic of every finished sample: its tokens, `[sample]`, and its values, `[sample, value]`.
 
@@ -88,7 +88,7 @@ def collect(
 
 
 def collect_sums(
-    source: Source, plan: str | Sequence[str], statistic: Statistic, size: int
+    source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """A statistic that is sums and, after them, of how many tokens each sum is: what is 0/0 is left out and counted.
 
@@ -111,7 +111,7 @@ def collect_sums(
     return tokens, values[:, :size], values[:, size : 2 * size]
 
 
-def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
+def statistics_of(analyses: Iterable[str]) -> tuple[SampleStatistic, ...]:
     """Every statistic of these analyses, by name.
 
     Raises:
@@ -126,7 +126,7 @@ def statistics_of(analyses: Iterable[str]) -> tuple[Statistic, ...]:
         kernels = getattr(load_analysis(installed[analysis]), "STATISTICS", None)
         if not kernels:
             raise RepsimError(f"statistics {analysis!r}: it needs the states themselves; capture with --keep all")
-        found += [Statistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
+        found += [SampleStatistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from repsim.errors import PlanError, RepsimError
 from repsim.files import replacing
 from repsim.schema import STATE
 from repsim.stats.bootstrap import LEVEL, Estimate
-from repsim.stats.per_sample import Source
+from repsim.stats.per_sample import StateSource
 
 STATE_OTHER = "state_other"
 LEFT_OUT = "left_out_tokens"
@@ -46,7 +46,7 @@ def layers(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
 
 
 def attributes(
-    source: Source, plan: str, analysis: str, description: str, *, left_out: int = 0, **more: Any
+    source: StateSource, plan: str, analysis: str, description: str, *, left_out: int = 0, **more: Any
 ) -> Mapping[str, Any]:
     """What a result is of: analysis, plan, model, corpus and the numbers given.
 
@@ -80,7 +80,7 @@ def attributes(
     }
 
 
-def steps(source: Source, plan: str) -> list[str]:
+def steps(source: StateSource, plan: str) -> list[str]:
     """What each of a plan's states is the output of.
 
     Raises:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from repsim.errors import DataError
 from repsim.measures import sink_tokens
-from repsim.stats.per_sample import Source
+from repsim.stats.per_sample import StateSource
 from repsim.stats.results import check_counts
 
 
 @dataclass(frozen=True)
-class Items:
+class TokenSubsample:
     """States of a plan at some tokens.
 
     states: `[state, item, unit]`, the store's dtype; a sample's items follow each other.
@@ -40,9 +40,9 @@ class Items:
         return influence.reshape(self.samples, -1, *influence.shape[1:]).sum(1)
 
 
-def draw(
-    source: Source, plan: str, items: int, *, sinks: bool = False, directions: bool = False, seed: int = 0
-) -> Items:
+def draw_tokens(
+    source: StateSource, plan: str, items: int, *, sinks: bool = False, directions: bool = False, seed: int = 0
+) -> TokenSubsample:
     """Draws about so many tokens at random: equally many from every sample that has enough.
 
     Reads all states once, in pieces; keeps only what it draws.
@@ -79,7 +79,7 @@ def draw(
             f"plan {plan!r}: {len(drawn) * each} tokens of {len(drawn)} samples{without}; "
             "comparing takes at least 8 of 2: ask for more items or --sinks, or capture more texts"
         )
-    return Items(np.concatenate(drawn, axis=1), len(drawn), left_out)
+    return TokenSubsample(np.concatenate(drawn, axis=1), len(drawn), left_out)
 
 
 def _each(available: NDArray[np.int64], most: int) -> int:

@@ -21,7 +21,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.storage.location import Folder
+from repsim.storage.location import LocalFolder
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096
@@ -32,7 +32,7 @@ THREADS = 4
 class ChunkFiles:
     """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
 
-    def __init__(self, place: Folder, threads: int = THREADS) -> None:
+    def __init__(self, place: LocalFolder, threads: int = THREADS) -> None:
         self._place, self._threads = place, threads
         self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
         self._own = threading.local()

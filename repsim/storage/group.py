@@ -28,7 +28,7 @@ from zarr.storage import WrapperStore
 
 from repsim.errors import StoreDamaged, StoreError
 from repsim.schema import CAPTURE, PLAN, SCHEMA_VERSION, SCORES, UNCHECKED_SCHEMAS
-from repsim.storage.location import Place, one_line, one_line_errors
+from repsim.storage.location import Location, one_line, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 
 SCHEMA_ATTRIBUTE = "repsim_schema"
@@ -52,7 +52,7 @@ CHECKSUM = 4  # bytes of a crc32c
 Document = dict[str, Any]
 
 
-def damage(place: Place, what: str) -> StoreDamaged:
+def damage(place: Location, what: str) -> StoreDamaged:
     """The error that says which part of a store is damaged, and what to do."""
     return StoreDamaged(f"{place}: damaged ({what}); {VERIFY}")
 
@@ -86,12 +86,12 @@ def is_growing(attributes: Mapping[str, Any]) -> bool:
     return any(len(digests) > 1 for digests in attributes.get("arrays", {}).values())
 
 
-def array_digests(place: Place, names: Iterable[str]) -> dict[str, list[str]]:
+def array_digests(place: Location, names: Iterable[str]) -> dict[str, list[str]]:
     """Name → digests of an array's metadata as it is, one each."""
     return {name: [digest_of_array(_document(place, f"{name}/{ROOT}"))] for name in sorted(names)}
 
 
-def grow(place: Place, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]) -> None:
+def grow(place: Location, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]) -> None:
     """Makes arrays larger, or smaller, so that at no moment two of them disagree on the size of a dimension.
 
     Each array gets its new size along dimensions of another name first, and then the names back: whoever opens the
@@ -133,7 +133,7 @@ class StoreGroup:
     foreign: attributes of the root that others have added.
     """
 
-    def __init__(self, place: Place, attributes: Document, damaged: Callable[[str, str], None]) -> None:
+    def __init__(self, place: Location, attributes: Document, damaged: Callable[[str, str], None]) -> None:
         """Args: `damaged` is told of each array (empty: the root's attributes) and what is wrong with its metadata."""
         self.place, self.attributes = place, attributes
         self.foreign = sorted(set(attributes) - OWN_ATTRIBUTES)
@@ -159,7 +159,7 @@ class StoreGroup:
         self._expected: Callable[[str, tuple[int, ...]], bool] = lambda _name, _chunk: False
 
     @classmethod
-    def open(cls, place: Place) -> StoreGroup:
+    def open(cls, place: Location) -> StoreGroup:
         """Opens a store and checks what describes it.
 
         Raises:
@@ -328,7 +328,7 @@ class _CheckedStore(WrapperStore[Any]):
             raise damage(self._of.place, where)
 
 
-def read_attributes(place: Place) -> Document:
+def read_attributes(place: Location) -> Document:
     """The attributes of a store's root, unchecked.
 
     Raises:
@@ -336,7 +336,7 @@ def read_attributes(place: Place) -> Document:
     """
     data = place.read(ROOT)
     if data is None:
-        if place.some_keys() - {LOCK_KEY}:
+        if place.sample_keys() - {LOCK_KEY}:
             raise StoreError(f"{place}: not a repsim capture (no zarr.json in it); choose another place")
         raise StoreError(f"{place}: no such store; make one with repsim capture --out {place}")
     try:
@@ -359,7 +359,7 @@ def read_attributes(place: Place) -> Document:
     return attributes
 
 
-def _document(place: Place, key: str) -> Document:
+def _document(place: Location, key: str) -> Document:
     try:
         document = json.loads(place.read(key) or b"")
     except ValueError:

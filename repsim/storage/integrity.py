@@ -27,14 +27,14 @@ from repsim.storage.group import (
     StoreGroup,
     read_attributes,
 )
-from repsim.storage.location import Place, one_line_errors
+from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 from repsim.storage.results import object_digest, result_digests
 from repsim.storage.state_store import (
     FinishedBlocks,
     Layout,
+    coordinates,
     dataset_of,
-    frame,
     open_dataset,
     writable,
     write_frame,
@@ -73,7 +73,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Check:
+class VerificationReport:
     """What reading a whole store found.
 
     chunks: how many were read.
@@ -90,7 +90,7 @@ class Check:
     unchecked: str = ""
 
 
-def check(place: Place) -> Check:
+def check(place: Location) -> VerificationReport:
     """Reads every chunk, compares it with its checksum, and misses what ought to be there.
 
     In what is finished, values that are not finite count as damage, unless the run allowed them.
@@ -109,7 +109,7 @@ def check(place: Place) -> Check:
         try:
             group = StoreGroup(place, attributes, note)
         except (KeyError, TypeError, AttributeError, ValueError):  # attributes that nothing vouches for
-            return Check(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
+            return VerificationReport(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
         # What is finished is read before the files are listed: a writer may be at work.
         finite = None if found else _described(group)
         sizes = place.sizes()
@@ -133,7 +133,7 @@ def check(place: Place) -> Check:
     foreign += sorted({key.split("/")[0] for key in sizes if not key.startswith(own) and key != LOCK_KEY})
     foreign += [f"attribute {name}" for name in group.foreign]
     unchecked = "" if group.is_checked else f"sizes and attributes (schema {attributes[SCHEMA_ATTRIBUTE]})"
-    return Check(len(tasks), read, (*found, *results), tuple(foreign), unchecked)
+    return VerificationReport(len(tasks), read, (*found, *results), tuple(foreign), unchecked)
 
 
 def _described(group: StoreGroup) -> Finite | None:
@@ -217,7 +217,7 @@ def _span(dim: str, part: slice) -> str:
     return f"{dim} {first:,}" if first == last else f"{dim} {first:,} to {last:,}"
 
 
-def _is_group(place: Place, name: str) -> bool:
+def _is_group(place: Location, name: str) -> bool:
     """Whether a part of the store that holds others is sound, or not there."""
     data = place.read(f"{name}/{ROOT}")
     try:
@@ -229,7 +229,7 @@ def _is_group(place: Place, name: str) -> bool:
     return data is None or {key: value for key, value in document.items() if key not in others} == kind
 
 
-def _check_results(place: Place, sizes: Mapping[str, int]) -> tuple[list[Damage], list[str]]:
+def _check_results(place: Location, sizes: Mapping[str, int]) -> tuple[list[Damage], list[str]]:
     """Objects of analyses' results that are not what was written, and what beside them is none of repsim's."""
     damages: list[Damage] = []
     foreign: list[str] = []
@@ -256,7 +256,7 @@ def _digest_or_none(key: str, data: bytes) -> str | None:
         return None
 
 
-def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
+def restore(place: Location, layout: Layout, damages: Collection[Damage]) -> None:
     """Writes what describes the store anew, from a layout that is the store's own as far as can be told.
 
     Damaged flags of what is finished are lost with it; check again afterwards, as only a described store can miss
@@ -266,7 +266,7 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
         RepsimError: the layout is another one, or the store cannot be written.
     """
     with one_line_errors(place):
-        attributes, damaged = read_attributes(place), {damage.array for damage in damages if describes(damage)}
+        attributes, damaged = read_attributes(place), {damage.array for damage in damages if is_metadata(damage)}
         same = "" in damaged or (
             attributes.get("identity") == layout.identity.to_dict() and attributes.get("extent") == layout.extent
         )
@@ -275,7 +275,7 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
             root: Any = group.zarr
             same = all(
                 np.array_equal(np.asarray(root[str(name)][...]), variable.values)
-                for name, variable in frame(layout).variables.items()
+                for name, variable in coordinates(layout).variables.items()
                 if name in group.arrays and name not in damaged
             )
         if not same:
@@ -294,7 +294,7 @@ def restore(place: Place, layout: Layout, damages: Collection[Damage]) -> None:
         write_frame(place, writing, layout)
 
 
-def forget(place: Place, damages: Collection[Damage]) -> None:
+def invalidate(place: Location, damages: Collection[Damage]) -> None:
     """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
 
     A result of an analysis is removed whole: what is left of it would pass for all of it.
@@ -303,7 +303,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
         RepsimError: what describes the store is damaged.
     """
     for damage in damages:
-        if describes(damage):
+        if is_metadata(damage):
             raise StoreError(f"{place}: {damage}: it describes the store; capture again, to another --out")
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
@@ -328,7 +328,7 @@ def forget(place: Place, damages: Collection[Damage]) -> None:
                     place.delete(key)
 
 
-def describes(damage: Damage) -> bool:
+def is_metadata(damage: Damage) -> bool:
     """Whether it is in what describes the store: plans, trie, tokens, samples, sizes."""
     if damage.is_result:
         return False
@@ -344,6 +344,6 @@ def clear_flags(group: zarr.Group, damage: Damage) -> None:
     array[tuple(slice(i * size, min((i + 1) * size, there)) for i, size, there in spans)] = False
 
 
-def _delete(place: Place, group: zarr.Group, damage: Damage) -> None:
+def _delete(place: Location, group: zarr.Group, damage: Damage) -> None:
     array: Any = group[damage.array]
     place.delete(f"{damage.array}/{array.metadata.encode_chunk_key(damage.chunk)}")

@@ -51,7 +51,7 @@ GONE = "moved or removed while it was written"
 _memory: dict[str, Any] = {}
 
 
-class Place(ABC):
+class Location(ABC):
     """A folder or URL by the name its user gave it."""
 
     def __init__(self, text: str) -> None:
@@ -113,7 +113,7 @@ class Place(ABC):
         """Every key and how many bytes it holds."""
 
     @abstractmethod
-    def some_keys(self) -> set[str]:
+    def sample_keys(self) -> set[str]:
         """A few of the keys, all where there are few."""
 
     @abstractmethod
@@ -126,23 +126,23 @@ class Place(ABC):
         """What fits; None where there is no telling."""
 
 
-def place_of(where: str | Path | Place) -> Place:
+def location_of(where: str | Path | Location) -> Location:
     """The place of this name.
 
     Raises:
         RepsimError: a URL of a kind that is not known.
     """
-    if isinstance(where, Place):
+    if isinstance(where, Location):
         return where
     text = str(where)
     if not text.strip():
         raise StoreError("an empty path: name a folder or a URL")
     if text.startswith("file://"):
-        return Folder(text.removeprefix("file://"))
-    return Bucket(text) if "://" in text else Folder(text)
+        return LocalFolder(text.removeprefix("file://"))
+    return Bucket(text) if "://" in text else LocalFolder(text)
 
 
-class Folder(Place):
+class LocalFolder(Location):
     """A folder on a disk."""
 
     def __init__(self, text: str) -> None:
@@ -320,7 +320,7 @@ class Folder(Place):
                         found[file.relative_to(self.path).as_posix()] = file.stat().st_size
         return found
 
-    def some_keys(self) -> set[str]:
+    def sample_keys(self) -> set[str]:
         if self.path.exists() and not self.path.is_dir():
             return {self.path.name}
         files = (path for path in self.path.rglob("*") if path.is_file() and not self._is_partial(path))
@@ -351,7 +351,7 @@ class Folder(Place):
         ).free
 
 
-class Bucket(Place):
+class Bucket(Location):
     """A prefix in an object store, by obstore; credentials come from the environment (`AWS_ACCESS_KEY_ID`, ...)."""
 
     def __init__(self, text: str) -> None:
@@ -474,7 +474,7 @@ class Bucket(Place):
     def sizes(self) -> dict[str, int]:
         return {entry["path"]: entry["size"] for page in self._bucket.list() for entry in page}
 
-    def some_keys(self) -> set[str]:
+    def sample_keys(self) -> set[str]:
         return {entry["path"] for entry in next(iter(self._bucket.list(chunk_size=SOME)), [])}
 
     def remove(self) -> None:
@@ -489,7 +489,7 @@ class Bucket(Place):
 class TakenOver(StoreLocked):
     """Another writer has the store, or it is not where it was; nothing more is written."""
 
-    def __init__(self, place: Place, found: object | None = None) -> None:
+    def __init__(self, place: Location, found: object | None = None) -> None:
         super().__init__(f"{place}: {found or 'taken over by another writer'}; this one stops")
 
 
@@ -502,7 +502,7 @@ def version_of(meta: Mapping[str, Any]) -> UpdateVersion:
 class _FencedStore(LocalStore):
     """Zarr's folder store; writes by way of the writer's desk, and all but the bulk of a capture waits for the disk."""
 
-    def __init__(self, place: Folder, *, read_only: bool = False) -> None:
+    def __init__(self, place: LocalFolder, *, read_only: bool = False) -> None:
         super().__init__(place.path, read_only=read_only)
         self._place = place
 
@@ -553,7 +553,7 @@ class _VersionedStore(ObjectStore[Any]):
 
 @contextmanager
 def one_line_errors(
-    place: Place, doing: str = "cannot be written", advice: str = "choose another --out"
+    place: Location, doing: str = "cannot be written", advice: str = "choose another --out"
 ) -> Iterator[None]:
     """What the operating system or the network refuses, in one line."""
     from obstore.exceptions import BaseError

@@ -26,7 +26,7 @@ from typing import Self
 import psutil
 
 from repsim.errors import StoreLocked
-from repsim.storage.location import Place, TakenOver, one_line_errors
+from repsim.storage.location import Location, TakenOver, one_line_errors
 
 KEY = "done/lock"  # inside an array, where zarr does not look for members
 BEAT_SECONDS = 10.0
@@ -63,7 +63,7 @@ class Owner:
         return json.dumps(asdict(self)).encode()
 
 
-class Lock:
+class WriterLock:
     """Held while a store is written: `with Lock(place) as lock`.
 
     after_crash: whether it was taken over from a writer on a machine that has been started anew since, or on another
@@ -72,7 +72,7 @@ class Lock:
         RepsimError: a living writer holds it; on `check`, if another one has taken it over.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self._place = place
         self._me = Owner(
             os.getpid(), socket.gethostname(), psutil.Process().create_time(), _machine(), uuid.uuid4().hex
@@ -182,7 +182,7 @@ class Lock:
         return None if data is None else _parse(data)
 
 
-def is_locked(place: Place) -> bool:
+def is_locked(place: Location) -> bool:
     """Whether there is a lock, be its owner dead or alive."""
     with one_line_errors(place, "cannot be read", "check the address and the rights"):
         return bool(place.read(KEY))

@@ -17,7 +17,7 @@ from repsim.plans.plan import parse_plan
 from repsim.schema import PLAN
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import Folder
+from repsim.storage.location import LocalFolder
 from repsim.storage.results import write_result
 
 # What releases changed of numbers that stores hold: the CHANGELOG has each at length.
@@ -33,7 +33,7 @@ CHANGED = {
 FOLDERS = 8  # above a store that its label may name
 
 
-class Opened:
+class StoreReader:
     """A store that is open for reading.
 
     kind: what it holds.
@@ -52,7 +52,7 @@ class Opened:
     @property
     def path(self) -> Path | str:
         """Where the store is: a folder's path, or a URL."""
-        return self.place.path if isinstance(self.place, Folder) else self.place.text
+        return self.place.path if isinstance(self.place, LocalFolder) else self.place.text
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from repsim.storage.group import RESULTS, ROOT
-from repsim.storage.location import OURS, PARTIAL, Folder, Place, one_line_errors
+from repsim.storage.location import OURS, PARTIAL, LocalFolder, Location, one_line_errors
 
 DIGESTS = "repsim_digests"  # attribute of a result's group
 ADVICE = "copy the store to where you may write"
@@ -31,7 +31,7 @@ EXCHANGE = 2  # of renameat2: the two paths change places
 AT_WORKING_FOLDER = -100
 
 
-def write_result(place: Place, name: str, result: xr.Dataset) -> None:
+def write_result(place: Location, name: str, result: xr.Dataset) -> None:
     """Keeps an analysis's result with the store; a result of the same name is replaced once the new one is whole.
 
     Raises:
@@ -44,7 +44,7 @@ def write_result(place: Place, name: str, result: xr.Dataset) -> None:
     root["attributes"][DIGESTS][ROOT] = object_digest(ROOT, json.dumps(root).encode())
     data = json.dumps(root, indent=2).encode()
     with one_line_errors(place, advice=ADVICE):
-        if isinstance(place, Folder):
+        if isinstance(place, LocalFolder):
             _swap_in(place, name, {**objects, ROOT: data})
             return
         # In a bucket nothing can be swapped: a result that is cut short here does not have the digests of its objects.
@@ -72,7 +72,7 @@ def _objects_of(result: xr.Dataset) -> dict[str, bytes]:
     return {key: value.to_bytes() for key, value in made.items()}
 
 
-def _swap_in(place: Folder, name: str, objects: Mapping[str, bytes]) -> None:
+def _swap_in(place: LocalFolder, name: str, objects: Mapping[str, bytes]) -> None:
     target = place.path / RESULTS / name
     place.check_links(target / ROOT)
     made = target.with_name(f"{uuid.uuid4().hex}{PARTIAL}")
@@ -105,7 +105,7 @@ def _exchange(made: Path, target: Path) -> None:
     old.rename(made)
 
 
-def result_digests(place: Place, name: str) -> dict[str, str] | None:
+def result_digests(place: Location, name: str) -> dict[str, str] | None:
     """Key → digest of a result's objects, as its group has them; None where it is no result of repsim's.
 
     Of a group that was cut short, or damaged where its digests stood, there are none.

@@ -47,8 +47,8 @@ from repsim.storage.group import (
     is_growing,
     put_attributes,
 )
-from repsim.storage.location import Place, one_line_errors
-from repsim.storage.lock import Lock
+from repsim.storage.location import Location, one_line_errors
+from repsim.storage.lock import WriterLock
 
 STRING = np.dtypes.StringDType()
 # What blocks fill: dimensions, dtype, what stands where nothing was measured, chunks.
@@ -136,7 +136,9 @@ class Writer:
     values: every array that blocks fill, whole.
     """
 
-    def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: Lock, values: dict[str, Any]) -> None:
+    def __init__(
+        self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock, values: dict[str, Any]
+    ) -> None:
         self._place, self._layout, self._lock, self.values = place, layout, lock, values
         self._group = group
         self._arrays = {name: state_store.writable(group, name) for name in layout.filled}
@@ -191,7 +193,7 @@ class Writer:
         self._written = time.monotonic()
 
 
-def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -> Writer:
+def prepare(place: Location, layout: Layout, lock: WriterLock, *, repair: bool = False) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Args:
@@ -202,7 +204,7 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
     Raises:
         RepsimError: it cannot be read or written, or is damaged.
     """
-    before = _held(place, repair) if state_store.is_begun(place) else {}
+    before = _read_existing(place, repair) if state_store.exists(place) else {}
     values: dict[str, Any] = {}
     for name in layout.filled:
         dims, dtype, empty, _ = FILLED[name]
@@ -213,27 +215,32 @@ def prepare(place: Place, layout: Layout, lock: Lock, *, repair: bool = False) -
         blocks = layout.examples["block"][layout.examples["task"] == task]
         values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
     with one_line_errors(place):
-        group = state_store.begun(place)
+        group = state_store.open_or_create(place)
         attributes = group.attrs.asdict()
         same = all(attributes.get(key) == value for key, value in _attributes(layout).items())
         if repair or not same or is_growing(attributes):
-            described = frame(layout)
+            described = coordinates(layout)
             names = [*map(str, described.variables), *values]
             grow(place, group, {name: layout.extent for name in names if name in group})
             for key, variable in described.variables.items():
                 dims = tuple(map(str, variable.dims))
-                state_store.sized_array(group, str(key), dims, variable.shape, variable.dtype)[...] = variable.values
+                state_store.create_or_resize(group, str(key), dims, variable.shape, variable.dtype)[...] = (
+                    variable.values
+                )
             # `done` comes first: what is lost must not pass for finished if this is cut short
             for name, array in sorted(values.items(), key=lambda item: item[0] != "done"):
                 dims, dtype, empty, chunks = FILLED[name]
                 about = ABOUT.get(name)
-                sized = state_store.sized_array(
+                sized = state_store.create_or_resize(
                     group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty
                 )
                 sized[...] = array
             group.require_group(RESULTS)
-            coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
-            described_by = {"coordinates": " ".join([*coordinates, "done"]), "arrays": array_digests(place, names)}
+            names_of_coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
+            described_by = {
+                "coordinates": " ".join([*names_of_coordinates, "done"]),
+                "arrays": array_digests(place, names),
+            }
             put_attributes(group, {**_attributes(layout), **described_by})
     return Writer(place, group, layout, lock, values)
 
@@ -250,7 +257,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
     }
 
 
-def frame(layout: Layout) -> xr.Dataset:
+def coordinates(layout: Layout) -> xr.Dataset:
     """Plans, tasks, examples and requests."""
     plans, examples, requests = layout.plans, layout.examples, layout.requests
     table = layout.metrics.set_index(["task", "metric"])
@@ -331,7 +338,7 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     return tasks, pd.DataFrame(rows), examples, requests
 
 
-def check(place: Place, *, repair: bool) -> None:
+def check(place: Location, *, repair: bool) -> None:
     """Refuses a damaged store; it is small enough to be read whole. Nothing is finished where `done` is repaired.
 
     Raises:
@@ -340,20 +347,20 @@ def check(place: Place, *, repair: bool) -> None:
     for damage in integrity.check(place).damages:
         if damage.is_result:
             continue
-        if describes(damage):
+        if is_metadata(damage):
             raise StoreDamaged(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
         if not repair:
             raise StoreDamaged(f"{place}: {damage}; add --repair")
         if damage.array == "done":
-            integrity.clear_flags(state_store.begun(place), damage)
+            integrity.clear_flags(state_store.open_or_create(place), damage)
 
 
-def describes(damage: integrity.Damage) -> bool:
+def is_metadata(damage: integrity.Damage) -> bool:
     """Whether it is in what describes the store: plans, tasks, examples, requests, sizes."""
     return not damage.is_result and (not damage.chunk or damage.array not in FILLED)
 
 
-def _held(place: Place, repair: bool) -> dict[str, Any]:
+def _read_existing(place: Location, repair: bool) -> dict[str, Any]:
     """What blocks have filled so far; with `repair` without what is damaged, which then counts as not finished."""
     opened = StoreGroup.open(place)
     group: Any = opened.zarr

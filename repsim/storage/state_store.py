@@ -48,7 +48,7 @@ from repsim.schema import (
     Identity,
     ReplayVerdict,
 )
-from repsim.stats.per_sample import Statistic
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.group import (
     CHECK_ADDRESS,
@@ -64,9 +64,9 @@ from repsim.storage.group import (
     put_attributes,
     read_attributes,
 )
-from repsim.storage.location import Folder, Place, one_line_errors
+from repsim.storage.location import LocalFolder, Location, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
-from repsim.storage.lock import Lock
+from repsim.storage.lock import WriterLock
 
 CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
@@ -120,7 +120,7 @@ class Layout:
     dtype: str
     logprobs: bool = False
     keep: bool = True
-    statistics: tuple[Statistic, ...] = ()
+    statistics: tuple[SampleStatistic, ...] = ()
     compression: str = "none"
     requests: tuple[Mapping[str, Any], ...] = ()
     company: Company = Company.ANY
@@ -191,12 +191,12 @@ class Writer:
     done: `[node, block]`, what is finished.
     """
 
-    def __init__(self, place: Place, group: zarr.Group, layout: Layout, lock: Lock) -> None:
+    def __init__(self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock) -> None:
         self._place, self._group, self._layout, self._lock = place, group, layout, lock
         self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
         self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
         self._done, self._predicted = writable(group, "done"), writable(group, "predicted")
-        self._chunks = ChunkFiles(place) if isinstance(place, Folder) and layout.compression == "none" else None
+        self._chunks = ChunkFiles(place) if isinstance(place, LocalFolder) and layout.compression == "none" else None
         self.done: NDArray[np.bool_] = np.asarray(self._done[:])
         self.predicted = None if self._predicted is None else np.asarray(self._predicted[:])
         self._block = 0
@@ -339,7 +339,7 @@ def missing_in(layout: Layout, done: NDArray[np.bool_], predicted: NDArray[np.bo
     return missing
 
 
-def note_replay(place: Place, group: zarr.Group, verdict: ReplayVerdict) -> None:
+def note_replay(place: Location, group: zarr.Group, verdict: ReplayVerdict) -> None:
     """Keeps how far the replay was proven, with what earlier runs have proven."""
     before = verdict_in(group.attrs)
     if (merged := before.merged(verdict)) != before:
@@ -353,14 +353,14 @@ def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
     return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
 
 
-def prepare(place: Place, layout: Layout, lock: Lock) -> Writer:
+def prepare(place: Location, layout: Layout, lock: WriterLock) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Raises:
         RepsimError: it cannot be written, or is of a schema that is only read.
     """
     with one_line_errors(place):
-        group = begun(place)
+        group = open_or_create(place)
         attributes = group.attrs.asdict()
         same = all(attributes.get(name) == value for name, value in _attributes(layout).items())
         # an extension may have been cut short, and now another layout, or the one before, is asked for
@@ -369,13 +369,13 @@ def prepare(place: Place, layout: Layout, lock: Lock) -> Writer:
         return Writer(place, group, layout, lock)
 
 
-def begun(place: Place) -> zarr.Group:
+def open_or_create(place: Location) -> zarr.Group:
     """The store's group for writing; made, without what was left of an earlier start, where there is none.
 
     Raises:
         RepsimError: it is of a schema that is only read.
     """
-    if is_begun(place):
+    if exists(place):
         check_current(place)
         return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
     for key in sorted(place.sizes(), key=ROOT.__eq__):  # last: without it the rest would be a stranger's
@@ -384,7 +384,7 @@ def begun(place: Place) -> zarr.Group:
     return zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
 
 
-def check_current(place: Place) -> None:
+def check_current(place: Location) -> None:
     """Refuses to change a store of an older schema.
 
     Raises:
@@ -398,7 +398,7 @@ def check_current(place: Place) -> None:
         )
 
 
-def is_begun(place: Place) -> bool:
+def exists(place: Location) -> bool:
     """Whether a store is there; one that was stopped while it was made is not.
 
     Raises:
@@ -406,7 +406,7 @@ def is_begun(place: Place) -> bool:
     """
     with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
         data = place.read(ROOT)
-        if data is None and not place.some_keys() - {LOCK_KEY}:
+        if data is None and not place.sample_keys() - {LOCK_KEY}:
             return False
         try:
             half_made = json.loads(data or b"")["attributes"] == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}
@@ -418,9 +418,9 @@ def is_begun(place: Place) -> bool:
     return True
 
 
-def write_frame(place: Place, group: zarr.Group, layout: Layout) -> None:
+def write_frame(place: Location, group: zarr.Group, layout: Layout) -> None:
     """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
-    described = frame(layout)
+    described = coordinates(layout)
     extent, chunk = layout.extent, layout.chunk_tokens
     widths = layout.widths(extent[STATE])
     flags = {"done": np.zeros((len(layout.trie), len(layout.blocks)), bool)}
@@ -431,30 +431,30 @@ def write_frame(place: Place, group: zarr.Group, layout: Layout) -> None:
     grow(place, group, {name: extent for name in names if name in group})
     for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
-        sized_array(group, str(name), dims, variable.shape, variable.dtype)[...] = variable.values
+        create_or_resize(group, str(name), dims, variable.shape, variable.dtype)[...] = variable.values
     for name, empty in flags.items():
-        array = sized_array(group, name, (NODE, BLOCK), empty.shape, bool, tuple(DONE_CHUNKS.values()))
+        array = create_or_resize(group, name, (NODE, BLOCK), empty.shape, bool, tuple(DONE_CHUNKS.values()))
         array[...] = array[...]  # every chunk is there, and can be missed
     if layout.keep:
         sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
         codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
-        sized_array(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
+        create_or_resize(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
         about = {"units": "nat", "long_name": "log-probability of the next token; NaN where a sample has none"}
         tokens = extent[NODE], extent[TOKEN]
-        sized_array(group, "logprob", (NODE, TOKEN), tokens, "float32", (1, chunk), (Crc32cCodec(),), about)
+        create_or_resize(group, "logprob", (NODE, TOKEN), tokens, "float32", (1, chunk), (Crc32cCodec(),), about)
     for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
         group.require_group(part)
     for name, width in widths.items():
         chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
         shape = (extent[PLAN], extent[SAMPLE], width)
-        sized_array(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
-    coordinates = [str(name) for name in described.coords if name != PLAN]  # as xarray notes them
+        create_or_resize(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
+    names_of_coordinates = [str(name) for name in described.coords if name != PLAN]  # as xarray notes them
     put_attributes(
         group,
         {
             **_attributes(layout),
-            "coordinates": " ".join([*coordinates, *flags]),
+            "coordinates": " ".join([*names_of_coordinates, *flags]),
             "arrays": array_digests(place, names),
         },
     )
@@ -478,7 +478,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
     }
 
 
-def frame(layout: Layout) -> xr.Dataset:
+def coordinates(layout: Layout) -> xr.Dataset:
     """Plans, trie, tokens and samples."""
     trie, samples, plans = layout.trie, layout.samples, layout.plans
     path = np.full((len(plans), trie.depth + 1), -1, np.int64)
@@ -504,7 +504,7 @@ def frame(layout: Layout) -> xr.Dataset:
     return xr.Dataset({"path": ((PLAN, STATE), path)}, coords)
 
 
-def sized_array(
+def create_or_resize(
     group: zarr.Group,
     name: str,
     dims: Sequence[str],
@@ -546,7 +546,7 @@ def writable(group: zarr.Group, name: str) -> Any:
     return None if array is None else array.with_config(KEEP_WHOLE)  # forgotten since it was made
 
 
-def open_dataset(place: Place) -> xr.Dataset:
+def open_dataset(place: Location) -> xr.Dataset:
     """A store as xarray reads it, lazily; what counts of it when it is opened.
 
     Raises:
@@ -611,7 +611,7 @@ class FinishedBlocks:
         return block_starts(self._dataset)
 
 
-def samples_by_run(
+def iter_samples(
     group: StoreGroup, dataset: xr.Dataset, nodes: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[list[NDArray[Any]]]:
     """States of the samples that end in each chunk of tokens, read ahead into memory that is used again.
@@ -635,7 +635,7 @@ def samples_by_run(
     # chunks at hand: the next, this one, the one before, and as far back as a sample reaches
     ring = 3 + -(-int((ends - starts).max()) // size)
     room = np.empty((len(nodes), ring * size, units), array.dtype)
-    files = ChunkFiles(place) if isinstance(place, Folder) and dataset.attrs["compression"] == "none" else None
+    files = ChunkFiles(place) if isinstance(place, LocalFolder) and dataset.attrs["compression"] == "none" else None
 
     def read(chunk: int) -> None:
         rows = room[:, chunk % ring * size :][:, :size]
@@ -666,9 +666,9 @@ def samples_by_run(
             yield [sample(int(first), int(last)) for first, last in zip(starts[here], ends[here], strict=True)]
 
 
-def chunk_path(place: Place, array: zarr.Array[Any], node: int, chunk: int) -> Path:
+def chunk_path(place: Location, array: zarr.Array[Any], node: int, chunk: int) -> Path:
     """Where a chunk of states lies on a local disk."""
-    assert isinstance(place, Folder)
+    assert isinstance(place, LocalFolder)
     return place.path / "hidden" / array.metadata.encode_chunk_key((int(node), chunk, 0))
 
 

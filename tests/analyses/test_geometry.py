@@ -58,7 +58,7 @@ def test_by_hand():
 def test_equals_loops_over_the_drawn_items(sinks):
     capture = random_capture(lengths=LENGTHS)
     found = geometry.compute(capture, items=48, sinks=sinks, seed=3)
-    drawn = subsample.draw(capture, "baseline", 48, sinks=sinks, seed=3)
+    drawn = subsample.draw_tokens(capture, "baseline", 48, sinks=sinks, seed=3)
     for row, state in enumerate(drawn.states):
         for name, expected in naive(state).items():
             assert found[name].values[row] == pytest.approx(expected, rel=1e-6), name
@@ -69,7 +69,7 @@ def test_equals_loops_over_the_drawn_items(sinks):
 def test_the_norm_s_standard_error_is_that_of_sample_means():
     """Equally many items of each sample, so the bootstrap's is the deviation of means, which divides by n."""
     capture = capture_of()
-    drawn = subsample.draw(capture, "baseline", 2048)
+    drawn = subsample.draw_tokens(capture, "baseline", 2048)
     means = np.linalg.norm(drawn.states, axis=2).reshape(2, drawn.samples, -1).mean(2)
     draws = np.random.default_rng(0).multinomial(drawn.samples, [1 / drawn.samples] * drawn.samples, 1000)
     replicates = draws @ means.T / drawn.samples
@@ -154,7 +154,7 @@ def test_a_zero_vector_is_left_out_of_its_state_s_anisotropy_alone_and_counted(c
     capture = random_capture(lengths=(9, 9, 9))
     capture.array[1, 3] = 0
     found = geometry.compute(capture, sinks=True)
-    drawn = subsample.draw(capture, "baseline", 2048, sinks=True)
+    drawn = subsample.draw_tokens(capture, "baseline", 2048, sinks=True)
     zero = ~drawn.states[1].any(-1)
     assert zero.sum() == found.attrs["left_out_tokens"] == 1
     rest = drawn.states[1][~zero].astype(float)

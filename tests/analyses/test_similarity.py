@@ -69,7 +69,7 @@ def test_by_hand():
 def test_equals_the_pair_function_on_the_same_items(measure):
     capture = random_capture(lengths=(9, 12, 11, 8, 15, 9), states=3)
 
-    drawn = subsample.draw(capture, "baseline", 1024).states
+    drawn = subsample.draw_tokens(capture, "baseline", 1024).states
     expected = [[PAIR[measure](a, b) for b in drawn] for a in drawn]
     result = similarity.compute(capture, measure=measure, permutations=0)
     assert_allclose(result["similarity"], expected, atol=1e-6)
@@ -86,7 +86,7 @@ def test_equals_the_pair_function_on_the_same_items(measure):
 )
 def test_an_option_of_a_measure(measure, option, pair):
     capture = mixture()
-    drawn = subsample.draw(capture, "baseline", 100, seed=3).states
+    drawn = subsample.draw_tokens(capture, "baseline", 100, seed=3).states
     result = similarity.compute(capture, measure=measure, items=100, seed=3, permutations=0, **option)
     assert_allclose(result["similarity"], [[pair(a, b) for b in drawn] for a in drawn], atol=1e-6)
     assert result.attrs.items() >= option.items()
@@ -98,7 +98,7 @@ def test_an_option_of_a_measure(measure, option, pair):
 
 def test_sinks_count_if_one_insists():
     capture = mixture(tokens=9)
-    drawn = subsample.draw(capture, "baseline", 1024, sinks=True).states
+    drawn = subsample.draw_tokens(capture, "baseline", 1024, sinks=True).states
     result = similarity.compute(capture, sinks=True, permutations=0)
     expected = measures.debiased_linear_cka(drawn[0], drawn[1])
     assert result["similarity"][0, 1] == pytest.approx(expected, abs=1e-9)
@@ -139,7 +139,7 @@ def test_a_rotation_a_scale_and_a_shift_of_a_state_change_nothing(measure):
 def influence_of(monkeypatch, capture, measure):
     """What the bootstrap is told, `(value, influence)`."""
     told = []
-    linear = similarity.stats.linear
+    linear = similarity.stats.linearised
     monkeypatch.setattr(similarity.stats, "linear", lambda *parts: (told.append(parts), linear(*parts))[1])
     similarity.compute(capture, measure=measure, resamples=2, permutations=0)
     return told[0]
@@ -272,8 +272,8 @@ def test_the_null_of_a_debiased_measure_is_about_zero():
 
 def test_the_null_is_the_pair_function_s_on_shuffled_items():
     capture = unrelated()
-    drawn = subsample.draw(capture, "baseline", 1024)
-    orders = list(similarity.stats.shuffles(drawn.sample, 7))
+    drawn = subsample.draw_tokens(capture, "baseline", 1024)
+    orders = list(similarity.stats.permute_samples(drawn.sample, 7))
     for measure in ("cka", "rsa", "procrustes", "cca"):
         expected = np.mean([PAIR[measure](drawn.states[0], drawn.states[1][order]) for order in orders])
         null = similarity.compute(capture, measure=measure, permutations=7)["null_mean"]

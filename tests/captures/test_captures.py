@@ -31,11 +31,11 @@ from repsim.models.stack import find_stack
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
 from repsim.schema import Identity
-from repsim.stats.per_sample import Statistic
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import lock as locks
 from repsim.storage import state_store
-from repsim.storage.location import place_of
-from repsim.storage.lock import Lock
+from repsim.storage.location import location_of
+from repsim.storage.lock import WriterLock
 from support.models import VOCABULARY, T
 
 TEXTS = (
@@ -205,8 +205,8 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
     identity = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu")
     layout = state_store.Layout(identity, T, plans, trie, samples, (1,) * 2**5, 2**14, "float32")
     assert layout.bytes_of(np.ones((len(trie), 2**5), bool)) > 10**12
-    with Lock(place_of(path)) as lock:
-        writer = state_store.prepare(place_of(path), layout, lock)
+    with WriterLock(location_of(path)) as lock:
+        writer = state_store.prepare(location_of(path), layout, lock)
         writer.done[:] = True
         for block in range(2**5):
             writer.begin(block)
@@ -673,7 +673,7 @@ def test_samples_are_whole_wherever_chunks_end(model, tmp_path, monkeypatch, com
     for row, piece in enumerate(pieces):
         assert_array_equal(piece, whole[:, sample == row])
     assert made.lengths(*plans).tolist() == [piece.shape[1] for piece in pieces]
-    statistic = Statistic("own", lambda states: states.sum((1, 2), dtype=float))
+    statistic = SampleStatistic("own", lambda states: states.sum((1, 2), dtype=float))
     for (tokens, values), piece in zip(made.per_sample(plans, statistic), pieces, strict=True):
         assert tokens == piece.shape[1]
         assert_array_equal(values, piece.sum((1, 2), dtype=float))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from repsim.data import packing
 from repsim.data.corpus import Company
-from repsim.data.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_trees, pack_rows, pack_trees
+from repsim.data.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
 
 PAD = 99
 COSTS = {"overhead": 8.0, "waste": 0.25}
@@ -86,7 +86,7 @@ def check(packed, windows):
 def test_two_windows_that_share_three_tokens_are_one_tree():
     """5 6 7 → 8 3, and 5 6 7 → 9: of the eight tokens that go in, five are computed."""
     one, two = window(5, 6, 7, 8, 3, 4, targets=3), window(5, 6, 7, 9)
-    packed = pack_trees([one, two], PAD, **COSTS)
+    packed = pack_prefix_trees([one, two], PAD, **COSTS)
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 3]]
     assert batch.depth.tolist() == [[0, 1, 2, 3, 4]]
@@ -99,7 +99,7 @@ def test_two_windows_that_share_three_tokens_are_one_tree():
 
 def test_two_windows_that_part_see_what_they_share_and_not_each_other():
     one, two = window(5, 6, 7, 8, 3), window(5, 6, 7, 9, 2, 1, targets=3)
-    packed = pack_trees([two, one], PAD, **COSTS)  # in any order
+    packed = pack_prefix_trees([two, one], PAD, **COSTS)  # in any order
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 9, 2]]
     assert batch.mask.all()
@@ -118,7 +118,7 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other():
 
 
 def test_texts_that_share_nothing_lie_side_by_side():
-    (batch,) = pack_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
+    (batch,) = pack_prefix_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
     assert batch.token_ids.tolist() == [[5, 6, 8, 9]]
     assert batch.depth.tolist() == [[0, 1, 0, 1]]
     assert batch.sees[0].astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
@@ -126,7 +126,7 @@ def test_texts_that_share_nothing_lie_side_by_side():
 
 def test_padding_sees_only_itself_and_nobody_sees_it():
     windows = [window(5, 6, 7), window(8, 9, 1, 2)]
-    packed = pack_trees(windows, PAD, overhead=100, waste=0.5, row_tokens=3)
+    packed = pack_prefix_trees(windows, PAD, overhead=100, waste=0.5, row_tokens=3)
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[8, 9, 1], [5, 6, PAD]]
     assert batch.mask.tolist() == [[True, True, True], [True, True, False]]
@@ -172,12 +172,12 @@ def test_every_window_is_read_back_from_rows(windows):
 @example([window(1, 2, 3, targets=0)], 6)
 @given(many_windows, st.sampled_from([1, 6, 20, ROW_TOKENS]))
 def test_every_window_is_read_back_from_trees(windows, row_tokens):
-    check(pack_trees(windows, PAD, **COSTS, row_tokens=row_tokens), windows)
+    check(pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens), windows)
 
 
 @given(many_windows)
 def test_trees_and_rows_predict_the_same_after_the_same(windows):
-    trees, rows = (pack(windows, PAD, **COSTS) for pack in (pack_trees, pack_rows))
+    trees, rows = (pack(windows, PAD, **COSTS) for pack in (pack_prefix_trees, pack_rows))
     assert trees.target.tolist() == rows.target.tolist()
     assert trees.window.tolist() == rows.window.tolist()
     after = [np.array(contexts(packed), dtype=object)[packed.token].tolist() for packed in (trees, rows)]
@@ -187,7 +187,7 @@ def test_trees_and_rows_predict_the_same_after_the_same(windows):
 
 @given(many_windows)
 def test_what_fits_a_row_is_computed_once(windows):
-    assert pack_trees(windows, PAD, **COSTS).tokens == len(prefixes(windows))
+    assert pack_prefix_trees(windows, PAD, **COSTS).tokens == len(prefixes(windows))
 
 
 @given(many_windows, st.sampled_from([1, 4, 6, 20]))
@@ -197,7 +197,7 @@ def test_a_tree_computes_each_beginning_once(windows, row_tokens):
         own = [one for one, (where, _) in zip(windows, ends, strict=True) if where is tree]
         assert len(tree) == len(prefixes(own)) > 0
         assert (tree.sees().sum(1) == np.array(tree.depths) + 1).all()
-    assert pack_trees(windows, PAD, **COSTS, row_tokens=row_tokens).tokens == sum(map(len, trees))
+    assert pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens).tokens == sum(map(len, trees))
 
 
 @given(many_windows, st.sampled_from([1, 4, 6, 20]))
@@ -206,14 +206,14 @@ def test_only_a_single_tree_makes_a_row_longer_than_asked(windows, row_tokens):
     rows = packing._fill(trees, row_tokens)
     assert sorted(map(id, (tree for row in rows for tree in row))) == sorted(map(id, trees))
     assert all(len(row) == 1 or sum(map(len, row)) <= row_tokens for row in rows)
-    packed = pack_trees(windows, PAD, **COSTS, row_tokens=row_tokens)
+    packed = pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens)
     lengths = [int(length) for batch in packed.batches for length in batch.mask.sum(1)]
     assert lengths == sorted((sum(map(len, row)) for row in rows), reverse=True)
 
 
 @given(many_windows)
 def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
-    there, back = pack_trees(windows, PAD, **COSTS), pack_trees(windows[::-1], PAD, **COSTS)
+    there, back = pack_prefix_trees(windows, PAD, **COSTS), pack_prefix_trees(windows[::-1], PAD, **COSTS)
     for one, other in zip(there.batches, back.batches, strict=True):
         assert np.array_equal(one.token_ids, other.token_ids)
         assert np.array_equal(one.sees, other.sees)
@@ -223,7 +223,7 @@ def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
 # Special cases
 
 
-@pytest.mark.parametrize("pack", [pack_rows, pack_trees])
+@pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
 def test_identical_windows_are_computed_once_and_scored_each(pack):
     windows = [window(5, 6, 7, 8, targets=2)] * 3
     packed = pack(windows, PAD, **COSTS)
@@ -232,7 +232,7 @@ def test_identical_windows_are_computed_once_and_scored_each(pack):
     assert packed.window.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("pack", [pack_rows, pack_trees])
+@pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
 def test_windows_that_score_nothing_are_computed_all_the_same(pack):
     windows = [window(5, 6, 7, targets=0), window(8, 9), window(5, 1, 2, targets=0)]
     packed = pack(windows, PAD, **COSTS)
@@ -240,7 +240,7 @@ def test_windows_that_score_nothing_are_computed_all_the_same(pack):
     assert packed.window.tolist() == [1]
 
 
-@pytest.mark.parametrize("pack", [pack_rows, pack_trees])
+@pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
 def test_all_that_goes_in_may_be_scored(pack):
     windows = [Window(np.array([5, 6, 7], np.int32), np.array([6, 7, 8], np.int32))]
     assert pack(windows, PAD, **COSTS).token.tolist() == [0, 1, 2]
@@ -250,7 +250,7 @@ def test_a_long_context_with_answers_of_one_token_stays_one_tree():
     """Few-shot examples: far longer than a row, and the questions after them share it."""
     shots = list(range(1, 601))
     windows = [window(*shots, question, answer) for question in range(1, 41) for answer in (1, 2)]
-    packed = pack_trees(windows, PAD, **COSTS)
+    packed = pack_prefix_trees(windows, PAD, **COSTS)
     check(packed, windows)
     (batch,) = packed.batches
     assert batch.token_ids.shape == (1, 600 + 40)
@@ -261,7 +261,7 @@ def test_a_tree_ends_where_it_would_be_too_long():
     """No tree is longer than its limit: what the next one shares with it is computed again."""
     shots = list(range(1, TREE_TOKENS // 2 + 1))
     windows = [window(*shots, *(question,) * (TREE_TOKENS // 4), 1) for question in range(1, 4)]
-    packed = pack_trees(windows, PAD, overhead=1, waste=0)
+    packed = pack_prefix_trees(windows, PAD, overhead=1, waste=0)
     lengths = [int(length) for batch in packed.batches for length in batch.mask.sum(1)]
     assert lengths == [TREE_TOKENS, TREE_TOKENS * 3 // 4]
 
@@ -269,14 +269,14 @@ def test_a_tree_ends_where_it_would_be_too_long():
 def test_texts_that_share_little_do_not_make_long_trees():
     """Sixty tokens in common out of two hundred are computed again rather than seen by a row twice as long."""
     windows = [window(*range(1, 61), *(first,) * 140, 1) for first in range(1, 4)]
-    packed = pack_trees(windows, PAD, **COSTS)
+    packed = pack_prefix_trees(windows, PAD, **COSTS)
     check(packed, windows)
     assert [batch.mask.sum(1).tolist() for batch in packed.batches] == [[200] * 3]
 
 
 def test_one_long_text_makes_one_long_row():
     windows = [window(*range(1, 402)), window(7, 8)]
-    packed = pack_trees(windows, PAD, **COSTS)
+    packed = pack_prefix_trees(windows, PAD, **COSTS)
     assert sorted(int(length) for batch in packed.batches for length in batch.mask.sum(1)) == [1, 400]
 
 
@@ -285,7 +285,7 @@ def test_one_long_text_makes_one_long_row():
 
 @given(st.lists(st.lists(windows_of(), min_size=1, max_size=4), max_size=10), st.integers(1, 60))
 def test_blocks_are_full_and_not_too_full(texts, tokens):
-    sizes = cut_trees(texts, tokens)
+    sizes = cut_prefix_trees(texts, tokens)
     assert sum(sizes) == len(texts)
     assert all(sizes)
     ends = np.cumsum([0, *sizes]).tolist()
@@ -298,8 +298,8 @@ def test_blocks_are_full_and_not_too_full(texts, tokens):
 
 def test_blocks_count_what_is_shared_once():
     texts = [[window(1, 2, 3, 4, 9), window(1, 2, 3, 5, 9)], [window(1, 2, 3, 6, 9)], [window(8, 9)], [window(1, 9)]]
-    assert cut_trees(texts, 6) == [2, 2]
-    assert cut_trees(texts, 5) == [1, 3]  # 1 2 3 4 5, then 1 2 3 6 8
-    assert cut_trees(texts, 4) == [1, 1, 2]
-    assert cut_trees(texts, 1) == [1, 1, 1, 1]
-    assert cut_trees([], 6) == []
+    assert cut_prefix_trees(texts, 6) == [2, 2]
+    assert cut_prefix_trees(texts, 5) == [1, 3]  # 1 2 3 4 5, then 1 2 3 6 8
+    assert cut_prefix_trees(texts, 4) == [1, 1, 2]
+    assert cut_prefix_trees(texts, 1) == [1, 1, 1, 1]
+    assert cut_prefix_trees([], 6) == []

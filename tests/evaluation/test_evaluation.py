@@ -23,7 +23,7 @@ import repsim
 from repsim import models
 from repsim.errors import Interrupted, RepsimError
 from repsim.evaluation import tasks
-from repsim.evaluation.lm_eval_model import Harness
+from repsim.evaluation.lm_eval_model import LmEvalModel
 from repsim.evaluation.reader import Scores
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
@@ -568,8 +568,8 @@ def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(model, data, pat
 
 
 def test_a_length_below_one_is_no_limit_to_lm_eval_either(model):
-    assert Harness(short(model, -1)).max_length == 2048
-    assert Harness(short(model, 30)).max_length == 30
+    assert LmEvalModel(short(model, -1)).max_length == 2048
+    assert LmEvalModel(short(model, 30)).max_length == 30
 
 
 def test_scores_of_a_stack_that_was_named_are_other_scores(model, path):

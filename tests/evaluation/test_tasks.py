@@ -669,7 +669,7 @@ def test_a_text_without_tokens_is_refused(tiny):
         args = ("The sun is", "")
 
     with pytest.raises(RepsimError, match="a request without a token before or in what is to be scored; mend the data"):
-        tasks.Harness(tiny).windows(Instance())
+        tasks.LmEvalModel(tiny).windows(Instance())
 
 
 def test_too_long_a_text_keeps_its_end(tiny):
@@ -677,7 +677,7 @@ def test_too_long_a_text_keeps_its_end(tiny):
         request_type = "loglikelihood"
         args = (PAGE, " the water")
 
-    (window,) = tasks.Harness(tiny).windows(Instance())
+    (window,) = tasks.LmEvalModel(tiny).windows(Instance())
     ids = tiny.tokenizer(f"{PAGE} the water")["input_ids"]
     assert window.inputs.tolist() == ids[-2049:-1]
     assert window.inputs.dtype == window.targets.dtype == np.int32

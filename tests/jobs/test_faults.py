@@ -20,7 +20,7 @@ import repsim
 from repsim.data.corpus import read_corpus
 from repsim.storage import lock as locks
 from repsim.storage import state_store
-from repsim.storage.location import place_of
+from repsim.storage.location import location_of
 from support.faults import (
     FINISHED,
     REFUSED,
@@ -94,7 +94,7 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
     with amazon() as bucket:
         whole = Whole.of(nursery, {**SMALL, "out": f"{bucket}/whole.zarr"})
         call = {**SMALL, "out": f"{bucket}/a folder/c.zarr"}
-        kill_often(nursery, call, BUCKET_KILLS, whole, place_of(call["out"]).remove)
+        kill_often(nursery, call, BUCKET_KILLS, whole, location_of(call["out"]).remove)
         assert repsim.verify(call["out"]).damages == ()
 
 

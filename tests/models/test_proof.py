@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import repsim
 from repsim.data.corpus import Batch
-from repsim.data.packing import pack_trees
+from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.proof import PROOF_TOKENS, ReplayProof, distance, excerpt, kind_of, parting, rounding
@@ -68,7 +68,7 @@ def test_an_excerpt_with_padding_has_other_numbers_of_rows_and_positions(
 
 
 def test_an_excerpt_of_trees_keeps_what_its_tokens_see() -> None:
-    (batch,) = pack_trees(windows_that_share(), 0, overhead=20, waste=0.5).batches
+    (batch,) = pack_prefix_trees(windows_that_share(), 0, overhead=20, waste=0.5).batches
     small = excerpt(batch)
     assert kind_of(small) == "trees"
     assert small.sees is not None

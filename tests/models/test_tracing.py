@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 
 from repsim.data.corpus import Batch
-from repsim.data.packing import Packed, Window, pack_rows, pack_trees
+from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of
 from repsim.models.stack import find_stack
@@ -256,7 +256,7 @@ def test_states_and_scores_of_trees_are_those_of_the_texts_one_by_one(decoder: M
     windows = windows_that_share()
     costs = {"overhead": 20, "waste": 0.5}
     rows = packed_scores(decoder, pack_rows(windows, 0, **costs), TREE_PLANS)
-    packed = pack_trees(windows, 0, **costs, row_tokens=row_tokens)
+    packed = pack_prefix_trees(windows, 0, **costs, row_tokens=row_tokens)
     assert packed.tokens < sum(len(window.inputs) for window in windows)
     trees = packed_scores(decoder, packed, TREE_PLANS)
     for (state, logprob, likeliest), (wanted, expected, best) in zip(trees, rows, strict=True):
@@ -340,7 +340,7 @@ def test_a_window_that_counts_places_in_the_row_cannot_share() -> None:
     windows = [Window(row, row[-5:]) for row in texts]
     rows, trees = (
         packed_scores(model, pack(windows, 0, overhead=20, waste=0.5), ("baseline",))[0][1]
-        for pack in (pack_rows, pack_trees)
+        for pack in (pack_rows, pack_prefix_trees)
     )
     assert not torch.allclose(trees, rows, atol=1e-2)
     assert not Tracer(model).shares_contexts(30)

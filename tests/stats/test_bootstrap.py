@@ -19,16 +19,16 @@ from repsim.measures.subspace import basis, canonical, rotation, unit_norm
 from repsim.stats.bootstrap import (
     Estimate,
     bootstrap,
+    bootstrap_p_value,
     bootstrap_shares,
-    calibrated,
+    chance_corrected,
     holm,
-    linear,
-    p_values,
-    ratio,
-    shuffles,
+    linearised,
+    max_statistic_p_values,
+    permute_samples,
+    ratio_of_sums,
     strata,
     tail,
-    two_sided,
 )
 
 
@@ -77,34 +77,34 @@ def covers(estimate, truth):
 
 def test_ratio_by_hand():
     """Of totals 3 and 5 with weights 1 and 3: all, each alone, and the first twice beside the second."""
-    statistic = ratio(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
+    statistic = ratio_of_sums(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
     assert_allclose(statistic(np.array([[1.0, 1], [1, 0], [0, 1], [2, 1]])), [8 / 4, 3, 5 / 3, 11 / 5], rtol=1e-15)
 
 
 def test_linear_by_hand():
-    statistic = linear(np.array(10.0), np.array([2.0, -3, 1]))
+    statistic = linearised(np.array(10.0), np.array([2.0, -3, 1]))
     assert_allclose(statistic(np.array([[1.0, 1, 1], [2, 1, 0], [0, 0, 3]])), [10, 10 + 2 - 1, 10 - 2 + 3 + 2])
 
 
 def test_p_values_by_hand():
     """Largest of each permutation: 3, 5 and 4. Of 3 and itself: 3, 4 and 5 are as large or larger."""
     null = np.array([[3.0, 1], [2, 5], [4, 0]])
-    assert_allclose(p_values(np.array([3.0, 4.5, 6]), null), [4 / 4, 2 / 4, 1 / 4])
+    assert_allclose(max_statistic_p_values(np.array([3.0, 4.5, 6]), null), [4 / 4, 2 / 4, 1 / 4])
 
 
 def test_calibrated_by_hand():
     """Chance gives 0.2 and 0.5: then 0.6 is half way from chance to 1, and 0.2 beyond chance on the other side."""
     null = np.array([[0.1, 0.4], [0.3, 0.6]])
-    assert_allclose(calibrated(np.array([0.6, 0.2]), null), [0.5, -0.6], rtol=1e-12)
-    assert_allclose(calibrated(null.mean(0), null), [0, 0], atol=1e-15)
-    assert_allclose(calibrated(np.ones(2), null), [1, 1], rtol=1e-15)
+    assert_allclose(chance_corrected(np.array([0.6, 0.2]), null), [0.5, -0.6], rtol=1e-12)
+    assert_allclose(chance_corrected(null.mean(0), null), [0, 0], atol=1e-15)
+    assert_allclose(chance_corrected(np.ones(2), null), [1, 1], rtol=1e-15)
 
 
 def test_shuffles_by_hand():
     """Two samples of two items stay or change places, the items of each in their order."""
-    found = {tuple(order.tolist()) for order in shuffles(np.array([0, 0, 1, 1]), 50)}
+    found = {tuple(order.tolist()) for order in permute_samples(np.array([0, 0, 1, 1]), 50)}
     assert found == {(0, 1, 2, 3), (2, 3, 0, 1)}
-    interleaved = {tuple(order.tolist()) for order in shuffles(np.array([7, 3, 7, 3]), 50)}
+    interleaved = {tuple(order.tolist()) for order in permute_samples(np.array([7, 3, 7, 3]), 50)}
     assert interleaved == {(0, 1, 2, 3), (1, 0, 3, 2)}
 
 
@@ -112,7 +112,7 @@ def test_two_sided_by_hand():
     """One of nine below 0; all above; as many on both sides; on one side but for zeros, which are on both."""
     columns = [[-1, 1, 2, 3, 4, 5, 6, 7, 8], range(1, 10), [-1, 1] * 4 + [0], [0, 0] + [1] * 7]
     replicates = np.array([list(column) for column in columns], float).T
-    assert_allclose(two_sided(Estimate(np.zeros(4), replicates)), [0.4, 0.2, 1, 0.6])
+    assert_allclose(bootstrap_p_value(Estimate(np.zeros(4), replicates)), [0.4, 0.2, 1, 0.6])
 
 
 def test_holm_by_hand():
@@ -157,7 +157,7 @@ def test_intervals_of_few_samples_hold_the_truth_as_often_as_they_say(samples, d
     """1,600 data sets: 93 to 97 in 100, where plain percentiles hold in 85 to 93."""
     values = getattr(np.random.default_rng(0), draw)(size=(samples, 1600))
     truth = 0 if draw == "normal" else 1
-    estimate = bootstrap(ratio(values, np.ones(samples)), samples)
+    estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples)
     low, high = estimate.interval()
     assert 0.925 <= ((low <= truth) & (truth <= high)).mean() <= 0.97
     low, high = Estimate(estimate.value, estimate.replicates).interval()
@@ -170,7 +170,7 @@ def test_intervals_of_shares_hold_the_truth_as_often_as_they_say(examples):
     generator = np.random.default_rng(0)
     share = generator.uniform(size=(2, 1600))
     right = (generator.uniform(size=(examples, 1, 1600)) < share).astype(float)
-    estimate = bootstrap(ratio(right, np.ones(examples)), examples)
+    estimate = bootstrap(ratio_of_sums(right, np.ones(examples)), examples)
     difference = estimate.map(lambda array: array[..., 1, :] - array[..., 0, :])
     for found, truth in ((estimate, share), (difference, share[1] - share[0])):
         low, high = found.interval()
@@ -195,14 +195,16 @@ def test_ratios_of_other_weights_equal_loops_over_resamples():
     weights[:, 1], weights[1:, 2] = 0, 0
     totals[weights == 0] = 0
     counts = generator.multinomial(6, [1 / 6] * 6, 40)
-    found = ratio(totals, weights)(counts.astype(float))
+    found = ratio_of_sums(totals, weights)(counts.astype(float))
     for row, column in np.ndindex(40, 3):
         drawn = np.repeat(np.arange(6), counts[row])
         weight = weights[drawn, column].sum()
         expected = totals[drawn, column].sum() / weight if weight else np.nan
         assert_allclose(found[row, column], expected, rtol=1e-12)
     same = np.repeat(weights[:, :1], 3, axis=1)
-    assert_allclose(ratio(totals, same)(counts.astype(float)), ratio(totals, weights[:, 0])(counts.astype(float)))
+    assert_allclose(
+        ratio_of_sums(totals, same)(counts.astype(float)), ratio_of_sums(totals, weights[:, 0])(counts.astype(float))
+    )
 
 
 @pytest.mark.parametrize("right", [0, 1, 12, 23, 24])
@@ -220,7 +222,7 @@ def test_a_share_s_interval_is_about_agresti_and_coull_s(right):
 
 def test_shares_of_many_examples_are_resampled_as_means_are():
     outcomes = (np.random.default_rng(0).uniform(size=(2000, 3)) < [0.2, 0.5, 0.7]).astype(float)
-    shares, means = bootstrap_shares(outcomes), bootstrap(ratio(outcomes, np.ones(2000)), 2000)
+    shares, means = bootstrap_shares(outcomes), bootstrap(ratio_of_sums(outcomes, np.ones(2000)), 2000)
     assert_allclose(shares.value, means.value, rtol=1e-12)
     assert_allclose(shares.standard_error, means.standard_error, rtol=0.06)
     difference = [one.map(lambda array: array[..., 1] - array[..., 0]) for one in (shares, means)]
@@ -244,7 +246,7 @@ def test_shares_of_one_example_or_of_what_is_not_there():
 
 
 def test_a_function_of_an_estimate_is_taken_of_each_replicate():
-    estimate = bootstrap(ratio(*some_totals()), 12, resamples=20)
+    estimate = bootstrap(ratio_of_sums(*some_totals()), 12, resamples=20)
     mapped = estimate.map(lambda value: value.sum(-1))
     assert_array_equal(mapped.value, estimate.value.sum(-1))
     assert_array_equal(mapped.replicates, estimate.replicates.sum(-1))
@@ -253,7 +255,7 @@ def test_a_function_of_an_estimate_is_taken_of_each_replicate():
 @pytest.mark.parametrize("samples", [20, 400])
 def test_standard_error_of_a_mean(samples):
     values = np.random.default_rng(0).exponential(size=samples)
-    estimate = bootstrap(ratio(values, np.ones(samples)), samples, resamples=4000)
+    estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples, resamples=4000)
     assert estimate.value == pytest.approx(values.mean(), rel=1e-14)
     assert estimate.standard_error == pytest.approx(values.std() / samples**0.5, rel=0.05)
 
@@ -261,9 +263,12 @@ def test_standard_error_of_a_mean(samples):
 def test_standard_error_of_a_linear_statistic():
     """Of a mean: each sample adds (value - mean) / n."""
     values = np.random.default_rng(0).normal(size=(50, 3))
-    parts = linear(values.mean(0), (values - values.mean(0)) / 50)
+    parts = linearised(values.mean(0), (values - values.mean(0)) / 50)
     assert_allclose(
-        bootstrap(parts, 50).replicates, bootstrap(ratio(values, np.ones(50)), 50).replicates, rtol=1e-10, atol=1e-12
+        bootstrap(parts, 50).replicates,
+        bootstrap(ratio_of_sums(values, np.ones(50)), 50).replicates,
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
@@ -272,8 +277,8 @@ def test_ratio_equals_a_loop_over_resamples():
     counts = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 40)
     drawn = [np.repeat(np.arange(12), count) for count in counts]
     expected = [totals[index].sum(0) / weights[index].sum() for index in drawn]
-    assert_allclose(ratio(totals, weights)(counts.astype(float)), expected, rtol=1e-12)
-    estimate = bootstrap(ratio(totals, weights), 12, resamples=40, seed=3)
+    assert_allclose(ratio_of_sums(totals, weights)(counts.astype(float)), expected, rtol=1e-12)
+    estimate = bootstrap(ratio_of_sums(totals, weights), 12, resamples=40, seed=3)
     assert_allclose(estimate.replicates, expected, rtol=1e-12)
     assert_allclose(estimate.value, totals.sum(0) / weights.sum(), rtol=1e-12)
 
@@ -284,7 +289,7 @@ def test_linear_equals_a_loop_over_resamples():
     value = np.arange(6.0).reshape(2, 3)
     counts = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), 40)
     expected = [value + influence[np.repeat(np.arange(12), count)].sum(0) for count in counts]
-    estimate = bootstrap(linear(value, influence), 12, resamples=40, seed=3)
+    estimate = bootstrap(linearised(value, influence), 12, resamples=40, seed=3)
     assert_allclose(estimate.replicates, expected, rtol=1e-12, atol=1e-12)
     assert_array_equal(estimate.value, value)
 
@@ -293,9 +298,11 @@ def test_linear_is_the_ratio_to_first_order():
     """A tenth of the change leaves a hundredth of the difference."""
     totals, weights = some_totals()
     value = totals.sum(0) / weights.sum()
-    first_order = linear(value, (totals - value * weights[:, None, None]) / weights.sum())
+    first_order = linearised(value, (totals - value * weights[:, None, None]) / weights.sum())
     nudge = np.random.default_rng(1).uniform(-1, 1, size=(5, 12))
-    apart = [np.abs(ratio(totals, weights)(1 + h * nudge) - first_order(1 + h * nudge)).max() for h in (1e-2, 1e-3)]
+    apart = [
+        np.abs(ratio_of_sums(totals, weights)(1 + h * nudge) - first_order(1 + h * nudge)).max() for h in (1e-2, 1e-3)
+    ]
     assert apart[0] < 1e-3
     assert apart[1] == pytest.approx(apart[0] / 100, rel=0.1)
 
@@ -303,8 +310,8 @@ def test_linear_is_the_ratio_to_first_order():
 def test_linear_has_the_ratios_standard_error_with_many_samples():
     totals, weights = some_totals(samples=400)
     value = totals.sum(0) / weights.sum()
-    first_order = linear(value, (totals - value * weights[:, None, None]) / weights.sum())
-    exact = bootstrap(ratio(totals, weights), 400)
+    first_order = linearised(value, (totals - value * weights[:, None, None]) / weights.sum())
+    exact = bootstrap(ratio_of_sums(totals, weights), 400)
     assert_allclose(bootstrap(first_order, 400).standard_error, exact.standard_error, rtol=0.02)
 
 
@@ -315,9 +322,9 @@ def test_intervals_of_whole_samples_hold_the_truth_as_often_as_they_say():
     for _ in range(200):
         samples = dependent_samples(generator)
         totals, tokens = np.array([[values.sum(), len(values)] for values in samples]).T
-        by_sample.append(covers(bootstrap(ratio(totals, tokens), len(samples), resamples=300), 0))
+        by_sample.append(covers(bootstrap(ratio_of_sums(totals, tokens), len(samples), resamples=300), 0))
         values = np.concatenate(samples)
-        by_token.append(covers(bootstrap(ratio(values, np.ones(len(values))), len(values), resamples=300), 0))
+        by_token.append(covers(bootstrap(ratio_of_sums(values, np.ones(len(values))), len(values), resamples=300), 0))
     assert 0.90 <= np.mean(by_sample) <= 0.99
     assert np.mean(by_token) < 0.8
 
@@ -330,7 +337,7 @@ def test_a_linear_standard_error_is_the_spread_over_fresh_data(name):
     for _ in range(60):
         value, influence = PARTS[name](related_views(generator))
         values.append(value)
-        errors.append(bootstrap(linear(np.array(value), influence), 400, resamples=200).standard_error)
+        errors.append(bootstrap(linearised(np.array(value), influence), 400, resamples=200).standard_error)
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.25)
 
 
@@ -345,7 +352,7 @@ def test_influences_of_dependent_items_are_summed_over_samples_first():
 
 @pytest.mark.parametrize("shape", [(), (2, 3)])
 def test_nothing_is_said_of_the_spread_of_one_sample(shape):
-    estimate = bootstrap(ratio(np.full((1, *shape), 6.0), np.array([3.0])), 1, resamples=10)
+    estimate = bootstrap(ratio_of_sums(np.full((1, *shape), 6.0), np.array([3.0])), 1, resamples=10)
     assert_array_equal(estimate.value, np.full(shape, 2.0))
     assert estimate.replicates.shape == (10, *shape)
     for unknown in (estimate.standard_error, *estimate.interval()):
@@ -356,19 +363,19 @@ def test_nothing_is_said_of_the_spread_of_one_sample(shape):
 def test_a_total_that_was_not_measured_leaves_the_others_alone():
     totals, weights = some_totals()
     totals[4, 0, 1] = np.nan
-    estimate = bootstrap(ratio(totals, weights), 12, resamples=50)
+    estimate = bootstrap(ratio_of_sums(totals, weights), 12, resamples=50)
     unknown = np.isnan(totals).any(0)
     assert_array_equal(np.isnan(estimate.value), unknown)
     assert_array_equal(np.isnan(estimate.interval()[0]), unknown)
 
 
 def test_seeds_reproduce_draws_and_others_do_not():
-    statistic = ratio(*some_totals())
+    statistic = ratio_of_sums(*some_totals())
     first, again, other = (bootstrap(statistic, 12, resamples=20, seed=seed).replicates for seed in (5, 5, 6))
     assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     samples = np.repeat(np.arange(8), 2)
-    first, again, other = (np.array(list(shuffles(samples, 20, seed=seed))) for seed in (5, 5, 6))
+    first, again, other = (np.array(list(permute_samples(samples, 20, seed=seed))) for seed in (5, 5, 6))
     assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -391,7 +398,7 @@ def test_resamples_draw_as_many_samples_as_there_are():
 @pytest.mark.parametrize("samples", [np.arange(30) // 3, np.arange(30) % 10, np.arange(30)])
 def test_shuffles_exchange_whole_samples(samples):
     """Every item once; where a sample's items were, the items of one sample come, in their order."""
-    orders = list(shuffles(samples, 20))
+    orders = list(permute_samples(samples, 20))
     assert len(orders) == 20
     for order in orders:
         assert_array_equal(np.sort(order), np.arange(30))
@@ -402,7 +409,7 @@ def test_shuffles_exchange_whole_samples(samples):
 
 def test_every_order_of_samples_is_equally_likely():
     """Six orders of three samples, 3000 draws: 500 each, of which the deviation is 20."""
-    orders = [tuple(order[::2].tolist()) for order in shuffles(np.repeat(np.arange(3), 2), 3000)]
+    orders = [tuple(order[::2].tolist()) for order in permute_samples(np.repeat(np.arange(3), 2), 3000)]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
     assert min(counts) > 420
@@ -417,8 +424,10 @@ def whole_and_single(generator):
     kernel, other = u_centre(gram(x)), u_centre(gram(y))
     other /= np.linalg.norm(kernel) * np.linalg.norm(other)
     for each in (samples, np.arange(48)):
-        null = [np.vdot(kernel, other[np.ix_(o, o)]) for o in shuffles(each, 99, seed=int(generator.integers(2**31)))]
-        found.append(p_values(np.array(value), np.array(null)))
+        null = [
+            np.vdot(kernel, other[np.ix_(o, o)]) for o in permute_samples(each, 99, seed=int(generator.integers(2**31)))
+        ]
+        found.append(max_statistic_p_values(np.array(value), np.array(null)))
     return found
 
 
@@ -437,8 +446,8 @@ def test_p_values_of_unrelated_views_are_uniform_where_samples_are_shuffled():
 
 def test_related_views_have_the_smallest_p_value():
     x, noise = np.random.default_rng(0).normal(size=(2, 40, 3))
-    null = np.array([debiased_linear_cka(x, (x + noise)[order]) for order in shuffles(np.arange(40), 99)])
-    assert p_values(np.array(debiased_linear_cka(x, x + noise)), null) == 1 / 100
+    null = np.array([debiased_linear_cka(x, (x + noise)[order]) for order in permute_samples(np.arange(40), 99)])
+    assert max_statistic_p_values(np.array(debiased_linear_cka(x, x + noise)), null) == 1 / 100
 
 
 def test_the_largest_statistic_controls_the_error_of_all_measures_together():
@@ -449,10 +458,10 @@ def test_the_largest_statistic_controls_the_error_of_all_measures_together():
         kernels = u_centre(gram(generator.normal(size=(11, 16, 3))))
         kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
         one, others = kernels[0], kernels[1:].reshape(10, -1)
-        null = np.array([others @ one[np.ix_(o, o)].ravel() for o in shuffles(np.arange(16), 99)])
+        null = np.array([others @ one[np.ix_(o, o)].ravel() for o in permute_samples(np.arange(16), 99)])
         value = others @ one.ravel()
-        together.append((p_values(value, null) <= 0.05).any())
-        alone.append(any(p_values(v, n) <= 0.05 for v, n in zip(value, null.T, strict=True)))
+        together.append((max_statistic_p_values(value, null) <= 0.05).any())
+        alone.append(any(max_statistic_p_values(v, n) <= 0.05 for v, n in zip(value, null.T, strict=True)))
     assert np.mean(together) <= 0.09
     assert np.mean(alone) > 0.3
 
@@ -465,8 +474,10 @@ def test_a_shuffle_that_changes_nothing_is_as_large_as_the_value_whatever_the_ro
         kernels = u_centre(gram(generator.normal(size=(3, 16, 4))))
         kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
         flat, apart = kernels.reshape(3, -1), ~np.eye(3, dtype=bool)
-        null = [flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in shuffles(samples, 99)]
-        found.append(np.nanmin(p_values(np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan))))
+        null = [flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in permute_samples(samples, 99)]
+        found.append(
+            np.nanmin(max_statistic_p_values(np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan)))
+        )
     assert min(found) > 0.3
 
 
@@ -475,7 +486,7 @@ def test_two_sided_p_values_of_no_difference_are_uniform():
     generator, found = np.random.default_rng(0), []
     for seed in range(400):
         values = generator.normal(size=(300, 2)) + np.array([0, 1])
-        found.append(two_sided(bootstrap(ratio(values, np.ones(300)), 300, resamples=199, seed=seed)))
+        found.append(bootstrap_p_value(bootstrap(ratio_of_sums(values, np.ones(300)), 300, resamples=199, seed=seed)))
     none, one = np.transpose(found)
     assert kstest(none, "uniform").pvalue > 0.05
     assert 0.02 <= (none <= 0.05).mean() <= 0.09
@@ -487,15 +498,15 @@ def test_two_sided_p_values_of_no_difference_are_uniform():
 def test_a_two_sided_p_value_is_the_level_whose_interval_begins_at_0(samples, skewed):
     replicates = np.random.default_rng(0).gamma(2, 0.5, size=999) - 0.1
     estimate = Estimate(np.array(0.9), replicates, samples, skewed)
-    p = float(two_sided(estimate))
+    p = float(bootstrap_p_value(estimate))
     ends = [estimate.interval(1 - level)[0] for level in (p - 0.006, p + 0.006)]
     assert ends[0] < 0 < ends[1]
-    assert two_sided(Estimate(-estimate.value, -replicates, samples, skewed)) == pytest.approx(p, rel=1e-12)
+    assert bootstrap_p_value(Estimate(-estimate.value, -replicates, samples, skewed)) == pytest.approx(p, rel=1e-12)
 
 
 def test_what_does_not_vary_differs_from_0_or_does_not():
     estimate = Estimate(np.array([0.0, 0.5, -2.0]), np.tile([0.0, 0.5, -2.0], (9, 1)), 8, skewed=True)
-    assert_allclose(two_sided(estimate), [1, 0, 0], atol=1e-12)
+    assert_allclose(bootstrap_p_value(estimate), [1, 0, 0], atol=1e-12)
     assert_array_equal(np.stack(estimate.interval()), [[0, 0.5, -2]] * 2)
 
 
@@ -505,7 +516,7 @@ def test_a_p_value_of_few_samples_is_that_of_student_s_t():
     for samples, t in ((8, 2.0), (24, 2.5)):
         for skewed in (False, True):
             estimate = Estimate(np.array(t), t + quantiles * np.sqrt((samples - 1) / samples), samples, skewed)
-            assert two_sided(estimate) == pytest.approx(2 * stats.t.sf(t, samples - 1), rel=0.02)
+            assert bootstrap_p_value(estimate) == pytest.approx(2 * stats.t.sf(t, samples - 1), rel=0.02)
             low, high = estimate.interval()
             assert_allclose((low, high), t + np.array([-1, 1]) * stats.t.ppf(0.975, samples - 1), rtol=0.02)
 
@@ -537,7 +548,7 @@ def test_strata_are_independent():
     values = np.random.default_rng(0).normal(size=200)
 
     def error(*seeds):
-        each = [bootstrap(ratio(values, np.ones(200)), 200, resamples=4000, seed=seed) for seed in seeds]
+        each = [bootstrap(ratio_of_sums(values, np.ones(200)), 200, resamples=4000, seed=seed) for seed in seeds]
         return strata(each).map(lambda array: array.sum(-1)).standard_error
 
     one = values.std() / 200**0.5
@@ -547,7 +558,7 @@ def test_strata_are_independent():
 
 def test_what_was_not_measured_has_no_two_sided_p_value_and_is_no_test():
     replicates = np.array([[np.nan, 1, 1], [np.nan, np.nan, 2], [np.nan, 3, np.inf]])
-    assert_allclose(two_sided(Estimate(np.ones(3), replicates)), [np.nan, 2 / 3, 2 / 4])
+    assert_allclose(bootstrap_p_value(Estimate(np.ones(3), replicates)), [np.nan, 2 / 3, 2 / 4])
     assert_allclose(holm(np.array([np.nan, 0.02, np.nan, 0.03])), [np.nan, 0.04, np.nan, 0.04])
     assert_array_equal(holm(np.full(2, np.nan)), np.full(2, np.nan))
     assert holm(np.empty(0)).shape == (0,)
@@ -555,27 +566,27 @@ def test_what_was_not_measured_has_no_two_sided_p_value_and_is_no_test():
 
 def test_p_values_have_the_shape_of_the_values():
     null = np.random.default_rng(0).normal(size=(19, 4, 4))
-    found = p_values(null[3], null)
+    found = max_statistic_p_values(null[3], null)
     assert found.shape == (4, 4)
     assert found.min() >= 2 / 20  # it is among its own null, and no smaller than 1 / 20
-    assert p_values(np.full((4, 4), 100.0), null).max() == 1 / 20
-    assert p_values(np.full((4, 4), -100.0), null).min() == 1
+    assert max_statistic_p_values(np.full((4, 4), 100.0), null).max() == 1 / 20
+    assert max_statistic_p_values(np.full((4, 4), -100.0), null).min() == 1
 
 
 def test_what_is_no_comparison_has_no_p_value_and_takes_part_in_none():
     value, null = np.array([np.nan, 2.0]), np.array([[np.nan, 1.0], [np.nan, 3], [np.nan, 0]])
-    assert_array_equal(p_values(value, null), [np.nan, 2 / 4])
-    assert_array_equal(p_values(value[1:], null[:, 1:]), [2 / 4])
+    assert_array_equal(max_statistic_p_values(value, null), [np.nan, 2 / 4])
+    assert_array_equal(max_statistic_p_values(value[1:], null[:, 1:]), [2 / 4])
 
 
 def test_a_null_without_any_comparison():
-    found = p_values(np.full(2, np.nan), np.full((9, 2), np.nan))
+    found = max_statistic_p_values(np.full(2, np.nan), np.full((9, 2), np.nan))
     assert_array_equal(found, np.full(2, np.nan))
 
 
 def test_calibrated_keeps_what_was_not_measured():
     null = np.array([[np.nan, 0.2], [np.nan, 0.2]])
-    assert_allclose(calibrated(np.array([np.nan, 0.6]), null), [np.nan, 0.5])
+    assert_allclose(chance_corrected(np.array([np.nan, 0.6]), null), [np.nan, 0.5])
 
 
 @pytest.mark.parametrize(("samples", "resamples"), [(0, 10), (5, 1)])
@@ -586,4 +597,4 @@ def test_too_few_samples_or_resamples(samples, resamples):
 
 def test_samples_of_different_sizes_cannot_change_places():
     with pytest.raises(ValueError, match="samples of 1 to 3 items cannot change places"):
-        list(shuffles(np.array([0, 0, 0, 1, 2, 2]), 5))
+        list(permute_samples(np.array([0, 0, 0, 1, 2, 2]), 5))

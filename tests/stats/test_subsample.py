@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 import repsim
 from repsim.errors import RepsimError
 from repsim.stats import subsample
-from repsim.stats.subsample import draw
+from repsim.stats.subsample import draw_tokens
 from support.captures import Stored, random_capture
 
 
@@ -46,7 +46,7 @@ def test_no_other_number_of_each_sample_gives_more(seed):
 
 
 def test_equally_many_states_of_every_sample_that_has_enough():
-    drawn = draw(numbered((7, 2, 9, 5)), "baseline", 16)
+    drawn = draw_tokens(numbered((7, 2, 9, 5)), "baseline", 16)
     assert drawn.states.shape == (3, 12, 3)  # 4 of each but the second, which has 1 without its sink
     assert drawn.samples == 3
     assert drawn.sample.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -55,7 +55,7 @@ def test_equally_many_states_of_every_sample_that_has_enough():
 
 def test_what_is_drawn_are_different_tokens_of_the_sample_in_every_state():
     lengths = (12, 9, 30)
-    drawn = draw(numbered(lengths), "baseline", 24)
+    drawn = draw_tokens(numbered(lengths), "baseline", 24)
     assert_array_equal(drawn.states[:, :, :2], np.broadcast_to(drawn.states[0, :, :2], (3, 24, 2)))
     assert_array_equal(drawn.states[:, :, 2], np.repeat([[0], [1], [2]], 24, axis=1))
     found = samples_and_tokens(drawn)
@@ -64,25 +64,27 @@ def test_what_is_drawn_are_different_tokens_of_the_sample_in_every_state():
 
 
 def test_the_dtype_is_the_store_s():
-    assert draw(random_capture(lengths=(9, 9)), "baseline", 100).states.dtype == np.float16
+    assert draw_tokens(random_capture(lengths=(9, 9)), "baseline", 100).states.dtype == np.float16
 
 
 def test_per_sample_sums_over_each_sample_s_items():
-    drawn = subsample.Items(np.zeros((1, 6, 1)), 3)
+    drawn = subsample.TokenSubsample(np.zeros((1, 6, 1)), 3)
     assert drawn.per_sample(np.array([1, 2, 4, 8, 16, 32])).tolist() == [3, 12, 48]
     assert drawn.per_sample(np.arange(12).reshape(6, 2)).tolist() == [[2, 4], [10, 12], [18, 20]]
 
 
 def test_a_seed_says_what_is_drawn():
     capture = numbered((40, 30, 20, 30))
-    first, again, other = (draw(capture, "baseline", 16, seed=seed).states for seed in (3, 3, 4))
+    first, again, other = (draw_tokens(capture, "baseline", 16, seed=seed).states for seed in (3, 3, 4))
     assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_every_token_that_is_no_sink_is_drawn_as_often_as_any_other():
     capture = numbered((9, 9, 5))
-    drawn = [pair for seed in range(600) for pair in samples_and_tokens(draw(capture, "baseline", 12, seed=seed))]
+    drawn = [
+        pair for seed in range(600) for pair in samples_and_tokens(draw_tokens(capture, "baseline", 12, seed=seed))
+    ]
     count = {pair: drawn.count(pair) for pair in set(drawn)}
     assert len(count) == 8 + 8 + 4
     # 4 of 8 and of 4 tokens; a standard deviation is sqrt(600 / 4), and the last sample gives all that it has
@@ -91,7 +93,7 @@ def test_every_token_that_is_no_sink_is_drawn_as_often_as_any_other():
 
 
 def test_fewer_items_than_samples_are_of_as_many_samples():
-    drawn = draw(numbered((6,) * 20), "baseline", 10)
+    drawn = draw_tokens(numbered((6,) * 20), "baseline", 10)
     assert (drawn.samples, drawn.states.shape[1]) == (10, 10)
     assert len({sample for sample, _ in samples_and_tokens(drawn)}) == 10
 
@@ -100,7 +102,7 @@ def test_fewer_items_than_samples_are_of_as_many_samples():
 def test_sinks_are_drawn_if_one_insists(sinks):
     capture = numbered((6, 6, 6))
     capture.array[1, 3] *= 40
-    drawn = draw(capture, "baseline", 400, sinks=sinks)
+    drawn = draw_tokens(capture, "baseline", 400, sinks=sinks)
     long = {(0, 0), (1, 0), (2, 0), (0, 3)}
     assert set(samples_and_tokens(drawn)) & long == (long if sinks else set())
     assert drawn.states.shape[1] == (18 if sinks else 12)  # 4 of each; 5 of the first and the last are no more
@@ -110,14 +112,14 @@ def test_a_sample_that_sinks_leave_too_few_tokens_of_is_left_out():
     """Lengths promise five of each; two sinks more leave 3 of the first, and 9 in all are fewer than 10."""
     capture = numbered((6, 6, 6))
     capture.array[2, 4:6] *= 40
-    drawn = draw(capture, "baseline", 15)
+    drawn = draw_tokens(capture, "baseline", 15)
     assert (drawn.samples, drawn.states.shape[1]) == (2, 10)
     assert {sample for sample, _ in samples_and_tokens(drawn)} == {1, 2}
 
 
 def test_one_long_sample_does_not_leave_the_others_without_a_comparison():
     """4 tokens of each of two samples can be compared; 11 of the longest alone, which are more, cannot."""
-    drawn = draw(numbered((5, 1, 12, 3)), "baseline", 100)
+    drawn = draw_tokens(numbered((5, 1, 12, 3)), "baseline", 100)
     assert (drawn.samples, drawn.states.shape[1]) == (2, 8)
 
 
@@ -125,14 +127,14 @@ def test_a_second_sink_in_every_sample_leaves_fewer_of_each():
     """5 of 7 tokens are no sinks in every sample, 6 would be by their lengths."""
     capture = numbered((7, 7, 7))
     capture.array[2, [3, 9, 15]] *= 40
-    drawn = draw(capture, "baseline", 100)
+    drawn = draw_tokens(capture, "baseline", 100)
     assert (drawn.samples, drawn.states.shape[1]) == (3, 15)
 
 
 def test_states_that_are_overwritten_once_the_next_are_read():
     """As `Capture.each_sample` may."""
     capture = numbered((7, 9, 8))
-    expected = draw(capture, "baseline", 18).states
+    expected = draw_tokens(capture, "baseline", 18).states
     reading, buffer = capture.each_sample, np.empty((3, 9, 3))
 
     def each_sample(*plans):
@@ -142,7 +144,7 @@ def test_states_that_are_overwritten_once_the_next_are_read():
             yield room
 
     capture.each_sample = each_sample
-    assert_array_equal(draw(capture, "baseline", 18).states, expected)
+    assert_array_equal(draw_tokens(capture, "baseline", 18).states, expected)
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +159,13 @@ def test_how_the_states_are_cut_into_chunks_does_not_matter(capture, tiny_folder
     asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20, "batch_tokens": 16}
     cut = repsim.capture(str(tiny_folder), out=tmp_path / "cut.zarr", **asked)
     assert cut.chunk_tokens == 64 < cut.dataset.sizes["token"]  # and no multiple of a sample's 20
-    whole, piece = (draw(one, "skip:start=1", 40) for one in (capture, cut))
+    whole, piece = (draw_tokens(one, "skip:start=1", 40) for one in (capture, cut))
     assert_array_equal(piece.states, whole.states)
     assert piece.samples == whole.samples == 8
 
 
 def test_a_real_capture_s_own_states(capture):
-    drawn = draw(capture, "baseline", 40)
+    drawn = draw_tokens(capture, "baseline", 40)
     hidden = capture.hidden("baseline")
     states, sample = hidden.values, hidden["sample"].values
     places = [np.flatnonzero((states == item[:, None]).all((0, 2))).item() for item in drawn.states.swapaxes(0, 1)]
@@ -187,7 +189,7 @@ def test_a_real_capture_s_own_states(capture):
 )
 def test_too_few_tokens(lengths, wanted, sinks, message):
     with pytest.raises(RepsimError, match=message) as caught:
-        draw(numbered(lengths) if lengths else Stored(np.zeros((3, 0, 3)), ()), "baseline", wanted, sinks=sinks)
+        draw_tokens(numbered(lengths) if lengths else Stored(np.zeros((3, 0, 3)), ()), "baseline", wanted, sinks=sinks)
     assert "\n" not in str(caught.value)
 
 
@@ -195,4 +197,4 @@ def test_a_capture_without_states_is_refused(tiny_folder, tmp_path):
     kept = {"keep": "none", "statistics": "norms", "limit": 4, "max_tokens": 10}
     capture = repsim.capture(str(tiny_folder), out=tmp_path / "none.zarr", **kept)
     with pytest.raises(RepsimError, match=r"holds no states, .*; capture with --keep all"):
-        draw(capture, "baseline", 40)
+        draw_tokens(capture, "baseline", 40)

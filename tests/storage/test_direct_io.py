@@ -12,7 +12,7 @@ from zarr.codecs import Crc32cCodec
 
 from repsim.storage import direct_io
 from repsim.storage.direct_io import ChunkFiles
-from repsim.storage.location import Folder
+from repsim.storage.location import LocalFolder
 
 OLD = b"as it was"
 
@@ -31,7 +31,7 @@ def by_zarr(path: Path, values: np.ndarray) -> bytes:
 
 
 def chunk_files(folder: Path) -> ChunkFiles:
-    return ChunkFiles(Folder(str(folder)))
+    return ChunkFiles(LocalFolder(str(folder)))
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import repsim
 from repsim.errors import RepsimError, StoreDamaged
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
-from repsim.storage.integrity import Check, Damage, check, describes, forget, restore
-from repsim.storage.location import Folder, place_of
+from repsim.storage.integrity import Damage, VerificationReport, check, invalidate, is_metadata, restore
+from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.results import write_result
 from support.stores import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
 
@@ -48,19 +48,19 @@ def kind(request):
 
 
 @pytest.fixture
-def place(tmp_path) -> Folder:
-    return place_of(tmp_path / "s.zarr")
+def place(tmp_path) -> LocalFolder:
+    return location_of(tmp_path / "s.zarr")
 
 
 @pytest.fixture
-def full(place, kind) -> Folder:
+def full(place, kind) -> LocalFolder:
     """A finished store that holds every kind of array."""
     write(place, layout_of(units=16, **kind))
     write_result(place, "own", RESULT)
     return place
 
 
-def chunk_files(place: Folder) -> dict[str, list[str]]:
+def chunk_files(place: LocalFolder) -> dict[str, list[str]]:
     """Array → keys of its chunks."""
     found = defaultdict(list)
     for key in sorted(place.sizes()):
@@ -69,7 +69,7 @@ def chunk_files(place: Folder) -> dict[str, list[str]]:
     return found
 
 
-def named(found: Check) -> list[str]:
+def named(found: VerificationReport) -> list[str]:
     """The keys that the damages name, as their text says them."""
     return sorted(str(damage).rpartition("(")[2].removesuffix(")") for damage in found.damages)
 
@@ -97,7 +97,7 @@ def test_a_whole_store_is_whole(full):
     files = [key for keys in chunk_files(full).values() for key in keys]
     sizes = full.sizes()
     files = [key for key in files if not key.startswith("analyses/")]  # results have digests of their own
-    assert check(full) == Check(len(files), sum(sizes[key] for key in files), ())
+    assert check(full) == VerificationReport(len(files), sum(sizes[key] for key in files), ())
 
 
 def test_every_flipped_byte_is_found(full):
@@ -163,7 +163,7 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
     assert not check(place).damages
     victim = next(key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c")))
     place.write(victim, b"")
-    forget(place, check(place).damages)
+    invalidate(place, check(place).damages)
     begin(place, layout)
     assert state_store.open_dataset(place)["done"].values.sum() < layout.wanted.sum() * 3
 
@@ -183,7 +183,7 @@ def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
         else:
             full.delete(key)
     found = check(full)
-    forget(full, found.damages)
+    invalidate(full, found.damages)
     assert not check(full).damages
     layout = layout_of(units=16, **kind)
     flags = "predicted" if array == "logprob" and layout.keep else "done"
@@ -197,7 +197,7 @@ def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
 def test_only_the_blocks_that_a_damaged_chunk_holds_are_forgotten(place):
     write(place, layout_of())  # tokens 0 to 89, 90 to 139, 140 to 146
     place.write("hidden/c/3/1/0", b"")  # tokens 64 to 127
-    forget(place, check(place).damages)
+    invalidate(place, check(place).damages)
     done = state_store.open_dataset(place)["done"].values
     assert done[3].tolist() == [False, False, True]
     assert np.delete(done, 3, 0).all()
@@ -211,9 +211,9 @@ def test_what_describes_the_store_is_restored_to_the_byte(full, kind, beside):
         full.delete(chunk_files(full)[array][0])
     full.write("path/c/0/0", b"")
     damages = check(full).damages
-    assert {damage.array for damage in damages if describes(damage)} == FRAME
+    assert {damage.array for damage in damages if is_metadata(damage)} == FRAME
     restore(full, layout, damages)
-    forget(full, check(full).damages)
+    invalidate(full, check(full).damages)
     assert not check(full).damages
     write(full, layout)
     assert bytes_in(full) == kept
@@ -239,7 +239,7 @@ def test_a_damaged_result_is_removed_whole_and_no_other(place):
     beside = bytes_in(place)
     write_result(place, "own-too", RESULT)
     place.delete("analyses/own-too/value/c/0")
-    forget(place, check(place).damages)
+    invalidate(place, check(place).damages)
     assert bytes_in(place) == beside
     assert before.items() <= beside.items()
 
@@ -255,7 +255,7 @@ def test_damage_to_what_describes_the_store_is_not_forgotten(full):
         damages = check(full).damages
         before = bytes_in(full)
         with pytest.raises(RepsimError, match=rf"s\.zarr: damaged: {array} .*; capture again, to another --out$"):
-            forget(full, damages)
+            invalidate(full, damages)
         assert bytes_in(full) == before
         full.write(key, data)
 
@@ -275,10 +275,10 @@ def test_lost_metadata_is_named_and_mended(tiny_folder, tmp_path, name, content)
     file.unlink() if content is None else file.write_text(content)
     found = [str(damage) for damage in repsim.verify(tmp_path / "c.zarr").damages]
     assert f"{'missing' if content is None else 'damaged'}: {name} metadata ({name}/zarr.json)" in found
-    kept = bytes_in(place_of(tmp_path / "c.zarr"))
+    kept = bytes_in(location_of(tmp_path / "c.zarr"))
     with pytest.raises(RepsimError, match=rf"damaged \({name}/zarr.json\); repsim verify names it, and the command"):
         repsim.capture(**asked)
-    assert bytes_in(place_of(tmp_path / "c.zarr")) == kept
+    assert bytes_in(location_of(tmp_path / "c.zarr")) == kept
     repsim.capture(**asked, repair=True)
     assert not repsim.verify(tmp_path / "c.zarr").damages
     assert np.isfinite(repsim.open(tmp_path / "c.zarr").hidden().values).all()

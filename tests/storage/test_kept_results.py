@@ -7,7 +7,7 @@ import xarray as xr
 from repsim.errors import RepsimError
 from repsim.storage import results
 from repsim.storage.integrity import check
-from repsim.storage.location import place_of
+from repsim.storage.location import location_of
 from repsim.storage.results import write_result
 from support.stores import bytes_in, layout_of, write
 
@@ -16,7 +16,7 @@ OLD, NEW = (xr.Dataset({"value": ("x", np.arange(size))}, attrs={"analysis": "ow
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    made = place_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-results")
+    made = location_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-results")
     write(made, layout_of())
     yield made
     made.remove()
@@ -35,7 +35,7 @@ def test_a_result_replaces_another(place):
 
 @pytest.mark.parametrize("way", ["in one step", "in two"])
 def test_a_result_that_is_cut_short_leaves_the_older_one(tmp_path, monkeypatch, way):
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     write(place, layout_of())
     write_result(place, "own", OLD)
     before = bytes_in(place)
@@ -56,7 +56,7 @@ def test_a_result_that_is_cut_short_leaves_the_older_one(tmp_path, monkeypatch, 
 
 
 def test_half_a_result_in_a_bucket_is_named(monkeypatch):
-    place = place_of("memory://half-results")
+    place = location_of("memory://half-results")
     write(place, layout_of())
     write_result(place, "own", OLD)
     put, count = place.write, iter(range(100))
@@ -68,7 +68,7 @@ def test_half_a_result_in_a_bucket_is_named(monkeypatch):
 
 
 def test_a_link_in_the_place_of_results_is_not_followed(tmp_path):
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     write(place, layout_of())
     elsewhere = tmp_path / "elsewhere"
     (place.path / "analyses").rename(elsewhere)

@@ -13,12 +13,21 @@ import zarr
 
 from repsim.errors import RepsimError
 from repsim.storage import location
-from repsim.storage.location import PARTIAL, SOME, Bucket, Folder, Place, TakenOver, one_line_errors, place_of
+from repsim.storage.location import (
+    PARTIAL,
+    SOME,
+    Bucket,
+    LocalFolder,
+    Location,
+    TakenOver,
+    location_of,
+    one_line_errors,
+)
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    made = place_of(tmp_path / "a b" / "s.zarr" if request.param == "folder" else "memory://test-places")
+    made = location_of(tmp_path / "a b" / "s.zarr" if request.param == "folder" else "memory://test-places")
     yield made
     made.remove()
 
@@ -71,13 +80,13 @@ def test_sizes_name_every_key(place):
 
 
 def test_some_keys_are_all_where_there_are_few(place):
-    assert place.some_keys() == set()
+    assert place.sample_keys() == set()
     for count in range(3 * SOME):
         place.write(f"key/{count}", b"")
         if count < SOME:
-            assert place.some_keys() == {f"key/{number}" for number in range(count + 1)}
-    assert place.some_keys() <= place.sizes().keys()
-    assert place.some_keys()
+            assert place.sample_keys() == {f"key/{number}" for number in range(count + 1)}
+    assert place.sample_keys() <= place.sizes().keys()
+    assert place.sample_keys()
 
 
 def test_nothing_is_left_after_removing(place):
@@ -85,7 +94,7 @@ def test_nothing_is_left_after_removing(place):
     place.write("a/b", b"1")
     place.write("zarr.json", b"2")
     place.remove()
-    assert (place.sizes(), place.some_keys(), place.read("a/b")) == ({}, set(), None)
+    assert (place.sizes(), place.sample_keys(), place.read("a/b")) == ({}, set(), None)
     place.write("a/b", b"3")
 
 
@@ -93,7 +102,7 @@ def test_zarr_sees_the_same_keys(place):
     array = zarr.create_array(place.zarr, name="hidden", shape=(4,), chunks=(2,), dtype="float32")
     array[:] = np.arange(4)
     assert place.sizes().keys() >= {"hidden/zarr.json", "hidden/c/0", "hidden/c/1"}
-    assert zarr.open_array(place_of(place.text).zarr, path="hidden", mode="r")[:].tolist() == [0, 1, 2, 3]
+    assert zarr.open_array(location_of(place.text).zarr, path="hidden", mode="r")[:].tolist() == [0, 1, 2, 3]
     place.delete("hidden/c/0")
     assert array[:].tolist() == [0, 0, 2, 3]
 
@@ -103,7 +112,7 @@ def test_taking_over_keeps_what_is_finished(place):
     place.enter(first)
     place.take_over()
     place.write("hidden/c/0", b"1")
-    other = place_of(place.text)
+    other = location_of(place.text)
     other.enter(second)
     other.take_over()
     assert other.read("hidden/c/0") == b"1"
@@ -115,7 +124,7 @@ def test_taking_over_keeps_what_is_finished(place):
 @pytest.mark.parametrize("act", ["write", "delete", "create", "renew", "exchange", "remove", "take_over"])
 def test_who_was_taken_over_changes_nothing(tmp_path, act):
     """Whatever a writer does after another has entered and taken over, files of the other stay as they are."""
-    first, second = place_of(tmp_path / "s.zarr"), place_of(tmp_path / "s.zarr")
+    first, second = location_of(tmp_path / "s.zarr"), location_of(tmp_path / "s.zarr")
     first.enter("1" * 32)
     first.take_over()
     first.write("hidden/c/0", b"old")
@@ -138,7 +147,7 @@ def test_who_was_taken_over_changes_nothing(tmp_path, act):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_an_empty_folder_stays_where_it_was_there_before(tmp_path, there):
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     if there:
         place.path.mkdir()
     place.enter("1" * 32)
@@ -147,7 +156,7 @@ def test_an_empty_folder_stays_where_it_was_there_before(tmp_path, there):
 
 
 def test_a_store_that_is_moved_under_its_writer(tmp_path):
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     place.enter("1" * 32)
     place.take_over()
     place.path.rename(tmp_path / "t.zarr")
@@ -175,7 +184,7 @@ def test_links_are_not_followed(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "own.txt").write_text("mine")
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     place.path.mkdir()
     (place.path / "analyses").symlink_to(elsewhere)
     for act in (place.write, place.create):
@@ -192,7 +201,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(location.os, "link", refuse)
     with pytest.raises(RepsimError, match=r"no hard links.*; choose another --out"):
-        place_of(tmp_path).create("done/lock", b"x")
+        location_of(tmp_path).create("done/lock", b"x")
     assert [path.name for path in tmp_path.rglob("*")] == ["done"]
 
 
@@ -200,24 +209,24 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch, number):
 
 
 def test_names_of_places(tmp_path):
-    assert isinstance(place_of(tmp_path), Folder)
-    assert place_of(f"file://{tmp_path}").path == tmp_path
-    assert str(place_of("a/./b.zarr/")) == "a/b.zarr"
-    bucket = place_of("memory://names/")
+    assert isinstance(location_of(tmp_path), LocalFolder)
+    assert location_of(f"file://{tmp_path}").path == tmp_path
+    assert str(location_of("a/./b.zarr/")) == "a/b.zarr"
+    bucket = location_of("memory://names/")
     assert isinstance(bucket, Bucket)
     assert str(bucket) == "memory://names"
-    assert place_of(bucket) is bucket
+    assert location_of(bucket) is bucket
 
 
 def test_room_on_a_disk_is_known_before_the_folder_is_made(tmp_path):
     disk = os.statvfs(tmp_path)
-    free = place_of(tmp_path / "not" / "yet").free_bytes
+    free = location_of(tmp_path / "not" / "yet").free_bytes
     assert abs(free - disk.f_bavail * disk.f_frsize) < 1e9  # others write meanwhile
-    assert place_of("memory://room").free_bytes is None
+    assert location_of("memory://room").free_bytes is None
 
 
 def test_half_written_files_do_not_count_and_are_cleaned(tmp_path):
-    place = place_of(tmp_path / "s.zarr")
+    place = location_of(tmp_path / "s.zarr")
     place.write("hidden/c/0", b"whole")
     (place.path / f"own{PARTIAL}").write_bytes(b"a user's")
     desk = place.path / "done" / f"{'4' * 32}{PARTIAL}"
@@ -231,7 +240,7 @@ def test_half_written_files_do_not_count_and_are_cleaned(tmp_path):
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    place = place_of(tmp_path)
+    place = location_of(tmp_path)
     place.write("zarr.json", b"old")
 
     def fail(_file):
@@ -248,7 +257,7 @@ def test_what_describes_a_store_is_on_the_disk_before_it_replaces(tmp_path, monk
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(location.os, "fsync", lambda file: (happened.append("sync"), fsync(file)))
     monkeypatch.setattr(Path, "replace", lambda path, to: (happened.append(Path(to).name), replace(path, to)))
-    group = zarr.create_group(place_of(tmp_path).zarr)
+    group = zarr.create_group(location_of(tmp_path).zarr)
     parent, hidden = (group.create_array(name, shape=(2,), dtype="float32") for name in ("parent", "hidden"))
     assert happened == ["sync", "zarr.json"] * 3
     parent[:] = 1
@@ -263,7 +272,7 @@ def test_what_describes_a_store_is_on_the_disk_before_it_replaces(tmp_path, monk
 @pytest.mark.parametrize("url", ["ftp://host/s.zarr", "nonsense://x", "s3:///", "://x"])
 def test_unknown_urls_are_refused_in_one_line(url):
     with pytest.raises(RepsimError, match=r"; a store is a folder or an s3://, gs:// or az:// URL$") as caught:
-        place_of(url)
+        location_of(url)
     assert str(caught.value).startswith(url.rstrip("/"))
     assert "\n" not in str(caught.value)
 
@@ -277,7 +286,7 @@ def test_unknown_urls_are_refused_in_one_line(url):
         (obstore.exceptions.BaseError("x" * 999), "x" * 200),
     ],
 )
-def test_errors_are_one_line(place: Place, problem, text):
+def test_errors_are_one_line(place: Location, problem, text):
     with pytest.raises(RepsimError) as caught, one_line_errors(place):
         raise problem
     assert str(caught.value) == f"{place}: cannot be written: {text}; choose another --out"

@@ -15,8 +15,8 @@ import pytest
 
 from repsim.errors import RepsimError
 from repsim.storage import lock as locks
-from repsim.storage.location import Bucket, place_of
-from repsim.storage.lock import KEY, Lock, Owner
+from repsim.storage.location import Bucket, location_of
+from repsim.storage.lock import KEY, Owner, WriterLock
 
 ME = Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff")
 GONE = replace(ME, process=2**22 + 1)  # beyond what Linux numbers processes by
@@ -25,7 +25,7 @@ FAR = replace(ME, host="far", machine="elsewhere")
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    made = place_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-locks")
+    made = location_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-locks")
     yield made
     made.remove()
 
@@ -69,9 +69,9 @@ class Pulse:
             self._waiting.release()
 
 
-def pulsed(place) -> tuple[Lock, Pulse]:
+def pulsed(place) -> tuple[WriterLock, Pulse]:
     """A lock, and what makes it beat."""
-    lock, pulse = Lock(place), Pulse()
+    lock, pulse = WriterLock(place), Pulse()
     lock._stop = pulse
     return lock, pulse
 
@@ -95,26 +95,26 @@ def test_an_owner_for_the_eye():
 
 
 def test_a_lock_is_there_while_it_is_held(place):
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         lock.check()
         assert set(place.sizes()) == {KEY}
         assert not lock.after_crash
     assert is_free(place)
-    with Lock(place):  # and can be had again
+    with WriterLock(place):  # and can be had again
         pass
 
 
 def test_a_lock_is_released_when_work_fails(place):
-    with pytest.raises(ZeroDivisionError), Lock(place):
+    with pytest.raises(ZeroDivisionError), WriterLock(place):
         _ = 1 / 0
     assert is_free(place)
 
 
 def test_a_second_holder_is_refused_and_told_of_the_first(place):
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         held = place.read(KEY)
         since = datetime.fromtimestamp(ME.started).astimezone().isoformat(" ", "seconds")
-        with pytest.raises(RepsimError) as caught, Lock(place):
+        with pytest.raises(RepsimError) as caught, WriterLock(place):
             pass
         assert str(caught.value) == (
             f"{place}: being written by process {os.getpid()} on {socket.gethostname()}, started {since}; "
@@ -127,7 +127,7 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
 def test_another_process_is_refused(tmp_path):
     command = "import sys; from repsim.storage.lock import Lock; from repsim.storage.location import place_of as at\n"
     command += "with Lock(at(sys.argv[1])): pass"
-    with Lock(place_of(tmp_path)):
+    with WriterLock(location_of(tmp_path)):
         found = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
     assert f"being written by process {os.getpid()} on" in found.stderr
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == 0
@@ -136,7 +136,7 @@ def test_another_process_is_refused(tmp_path):
 @pytest.mark.parametrize("owner", [GONE, replace(ME, started=ME.started - 60)], ids=["gone", "number given anew"])
 def test_a_dead_process_has_lost_its_lock(place, owner):
     place.write(KEY, owner.bytes)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         lock.check()
         assert not lock.after_crash  # the machine is up, so what was written is there
     assert is_free(place)
@@ -147,7 +147,7 @@ def test_a_zombie_is_dead(place):
         process = psutil.Process(child.pid)
         until(lambda: process.status() == psutil.STATUS_ZOMBIE)
         place.write(KEY, replace(ME, process=child.pid, started=process.create_time()).bytes)
-        with Lock(place) as lock:
+        with WriterLock(place) as lock:
             lock.check()
 
 
@@ -157,7 +157,7 @@ def test_a_killed_writer_has_lost_its_lock(tmp_path):
     command += "with Lock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == -9
     assert (tmp_path / KEY).exists()
-    with Lock(place_of(tmp_path)) as lock:
+    with WriterLock(location_of(tmp_path)) as lock:
         lock.check()
 
 
@@ -170,7 +170,10 @@ def test_a_writer_elsewhere_that_beats_is_alive(place, monkeypatch):
             place.write(KEY, replace(FAR, beat=1).bytes)
 
     monkeypatch.setattr(locks, "time", Clock(beat))
-    with pytest.raises(RepsimError, match=rf"being written by process {FAR.process} on far, started"), Lock(place):
+    with (
+        pytest.raises(RepsimError, match=rf"being written by process {FAR.process} on far, started"),
+        WriterLock(place),
+    ):
         pass
     assert b'"far"' in place.read(KEY)
 
@@ -179,7 +182,7 @@ def test_a_writer_elsewhere_that_does_not_beat_is_dead(place, monkeypatch):
     place.write(KEY, FAR.bytes)
     clock = Clock()
     monkeypatch.setattr(locks, "time", clock)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         assert 40 <= clock.now < 50
         assert lock.after_crash
         lock.check()
@@ -189,7 +192,7 @@ def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypat
     place.write(KEY, FAR.bytes)
     clock = Clock(lambda _now: place.delete(KEY))
     monkeypatch.setattr(locks, "time", clock)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         assert not lock.after_crash
     assert clock.now < locks.BEAT_SECONDS
 
@@ -199,7 +202,7 @@ def test_a_damaged_lock_is_nobodys(place, data):
     if isinstance(place, Bucket) and not data:
         data = b"{"  # an empty one has been released
     place.write(KEY, data)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         lock.check()
         assert lock.after_crash  # a power cut damages locks, nothing else does
 
@@ -217,13 +220,13 @@ def test_a_lock_is_renewed(place):
 
 def test_signs_of_life_come_by_themselves(place, monkeypatch):
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
-    with Lock(place):
+    with WriterLock(place):
         until(lambda: b'"beat": 0' not in place.read(KEY))
 
 
 @pytest.mark.parametrize("taken", [FAR, None])
 def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, taken):
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         place.delete(KEY)
         if taken is not None:
             place.write(KEY, taken.bytes)

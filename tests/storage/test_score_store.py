@@ -26,8 +26,8 @@ from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCHEMA_VERSION
 from repsim.storage import integrity, score_store, state_store
 from repsim.storage import lock as locks
-from repsim.storage.location import place_of
-from repsim.storage.lock import Lock
+from repsim.storage.location import location_of
+from repsim.storage.lock import WriterLock
 from support import faults
 from support.evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
 from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
@@ -294,7 +294,7 @@ def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monke
 def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken, monkeypatch, name):
     """While the store is written anew; the lost answers must not pass for finished ones."""
     flip(broken / "log_likelihood" / "c" / "0" / "0")
-    real = state_store.sized_array
+    real = state_store.create_or_resize
 
     def die(group: Any, array: str, *rest: Any, **options: Any) -> Any:
         if array == name:
@@ -332,7 +332,7 @@ def test_another_schema_is_refused(copied):
 
 
 def test_a_store_that_is_being_written_is_refused(model, asked, copied):
-    with Lock(place_of(copied)):
+    with WriterLock(location_of(copied)):
         assert not repsim.open(copied).remark
         assert repsim.evaluate(model, out=copied, **asked)  # nothing to write
         with pytest.raises(RepsimError, match=r"being written by process \d+ on "):

@@ -18,9 +18,9 @@ from repsim.schema import SCHEMA_VERSION, Identity
 from repsim.storage import lock as locks
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
-from repsim.storage.integrity import check, forget
-from repsim.storage.location import Folder, place_of
-from repsim.storage.lock import Lock
+from repsim.storage.integrity import check, invalidate
+from repsim.storage.location import LocalFolder, location_of
+from repsim.storage.lock import WriterLock
 from repsim.storage.results import write_result
 from support.stores import (
     IDENTITY,
@@ -41,8 +41,8 @@ def small_chunks(monkeypatch):
 
 
 @pytest.fixture
-def place(tmp_path) -> Folder:
-    return place_of(tmp_path / "made" / "on the way" / "s.zarr")
+def place(tmp_path) -> LocalFolder:
+    return location_of(tmp_path / "made" / "on the way" / "s.zarr")
 
 
 # Values worked out by hand
@@ -195,7 +195,7 @@ def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compressio
 
 def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
     layout = layout_of((100, 200, 90), units=16)
-    direct, through = (place_of(tmp_path / name) for name in ("direct", "through"))
+    direct, through = (location_of(tmp_path / name) for name in ("direct", "through"))
     write(direct, layout)
     monkeypatch.setattr(state_store, "Folder", type(None))
     write(through, layout)
@@ -203,7 +203,7 @@ def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
 
 
 def test_memory_holds_the_same_store(place, small_chunks):
-    layout, elsewhere = layout_of(logprobs=True), place_of("memory://test-store")
+    layout, elsewhere = layout_of(logprobs=True), location_of("memory://test-store")
     write(place, layout)
     write(elsewhere, layout)
     xr.testing.assert_identical(state_store.open_dataset(place).load(), state_store.open_dataset(elsewhere).load())
@@ -214,7 +214,7 @@ def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
     begin(place, layout)
     assert np.isnan(state_store.open_dataset(place)["hidden"].values).all()
     states = write(place, layout, blocks=[0])
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
         assert [len(writer.pending(block)) for block in range(3)] == [0, 8, 8]
         writer.begin(1)
@@ -314,7 +314,7 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, sma
     write(place, layout, blocks=[0, 1])
     before = state_store.open_dataset(place).load()
     with monkeypatch.context() as patch:
-        written, write_whole = [], Folder.write
+        written, write_whole = [], LocalFolder.write
 
         def write_some(place, key, data):
             if len(written) == stop_after and key.endswith("zarr.json"):
@@ -322,7 +322,7 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, sma
             written.append(key)
             write_whole(place, key, data)
 
-        patch.setattr(Folder, "write", write_some)
+        patch.setattr(LocalFolder, "write", write_some)
         patch.setattr(state_store, "array_digests", _stop)  # the last step but one
         with pytest.raises(KeyboardInterrupt):
             begin(place, larger)
@@ -349,17 +349,17 @@ def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
         patch.setattr(zarr.core.attributes.Attributes, "put", _stop)
         with pytest.raises(KeyboardInterrupt):
             begin(place, layout_of((400,), plans="painters"))
-    assert not state_store.is_begun(place)
+    assert not state_store.exists(place)
     with pytest.raises(RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"):
         state_store.open_dataset(place)
     states = write(place, layout)
     assert_array_equal(state_store.open_dataset(place)["hidden"], states)
-    assert state_store.is_begun(place)
+    assert state_store.exists(place)
 
 
 def test_a_writer_that_lost_its_lock_finishes_nothing_more(place):
     layout = layout_of()
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
         writer.begin(0)
         place.delete(locks.KEY)
@@ -453,7 +453,7 @@ def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logpr
     layout = layout_of(logprobs=True)
     write(place, layout, blocks=[0, 1])
     before = bytes_in(place)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
         writer.begin(2)
         with pytest.raises(RepsimError, match=message):
@@ -473,9 +473,9 @@ def test_what_is_no_store_is_not_replaced(place):
 def test_places_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: Not a directory; choose another --out$"):
-        begin(place_of(tmp_path / "file" / "s.zarr"), layout_of())
+        begin(location_of(tmp_path / "file" / "s.zarr"), layout_of())
     with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: File name too long; choose another --out$"):
-        begin(place_of(tmp_path / ("x" * 300 + "s.zarr")), layout_of())
+        begin(location_of(tmp_path / ("x" * 300 + "s.zarr")), layout_of())
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -522,7 +522,7 @@ def _changed(**attributes):
     """With other attributes, for which nothing vouches."""
 
     def change(path):
-        begin(place_of(path), layout_of())
+        begin(location_of(path), layout_of())
         metadata = json.loads((path / "zarr.json").read_text())
         metadata["attributes"] |= attributes
         (path / "zarr.json").write_text(json.dumps(metadata))
@@ -570,15 +570,15 @@ def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
 
 def test_a_store_in_a_bucket_grows_and_is_repaired():
     """Metadata and chunks that a writer has read, it replaces and deletes itself, and is not taken for another."""
-    place = place_of("memory://grows")
+    place = location_of("memory://grows")
     write(place, layout_of(logprobs=True), blocks=[0, 1])
     larger = layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     states = write(place, larger)
     assert_array_equal(state_store.open_dataset(place)["hidden"], states)
     place.write("hidden/c/3/0/0", b"")
-    with Lock(place):
-        forget(place, check(place).damages)
-        writer = state_store.prepare(place, larger, Lock(place))
+    with WriterLock(place):
+        invalidate(place, check(place).damages)
+        writer = state_store.prepare(place, larger, WriterLock(place))
         first, last = larger.token_starts[:2]
         writer.write(3, states[3, first:last], states[3, first:last, 0].astype("float32"))
         writer.finish()

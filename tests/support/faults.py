@@ -31,7 +31,7 @@ import repsim
 from repsim.jobs.interruption import Progress
 from repsim.storage import location, state_store
 from repsim.storage import lock as locks
-from repsim.storage.location import OURS, PARTIAL, Folder, place_of
+from repsim.storage.location import OURS, PARTIAL, LocalFolder, location_of
 
 TESTS = Path(__file__).parents[1]
 FINISHED, REFUSED, BROKEN = 0, 1, 2
@@ -364,7 +364,7 @@ def _fill(path: str) -> None:
 
 def digests(where: Any) -> dict[str, str]:
     """sha256 of every object of a store but its lock; the root's attributes have no order."""
-    place = place_of(where)
+    place = location_of(where)
     found = {}
     for key in place.sizes():
         if key != locks.KEY:
@@ -376,13 +376,13 @@ def digests(where: Any) -> dict[str, str]:
 
 def extent(where: Any) -> Any:
     """Sizes that a store claims; None where it is not begun."""
-    return json.loads(place_of(where).read("zarr.json") or "{}").get("attributes", {}).get("extent")
+    return json.loads(location_of(where).read("zarr.json") or "{}").get("attributes", {}).get("extent")
 
 
 def leftovers(where: Any) -> int:
     """Half-written files in a folder."""
-    place = place_of(where)
-    return sum(1 for _ in place.path.rglob(f"*{PARTIAL}")) if isinstance(place, Folder) else 0
+    place = location_of(where)
+    return sum(1 for _ in place.path.rglob(f"*{PARTIAL}")) if isinstance(place, LocalFolder) else 0
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Ca
     Returns:
         How many captures came through, each compared with the one that nothing interrupted.
     """
-    place, outcome, captures = place_of(call["out"]), whole.outcome, 0
+    place, outcome, captures = location_of(call["out"]), whole.outcome, 0
     before = extent(place)
 
     def through() -> None:
@@ -444,7 +444,7 @@ def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Ca
         attempt = stopped(write)
         claimed = extent(place)  # all at once, also where an earlier attempt has made a part of it
         assert claimed == whole.extent or (write <= outcome.made and claimed == before)
-        assert (leftovers(place) > 0) == isinstance(place, Folder)
+        assert (leftovers(place) > 0) == isinstance(place, LocalFolder)
         attempt.kill()
     assert nursery.run(call).status == FINISHED
     through()
@@ -460,7 +460,7 @@ def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], wh
     Returns:
         How many there were.
     """
-    place = place_of(call["out"])
+    place = location_of(call["out"])
     for moment in moments:
         place.remove()
         sleeper = nursery.start(call, [moment], machine="a")

@@ -8,10 +8,10 @@ from repsim.data.corpus import Sample
 from repsim.plans.families import resolve
 from repsim.plans.plan import PlanTrie
 from repsim.schema import Identity
-from repsim.stats.per_sample import Statistic
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
-from repsim.storage.location import Place
-from repsim.storage.lock import Lock
+from repsim.storage.location import Location
+from repsim.storage.lock import WriterLock
 
 IDENTITY = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"})
 PLANS = ("baseline", "drop:layer=1", "(0|1)*2", "0.mlp")
@@ -19,7 +19,7 @@ MORE_PLANS = (*PLANS, "0, 1, 2, 0")
 LENGTHS = (90, 50, 7)
 MORE_LENGTHS = (*LENGTHS, 30, 100)
 TOKENS = sum(LENGTHS)
-SUMS = Statistic("own.sum", lambda states: states.sum((1, 2), dtype=float))
+SUMS = SampleStatistic("own.sum", lambda states: states.sum((1, 2), dtype=float))
 ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32")
 
 
@@ -40,10 +40,10 @@ def states_of(layout: state_store.Layout) -> np.ndarray:
     return ALL_STATES[: len(layout.trie), : layout.tokens, : layout.units].astype(layout.dtype)
 
 
-def write(place: Place, layout: state_store.Layout, blocks=None) -> np.ndarray:
+def write(place: Location, layout: state_store.Layout, blocks=None) -> np.ndarray:
     """Writes what these blocks lack, as a capture does; all blocks if none are named."""
     states = states_of(layout)
-    with Lock(place) as lock:
+    with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
         for block in range(len(layout.blocks)) if blocks is None else blocks:
             pending = writer.pending(block)
@@ -70,9 +70,9 @@ def sums_of(layout: state_store.Layout, plan: int, block: int) -> np.ndarray:
     return np.stack([SUMS.kernel(states[:, ends[sample] : ends[sample + 1]]) for sample in samples])
 
 
-def begin(place: Place, layout: state_store.Layout) -> None:
+def begin(place: Location, layout: state_store.Layout) -> None:
     write(place, layout, blocks=())
 
 
-def bytes_in(place: Place) -> dict[str, bytes]:
+def bytes_in(place: Location) -> dict[str, bytes]:
     return {key: place.read(key) for key in place.sizes()}
