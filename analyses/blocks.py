@@ -1,4 +1,6 @@
-"""Which run of layers does least? Distance between states n layers apart, and each layer's Block Influence."""
+"""Which run of layers does least? Distance between states n layers apart, and each layer's Block
+Influence.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from repsim.errors import RepsimError
 from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE
 from repsim.stats import results
-from repsim.stats.per_sample import SampleStatistic, StateSource, collect_sums, pack_symmetric, unpack_symmetric
+from repsim.stats.per_sample import (
+    SampleStatistic,
+    StateSource,
+    collect_sums,
+    pack_symmetric,
+    unpack_symmetric,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +32,8 @@ PIECE = 256  # tokens whose cosines are held at once
 
 
 def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 - cosine over a layer.
+    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 -
+    cosine over a layer.
 
     Then of how many tokens each of these is: where a state is a zero vector it has no direction.
     """
@@ -41,12 +50,19 @@ def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
         influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
     each_sum = [pack_symmetric(distances[-1]), pack_symmetric(sums), influence]
     return np.concatenate(
-        [*each_sum, pack_symmetric(1.0 - undefined[-1]), pack_symmetric(counts), np.diagonal(counts, 1)]
+        [
+            *each_sum,
+            pack_symmetric(1.0 - undefined[-1]),
+            pack_symmetric(counts),
+            np.diagonal(counts, 1),
+        ]
     )
 
 
 def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where one of two states is a zero vector, `[token, state, state]`; what is not finite is none."""
+    """Where one of two states is a zero vector, `[token, state, state]`; what is not finite is
+    none.
+    """
     if not np.isnan(np.einsum("tss->ts", cosines)).any():
         return np.zeros(cosines.shape, bool)
     zero = (states == 0).all(-1).T
@@ -60,31 +76,36 @@ STATISTICS = {"distances": _distances}
 def compute(
     capture: StateSource, *, plan: str = "baseline", tokens: Tokens = "last", resamples: int = 1000
 ) -> xr.Dataset:
-    """Angular distance between the states around every run of a plan's steps, and each step's Block Influence.
+    """Angular distance between the states around every run of a plan's steps, and each step's Block
+    Influence.
 
-    Distance 0 (the run changes no direction) to 1 (opposite); the run of n steps with the least distance is the one
-    that "The Unreasonable Ineffectiveness of the Deeper Layers" would prune. Block Influence 0 to 2, mean over all
-    tokens of 1 - cosine of a step's input and output, as in ShortGPT.
+    Distance 0 (the run changes no direction) to 1 (opposite); the run of n steps with the least
+    distance is the one that "The Unreasonable Ineffectiveness of the Deeper Layers" would prune.
+    Block Influence 0 to 2, mean over all tokens of 1 - cosine of a step's input and output, as in
+    ShortGPT.
 
     Intervals, and how often a run is the least, come from a bootstrap over samples.
 
-    A zero vector has no direction: its token is left out of that state's distances and influences and no others.
-    `left_out_tokens` is how many tokens the number that lacks most is without. What is not finite stays NaN.
+    A zero vector has no direction: its token is left out of that state's distances and influences
+    and no others. `left_out_tokens` is how many tokens the number that lacks most is without. What
+    is not finite stays NaN.
 
     Args:
         capture: an open capture.
         plan: plan whose states are compared.
-        tokens: last: distance at each sample's last kept token, as published; all: mean over tokens.
+        tokens: last: distance at each sample's last kept token, as published; all: mean over
+            tokens.
         resamples: draws of the bootstrap.
     Returns:
-        `distance`, `standard_error`, `low`, `high` and `least` (share of resamples in which the run is the least of its
-        size) over (size, state), the run beginning after `state`, NaN where it would pass the end; `influence` and its
-        `influence_standard_error`, `influence_low`, `influence_high` over step; coordinates `layer`, `size` and
-        `step_layer`.
+        `distance`, `standard_error`, `low`, `high` and `least` (share of resamples in which the run
+        is the least of its size) over (size, state), the run beginning after `state`, NaN where it
+        would pass the end; `influence` and its `influence_standard_error`, `influence_low`,
+        `influence_high` over step; coordinates `layer`, `size` and `step_layer`.
     Raises:
         RepsimError: an unknown choice of tokens, a plan without steps, or nothing is finished.
     Source:
-        Gromov et al. 2024 (arXiv 2403.17887), eq. 7; Men et al. 2024, ShortGPT (arXiv 2403.03853), eq. 1.
+        Gromov et al. 2024 (arXiv 2403.17887), eq. 7; Men et al. 2024, ShortGPT (arXiv 2403.03853),
+        eq. 1.
     """
     if tokens not in get_args(Tokens):
         raise RepsimError(f"tokens={tokens!r}: choose {' or '.join(get_args(Tokens))}")
@@ -98,7 +119,9 @@ def compute(
     counts = np.where(np.isnan(counts), usual, counts)
     of_last, of_all, of_steps = slice(pairs), slice(pairs, 2 * pairs), slice(2 * pairs, None)
     of = of_last if tokens == "last" else of_all
-    means = stats.bootstrap(stats.ratio_of_sums(values[:, of], counts[:, of]), len(lengths), resamples=resamples)
+    means = stats.bootstrap(
+        stats.ratio_of_sums(values[:, of], counts[:, of]), len(lengths), resamples=resamples
+    )
     apart = means.map(lambda array: _by_size(unpack_symmetric(array, states)))
     influence = stats.ratio_of_sums(values[:, of_steps], counts[:, of_steps])
     per_step = stats.bootstrap(influence, len(lengths), resamples=resamples)
@@ -130,7 +153,9 @@ def compute(
 
 
 def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[..., state, state]` → `[..., size, state]`: row n - 1 holds the diagonal n above the main one, then NaN."""
+    """`[..., state, state]` → `[..., size, state]`: row n - 1 holds the diagonal n above the main
+    one, then NaN.
+    """
     states = matrices.shape[-1]
     found = np.full((*matrices.shape[:-2], states - 1, states - 1), np.nan)
     for size in range(1, states):
@@ -139,7 +164,9 @@ def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """Distance by size and place, the least of each size marked, above Block Influence; see `plotting.blocks`."""
+    """Distance by size and place, the least of each size marked, above Block Influence; see
+    `plotting.blocks`.
+    """
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
     return plotting.blocks(found)

@@ -1,4 +1,6 @@
-"""Which neighbouring layers belong together? Start, middle and end of a model, read off a similarity matrix."""
+"""Which neighbouring layers belong together? Start, middle and end of a model, read off a
+similarity matrix.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,14 @@ def compute(
 ) -> xr.Dataset:
     """Groups of neighbouring states that are alike, and how sure their boundaries are.
 
-    See `cluster`, which takes any similarity matrix; this gives it one that `cosine` or `similarity` computes.
+    See `cluster`, which takes any similarity matrix; this gives it one that `cosine` or
+    `similarity` computes.
 
     Args:
         capture: an open capture.
         plan: plan whose states are grouped.
-        of: the similarity: an average of `cosine` (token, sequence, centred, without-sinks) or a measure of
-            `similarity` (cka, minibatch-cka, procrustes, ...), with its defaults.
+        of: the similarity: an average of `cosine` (token, sequence, centred, without-sinks) or a
+            measure of `similarity` (cka, minibatch-cka, procrustes, ...), with its defaults.
         groups: how many; by default as many as give the best silhouette.
         resamples: draws of the bootstrap.
         seed: of the draws and of spectral clustering.
@@ -62,25 +65,34 @@ def compute(
         found, facts = cosine.estimate(capture, plan, of, resamples)
         facts = {**facts, "quantity": "cosine similarity"}
     else:
-        found, _, facts = similarity.estimate(capture, plan, of, resamples=resamples, permutations=0, seed=seed)
+        found, _, facts = similarity.estimate(
+            capture, plan, of, resamples=resamples, permutations=0, seed=seed
+        )
         facts = {**facts, "quantity": similarity.DESCRIPTION[of]}
     result = cluster(found, capture.steps(plan), groups=groups, seed=seed)
     result.attrs = {
-        **results.attributes(capture, plan, "clusters", "Groups of neighbouring states.", of=of, seed=seed, **facts),
+        **results.attributes(
+            capture, plan, "clusters", "Groups of neighbouring states.", of=of, seed=seed, **facts
+        ),
         **result.attrs,
     }
     return result
 
 
-def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, seed: int = 0) -> xr.Dataset:
-    """Contiguous groups of states by average linkage on 1 - similarity, with bootstrap distributions.
+def cluster(
+    found: Estimate, layers: list[str], *, groups: int | None = None, seed: int = 0
+) -> xr.Dataset:
+    """Contiguous groups of states by average linkage on 1 - similarity, with bootstrap
+    distributions.
 
-    Of all neighbouring groups the two with the least mean distance between their states are merged, until `groups` are
-    left. (scikit-learn's AgglomerativeClustering with a chain as its connectivity looks at the distance of the two
-    states at the boundary alone, whatever the linkage: it updates distances along the chain's edges only.) The number
-    of groups is the one with the best mean silhouette; `stability` is the mean adjusted Rand index of the groups of
-    resampled matrices with those of the whole. Spectral clustering, which knows nothing of neighbours, is the check.
-    The middle is the largest group (the first, of equals); the start is what lies before it, the end what lies after.
+    Of all neighbouring groups the two with the least mean distance between their states are merged,
+    until `groups` are left. (scikit-learn's AgglomerativeClustering with a chain as its
+    connectivity looks at the distance of the two states at the boundary alone, whatever the
+    linkage: it updates distances along the chain's edges only.) The number of groups is the one
+    with the best mean silhouette; `stability` is the mean adjusted Rand index of the groups of
+    resampled matrices with those of the whole. Spectral clustering, which knows nothing of
+    neighbours, is the check. The middle is the largest group (the first, of equals); the start is
+    what lies before it, the end what lies after.
 
     Args:
         found: similarities, `[state, state]`, with replicates; NaN nowhere.
@@ -88,13 +100,16 @@ def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, se
         groups: how many, 2 to states - 1; by default chosen.
         seed: of spectral clustering.
     Returns:
-        `similarity` over (state, state_other); `group` and `spectral_group` over state, counted from 0 in the order of
-        the states; `part` over state, `start`, `middle` or `end`; `silhouette`, `stability` and `spectral_agreement`
-        (adjusted Rand index of the two clusterings) over groups; `boundary`, `boundary_low`, `boundary_high` over
-        between: the first state of the next group, its interval, and `boundary_share`, the share of resamples in which
-        it is exactly this one; `cut` over state: the share of resamples in which a group begins there.
+        `similarity` over (state, state_other); `group` and `spectral_group` over state, counted
+        from 0 in the order of the states; `part` over state, `start`, `middle` or `end`;
+        `silhouette`, `stability` and `spectral_agreement` (adjusted Rand index of the two
+        clusterings) over groups; `boundary`, `boundary_low`, `boundary_high` over
+        between: the first state of the next group, its interval, and `boundary_share`, the share of
+        resamples in which it is exactly this one; `cut` over state: the share of resamples in which
+        a group begins there.
     Raises:
-        RepsimError: fewer than four states, a similarity that is NaN, or a number of groups that does not fit.
+        RepsimError: fewer than four states, a similarity that is NaN, or a number of groups that
+            does not fit.
     """
     states = len(layers)
     if states < 4:
@@ -102,17 +117,27 @@ def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, se
     if groups is not None and not 2 <= groups < states:
         raise RepsimError(f"groups={groups}: {states} states allow 2 to {states - 1}")
     if np.isnan(found.value).any():
-        raise RepsimError("the similarity of some states is undefined (NaN), so they belong to no group")
+        raise RepsimError(
+            "the similarity of some states is undefined (NaN), so they belong to no group"
+        )
     tried = range(2, max(min(MOST, states - 1), groups or 0) + 1)
     cuts = linkage(found.value)
     labels = {k: _labels(cuts, k) for k in tried}
     distance = np.clip(1 - found.value, 0, None)
     np.fill_diagonal(distance, 0)
-    silhouette = np.array([silhouette_score(distance, labels[k], metric="precomputed") for k in labels])
+    silhouette = np.array(
+        [silhouette_score(distance, labels[k], metric="precomputed") for k in labels]
+    )
     chosen = groups or tried[int(np.argmax(silhouette))]
-    resampled = [linkage(matrix) for matrix in found.replicates] if not np.isnan(found.replicates).any() else []
+    resampled = (
+        [linkage(matrix) for matrix in found.replicates]
+        if not np.isnan(found.replicates).any()
+        else []
+    )
     few = resampled[:STABILITY_RESAMPLES]
-    stability = [_mean([adjusted_rand_score(labels[k], _labels(cut, k)) for cut in few]) for k in labels]
+    stability = [
+        _mean([adjusted_rand_score(labels[k], _labels(cut, k)) for cut in few]) for k in labels
+    ]
     spectral = {k: _spectral(found.value, k, seed) for k in labels}
     starts = np.sort(cuts[: chosen - 1])
     again = np.array([np.sort(cut[: chosen - 1]) for cut in resampled]).reshape(-1, chosen - 1)
@@ -129,11 +154,17 @@ def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, se
             "cut": (STATE, _share(again, np.arange(states))),
             "silhouette": ("groups", silhouette),
             "stability": ("groups", np.array(stability)),
-            "spectral_agreement": ("groups", np.array([adjusted_rand_score(labels[k], spectral[k]) for k in labels])),
+            "spectral_agreement": (
+                "groups",
+                np.array([adjusted_rand_score(labels[k], spectral[k]) for k in labels]),
+            ),
             "boundary": ("between", starts),
             "boundary_low": ("between", low),
             "boundary_high": ("between", high),
-            "boundary_share": ("between", (again == starts).mean(0) if len(again) else np.full(len(starts), np.nan)),
+            "boundary_share": (
+                "between",
+                (again == starts).mean(0) if len(again) else np.full(len(starts), np.nan),
+            ),
         },
         coords={
             **results.layers(layers),
@@ -145,9 +176,11 @@ def cluster(found: Estimate, layers: list[str], *, groups: int | None = None, se
 
 
 def linkage(matrix: Array) -> NDArray[np.int64]:
-    """First states of groups, most important first: the first k - 1 cut the states into k contiguous groups.
+    """First states of groups, most important first: the first k - 1 cut the states into k
+    contiguous groups.
 
-    Average linkage that merges neighbouring groups only: the reverse of the order in which boundaries vanish.
+    Average linkage that merges neighbouring groups only: the reverse of the order in which
+    boundaries vanish.
 
     Args:
         matrix: similarities, `[state, state]`.
@@ -160,7 +193,9 @@ def linkage(matrix: Array) -> NDArray[np.int64]:
         first = int(np.argmin(between))
         gone.append(starts.pop(first + 1))
         for axis in (0, 1):
-            sums = np.add.reduceat(sums, np.delete(np.arange(sums.shape[axis]), first + 1), axis=axis)
+            sums = np.add.reduceat(
+                sums, np.delete(np.arange(sums.shape[axis]), first + 1), axis=axis
+            )
         sizes = np.add.reduceat(sizes, np.delete(np.arange(len(sizes)), first + 1))
     return np.array(gone[::-1])
 
@@ -172,9 +207,13 @@ def _labels(cuts: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
 
 
 def _spectral(matrix: Array, groups: int, seed: int) -> NDArray[np.int64]:
-    """Spectral clustering of the similarities that are positive, numbered in the order of the states."""
+    """Spectral clustering of the similarities that are positive, numbered in the order of the
+    states.
+    """
     affinity = np.clip((matrix + matrix.T) / 2, 1e-6, None)  # a graph in one piece
-    found = SpectralClustering(groups, affinity="precomputed", random_state=seed % 2**32, assign_labels="cluster_qr")
+    found = SpectralClustering(
+        groups, affinity="precomputed", random_state=seed % 2**32, assign_labels="cluster_qr"
+    )
     labels = found.fit_predict(affinity)
     order = list(dict.fromkeys(labels.tolist()))
     return np.array([order.index(label) for label in labels])

@@ -1,7 +1,8 @@
 """How alike are the states of a plan? Mean cosine similarity between every two of them.
 
-This module takes the sums that the kernels of `repsim.measures` make of each sample's states, stored or not, and turns
-them into means with their bootstrap distributions. It knows nothing of models, of files or of pictures.
+This module takes the sums that the kernels of `repsim.measures` make of each sample's states,
+stored or not, and turns them into means with their bootstrap distributions. It knows nothing of
+models, of files or of pictures.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def _token(states: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _without_sinks(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine sums over the tokens that are no sinks, and how many these are; then of how many tokens each sum is."""
+    """Cosine sums over the tokens that are no sinks, and how many these are; then of how many
+    tokens each sum is.
+    """
     kept = states[:, ~sink_tokens(states)]
     sums, counts = map(pack_symmetric, token_cosine_totals(kept))
     return np.concatenate([sums, [kept.shape[1]], counts, [kept.shape[1]]])
@@ -61,33 +64,41 @@ STATISTICS = {
 
 
 def compute(
-    capture: StateSource, *, plan: str = "baseline", average: Average = "token", resamples: int = 1000
+    capture: StateSource,
+    *,
+    plan: str = "baseline",
+    average: Average = "token",
+    resamples: int = 1000,
 ) -> xr.Dataset:
     """Mean cosine similarity between every two states of a plan.
 
-    -1 (opposite directions) to 1 (same direction). The averages answer different questions and differ a lot: in the
-    middle layers of a decoder the first token's state is tens to hundreds of times longer than the others', so it alone
-    rules a sample's flattened cosine, and `sequence` is near 1 there whatever the other tokens do. `token` weighs all
-    tokens alike. States that share a large constant part are alike by that alone: `centred` takes it away.
+    -1 (opposite directions) to 1 (same direction). The averages answer different questions and
+    differ a lot: in the middle layers of a decoder the first token's state is tens to hundreds of
+    times longer than the others', so it alone rules a sample's flattened cosine, and `sequence` is
+    near 1 there whatever the other tokens do. `token` weighs all tokens alike. States that share a
+    large constant part are alike by that alone: `centred` takes it away.
 
     Standard error and interval come from a bootstrap over samples; NaN where there is only one.
 
-    A zero vector has no direction, so its cosines are 0/0: the token (with `sequence`, a sample whose state is zero at
-    every token) is left out of that state's cosines and no others. `left_out_tokens` is how many tokens the cosine
-    that lacks most is without. What is not finite stays NaN.
+    A zero vector has no direction, so its cosines are 0/0: the token (with `sequence`, a sample
+    whose state is zero at every token) is left out of that state's cosines and no others.
+    `left_out_tokens` is how many tokens the cosine that lacks most is without. What is not finite
+    stays NaN.
 
-    Works on a capture that keeps its states, and, but for `centred`, on one that keeps the statistic `cosine` of them.
+    Works on a capture that keeps its states, and, but for `centred`, on one that keeps the
+    statistic `cosine` of them.
 
     Args:
         capture: an open capture.
         plan: plan whose states are compared.
-        average: token: the cosine at each token, mean over tokens; sequence: the cosine of each sample's states
-            flattened over its tokens, mean over samples; centred: as token, of states less their mean over all tokens;
-            without-sinks: as token, without the first token and those over 3 times as long as the sample's median.
+        average: token: the cosine at each token, mean over tokens; sequence: the cosine of each
+            sample's states flattened over its tokens, mean over samples; centred: as token, of
+            states less their mean over all tokens; without-sinks: as token, without the first token
+            and those over 3 times as long as the sample's median.
         resamples: draws of the bootstrap.
     Returns:
-        `cosine`, `standard_error`, `low` and `high` over (state, state_other), with coordinates `layer` and
-        `layer_other`; the attributes say what was measured on what.
+        `cosine`, `standard_error`, `low` and `high` over (state, state_other), with coordinates
+        `layer` and `layer_other`; the attributes say what was measured on what.
     Raises:
         RepsimError: an unknown average, a plan of fewer than two states, or no tokens.
     Source:
@@ -99,14 +110,18 @@ def compute(
     return xr.Dataset(
         results.variables("cosine", (STATE, results.STATE_OTHER), found, bounds=(-1, 1)),
         coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
-        attrs=results.attributes(capture, plan, "cosine", DESCRIPTION[average], average=average, **facts),
+        attrs=results.attributes(
+            capture, plan, "cosine", DESCRIPTION[average], average=average, **facts
+        ),
     )
 
 
 def estimate(
     capture: StateSource, plan: str, average: Average = "token", resamples: int = 1000
 ) -> tuple[Estimate, dict[str, int]]:
-    """The cosine matrix with its replicates, and the numbers of tokens, samples and tokens left out; see `compute`."""
+    """The cosine matrix with its replicates, and the numbers of tokens, samples and tokens left
+    out; see `compute`.
+    """
     if average not in get_args(Average):
         raise RepsimError(f"average={average!r}: choose {', '.join(get_args(Average))}")
     results.check_counts(resamples=resamples)
@@ -122,12 +137,16 @@ def estimate(
         lengths, totals, weights = collect_sums(capture, plan, statistic, pairs + sinks)
         tokens = totals[:, -1].astype(np.int64) if sinks else lengths
         if not tokens.any():
-            raise RepsimError("average='without-sinks': every kept token is a sink, as a sample's first kept one is")
+            raise RepsimError(
+                "average='without-sinks': every kept token is a sink, as a sample's first kept one is"
+            )
         there, totals, weights = tokens > 0, totals[:, :pairs], weights[:, :pairs]
         tokens, totals, weights = tokens[there], totals[there], weights[there]
         weights = np.where(np.isnan(weights), tokens[:, None], weights)
         lost = (tokens[:, None] - weights).sum(0).max()
-    packed = stats.bootstrap(stats.ratio_of_sums(totals, weights), len(weights), resamples=resamples)
+    packed = stats.bootstrap(
+        stats.ratio_of_sums(totals, weights), len(weights), resamples=resamples
+    )
     facts = {"tokens": int(tokens.sum()), "samples": len(tokens), "left_out": int(lost)}
     return packed.map(lambda array: unpack_symmetric(array, states)), facts
 
@@ -135,12 +154,18 @@ def estimate(
 def _flattened(
     capture: StateSource, plan: str, statistic: SampleStatistic, states: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of each sample its tokens, its flattened cosines, 0 where a state is zero, and 1 for a cosine, 0 for none."""
+    """Of each sample its tokens, its flattened cosines, 0 where a state is zero, and 1 for a
+    cosine, 0 for none.
+    """
     tokens, products = collect(capture, plan, statistic)
     products = unpack_symmetric(products, states)
     zero = np.diagonal(products, axis1=1, axis2=2) == 0
     undefined = pack_symmetric(zero[:, :, None] | zero[:, None, :])
-    return tokens, np.where(undefined, 0, pack_symmetric(cosine_from_gram(products))), 1.0 - undefined
+    return (
+        tokens,
+        np.where(undefined, 0, pack_symmetric(cosine_from_gram(products))),
+        1.0 - undefined,
+    )
 
 
 def _centred(capture: StateSource, plan: str) -> Any:

@@ -1,4 +1,5 @@
-"""How much does each plan harm the model? Scores of tasks against the baseline's and chance, and what differs for sure.
+"""How much does each plan harm the model? Scores of tasks against the baseline's and chance, and
+what differs for sure.
 
 It reads the scores of examples as `repsim evaluate` stores them, and knows neither model nor task.
 """
@@ -102,47 +103,60 @@ class _Task:
 
 
 def compute(
-    scores: ScoreSource, *, metric: str = "acc", kinds: str | None = None, resamples: int = 1000, seed: int = 0
+    scores: ScoreSource,
+    *,
+    metric: str = "acc",
+    kinds: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> xr.Dataset:
-    """Scores of every plan, and how they compare with the baseline's, over tasks and between families.
+    """Scores of every plan, and how they compare with the baseline's, over tasks and between
+    families.
 
-    A normalised score is (score - chance) / (baseline - chance): 1 is the baseline, 0 is guessing, below it worse than
-    guessing. Chance is the mean of 1 / choices, or the share of the most frequent right choice where that is more
-    frequent than by chance (see `chance_of`), and counts as known. Medians and means are of the normalised scores over
-    the valid tasks: those whose baseline is more than two standard errors above chance. Order sensitivity of a kind of
-    task is 1 - the mean normalised score of `reverse` and `random` where at least two layers change places. Families
-    are compared by the means over tasks, at the starts both have, where at least two layers are affected.
+    A normalised score is (score - chance) / (baseline - chance): 1 is the baseline, 0 is guessing,
+    below it worse than guessing. Chance is the mean of 1 / choices, or the share of the most
+    frequent right choice where that is more frequent than by chance (see `chance_of`), and counts
+    as known. Medians and means are of the normalised scores over the valid tasks: those whose
+    baseline is more than two standard errors above chance. Order sensitivity of a kind of task is 1
+    - the mean normalised score of `reverse` and `random` where at least two layers change places.
+    Families are compared by the means over tasks, at the starts both have, where at least two
+    layers are affected.
 
-    Nothing unmeasured is passed over: a task that is not finished under a plan, or whose states became non-finite, is
-    NaN there, and so is what is made of it. A variant is there if its plans are in the store under whatever name, and
-    its family has given a name to any plan; `random` takes the seeds that any name has.
+    Nothing unmeasured is passed over: a task that is not finished under a plan, or whose states
+    became non-finite, is NaN there, and so is what is made of it. A variant is there if its plans
+    are in the store under whatever name, and its family has given a name to any plan; `random`
+    takes the seeds that any name has.
 
-    Standard errors and intervals come from a bootstrap over the examples of each task, the same draws for all plans,
-    so that differences are paired. Shares of right answers, and what is made of them, are resampled so that no interval
-    has zero width because all of a few answers are right or wrong (`repsim.stats.bootstrap_shares`). Which tasks
-    are valid, and chance, stay as they are. A draw in which a valid task's baseline is not above chance has no
-    normalised scores and is left out of them; `undefined` counts these. Where that happens to other tasks, normalised
-    scores have no interval.
+    Standard errors and intervals come from a bootstrap over the examples of each task, the same
+    draws for all plans, so that differences are paired. Shares of right answers, and what is made
+    of them, are resampled so that no interval has zero width because all of a few answers are right
+    or wrong (`repsim.stats.bootstrap_shares`). Which tasks are valid, and chance, stay as they are.
+    A draw in which a valid task's baseline is not above chance has no normalised scores and is left
+    out of them; `undefined` counts these. Where that happens to other tasks, normalised scores have
+    no interval.
 
     Args:
         scores: what `repsim evaluate` stored, the baseline among it.
-        metric: the metric of tasks that have it; the others are measured by acc, exact_match, or their first mean.
-        kinds: what tasks ask for, where their names do not say it: `TASK=KIND`, several with commas; KIND is
-            mathematics, reasoning, semantics, knowledge or other.
+        metric: the metric of tasks that have it; the others are measured by acc, exact_match, or
+            their first mean.
+        kinds: what tasks ask for, where their names do not say it: `TASK=KIND`, several with
+            commas; KIND is mathematics, reasoning, semantics, knowledge or other.
         resamples: draws of the bootstrap.
         seed: of the draws.
     Returns:
-        Each with `_standard_error`, `_low` and `_high`: `raw` over (plan, task); `value`, `difference` (from the
-        baseline), `normalised` and `perplexity` (of seeds: the geometric mean) over (variant, task); `median` and
-        `mean` over variant; `order_sensitivity` over kind and `order_difference` (mathematics and reasoning together
-        less semantics); `harm_difference` over comparison (family_a less family_b: above 0, family_a harms less).
-        Further `value_spread` and `normalised_spread` (standard deviation over seeds), `p_value` (two-sided) and
-        `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`, `baseline`, `baseline_standard_error`,
-        `valid` (1 or 0), `examples` and the coordinates `task_kind` and `task_kind_from` ("given" or "guessed from the
-        name"); over (plan, task) `nonfinite`, the number of examples without a score.
+        Each with `_standard_error`, `_low` and `_high`: `raw` over (plan, task); `value`,
+        `difference` (from the baseline), `normalised` and `perplexity` (of seeds: the geometric
+        mean) over (variant, task); `median` and `mean` over variant; `order_sensitivity` over kind
+        and `order_difference` (mathematics and reasoning together less semantics);
+        `harm_difference` over comparison (family_a less family_b: above 0, family_a harms less).
+        Further `value_spread` and `normalised_spread` (standard deviation over seeds), `p_value`
+        (two-sided) and `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`,
+        `baseline`, `baseline_standard_error`, `valid` (1 or 0), `examples` and the coordinates
+        `task_kind` and `task_kind_from` ("given" or "guessed from the name"); over (plan, task)
+        `nonfinite`, the number of examples without a score.
     Raises:
-        RepsimError: the baseline is not in the store, no task has the metric, a task has no examples, or `kinds` names
-            a task or a kind that there is not.
+        RepsimError: the baseline is not in the store, no task has the metric, a task has no
+            examples, or `kinds` names a task or a kind that there is not.
     """
     results.check_counts(resamples=resamples, seed=seed)
     dataset = scores.dataset
@@ -158,7 +172,8 @@ def compute(
             [(task.name, task.log_likelihood) for task in tasks],
         )
     )
-    most = np.array([1 if _is_share(task.score) else np.inf for task in tasks])  # what a difference is at most
+    # What a difference is at most.
+    most = np.array([1 if _is_share(task.score) else np.inf for task in tasks])
     bounds = np.where(np.isinf(most), -np.inf, 0), most
     value = raw.map(lambda array: _pooled(array, found))
     base = raw.map(lambda array: array[..., found[0].plans[0], :])
@@ -174,10 +189,19 @@ def compute(
             **_named("raw", (PLAN, TASK), raw, bounds),
             **_named("value", dims, value, bounds),
             "value_spread": (dims, spread),
-            **_named("difference", dims, value.map(lambda array: array - array[..., :1, :]), (-most, most)),
+            **_named(
+                "difference",
+                dims,
+                value.map(lambda array: array - array[..., :1, :]),
+                (-most, most),
+            ),
             **_named("normalised", dims, normalised),
             "normalised_spread": (dims, spread / _above(base.value, chance)),
-            **_named("perplexity", dims, log_likelihood.map(lambda array: _perplexity(_pooled(array, found)))),
+            **_named(
+                "perplexity",
+                dims,
+                log_likelihood.map(lambda array: _perplexity(_pooled(array, found))),
+            ),
             **_named("median", (VARIANT,), median),
             **_named("mean", (VARIANT,), mean),
             "metric_of": (TASK, np.array([task.metric for task in tasks], object)),
@@ -195,11 +219,19 @@ def compute(
             "plan_name": (PLAN, np.array(names, object)),
             **_parameters(PLAN, [_parsed(name) for name in names], scores.layers),
             VARIANT: np.array([variant.name for variant in found], object),
-            **_parameters(VARIANT, [(variant.family, variant.values) for variant in found], scores.layers, "variant_"),
+            **_parameters(
+                VARIANT,
+                [(variant.family, variant.values) for variant in found],
+                scores.layers,
+                "variant_",
+            ),
             "variant_seeds": (VARIANT, np.array([len(variant.plans) for variant in found])),
             TASK: np.array([task.name for task in tasks], object),
             "task_kind": (TASK, kind),
-            "task_kind_from": (TASK, np.array([GIVEN if task.name in given else GUESSED for task in tasks], object)),
+            "task_kind_from": (
+                TASK,
+                np.array([GIVEN if task.name in given else GUESSED for task in tasks], object),
+            ),
         },
         attrs={
             "analysis": "degradation",
@@ -241,7 +273,9 @@ def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
             if figure != "all":
                 raise
     if not drawn:
-        raise RepsimError("none of figures 2 to 11: its plans are not in the store; add --plan fig2 --append")
+        raise RepsimError(
+            "none of figures 2 to 11: its plans are not in the store; add --plan fig2 --append"
+        )
     return drawn
 
 
@@ -249,10 +283,11 @@ def plot(found: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
 
 
 def variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Variant]:
-    """What a store's plans are, the baseline first, then family by family, then the plans of no sweep.
+    """What a store's plans are, the baseline first, then family by family, then the plans of no
+    sweep.
 
-    A plan that several families share is a member of each, so that no curve has a hole: backwards or not, one layer is
-    one layer.
+    A plan that several families share is a member of each, so that no curve has a hole: backwards
+    or not, one layer is one layer.
 
     Args:
         names: what the plans are called, `[plan]`.
@@ -264,7 +299,9 @@ def variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Va
     place = {text: index for index, text in enumerate(texts)}
     baseline = FAMILIES["baseline"].build(layers).text
     if baseline not in place:
-        raise PlanError(f"the baseline is not among the {len(texts)} plans evaluated; add --plan baseline --append")
+        raise PlanError(
+            f"the baseline is not among the {len(texts)} plans evaluated; add --plan baseline --append"
+        )
     parsed = [_parsed(name) for name in names]
     found = [Variant("baseline", "baseline", {}, (place[baseline],))]
     for family in SWEPT:
@@ -276,19 +313,30 @@ def variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Va
     ]
 
 
-def _sweep(name: str, named: Sequence[Values], place: Mapping[str, int], layers: int) -> Iterator[Variant]:
-    """A family's variants, for each part or number of loops that any name has, over all starts or layers."""
+def _sweep(
+    name: str, named: Sequence[Values], place: Mapping[str, int], layers: int
+) -> Iterator[Variant]:
+    """A family's variants, for each part or number of loops that any name has, over all starts or
+    layers.
+    """
     family = FAMILIES[name]
     index = family.parameters[0]
-    others = {tuple((key, value) for key, value in values.items() if key != index.name) for values in named}
-    if name == "looped_parallel" and others - {(("loops", LOOPS),)}:  # a grid, whose first column is called `parallel`
+    others = {
+        tuple((key, value) for key, value in values.items() if key != index.name)
+        for values in named
+    }
+    # A grid, whose first column is called `parallel`.
+    if name == "looped_parallel" and others - {(("loops", LOOPS),)}:
         others.add((("loops", 1),))
     for pool in [sorted(others)] if name == "random" else [[other] for other in sorted(others)]:
         for value in index.allowed(layers):
-            texts = [family.build(layers, **{index.name: value}, **dict(other)).text for other in pool]
+            texts = [
+                family.build(layers, **{index.name: value}, **dict(other)).text for other in pool
+            ]
             plans = tuple(place[text] for text in texts if text in place)
             asked = any(values.get(index.name) == value for values in named)
-            if plans and (asked or len(plans) == len(texts)):  # one lucky order is not what random orders do
+            # One lucky order is not what random orders do.
+            if plans and (asked or len(plans) == len(texts)):
                 values = {index.name: value, **({} if name == "random" else dict(pool[0]))}
                 yield Variant(family.text(**values), name, values, plans)
 
@@ -302,7 +350,9 @@ def _parsed(name: str) -> tuple[str, Values]:
     return family, {key: int(value) if value.isdigit() else value for key, value in pairs}
 
 
-def _parameters(dim: str, parsed: Sequence[tuple[str, Values]], layers: int, prefix: str = "") -> dict[str, Any]:
+def _parameters(
+    dim: str, parsed: Sequence[tuple[str, Values]], layers: int, prefix: str = ""
+) -> dict[str, Any]:
     """Families and parameters as coordinates along a dimension; -1 is none."""
     numbers = ("start", "layer", "loops") if prefix else ("start", "layer", "seed", "loops")
     found: dict[str, Any] = {
@@ -327,7 +377,9 @@ def _affected(family: str, values: Values, layers: int) -> int:
 
 
 def kind_of(task: str) -> str:
-    """What a task asks for, guessed from its name: mathematics, reasoning, semantics, knowledge or other."""
+    """What a task asks for, guessed from its name: mathematics, reasoning, semantics, knowledge or
+    other.
+    """
     return next((kind for kind, names in KINDS.items() if task.startswith(names)), OTHER)
 
 
@@ -341,29 +393,42 @@ def _given_kinds(text: str | None, tasks: Sequence[str]) -> dict[str, str]:
     for entry in filter(None, map(str.strip, (text or "").split(","))):
         task, equals, kind = entry.rpartition("=")
         if not equals:
-            raise RepsimError(f"kinds={text!r}: {entry!r} is not TASK=KIND; write e.g. {tasks[0]}=reasoning")
+            raise RepsimError(
+                f"kinds={text!r}: {entry!r} is not TASK=KIND; write e.g. {tasks[0]}=reasoning"
+            )
         if kind not in (*KINDS, OTHER):
-            raise DataError(f"kinds={text!r}: {kind!r} is no kind; choose {', '.join(KINDS)} or {OTHER}")
+            raise DataError(
+                f"kinds={text!r}: {kind!r} is no kind; choose {', '.join(KINDS)} or {OTHER}"
+            )
         if task not in tasks:
-            raise DataError(f"kinds={text!r}: no task {task!r} in the store; it holds {', '.join(tasks)}")
+            raise DataError(
+                f"kinds={text!r}: no task {task!r} in the store; it holds {', '.join(tasks)}"
+            )
         if given.setdefault(task, kind) != kind:
-            raise RepsimError(f"kinds={text!r}: {task} is both {given[task]} and {kind}; name it once")
+            raise RepsimError(
+                f"kinds={text!r}: {task} is both {given[task]} and {kind}; name it once"
+            )
     return given
 
 
-def chance_of(choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | Sequence[int] = ()) -> float:
-    """What guessing scores, 0 to 1: one in as many as there are choices, or more where the data favour a choice.
+def chance_of(
+    choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | Sequence[int] = ()
+) -> float:
+    """What guessing scores, 0 to 1: one in as many as there are choices, or more where the data
+    favour a choice.
 
-    Always the same choice is a better guess than any where that choice *is* right more often. Among a few examples the
-    most frequent right choice always looks it: of 50 examples of 4 balanced choices it has 0.32 on average. So its
-    share is chance only where an exact binomial test at one per cent, corrected for the number of choices, says that it
-    is more frequent than one in as many as there are choices. The test is of the task's whole data set where that is
-    known, whatever part of it was evaluated; else of the examples.
+    Always the same choice is a better guess than any where that choice *is* right more often. Among
+    a few examples the most frequent right choice always looks it: of 50 examples of 4 balanced
+    choices it has 0.32 on average. So its share is chance only where an exact binomial test at one
+    per cent, corrected for the number of choices, says that it is more frequent than one in as many
+    as there are choices. The test is of the task's whole data set where that is known, whatever
+    part of it was evaluated; else of the examples.
 
     Args:
         choices: `[example]`, 0 where there are none and guessing is hopeless.
         gold: the right one, `[example]`; -1 where it is not known.
-        counts: how often each choice is right in the task's whole data set, `[choice]`; empty where that is not known.
+        counts: how often each choice is right in the task's whole data set, `[choice]`; empty where
+            that is not known.
     Source: Clopper & Pearson 1934 (the exact test); Bonferroni's correction.
     Example:
         >>> import numpy as np
@@ -374,7 +439,11 @@ def chance_of(choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | 
     random = np.where(choices > 0, 1 / np.maximum(choices, 1), 0)
     if len(counts):
         counts = np.asarray(counts)
-        total, examples, expected = counts.sum(), counts.sum(), np.full(len(counts), 1 / len(counts))
+        total, examples, expected = (
+            counts.sum(),
+            counts.sum(),
+            np.full(len(counts), 1 / len(counts)),
+        )
     else:
         known = (choices > 0) & (gold >= 0)
         classes = np.arange(choices.max(initial=0))
@@ -385,7 +454,9 @@ def chance_of(choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | 
     if not total:
         return chance
     largest = int(np.argmax(counts))
-    test = binomtest(int(counts[largest]), int(total), float(expected[largest]), alternative="greater")
+    test = binomtest(
+        int(counts[largest]), int(total), float(expected[largest]), alternative="greater"
+    )
     favoured = test.pvalue * len(counts) <= SIGNIFICANT
     return max(chance, float(counts[largest] / examples)) if favoured else chance
 
@@ -393,7 +464,9 @@ def chance_of(choices: NDArray[Any], gold: NDArray[Any], counts: NDArray[Any] | 
 def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
     metrics = dataset["metric"].values.astype(object)
     aggregation = dataset["aggregation"].transpose(TASK, "metric").values.astype(object)
-    means = (aggregation == "mean") & (dataset["higher_is_better"].transpose(TASK, "metric").values != 0)
+    means = (aggregation == "mean") & (
+        dataset["higher_is_better"].transpose(TASK, "metric").values != 0
+    )
     usable = dict.fromkeys((*metrics[means.any(0)].tolist(), "acc"))
     if metric not in usable:
         raise RepsimError(f"metric={metric!r}: no task here has it; choose {', '.join(usable)}")
@@ -421,7 +494,9 @@ def _tasks(dataset: xr.Dataset, metric: str) -> list[_Task]:
 
 
 def _gold_counts(dataset: xr.Dataset) -> list[NDArray[np.int64]]:
-    """How often each choice is right in each task's whole data set; empty where not known, as in older stores."""
+    """How often each choice is right in each task's whole data set; empty where not known, as in
+    older stores.
+    """
     if "gold_count" not in dataset:
         return [np.empty(0, np.int64)] * dataset.sizes[TASK]
     return [row[row >= 0] for row in dataset["gold_count"].transpose(TASK, ...).values]
@@ -437,21 +512,27 @@ def _primary(names: Sequence[str], metric: str) -> str:
 
 
 def _named(
-    name: str, dims: tuple[str, ...], estimate: Estimate, bounds: tuple[Any, Any] = (-np.inf, np.inf)
+    name: str,
+    dims: tuple[str, ...],
+    estimate: Estimate,
+    bounds: tuple[Any, Any] = (-np.inf, np.inf),
 ) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):  # of infinite perplexities
         return results.variables(name, dims, estimate, f"{name}_", bounds)
 
 
 def _mean(name: str, values: Array, plans: Sequence[str], resamples: int, seed: int) -> Estimate:
-    """Mean over a task's examples, `[plan, example]` → `[plan]`; nothing depends on what else is in the store."""
+    """Mean over a task's examples, `[plan, example]` → `[plan]`; nothing depends on what else is in
+    the store.
+    """
     seeds = (seed, zlib.crc32(name.encode()))
     if _is_share(values):
         coins = [zlib.crc32(plan.encode()) for plan in plans]
         return stats.bootstrap_shares(values.T, resamples=resamples, seed=seeds, coins=coins)
     mean = stats.ratio_of_sums(values.T, np.ones(values.shape[1]))
     found = stats.bootstrap(mean, values.shape[1], resamples=resamples, seed=seeds)
-    return replace(found, skewed=False)  # percentiles, as ratios and exponentials of it may be far out
+    # Percentiles, as ratios and exponentials of it may be far out.
+    return replace(found, skewed=False)
 
 
 def _is_share(values: Array) -> bool:
@@ -460,12 +541,18 @@ def _is_share(values: Array) -> bool:
     return bool(len(known)) and bool(np.isin(known, (0, 1)).all())
 
 
-def _over_tasks(normalised: Estimate, valid: NDArray[np.bool_], summary: Callable[..., Array]) -> Estimate:
-    """A summary over the valid tasks, `[..., variant, task]` → `[..., variant]`; NaN if there are none."""
+def _over_tasks(
+    normalised: Estimate, valid: NDArray[np.bool_], summary: Callable[..., Array]
+) -> Estimate:
+    """A summary over the valid tasks, `[..., variant, task]` → `[..., variant]`; NaN if there are
+    none.
+    """
     if not valid.any():
         return normalised.map(lambda array: array[..., 0] * np.nan, samples=np.inf)
     examples = np.broadcast_to(normalised.samples, valid.shape)[valid].sum()
-    return normalised.map(lambda array: summary(array[..., valid], axis=-1), samples=float(examples))
+    return normalised.map(
+        lambda array: summary(array[..., valid], axis=-1), samples=float(examples)
+    )
 
 
 def _pooled(array: Array, found: Sequence[Variant]) -> Array:
@@ -480,7 +567,9 @@ def _pooled(array: Array, found: Sequence[Variant]) -> Array:
 def _spread(array: Array, found: Sequence[Variant]) -> Array:
     """`[plan, task]` → `[variant, task]`, the standard deviation over seeds; NaN for one."""
     nothing = np.full(array.shape[-1], np.nan)
-    return np.stack([array[list(v.plans)].std(0, ddof=1) if len(v.plans) > 1 else nothing for v in found])
+    return np.stack(
+        [array[list(v.plans)].std(0, ddof=1) if len(v.plans) > 1 else nothing for v in found]
+    )
 
 
 def _above(base: Array, chance: Array) -> Array:
@@ -494,11 +583,17 @@ def _normalised(array: Array, chance: Array) -> Array:
 
 
 def _defined(normalised: Estimate, valid: NDArray[np.bool_]) -> tuple[Estimate, int]:
-    """Without the resamples in which a valid task's baseline is not above chance, and how many these are."""
+    """Without the resamples in which a valid task's baseline is not above chance, and how many
+    these are.
+    """
     kept = ~np.isnan(normalised.replicates[:, 0, valid]).any(1)
     if kept.all():
         return normalised, 0
-    replicates = normalised.replicates[kept] if kept.sum() > 1 else np.full_like(normalised.replicates, np.nan)
+    replicates = (
+        normalised.replicates[kept]
+        if kept.sum() > 1
+        else np.full_like(normalised.replicates, np.nan)
+    )
     return Estimate(normalised.value, replicates, normalised.samples), int((~kept).sum())
 
 
@@ -507,12 +602,19 @@ def _perplexity(mean: Array) -> Array:
         return np.exp(-mean)
 
 
-def _order(normalised: Estimate, found: Sequence[Variant], kinds: NDArray[Any], layers: int) -> dict[str, Any]:
-    """Order sensitivity of each kind that has valid tasks, and of mathematics and reasoning less semantics.
+def _order(
+    normalised: Estimate, found: Sequence[Variant], kinds: NDArray[Any], layers: int
+) -> dict[str, Any]:
+    """Order sensitivity of each kind that has valid tasks, and of mathematics and reasoning less
+    semantics.
 
     kinds: of the tasks, `[task]`; empty where a task is not valid.
     """
-    members = [i for i, v in enumerate(found) if v.family in ORDERS and _affected(v.family, v.values, layers) >= 2]
+    members = [
+        i
+        for i, v in enumerate(found)
+        if v.family in ORDERS and _affected(v.family, v.values, layers) >= 2
+    ]
     examples = np.broadcast_to(normalised.samples, kinds.shape)
 
     def sensitivity(array: Array, *of: str) -> Array:
@@ -553,7 +655,9 @@ def _comparisons(mean: Estimate, found: Sequence[Variant], layers: int) -> dict[
         apart = np.full((*array.shape[:-1], len(pairs)), np.nan)
         for column, (a, b) in enumerate(pairs):
             if common := sorted(starts[a].keys() & starts[b].keys()):
-                own, other = (array[..., [starts[family][start] for start in common]] for family in (a, b))
+                own, other = (
+                    array[..., [starts[family][start] for start in common]] for family in (a, b)
+                )
                 apart[..., column] = own.mean(-1) - other.mean(-1)
         return apart
 

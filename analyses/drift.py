@@ -21,25 +21,28 @@ STATE_BASELINE = "state_baseline"
 
 
 def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
-    """Cosine of every state of a plan with every state of the baseline, and its distance from its counterpart.
+    """Cosine of every state of a plan with every state of the baseline, and its distance from its
+    counterpart.
 
-    A state's counterpart is the baseline's state after the same layer; the last state's is the last. Parallel steps
-    and halves of layers have none, and their distance is NaN. `distance` is |plan - baseline| / |baseline|, the mean
-    over tokens: 0 (the same) upwards. `cosine` is the mean over tokens, -1 to 1.
+    A state's counterpart is the baseline's state after the same layer; the last state's is the
+    last. Parallel steps and halves of layers have none, and their distance is NaN. `distance` is
+    |plan - baseline| / |baseline|, the mean over tokens: 0 (the same) upwards. `cosine` is the mean
+    over tokens, -1 to 1.
 
     Standard errors and intervals come from a bootstrap over samples.
 
-    A zero vector has no direction, and nothing is a share of its length: its token is left out of the cosines of that
-    state, and of the distance from it, and no others. `left_out_tokens` is how many tokens the number that lacks most
-    is without. What is not finite stays NaN.
+    A zero vector has no direction, and nothing is a share of its length: its token is left out of
+    the cosines of that state, and of the distance from it, and no others. `left_out_tokens` is how
+    many tokens the number that lacks most is without. What is not finite stays NaN.
 
     Args:
         capture: an open capture that keeps its states and holds the baseline.
         plan: plan whose states are compared with the baseline's.
         resamples: draws of the bootstrap.
     Returns:
-        `cosine`, `cosine_standard_error`, `cosine_low` and `cosine_high` over (state, state_baseline); `distance`,
-        `distance_standard_error`, `distance_low` and `distance_high` over state; coordinates `layer`, `layer_baseline`.
+        `cosine`, `cosine_standard_error`, `cosine_low` and `cosine_high` over (state,
+        state_baseline); `distance`, `distance_standard_error`, `distance_low` and `distance_high`
+        over state; coordinates `layer`, `layer_baseline`.
     Raises:
         RepsimError: the plan or the baseline is not in the capture, or its states were not kept.
     """
@@ -51,7 +54,8 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     def sums(both: NDArray[Any]) -> NDArray[np.float64]:
         cosines, defined = (total[:states, states:].ravel() for total in token_cosine_totals(both))
         apart, counts = np.zeros((2, len(own)))
-        for row, (mine, theirs) in enumerate(zip(own, states + other, strict=True)):  # one by one: less memory
+        # One by one: less memory.
+        for row, (mine, theirs) in enumerate(zip(own, states + other, strict=True)):
             length = norms(both[theirs])
             long = length != 0
             with np.errstate(invalid="ignore"):  # of infinities
@@ -61,9 +65,13 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
         return np.concatenate([cosines, apart, defined, counts])
 
     size = states * len(base) + len(own)
-    tokens, values, counts = collect_sums(capture, [plan, "baseline"], SampleStatistic("drift.sums", sums), size)
+    tokens, values, counts = collect_sums(
+        capture, [plan, "baseline"], SampleStatistic("drift.sums", sums), size
+    )
     found = stats.bootstrap(stats.ratio_of_sums(values, counts), len(tokens), resamples=resamples)
-    cosine = found.map(lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base)))
+    cosine = found.map(
+        lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base))
+    )
     distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
     return xr.Dataset(
         {
@@ -91,7 +99,9 @@ def counterparts(steps: list[str], base: list[str]) -> tuple[NDArray[np.int64], 
     return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
 
 
-def _spread(values: NDArray[np.float64], places: NDArray[np.int64], states: int) -> NDArray[np.float64]:
+def _spread(
+    values: NDArray[np.float64], places: NDArray[np.int64], states: int
+) -> NDArray[np.float64]:
     """`[..., place]` → `[..., state]`, NaN elsewhere."""
     spread = np.full((*values.shape[:-1], states), np.nan)
     spread[..., places] = values
@@ -99,7 +109,9 @@ def _spread(values: NDArray[np.float64], places: NDArray[np.int64], states: int)
 
 
 def plot(found: xr.Dataset) -> Figure:
-    """Where the plan's states lie among the baseline's, and how far from it; see `repsim.plotting.drift`."""
+    """Where the plan's states lie among the baseline's, and how far from it; see
+    `repsim.plotting.drift`.
+    """
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
     return plotting.drift(found)

@@ -1,4 +1,6 @@
-"""What shape do the states of a plan have? Norm, dimensions that the tokens fill, and the direction that they share."""
+"""What shape do the states of a plan have? Norm, dimensions that the tokens fill, and the direction
+that they share.
+"""
 
 from __future__ import annotations
 
@@ -35,27 +37,30 @@ def compute(
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Geometry of each state of a plan on a random subsample of tokens, equally many from each sample.
+    """Geometry of each state of a plan on a random subsample of tokens, equally many from each
+    sample.
 
     `norm`: mean Euclidean norm. `effective_rank`: exponential of the singular values' entropy, and
-    `participation_ratio`: (Σλ)² / Σλ² of the covariance's eigenvalues, both in directions; they depend on the number of
-    items. `intrinsic_dimension`: TwoNN. `anisotropy`: mean cosine of two different tokens. `repsim.measures` has each
-    number's range and source.
+    `participation_ratio`: (Σλ)² / Σλ² of the covariance's eigenvalues, both in directions; they
+    depend on the number of items. `intrinsic_dimension`: TwoNN. `anisotropy`: mean cosine of two
+    different tokens. `repsim.measures` has each number's range and source.
 
     Standard errors and intervals come from a bootstrap over samples, to first order.
 
-    A zero vector has no direction and is left out of the state's anisotropy; all else is defined for it.
-    `left_out_tokens` is how many items the state that lacks most is without.
+    A zero vector has no direction and is left out of the state's anisotropy; all else is defined
+    for it. `left_out_tokens` is how many items the state that lacks most is without.
 
     Args:
         capture: an open capture that keeps its states.
         plan: plan whose states are measured.
         items: tokens to measure on.
-        sinks: measure attention sinks too: first tokens and those over 3 times as long as the sample's median.
+        sinks: measure attention sinks too: first tokens and those over 3 times as long as the
+            sample's median.
         resamples: draws of the bootstrap.
         seed: of the draw of items.
     Returns:
-        Each number over state, with `NAME_standard_error`, `NAME_low` and `NAME_high`, and the coordinate `layer`.
+        Each number over state, with `NAME_standard_error`, `NAME_low` and `NAME_high`, and the
+        coordinate `layer`.
     Raises:
         RepsimError: the plan is not in the capture, its states were not kept, or too few tokens.
     """
@@ -78,8 +83,12 @@ def compute(
     for name, parts in zip(LABELS, zip(*rows, strict=True), strict=True):
         value = np.array([number for number, _ in parts])
         influence = np.stack([drawn.per_sample(of_item) for _, of_item in parts], axis=-1)
-        found = stats.bootstrap(stats.linearised(value, influence), drawn.samples, resamples=resamples)
-        variables |= results.variables(name, (STATE,), found, f"{name}_", (-1 if name == "anisotropy" else 0, np.inf))
+        found = stats.bootstrap(
+            stats.linearised(value, influence), drawn.samples, resamples=resamples
+        )
+        variables |= results.variables(
+            name, (STATE,), found, f"{name}_", (-1 if name == "anisotropy" else 0, np.inf)
+        )
     return xr.Dataset(
         variables,
         coords=results.layers(capture.steps(plan)),

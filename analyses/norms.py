@@ -29,8 +29,9 @@ STATISTICS = {"sum": _norm_sums}
 def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
     """Mean over tokens of the Euclidean norm of each state of a plan.
 
-    At least 0, in the units of the residual stream. In the middle layers of many decoders the first token's state is
-    tens to hundreds of times longer than the others' (attention sinks) and counts as much as it is long.
+    At least 0, in the units of the residual stream. In the middle layers of many decoders the first
+    token's state is tens to hundreds of times longer than the others' (attention sinks) and counts
+    as much as it is long.
 
     Standard error and interval come from a bootstrap over samples; NaN where there is only one.
 
@@ -50,7 +51,9 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     return xr.Dataset(
         results.variables("norm", (STATE,), found, bounds=(0, np.inf)),
         coords=results.layers(capture.steps(plan)),
-        attrs=results.attributes(capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)),
+        attrs=results.attributes(
+            capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)
+        ),
     )
 
 

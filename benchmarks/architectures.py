@@ -1,11 +1,12 @@
-"""Every text architecture of transformers, tiny and random, against plain loops over its own layers. Run by hand:
+"""Every text architecture of transformers, tiny and random, against plain loops over its own
+layers. Run by hand:
 
     .venv/bin/python benchmarks/architectures.py [--log FILE] [ARCHITECTURE ...]
 
-Prints a row per architecture and writes all of them to benchmarks/ARCHITECTURES.md. What is right is never asked of
-repsim: layers are called with what hooks saw the model's own forward give them, half layers have the other half's
-last weights set to zero, logits come from the model's own forward with one state exchanged, and generation with a
-cache is held against generation without.
+Prints a row per architecture and writes all of them to benchmarks/ARCHITECTURES.md. What is right
+is never asked of repsim: layers are called with what hooks saw the model's own forward give them,
+half layers have the other half's last weights set to zero, logits come from the model's own forward
+with one state exchanged, and generation with a cache is held against generation without.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from repsim.models import planned as _planned  # noqa: F401 - imported once, before the processes part
-from repsim.models import tracing as _tracing  # noqa: F401
+from repsim.models import planned as _planned
+from repsim.models import tracing as _tracing
 from support.architectures import SUBJECTS, USED, Subject, build
 from support.survey import Outcome, examine, told
 from support.uses import examine_uses
@@ -52,15 +53,24 @@ def main(names: list[str], log: Path | None = None) -> int:
     known = {subject.name: subject for subject in SUBJECTS}
     subjects = [known[name] for name in names] or SUBJECTS
     outcomes = read(log)
-    for subject, found in examine_all([subject for subject in subjects if subject.name not in outcomes]):
+    for subject, found in examine_all(
+        [subject for subject in subjects if subject.name not in outcomes]
+    ):
         outcomes[subject.name] = found
         print(row(subject, found), flush=True)
         if log:
             with log.open("a") as lines:
                 lines.write(json.dumps([subject.name, [vars(one) for one in found]]) + "\n")
-    faults = [(subject.name, one) for subject in subjects for one in outcomes[subject.name] if one.is_fault]
+    faults = [
+        (subject.name, one)
+        for subject in subjects
+        for one in outcomes[subject.name]
+        if one.is_fault
+    ]
     times = os.times()
-    print(f"{len(subjects)} architectures, {len(faults)} faults, {sum(times[:4]):.0f} s of processor time")
+    print(
+        f"{len(subjects)} architectures, {len(faults)} faults, {sum(times[:4]):.0f} s of processor time"
+    )
     for name, one in faults:
         print(f"{name}: {one.check}: {one.case}: {one.text}")
     if not names:
@@ -100,7 +110,9 @@ def examine_all(subjects: list[Subject]) -> Iterator[tuple[Subject, list[Outcome
 
 
 def work(subject: Subject, sending: Connection) -> None:
-    """What a process does; seconds of its own time are counted, so that a busy machine decides nothing."""
+    """What a process does; seconds of its own time are counted, so that a busy machine decides
+    nothing.
+    """
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -126,7 +138,9 @@ def cell(found: list[Outcome], check: str) -> str:
     if not said and all(one.kind == "none" for one in mine):
         return "no loop"
     if refused := [one for one in mine if one.kind == "refused"]:
-        said.append("refused" if len(refused) == len(mine) else f"{len(refused)} of {len(mine)} refused")
+        said.append(
+            "refused" if len(refused) == len(mine) else f"{len(refused)} of {len(mine)} refused"
+        )
     return ", ".join(said)
 
 
@@ -138,7 +152,9 @@ def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
     refusals = [
         f"- {subject.name}: {line}"
         for subject, found in rows
-        for line in dict.fromkeys(f"{one.check}: {one.text}" for one in found if one.kind == "refused")
+        for line in dict.fromkeys(
+            f"{one.check}: {one.text}" for one in found if one.kind == "refused"
+        )
     ]
     head = ["architecture", *CHECKS]
     lines = [

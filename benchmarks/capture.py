@@ -1,9 +1,11 @@
-"""Ratios of capture times, each measured in one run on the embedded model, and what capture needs. Run by hand:
+"""Ratios of capture times, each measured in one run on the embedded model, and what capture needs.
+Run by hand:
 
     .venv/bin/python benchmarks/capture.py [equal] [natural] [trie] [memory] [compression] [checks]
 
-Rounds alternate between the ways, so that a slow moment of the machine hits all of them; a ratio is the median of the
-rounds' own ratios. Every way but the bare forward leaves all states on disk, in the working directory's file system.
+Rounds alternate between the ways, so that a slow moment of the machine hits all of them; a ratio is
+the median of the rounds' own ratios. Every way but the bare forward leaves all states on disk, in
+the working directory's file system.
 """
 
 from __future__ import annotations
@@ -67,13 +69,20 @@ def report(seconds: dict[str, list[float]], base: str, bounds: dict[str, float])
     for name, times in seconds.items():
         print(f"  {name}: {statistics.median(times):.2f} s", flush=True)
     for name, bound in bounds.items():
-        ratios = sorted(mine / other for mine, other in zip(seconds[base], seconds[name], strict=True))
+        ratios = sorted(
+            mine / other for mine, other in zip(seconds[base], seconds[name], strict=True)
+        )
         spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
-        print(f"  {base} / {name}: {statistics.median(ratios):.3f} ({spread}; at most {bound:.2f})", flush=True)
+        print(
+            f"  {base} / {name}: {statistics.median(ratios):.3f} ({spread}; at most {bound:.2f})",
+            flush=True,
+        )
 
 
 def long_texts(count: int) -> list[str]:
-    """Texts of about 300 tokens, no two alike: each two of the built-in passages, one after the other."""
+    """Texts of about 300 tokens, no two alike: each two of the built-in passages, one after the
+    other.
+    """
     passages = [text.text for text in read_corpus().texts]
     return [f"{passages[i % 96]} {passages[(i + 1 + i // 96) % 96]}" for i in range(count)]
 
@@ -88,11 +97,17 @@ def blocks_of(samples: tuple[Sample, ...], waste: float = 1.0) -> list[tuple[Bat
     """The batches that capture makes; with the greatest waste, one batch a block."""
     ends = np.cumsum((0, *cut_blocks(samples, DEFAULT_BATCH_TOKENS)))
     overhead = CPU_COSTS["overhead"] if waste < 1 else 1e9
-    return [batches(samples[first:last], 0, overhead=overhead, waste=waste) for first, last in pairwise(ends)]
+    return [
+        batches(samples[first:last], 0, overhead=overhead, waste=waste)
+        for first, last in pairwise(ends)
+    ]
 
 
 def inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    return {"input_ids": torch.from_numpy(batch.token_ids), "attention_mask": torch.from_numpy(batch.mask).long()}
+    return {
+        "input_ids": torch.from_numpy(batch.token_ids),
+        "attention_mask": torch.from_numpy(batch.mask).long(),
+    }
 
 
 def stack_forward(model: Model, made: Sequence[Batch]) -> None:
@@ -106,14 +121,18 @@ def save_hidden_states(model: Model, made: Sequence[Batch], folder: Path, how: s
     """The paper's way: every hidden state by `output_hidden_states`, saved batch by batch."""
     with torch.inference_mode():
         for number, batch in enumerate(made):
-            states = model.module(**inputs(batch), output_hidden_states=True, use_cache=False).hidden_states
+            states = model.module(
+                **inputs(batch), output_hidden_states=True, use_cache=False
+            ).hidden_states
             if how == "torch":
                 torch.save(states, folder / f"{number}.pt")
             else:
                 np.save(folder / f"{number}.npy", torch.stack(states).numpy())
 
 
-def save_by_nnsight(model: Model, envoy: nnsight.NNsight, made: Sequence[Batch], folder: Path) -> None:
+def save_by_nnsight(
+    model: Model, envoy: nnsight.NNsight, made: Sequence[Batch], folder: Path
+) -> None:
     """nnsight's own way: the output of every layer saved out of a trace."""
     with torch.inference_mode():
         for number, batch in enumerate(made):
@@ -134,9 +153,15 @@ def equal(model: Model) -> None:
             {
                 "stack forward": lambda _: stack_forward(model, made),
                 "capture": lambda out: capture(model, corpus, out, max_tokens=EQUAL_LENGTH),
-                "output_hidden_states + torch.save": lambda out: save_hidden_states(model, made, out, "torch"),
-                "output_hidden_states + np.save": lambda out: save_hidden_states(model, made, out, "numpy"),
-                "nnsight .save() + torch.save": lambda out: save_by_nnsight(model, envoy, made, out),
+                "output_hidden_states + torch.save": lambda out: save_hidden_states(
+                    model, made, out, "torch"
+                ),
+                "output_hidden_states + np.save": lambda out: save_hidden_states(
+                    model, made, out, "numpy"
+                ),
+                "nnsight .save() + torch.save": lambda out: save_by_nnsight(
+                    model, envoy, made, out
+                ),
             }
         )
     others = {name: 0.92 for name in list(seconds)[2:]}
@@ -148,18 +173,26 @@ def natural(model: Model) -> None:
     samples = tokenize(read_corpus(), model.tokenizer, model.context_length)[0]
     place = {text.key: number for number, text in enumerate(read_corpus().texts)}
     as_they_come = sorted(samples, key=lambda sample: place[sample.key])
-    eights = [as_they_come[first : first + PAPER_BATCH] for first in range(0, len(samples), PAPER_BATCH)]
+    eights = [
+        as_they_come[first : first + PAPER_BATCH] for first in range(0, len(samples), PAPER_BATCH)
+    ]
     paper = [batch for eight in eights for batch in batches(eight, 0, overhead=1e9, waste=1)]
     packed = [batch for block in blocks_of(samples, CPU_COSTS["waste"]) for batch in block]
     for name, made in (("capture", packed), ("batches of 8 as they come", paper)):
         positions = sum(batch.mask.size for batch in made)
         padding = 1 - sum(batch.tokens for batch in made) / positions
-        print(f"natural lengths, {name}: {len(made)} batches, {100 * padding:.1f} % of positions are padding")
+        print(
+            f"natural lengths, {name}: {len(made)} batches, {100 * padding:.1f} % of positions are padding"
+        )
     seconds = rounds(
         {
             "capture": lambda out: capture(model, "builtin", out),
-            "output_hidden_states + torch.save": lambda out: save_hidden_states(model, paper, out, "torch"),
-            "output_hidden_states + np.save": lambda out: save_hidden_states(model, paper, out, "numpy"),
+            "output_hidden_states + torch.save": lambda out: save_hidden_states(
+                model, paper, out, "torch"
+            ),
+            "output_hidden_states + np.save": lambda out: save_hidden_states(
+                model, paper, out, "numpy"
+            ),
         }
     )
     report(seconds, "capture", {name: 0.70 for name in list(seconds)[1:]})
@@ -176,7 +209,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, max(seen))
 
 
 def memory(_model: Model) -> None:
-    """Peak resident memory of a process that captures, and while it captures: loading the model may take more."""
+    """Peak resident memory of a process that captures, and while it captures: loading the model may
+    take more.
+    """
     print("peak resident memory")
     for tokens in MEMORY_TOKENS:
         with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -185,7 +220,10 @@ def memory(_model: Model) -> None:
             told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             whole, capturing = (int(word) / 2**20 for word in told.split())
             count = repsim.open(f"{folder}/store.zarr").complete
-        print(f"  {count:,} tokens: {whole:,.0f} MiB, {capturing:,.0f} MiB while capturing", flush=True)
+        print(
+            f"  {count:,} tokens: {whole:,.0f} MiB, {capturing:,.0f} MiB while capturing",
+            flush=True,
+        )
 
 
 def compression(model: Model) -> None:
@@ -201,7 +239,10 @@ def compression(model: Model) -> None:
         codecs = {
             "none": [],
             **{f"zstd {level}": [ZstdCodec(level=level)] for level in (1, 3)},
-            **{f"blosc {c} {n} {s}": [BloscCodec(cname=c, clevel=n, shuffle=s, typesize=2)] for c, n, s in shuffled},
+            **{
+                f"blosc {c} {n} {s}": [BloscCodec(cname=c, clevel=n, shuffle=s, typesize=2)]
+                for c, n, s in shuffled
+            },
         }
         print(f"compression of {states.nbytes / 1e6:.0f} MB of float16 states")
         for name, chosen in codecs.items():
@@ -220,13 +261,17 @@ def compression(model: Model) -> None:
             began = time.perf_counter()
             assert (array[:] == states).all()
             read = time.perf_counter() - began
-            size = sum(file.stat().st_size for file in (Path(folder) / name).rglob("*") if file.is_file())
+            size = sum(
+                file.stat().st_size for file in (Path(folder) / name).rglob("*") if file.is_file()
+            )
             rates = f"{states.nbytes / 1e6 / wrote:.0f} MB/s written, {states.nbytes / 1e6 / read:.0f} MB/s read"
             print(f"  {name}: {size / states.nbytes:.3f} of the size, {rates}", flush=True)
 
 
 def trie(model: Model) -> None:
-    """All of the paper's plans on one short batch: the trie against one trace a plan. One round: it is long."""
+    """All of the paper's plans on one short batch: the trie against one trace a plan. One round: it
+    is long.
+    """
     plans = [named.plan for named in resolve("painters", model.layers)]
     sample = tokenize(read_corpus(), model.tokenizer, TRIE_TOKENS)[0][0]
     made = batches((sample,), 0, overhead=0, waste=0)
@@ -241,11 +286,15 @@ def trie(model: Model) -> None:
     apart = time.perf_counter() - began
     work = whole.applications / sum(plan.applications for plan in plans)
     print(f"painters on {TRIE_TOKENS} tokens: trie {together:.1f} s, plan by plan {apart:.1f} s")
-    print(f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications {work:.3f}")
+    print(
+        f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications {work:.3f}"
+    )
 
 
 def checks(model: Model) -> None:
-    """What the self-checks take of the demo's capture and of its fig2 sweep, and what making a planned model costs."""
+    """What the self-checks take of the demo's capture and of its fig2 sweep, and what making a
+    planned model costs.
+    """
     sweep = {"plan": "fig2", "tasks": "offline", "limit": 40}
     for name, run in {
         "the demo's capture": lambda out: repsim.capture(model, out=out),
@@ -282,7 +331,9 @@ def checks(model: Model) -> None:
 
 @contextmanager
 def timed_checks() -> Iterator[list[float]]:
-    """Seconds spent in self-checks inside the block, each counted where the outermost of them begins."""
+    """Seconds spent in self-checks inside the block, each counted where the outermost of them
+    begins.
+    """
     spent: list[float] = []
     inside = False
     places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
@@ -318,7 +369,9 @@ def capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = No
 
 def main() -> None:
     model = load()
-    print(f"{model.name}, {model.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{model.name}, {model.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for part in (equal, natural, trie, memory, compression, checks):
         if len(sys.argv) == 1 or part.__name__ in sys.argv[1:]:
             part(model)

@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/coverage.py [REPETITIONS]
 
-Every cell is `REPETITIONS` studies (4,000): each draws data, and asks `repsim.stats`, or the functions that the
-analysis degradation consists of, for an interval. `before` is the plain percentile interval of a plain bootstrap of the
-same data. Studies of one batch share the draws of the bootstrap, so that one matrix product serves them all.
+Every cell is `REPETITIONS` studies (4,000): each draws data, and asks `repsim.stats`, or the
+functions that the analysis degradation consists of, for an interval. `before` is the plain
+percentile interval of a plain bootstrap of the same data. Studies of one batch share the draws of
+the bootstrap, so that one matrix product serves them all.
 """
 
 from __future__ import annotations
@@ -41,14 +42,20 @@ class Study:
 
 def with_plain(estimate: Estimate, truth: Array | float) -> Study:
     """Of an estimate whose replicates were the same before."""
-    return Study(Estimate(estimate.value, estimate.replicates), estimate, np.broadcast_to(truth, estimate.value.shape))
+    return Study(
+        Estimate(estimate.value, estimate.replicates),
+        estimate,
+        np.broadcast_to(truth, estimate.value.shape),
+    )
 
 
 # Means of what is continuous: each gives the studies of one batch, of so many samples.
 
 
 def tokens_of(generator: np.random.Generator, samples: int, spread: float) -> tuple[Array, Array]:
-    """Sizes of the samples, `[sample]`, and normal values whose tokens are half alike: `[sample, study]` means."""
+    """Sizes of the samples, `[sample]`, and normal values whose tokens are half alike: `[sample,
+    study]` means.
+    """
     sizes = np.maximum(1, np.round(12 * np.exp(spread * generator.normal(size=samples))))
     shared, own = generator.normal(size=(2, samples, BATCH))
     return sizes, (shared + own / np.sqrt(sizes[:, None])) / np.sqrt(2)
@@ -56,7 +63,9 @@ def tokens_of(generator: np.random.Generator, samples: int, spread: float) -> tu
 
 def ratio_of(sizes: Array, means: Array, seed: int) -> Estimate:
     totals = means * sizes[:, None]
-    return stats.bootstrap(stats.ratio_of_sums(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed)
+    return stats.bootstrap(
+        stats.ratio_of_sums(totals, sizes), len(sizes), resamples=RESAMPLES, seed=seed
+    )
 
 
 def normal_means(generator: np.random.Generator, samples: int, seed: int) -> Study:
@@ -87,10 +96,15 @@ def exponential_means(generator: np.random.Generator, samples: int, seed: int) -
 
 def linear_ratios(generator: np.random.Generator, samples: int, seed: int) -> Study:
     """The ratio of two means, 1/2, to first order."""
-    above, below = 1 + generator.normal(size=(samples, BATCH)) / 2, 2 + generator.normal(size=(samples, BATCH)) / 2
+    above, below = (
+        1 + generator.normal(size=(samples, BATCH)) / 2,
+        2 + generator.normal(size=(samples, BATCH)) / 2,
+    )
     value = above.mean(0) / below.mean(0)
     influence = (above - value * below) / below.sum(0)
-    estimate = stats.bootstrap(stats.linearised(value, influence), samples, resamples=RESAMPLES, seed=seed)
+    estimate = stats.bootstrap(
+        stats.linearised(value, influence), samples, resamples=RESAMPLES, seed=seed
+    )
     return with_plain(estimate, 0.5)
 
 
@@ -98,18 +112,27 @@ def linear_ratios(generator: np.random.Generator, samples: int, seed: int) -> St
 
 
 def answers(generator: np.random.Generator, examples: int, shares: Array) -> Array:
-    """Right (1) and wrong (0) answers, `[study, plan, example]`; of two plans an example is as hard, in half."""
+    """Right (1) and wrong (0) answers, `[study, plan, example]`; of two plans an example is as
+    hard, in half.
+    """
     studies, plans = shares.shape
-    shared, own = generator.normal(size=(studies, 1, examples)), generator.normal(size=(studies, plans, examples))
+    shared, own = (
+        generator.normal(size=(studies, 1, examples)),
+        generator.normal(size=(studies, plans, examples)),
+    )
     return (ndtr((shared + own) / np.sqrt(2)) < shares[:, :, None]).astype(np.float64)
 
 
 def means_of(right: Array, seed: int, name: str = "task") -> tuple[Estimate, Estimate]:
     """Mean scores of `[study, plan, example]` before and now, `[study, plan]`."""
     flat = right.reshape(-1, right.shape[-1])
-    now = degradation._mean(name, flat, [str(column) for column in range(len(flat))], RESAMPLES, seed)
+    now = degradation._mean(
+        name, flat, [str(column) for column in range(len(flat))], RESAMPLES, seed
+    )
     examples = right.shape[-1]
-    plain = stats.bootstrap(lambda counts: counts @ flat.T / examples, examples, resamples=RESAMPLES, seed=seed)
+    plain = stats.bootstrap(
+        lambda counts: counts @ flat.T / examples, examples, resamples=RESAMPLES, seed=seed
+    )
 
     def by_study(array: Array) -> Array:
         return array.reshape(*array.shape[:-1], *right.shape[:2])
@@ -146,7 +169,9 @@ def no_differences(generator: np.random.Generator, examples: int, seed: int) -> 
 
 
 def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
-    """A plan's normalised score, the mean over so many tasks; over those that are valid, as the analysis takes it."""
+    """A plan's normalised score, the mean over so many tasks; over those that are valid, as the
+    analysis takes it.
+    """
 
     def study(generator: np.random.Generator, examples: int, seed: int) -> Study:
         chance = np.array(CHANCES if tasks > 1 else CHANCES[1:2])
@@ -157,7 +182,8 @@ def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
             means_of(answers(generator, examples, both[:, task]), seed * 100 + task, f"task {task}")
             for task in range(tasks)
         ]
-        of_each = [stats.strata(estimates) for estimates in zip(*found, strict=True)]  # [study, plan, task]
+        # [study, plan, task].
+        of_each = [stats.strata(estimates) for estimates in zip(*found, strict=True)]
         truth = (share - chance) / (base - chance)
         results: list[list[Estimate]] = [[], []]
         valid = of_each[1].value[:, 0] > chance + 2 * of_each[1].standard_error[:, 0]
@@ -167,9 +193,13 @@ def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
                 score = one.map(lambda array: degradation._normalised(array, chance))
                 score, _ = degradation._defined(score, valid[row])
                 results[way].append(
-                    degradation._over_tasks(score, valid[row], np.mean).map(lambda array: array[..., 1])
+                    degradation._over_tasks(score, valid[row], np.mean).map(
+                        lambda array: array[..., 1]
+                    )
                 )
-        truths = np.array([truth[row, valid[row]].mean() if valid[row].any() else np.nan for row in range(BATCH)])
+        truths = np.array(
+            [truth[row, valid[row]].mean() if valid[row].any() else np.nan for row in range(BATCH)]
+        )
         return Study(*map(_side_by_side, results), truths)
 
     return study
@@ -203,20 +233,26 @@ SCORED = {
 }
 
 
-def batches(study: Callable[[np.random.Generator, int, int], Study], size: int, repetitions: int) -> Iterator[Study]:
+def batches(
+    study: Callable[[np.random.Generator, int, int], Study], size: int, repetitions: int
+) -> Iterator[Study]:
     for number in range(-(-repetitions // BATCH)):
         yield study(np.random.default_rng((number, size)), size, number)
 
 
 def coverage(
-    study: Callable[[np.random.Generator, int, int], Study], size: int, repetitions: int = REPETITIONS
+    study: Callable[[np.random.Generator, int, int], Study],
+    size: int,
+    repetitions: int = REPETITIONS,
 ) -> tuple[float, float, float, float]:
     """Per cent of the intervals that hold the truth, before and now, and their mean widths."""
     held, widths = [], []
     for batch in batches(study, size, repetitions):
         known = np.isfinite(batch.truth)
         ends = [estimate.interval() for estimate in (batch.before, batch.now)]
-        held.append([(low <= batch.truth + 1e-12) & (batch.truth - 1e-12 <= high) for low, high in ends])
+        held.append(
+            [(low <= batch.truth + 1e-12) & (batch.truth - 1e-12 <= high) for low, high in ends]
+        )
         held[-1] = [one[known] for one in held[-1]]
         widths.append([(high - low)[known] for low, high in ends])
     before, now = (100 * np.concatenate(each).mean() for each in zip(*held, strict=True))
@@ -232,9 +268,16 @@ def main(repetitions: int = REPETITIONS) -> None:
     cells += [(name, study, size) for name, study in SCORED.items() for size in EXAMPLES]
     for name, study, size in cells:
         before, now, wide_before, wide_now = coverage(study, size, repetitions)
-        print(f"| {name} | {size} | {before:.1f} % | {now:.1f} % | {wide_before:.3f} | {wide_now:.3f} |", flush=True)
-    print(f"\n{time.process_time() - began:.0f} s of processor time; {repetitions:,} studies per cell, so that ")
-    print(f"coverage is known to {norm.ppf(0.975) * 100 * np.sqrt(0.05 * 0.95 / repetitions):.1f} % ")
+        print(
+            f"| {name} | {size} | {before:.1f} % | {now:.1f} % | {wide_before:.3f} | {wide_now:.3f} |",
+            flush=True,
+        )
+    print(
+        f"\n{time.process_time() - began:.0f} s of processor time; {repetitions:,} studies per cell, so that "
+    )
+    print(
+        f"coverage is known to {norm.ppf(0.975) * 100 * np.sqrt(0.05 * 0.95 / repetitions):.1f} % "
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Benchmarks under plans: do they agree with lm-eval's own evaluation, and how much faster are they?
+"""Benchmarks under plans: do they agree with lm-eval's own evaluation, and how much faster are
+they?
 
     python benchmarks/evaluate.py agree   [--rows 100] [--plan-rows 3]
     python benchmarks/evaluate.py written [--items 8]
     python benchmarks/evaluate.py speed fig2 [--rows 100] [--dtype float32] [--reference 4]
 
-`agree` compares every per-request log-likelihood with lm-eval's `HFLM`, the model's own forward: under the baseline,
-and under plans of every kind with what `repsim.planned(...)` gives; and `HFLM` with itself at another batch size,
-which is how much of it is rounding. `written` compares the texts of GSM8K. `speed` times `repsim evaluate` over a whole
-set of plans against one `HFLM` evaluation a plan, measured on a few of them, loading left out on both sides. Data come
-from ../shared/data.
+`agree` compares every per-request log-likelihood with lm-eval's `HFLM`, the model's own forward:
+under the baseline, and under plans of every kind with what `repsim.planned(...)` gives; and `HFLM`
+with itself at another batch size, which is how much of it is rounding. `written` compares the texts
+of GSM8K. `speed` times `repsim evaluate` over a whole set of plans against one `HFLM` evaluation a
+plan, measured on a few of them, loading left out on both sides. Data come from ../shared/data.
 """
 
 from __future__ import annotations
@@ -62,10 +63,14 @@ def agree(arguments: argparse.Namespace) -> None:
     compare(model, CHOICES, arguments.plan_rows, PLANS)
 
 
-def compare(model: Model, names: Sequence[str], rows: int, plans: Sequence[str], shots: int | None = None) -> None:
+def compare(
+    model: Model, names: Sequence[str], rows: int, plans: Sequence[str], shots: int | None = None
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = {"data_dir": DATA, "limit": rows, "shots": shots, "plan": list(plans)}
-        found = repsim.evaluate(model, tasks=list(names), out=f"{folder}/s.zarr", **options).dataset.load()
+        found = repsim.evaluate(
+            model, tasks=list(names), out=f"{folder}/s.zarr", **options
+        ).dataset.load()
     made = benchmarks_of(model, names, rows, shots)
     for row, plan in enumerate(plans):
         expected, metrics = reference(model, made, plan, 8)
@@ -75,7 +80,9 @@ def compare(model: Model, names: Sequence[str], rows: int, plans: Sequence[str],
         differ = [
             (task, metric, float(value))
             for (task, metric), value in metrics.items()
-            if not np.isclose(found["aggregate"][row].sel(task=task, metric=metric), value, rtol=1e-4)
+            if not np.isclose(
+                found["aggregate"][row].sel(task=task, metric=metric), value, rtol=1e-4
+            )
         ]
         print(
             f"{plan}, {shots or 0}-shot, {rows} rows a task: log-likelihoods {own.min():.1f} to {own.max():.1f} nats "
@@ -85,9 +92,13 @@ def compare(model: Model, names: Sequence[str], rows: int, plans: Sequence[str],
         )
 
 
-def reference(model: Model, made: Any, plan: str, batch: int) -> tuple[np.ndarray, dict[tuple[str, str], float]]:
+def reference(
+    model: Model, made: Any, plan: str, batch: int
+) -> tuple[np.ndarray, dict[tuple[str, str], float]]:
     """lm-eval's own log-likelihoods of every request, and its metrics."""
-    harness = HFLM(pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=batch)
+    harness = HFLM(
+        pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=batch
+    )
     numbers, metrics = [], {}
     for benchmark in made:
         instances = benchmark._task.instances
@@ -103,7 +114,8 @@ def reference(model: Model, made: Any, plan: str, batch: int) -> tuple[np.ndarra
             for metric, value in benchmark._task.process_results(doc, own).items():
                 values.setdefault(metric, []).append(value)
         metrics |= {
-            (benchmark.name, metric): float(benchmark._task.aggregation()[metric](v)) for metric, v in values.items()
+            (benchmark.name, metric): float(benchmark._task.aggregation()[metric](v))
+            for metric, v in values.items()
         }
     return np.array(numbers), metrics
 
@@ -115,8 +127,15 @@ def written(arguments: argparse.Namespace) -> None:
     for plan in ("baseline", "skip:start=13", "looped_parallel:start=13,loops=3"):
         with tempfile.TemporaryDirectory() as folder:
             options = {"tasks": "gsm8k", "data_dir": DATA, "limit": items, "plan": plan}
-            found = repsim.evaluate(model, out=f"{folder}/s.zarr", **options).dataset["response"].values[0].tolist()
-        harness = HFLM(pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=items)
+            found = (
+                repsim.evaluate(model, out=f"{folder}/s.zarr", **options)
+                .dataset["response"]
+                .values[0]
+                .tolist()
+            )
+        harness = HFLM(
+            pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=items
+        )
         expected = harness.generate_until(benchmark._task.instances, disable_tqdm=True)
         same = sum(one == other for one, other in zip(found, expected, strict=True))
         print(f"gsm8k under {plan}: {same} of {items} texts the same", flush=True)
@@ -134,12 +153,21 @@ def speed(arguments: argparse.Namespace) -> None:
         harness = HFLM(pretrained=planned, tokenizer=model.tokenizer, batch_size=16)
         took = timed(lambda harness=harness: harness.loglikelihood(instances, disable_tqdm=True))
         fits.append((named.plan.applications, took))
-        print(f"HFLM under {named.name}: {named.plan.applications} layer applications, {took:.1f} s", flush=True)
-    # seconds = what a plan costs beside its layers + what a layer costs: the other plans by their layers
+        print(
+            f"HFLM under {named.name}: {named.plan.applications} layer applications, {took:.1f} s",
+            flush=True,
+        )
+    # seconds = what a plan costs beside its layers + what a layer costs: the other plans by their
+    # layers
     slope, rest = np.polyfit(*zip(*fits, strict=True), 1)
     per_plan = statistics.mean(rest + slope * named.plan.applications for named in plans)
     folder = tempfile.mkdtemp()
-    options = {"data_dir": DATA, "limit": arguments.rows, "plan": arguments.set, "out": f"{folder}/s.zarr"}
+    options = {
+        "data_dir": DATA,
+        "limit": arguments.rows,
+        "plan": arguments.set,
+        "out": f"{folder}/s.zarr",
+    }
     took = timed(lambda: repsim.evaluate(model, tasks=list(TIMED), **options))
     shutil.rmtree(folder)
     print(
@@ -186,15 +214,26 @@ def shares(model: Model, made: Any, plans: Any) -> None:
             shared,
             f"in trees ({padded:,} with padding)",
         ),
-        ("contexts", "tokens", plain, "request by request", rows, "positions in rows of equal inputs"),
+        (
+            "contexts",
+            "tokens",
+            plain,
+            "request by request",
+            rows,
+            "positions in rows of equal inputs",
+        ),
         ("logits", "positions", plain, "in all", scored, "where something is predicted"),
     )
     for what, unit, before, how, after, instead in lines:
-        print(f"  {what}: {before:,} {unit} {how}, {after:,} {instead}: {before / after:.2f} times fewer")
+        print(
+            f"  {what}: {before:,} {unit} {how}, {after:,} {instead}: {before / after:.2f} times fewer"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(required=True)
     one = kinds.add_parser("agree")
     one.add_argument("--rows", type=int, default=100)

@@ -1,12 +1,15 @@
-"""A campaign of faults against stores: whatever happens, nothing is lost, unnoticed or falsely accused. Run by hand:
+"""A campaign of faults against stores: whatever happens, nothing is lost, unnoticed or falsely
+accused. Run by hand:
 
     .venv/bin/python benchmarks/faults.py [PART ...]
 
-Parts: kills, zombies, starts, flips, deletions, errors, disks, bucket, network; all of them if none is named.
+Parts: kills, zombies, starts, flips, deletions, errors, disks, bucket, network; all of them if none
+is named.
 
-Every part makes captures of a tiny random model and compares them, object by object, with one that nothing interrupted.
-A process that dies, wakes or fails does so at a chosen write, so each round is the same on every machine. The lines
-say how many trials there were, and how many stores lost something, hid a damage, or were accused without one.
+Every part makes captures of a tiny random model and compares them, object by object, with one that
+nothing interrupted. A process that dies, wakes or fails does so at a chosen write, so each round is
+the same on every machine. The lines say how many trials there were, and how many stores lost
+something, hid a damage, or were accused without one.
 """
 
 from __future__ import annotations
@@ -31,11 +34,30 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import repsim
 from repsim.storage.location import location_of
 from repsim.storage.lock import KEY
-from support.faults import FINISHED, REFUSED, Nursery, Whole, amazon, digests, kill_often, leftovers, raise_zombies
+from support.faults import (
+    FINISHED,
+    REFUSED,
+    Nursery,
+    Whole,
+    amazon,
+    digests,
+    kill_often,
+    leftovers,
+    raise_zombies,
+)
 from support.models import save_folder
 from support.network import FAULTS, Network
 
-KILLS, ZOMBIES, STARTS, FLIPS, DELETIONS, ERRORS, DISKS, FAULTS_EACH = 60, 40, 60, 100, 40, 60, 20, 5
+KILLS, ZOMBIES, STARTS, FLIPS, DELETIONS, ERRORS, DISKS, FAULTS_EACH = (
+    60,
+    40,
+    60,
+    100,
+    40,
+    60,
+    20,
+    5,
+)
 ASKED = {
     "plan": ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2"],
     "limit": 24,
@@ -97,7 +119,9 @@ class Campaign:
         return Tally(raise_zombies(self.nursery, self.asked, moments, self.whole))
 
     def starts(self) -> Tally:
-        """Two at once over a dead lock, one of which is held up before a write to the lock: one of them writes."""
+        """Two at once over a dead lock, one of which is held up before a write to the lock: one of
+        them writes.
+        """
         tally = Tally()
         for round_ in range(STARTS):
             self.clear()
@@ -111,7 +135,11 @@ class Campaign:
                 held_up.go_on()
             outcomes = sorted([other.status, held_up.wait().status])
             tally.trials += 1
-            tally.lost += digests(self.out) != self.whole.digests or outcomes[0] != FINISHED or leftovers(self.out) > 0
+            tally.lost += (
+                digests(self.out) != self.whole.digests
+                or outcomes[0] != FINISHED
+                or leftovers(self.out) > 0
+            )
             tally.unnoticed += outcomes[1] not in (FINISHED, REFUSED)
         return tally
 
@@ -133,7 +161,9 @@ class Campaign:
         for _ in range(trials):
             self.clear()
             shutil.copytree(self.first, self.out)
-            files = sorted(path for path in Path(self.out).rglob("*") if path.is_file() and path.stat().st_size)
+            files = sorted(
+                path for path in Path(self.out).rglob("*") if path.is_file() and path.stat().st_size
+            )
             harm(chance.choice(files), chance)
             tally.trials += 1
             try:
@@ -151,9 +181,13 @@ class Campaign:
     def errors(self) -> Tally:
         """A write fails: one line, and the same call goes on."""
         tally = Tally()
-        for row, write in enumerate(np.linspace(1, self.whole.outcome.writes, ERRORS, dtype=int).tolist()):
+        for row, write in enumerate(
+            np.linspace(1, self.whole.outcome.writes, ERRORS, dtype=int).tolist()
+        ):
             self.clear()
-            outcome = self.nursery.run(self.asked, moments=[write], error=REFUSALS[row % len(REFUSALS)])
+            outcome = self.nursery.run(
+                self.asked, moments=[write], error=REFUSALS[row % len(REFUSALS)]
+            )
             tally.trials += 1
             tally.unnoticed += outcome.status != REFUSED
             finished = self.nursery.run(self.asked).status == FINISHED
@@ -187,7 +221,9 @@ class Campaign:
             return Tally(20 + raise_zombies(self.nursery, call, moments, whole))
 
     def network(self) -> Tally:
-        """A request to a bucket meets one of the faults that networks have; writing goes on, or ends with one line."""
+        """A request to a bucket meets one of the faults that networks have; writing goes on, or
+        ends with one line.
+        """
         tally = Tally()
         with amazon() as url:
             server = os.environ["AWS_ENDPOINT_URL"]
@@ -199,22 +235,32 @@ class Campaign:
                 for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
                     location_of(call["out"]).remove()
                     fate = {at: fault}
-                    with Network(server, lambda number, _method, fate=fate: fate.get(number)) as network:
+                    with Network(
+                        server, lambda number, _method, fate=fate: fate.get(number)
+                    ) as network:
                         outcome = self.nursery.run(call, endpoint=network.url, patience=10)
                     tally.trials += 1
-                    told = outcome.status == REFUSED and outcome.message.startswith(f"{call['out']}: ")
+                    told = outcome.status == REFUSED and outcome.message.startswith(
+                        f"{call['out']}: "
+                    )
                     if fault == "forgotten":  # what it held by then is gone
                         tally.unnoticed += not told and digests(call["out"]) != whole.digests
                         continue
                     tally.false_alarms += outcome.status != FINISHED  # one fault alone is borne
                     tally.lost += digests(call["out"]) != whole.digests
-            for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():  # for good
+            # For good.
+            for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
                 location_of(call["out"]).remove()
-                with Network(server, lambda number, _method, at=at: "hangs" if number >= at else None) as network:
+                with Network(
+                    server, lambda number, _method, at=at: "hangs" if number >= at else None
+                ) as network:
                     outcome = self.nursery.run(call, endpoint=network.url, patience=1)
                 tally.trials += 1
                 tally.unnoticed += outcome.status != REFUSED
-                tally.lost += self.nursery.run(call).status != FINISHED or digests(call["out"]) != whole.digests
+                tally.lost += (
+                    self.nursery.run(call).status != FINISHED
+                    or digests(call["out"]) != whole.digests
+                )
         return tally
 
 

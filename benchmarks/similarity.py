@@ -1,11 +1,13 @@
-"""How fast are the analyses, against plain ways to the same numbers? Run by hand, on a quiet machine:
+"""How fast are the analyses, against plain ways to the same numbers? Run by hand, on a quiet
+machine:
 
     .venv/bin/python benchmarks/similarity.py [cosine] [cka] [suite]
 
 `cosine`: the matrix of all 31 states over 50,000 tokens from disk, against the double loop of
-`torch.nn.functional.cosine_similarity` (over the same states loaded as float32; loading is given apart) and against
-scikit-learn's paired cosines (of some pairs, scaled to all). `cka`: minibatch CKA of all pairs against a plain loop
-over batches and pairs (some of both, scaled). `suite`: every analysis on the demo's capture.
+`torch.nn.functional.cosine_similarity` (over the same states loaded as float32; loading is given
+apart) and against scikit-learn's paired cosines (of some pairs, scaled to all). `cka`: minibatch
+CKA of all pairs against a plain loop over batches and pairs (some of both, scaled). `suite`: every
+analysis on the demo's capture.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def median(times: list[float]) -> str:
 
 
 def rates() -> dict[str, float]:
-    """What the machine can do, in float32: operations a second of a large matrix product; of this shape; bytes read."""
+    """What the machine can do, in float32: operations a second of a large matrix product; of this
+    shape; bytes read.
+    """
     square = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
     flat = square.reshape(32, -1)
     product = min(seconds(lambda: square @ square))
@@ -59,7 +63,9 @@ def rates() -> dict[str, float]:
 
 
 def read_rate(files: list[Path]) -> float:
-    """Bytes a second of `dd` past the page cache, which reads every chunk file in two processes side by side."""
+    """Bytes a second of `dd` past the page cache, which reads every chunk file in two processes
+    side by side.
+    """
 
     def read() -> None:
         halves = [files[half::2] for half in (0, 1)]
@@ -71,8 +77,14 @@ def read_rate(files: list[Path]) -> float:
 
 
 def cosine_benchmark(capture: repsim.Capture) -> None:
-    tokens, states, units = capture.complete, len(capture.steps("baseline")), capture.dataset.attrs["units"]
-    print(f"cosine matrix of {states} states, {tokens:,} tokens, {units} units, from disk", flush=True)
+    tokens, states, units = (
+        capture.complete,
+        len(capture.steps("baseline")),
+        capture.dataset.attrs["units"],
+    )
+    print(
+        f"cosine matrix of {states} states, {tokens:,} tokens, {units} units, from disk", flush=True
+    )
     ours = seconds(lambda: cosine.compute(capture, resamples=1000))
     once = seconds(lambda: cosine.compute(capture, resamples=2))
     print(f"  repsim, with 1,000 resamples: {median(ours)}; with 2: {median(once)}", flush=True)
@@ -84,20 +96,29 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
     def loop() -> None:
         for i in range(states):
             for j in range(states):
-                matrix[i, j] = torch.nn.functional.cosine_similarity(loaded[i], loaded[j], dim=-1).mean()
+                matrix[i, j] = torch.nn.functional.cosine_similarity(
+                    loaded[i], loaded[j], dim=-1
+                ).mean()
 
     theirs = seconds(loop, 1)
     difference = np.abs(cosine.compute(capture)["cosine"].values - matrix).max()
-    print(f"  double loop over the loaded states: {median(theirs)}; largest difference {difference:.1e}", flush=True)
+    print(
+        f"  double loop over the loaded states: {median(theirs)}; largest difference {difference:.1e}",
+        flush=True,
+    )
     pairs = [(i, (7 * i + 3) % states) for i in range(SKLEARN_PAIRS)]
     arrays = loaded.numpy()
 
     def paired() -> None:
         for i, j in pairs:
-            assert abs(1 - paired_cosine_distances(arrays[i], arrays[j]).mean() - matrix[i, j]) < 1e-5
+            assert (
+                abs(1 - paired_cosine_distances(arrays[i], arrays[j]).mean() - matrix[i, j]) < 1e-5
+            )
 
     sklearn = statistics.median(seconds(paired, 3)) / len(pairs) * states * (states - 1) / 2
-    print(f"  scikit-learn, {len(pairs)} pairs scaled to {states * (states - 1) // 2}: {sklearn:.1f} s")
+    print(
+        f"  scikit-learn, {len(pairs)} pairs scaled to {states * (states - 1) // 2}: {sklearn:.1f} s"
+    )
     mine = statistics.median(once)
     print(f"  double loop / repsim: {theirs[0] / statistics.median(ours):.0f} (at least 100)")
     print(f"  scikit-learn / repsim: {sklearn / statistics.median(ours):.1f}")
@@ -120,7 +141,7 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
 
 def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The unbiased HSIC of Song et al. 2012 (eq. 5), as written there."""
-    k, l = x @ x.T, y @ y.T  # noqa: E741
+    k, l = x @ x.T, y @ y.T
     k.fill_diagonal_(0)
     l.fill_diagonal_(0)
     n, one = len(k), torch.ones(len(k), 1, dtype=k.dtype)
@@ -131,7 +152,10 @@ def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def cka_benchmark(capture: repsim.Capture) -> None:
     states = len(capture.steps("baseline"))
-    print(f"minibatch CKA of all pairs of {states} states, {capture.complete:,} tokens, from disk", flush=True)
+    print(
+        f"minibatch CKA of all pairs of {states} states, {capture.complete:,} tokens, from disk",
+        flush=True,
+    )
     ours = seconds(lambda: similarity.compute(capture, measure="minibatch-cka"), 3)
     print(f"  repsim, with 1,000 resamples: {median(ours)}", flush=True)
     few = []
@@ -148,7 +172,12 @@ def cka_benchmark(capture: repsim.Capture) -> None:
                 for i, j in pairs:
                     for a, b in ((i, j), (i, i), (j, j)):
                         plain_hsic(part[a], part[b])
-    share = sum(batch.shape[1] for batch in few) / capture.complete * len(pairs) / (states * (states - 1) / 2)
+    share = (
+        sum(batch.shape[1] for batch in few)
+        / capture.complete
+        * len(pairs)
+        / (states * (states - 1) / 2)
+    )
     plain = (time.perf_counter() - began) / share
     print(f"  plain loop, {len(few)} samples and {len(pairs)} pairs scaled to all: {plain:.0f} s")
     print(f"  plain loop / repsim: {plain / statistics.median(ours):.0f}", flush=True)
@@ -158,10 +187,21 @@ def suite() -> None:
     print(f"every analysis of captures with its defaults on {STORE}, a process each", flush=True)
     total = 0.0
     analyses = {entry.name: entry.load() for entry in entry_points(group=ANALYSES)}
-    for name in sorted(name for name, module in analyses.items() if getattr(module, "READS", CAPTURE) == CAPTURE):
+    for name in sorted(
+        name for name, module in analyses.items() if getattr(module, "READS", CAPTURE) == CAPTURE
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", "from repsim.cli.main import run; run()", "analyze", name, STORE]
-            (took,) = seconds(lambda: subprocess.run([*command, "--quiet", "--figures", folder], check=True), 1)  # noqa: B023
+            command = [
+                sys.executable,
+                "-c",
+                "from repsim.cli.main import run; run()",
+                "analyze",
+                name,
+                STORE,
+            ]
+            (took,) = seconds(
+                lambda: subprocess.run([*command, "--quiet", "--figures", folder], check=True), 1
+            )
         total += took
         print(f"  {name}: {took:.1f} s", flush=True)
     print(f"  all: {total:.0f} s (at most 120)", flush=True)

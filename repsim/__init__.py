@@ -1,4 +1,6 @@
-"""Representation analysis of transformers under layer plans: which layers run, in which order, on which input."""
+"""Representation analysis of transformers under layer plans: which layers run, in which order, on
+which input.
+"""
 
 import lazy_loader
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import unicodedata
 
-UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, those that reorder text, half characters
+# Control characters, those that reorder text, half characters.
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def printable(text: object) -> str:
-    """A text as one line that is safe to show: what would move a cursor or reorder text becomes an escape.
+    """A text as one line that is safe to show: what would move a cursor or reorder text becomes an
+    escape.
 
     Names come out of files that others have made, and a terminal obeys what it is sent.
 
@@ -23,7 +25,9 @@ def printable(text: object) -> str:
     if shown.isprintable():
         return shown
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in UNPRINTABLE
+        else character
         for character in shown
     )
 
@@ -46,7 +50,9 @@ class RepsimError(Exception):
 
 
 class PlanError(RepsimError, ValueError):
-    """A plan that cannot be understood, that the model is too shallow for, or that a store does not hold."""
+    """A plan that cannot be understood, that the model is too shallow for, or that a store does not
+    hold.
+    """
 
 
 class DataError(RepsimError, ValueError):

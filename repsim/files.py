@@ -13,7 +13,8 @@ from repsim.errors import RepsimError
 
 @contextmanager
 def replacing(paths: Sequence[Path], advice: str) -> Iterator[list[Path]]:
-    """Names beside these paths to write to; the files take their places when all of them are written.
+    """Names beside these paths to write to; the files take their places when all of them are
+    written.
 
     Whoever is killed or fails on the way leaves what was there before. Missing folders are made.
 
@@ -31,7 +32,9 @@ def replacing(paths: Sequence[Path], advice: str) -> Iterator[list[Path]]:
         for written, path in zip(beside, paths, strict=True):
             os.replace(written, path)
     except OSError as problem:
-        raise RepsimError(f"{paths[0]}: cannot be written ({problem.strerror or problem}); {advice}") from None
+        raise RepsimError(
+            f"{paths[0]}: cannot be written ({problem.strerror or problem}); {advice}"
+        ) from None
     finally:
         for written in beside:
             _remove(written)

@@ -1,7 +1,8 @@
-"""The words every other module shares: dimension names, the store's schema and the identity of a capture.
+"""The words every other module shares: dimension names, the store's schema and the identity of a
+capture.
 
-A reader of a store, a writer of one and an analysis agree on these names and on nothing else. This module
-imports neither torch nor zarr.
+A reader of a store, a writer of one and an analysis agree on these names and on nothing else. This
+module imports neither torch nor zarr.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 3
-UNCHECKED_SCHEMAS = (2,)  # older ones that are read; their metadata have no digests, and they do not grow
+# Older ones that are read; their metadata have no digests, and they do not grow.
+UNCHECKED_SCHEMAS = (2,)
 DEFAULT_MODEL = "smollm2-135m"
 ANALYSES = "repsim.analyses"  # entry-point group: any package may add an analysis
 
@@ -52,7 +54,8 @@ class Identity:
     model: hub id, embedded name, or the last part of a local path.
     revision: hub commit or branch, None for local weights.
     weights: sha256 of the loaded weights, as hexadecimal digits.
-    config: sha256 of the model's configuration, likewise: attention scaling, positions and more that no weight shows.
+    config: sha256 of the model's configuration, likewise: attention scaling, positions and more
+    that no weight shows.
     tokenizer: sha256 of the tokenizer's serialised form, likewise.
     compute_dtype: dtype the layers ran in, e.g. `float32`.
     corpus: short name of the corpus.
@@ -60,8 +63,9 @@ class Identity:
     tokens: which of a sample's tokens are kept: `all`, `last`, `mean` or `every:N`.
     device: `cpu`, `cuda`, `mps`: the kind, not the machine.
     versions: package name to version.
-    stack: path of the module list whose states these are, where it had to be named; None where it is found by itself,
-        which is also how stores from before this entry are taken. Then a store has no such entry.
+    stack: path of the module list whose states these are, where it had to be named; None where it
+        is found by itself, which is also how stores from before this entry are taken. Then a store
+        has no such entry.
     """
 
     model: str
@@ -78,10 +82,15 @@ class Identity:
     stack: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "stack" or value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "stack" or value is not None
+        }
 
     def difference(self, other: Identity) -> str | None:
-        """The first field that lets the numbers of two captures differ, with both values, digests cut short; or None.
+        """The first field that lets the numbers of two captures differ, with both values, digests
+        cut short; or None.
 
         Versions and the kind of device move numbers by floating-point noise only and do not count.
         """
@@ -97,7 +106,8 @@ class Identity:
 class ReplayVerdict:
     """How far replayed layers were from the model's own forward, for all that was compared.
 
-    error: largest distance of a layer's states, or of logits, from the model's own, as a share of their norm.
+    error: largest distance of a layer's states, or of logits, from the model's own, as a share of
+    their norm.
     kinds: what was compared, in this order: `plain`, `padded`, `trees` batches, `logits`.
     """
 

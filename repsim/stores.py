@@ -35,7 +35,8 @@ def verify(path: str | Path) -> integrity.VerificationReport:
 
 
 def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list[str]:
-    """What to do about what `verify` has found, a line each: a command for the shell, or that it cannot be repaired.
+    """What to do about what `verify` has found, a line each: a command for the shell, or that it
+    cannot be repaired.
 
     Raises:
         RepsimError: nothing is there, or it is not a store of repsim's.
@@ -49,21 +50,37 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
     place, kind = location_of(path), Scores if _holds_scores(path) else Capture
     attributes = read_attributes(place)
     describing = (
-        any(map(integrity.is_metadata, damages)) if kind is Capture else any(map(score_store.is_metadata, damages))
+        any(map(integrity.is_metadata, damages))
+        if kind is Capture
+        else any(map(score_store.is_metadata, damages))
     )
     requests = attributes.get("requests")
     if attributes[SCHEMA_ATTRIBUTE] in UNCHECKED_SCHEMAS:
-        return [*lines, "Cannot be repaired: stores of its schema are only read. Compute it again to another --out."]
+        return [
+            *lines,
+            "Cannot be repaired: stores of its schema are only read. Compute it again to another --out.",
+        ]
     if not requests or (describing and (kind is Scores or len(requests) > 1)):
-        return [*lines, "Cannot be repaired: what describes the store is lost. Compute it again to another --out."]
+        return [
+            *lines,
+            "Cannot be repaired: what describes the store is lost. Compute it again to another --out.",
+        ]
     made_by = commands(kind.maker, requests, str(path))
     if kind is Capture:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
     lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
-    unnamed = [name for request in requests for name in (request.get("corpus", ""), request.get("data_dir", ""))]
-    files = sorted({name for name in unnamed if name and name != BUILTIN and not name.startswith("hf:")})
+    unnamed = [
+        name
+        for request in requests
+        for name in (request.get("corpus", ""), request.get("data_dir", ""))
+    ]
+    files = sorted(
+        {name for name in unnamed if name and name != BUILTIN and not name.startswith("hf:")}
+    )
     if files:
-        lines.append(f"In it {', '.join(files)} stands for a file or folder whose place no store keeps.")
+        lines.append(
+            f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
+        )
     return lines
 
 

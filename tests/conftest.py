@@ -51,7 +51,9 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `repsim.models.load` reads: the Llama of `make`, and a tokenizer without special tokens added."""
+    """A folder that `repsim.models.load` reads: the Llama of `make`, and a tokenizer without
+    special tokens added.
+    """
     return save_folder(tmp_path_factory.mktemp("models") / "tiny-llama", "llama", None)
 
 

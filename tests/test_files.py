@@ -27,7 +27,9 @@ def write_in_part(paths, problem):
         raise problem
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt(), MemoryError(), ValueError(), SystemExit()])
+@pytest.mark.parametrize(
+    "problem", [KeyboardInterrupt(), MemoryError(), ValueError(), SystemExit()]
+)
 def test_whoever_fails_half_way_leaves_what_was_there(tmp_path, problem):
     paths = [tmp_path / "a.png", tmp_path / "a.pdf"]
     for path in paths:
@@ -40,7 +42,9 @@ def test_whoever_fails_half_way_leaves_what_was_there(tmp_path, problem):
 
 def test_what_the_disk_refuses_is_one_line(tmp_path):
     (tmp_path / "a.png").write_text("good")
-    with pytest.raises(RepsimError, match=r"a.png: cannot be written \(No space left on device\); look elsewhere$"):
+    with pytest.raises(
+        RepsimError, match=r"a.png: cannot be written \(No space left on device\); look elsewhere$"
+    ):
         write_in_part([tmp_path / "a.png"], OSError(28, "No space left on device"))
     assert (tmp_path / "a.png").read_text() == "good"
     assert names(tmp_path) == ["a.png"]

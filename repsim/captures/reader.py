@@ -1,7 +1,7 @@
 """A capture that is on disk: gives its states names.
 
-A `Capture` speaks of plans, layers and samples where the store speaks of nodes, tokens and blocks, and shows what is
-finished and nothing else. How one is made is `repsim.captures.run`.
+A `Capture` speaks of plans, layers and samples where the store speaks of nodes, tokens and blocks,
+and shows what is finished and nothing else. How one is made is `repsim.captures.run`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ PER_TOKEN = ("token_id", "position", "sample")
 
 
 class Capture(StoreReader):
-    """Hidden states of one model over one corpus under some plans, read from disk as they are asked for."""
+    """Hidden states of one model over one corpus under some plans, read from disk as they are asked
+    for.
+    """
 
     kind = CAPTURE
     maker = "repsim capture"
@@ -99,8 +101,9 @@ class Capture(StoreReader):
         Args:
             plan: a plan, its text or its family; it must be in the store.
         Returns:
-            Dims `state, token, unit`; the first state is the one that enters the stack, the last one comes before the
-            final norm. Coordinates: `layer` (what each state is the output of), `token_id`, `position`, `sample`.
+            Dims `state, token, unit`; the first state is the one that enters the stack, the last
+            one comes before the final norm. Coordinates: `layer` (what each state is the output
+            of), `token_id`, `position`, `sample`.
         Raises:
             RepsimError: the plan is not in the store, or the states were not kept.
         """
@@ -110,22 +113,28 @@ class Capture(StoreReader):
         hidden = self.dataset["hidden"].isel({NODE: _as_slice(nodes), TOKEN: slice(tokens)})
         layer = np.array(self.steps(plan), object)  # figures and NetCDF know these
         hidden = hidden.reset_coords(drop=True).rename({NODE: STATE})
-        coords: dict[str, Any] = {name: (TOKEN, self.dataset[name].values[:tokens]) for name in PER_TOKEN}
+        coords: dict[str, Any] = {
+            name: (TOKEN, self.dataset[name].values[:tokens]) for name in PER_TOKEN
+        }
         coords |= {"layer": (STATE, layer), "plan": self.plan_text(plan)}
         return hidden.assign_coords(coords)
 
     def logprob(self, plan: str | Plan = "baseline") -> xr.DataArray:
-        """Log-probability in nats of each token's successor under a plan, `[token]`; NaN at a sample's last token.
+        """Log-probability in nats of each token's successor under a plan, `[token]`; NaN at a
+        sample's last token.
 
         Raises:
-            RepsimError: the plan is not in the store, or the capture was made without log-probabilities.
+            RepsimError: the plan is not in the store, or the capture was made without
+                log-probabilities.
         """
         if "logprob" not in self.dataset:
             raise StoreError(f"{self.path}: holds no log-probabilities; capture with --logprobs")
         end = self._nodes(plan)[-1:]
         tokens = int(self._token_starts[self._finished_blocks(end)])
         return (
-            self.dataset["logprob"].isel({NODE: int(end[0]), TOKEN: slice(tokens)}).drop_vars(["parent", "step_text"])
+            self.dataset["logprob"]
+            .isel({NODE: int(end[0]), TOKEN: slice(tokens)})
+            .drop_vars(["parent", "step_text"])
         )
 
     def lengths(self, *plans: str | Plan) -> NDArray[np.int64]:
@@ -135,7 +144,8 @@ class Capture(StoreReader):
         return self._kept_tokens[: int(self._sample_starts[self._finished_blocks(nodes)])]
 
     def each_sample(self, *plans: str | Plan) -> Iterator[NDArray[Any]]:
-        """States of each finished sample, `[state, token, unit]`: those of the first plan, of the second, and so on.
+        """States of each finished sample, `[state, token, unit]`: those of the first plan, of the
+        second, and so on.
 
         An array is valid until the next but one is asked for.
 
@@ -148,11 +158,13 @@ class Capture(StoreReader):
     def per_sample(
         self, plan: str | Plan | Sequence[str | Plan], statistic: SampleStatistic
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """A statistic of each finished sample under a plan: how many kept tokens it has, and its values.
+        """A statistic of each finished sample under a plan: how many kept tokens it has, and its
+        values.
 
-        From the states if they were kept, several samples at a time while the next are read; otherwise as they were
-        taken while capturing. The values are the same. With several plans, a sample's states are those of the first,
-        then those of the second, and so on; that takes stored states.
+        From the states if they were kept, several samples at a time while the next are read;
+        otherwise as they were taken while capturing. The values are the same. With several plans, a
+        sample's states are those of the first, then those of the second, and so on; that takes
+        stored states.
 
         Raises:
             RepsimError: the plan is not in the store, or neither states nor this statistic are.
@@ -166,26 +178,42 @@ class Capture(StoreReader):
             return
         if statistic.name not in self.dataset.attrs["statistics"] or len(plans) > 1:
             kept = ", ".join(self.dataset.attrs["statistics"])
-            raise StoreError(f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all")
+            raise StoreError(
+                f"{self.path}: holds {kept}, not {statistic.name}; capture with --keep all"
+            )
         width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
         for first in range(0, len(lengths), 256):
             run = slice(first, min(first + 256, len(lengths)))
-            values = state_store.read_statistic(self.group, statistic.name, self._row(plans[0]), run)
+            values = state_store.read_statistic(
+                self.group, statistic.name, self._row(plans[0]), run
+            )
             yield from zip(lengths[run].tolist(), values[:, :width], strict=True)
 
     def _runs_of_samples(self, plans: Sequence[str | Plan]) -> Iterator[list[NDArray[Any]]]:
-        """States of the samples that end in each run of tokens; valid until the next but one is asked for."""
+        """States of the samples that end in each run of tokens; valid until the next but one is
+        asked for.
+        """
         self._require_states()
-        nodes, order = np.unique(np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True)
-        runs = state_store.iter_samples(self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans)))
-        yield from runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
+        nodes, order = np.unique(
+            np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True
+        )
+        runs = state_store.iter_samples(
+            self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans))
+        )
+        yield from (
+            runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
+        )
 
     @property
     def info(self) -> dict[str, str]:
         """Everything that identifies the capture and says how far it is, for the eye."""
         identity, sizes = self.identity, self.dataset.sizes
         versions = identity.pop("versions")
-        kept = "states" if self.keeps_states else f"statistics ({', '.join(self.dataset.attrs['statistics'])})"
+        kept = (
+            "states"
+            if self.keeps_states
+            else f"statistics ({', '.join(self.dataset.attrs['statistics'])})"
+        )
         wanted = len(self._wanted) * sizes["block"]
         return {
             **self._facts(),
@@ -195,8 +223,13 @@ class Capture(StoreReader):
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
             "revision": str(identity["revision"]),
             "stack": self.stack,
-            **{name.replace("_", " "): identity[name] for name in ("weights", "config", "tokenizer", "corpus_digest")},
-            "plan digests": " ".join(str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8])
+            **{
+                name.replace("_", " "): identity[name]
+                for name in ("weights", "config", "tokenizer", "corpus_digest")
+            },
+            "plan digests": " ".join(
+                str(digest)[:8] for digest in self.dataset["plan_digest"].values[:8]
+            )
             + (" ..." if sizes[PLAN] > 8 else ""),
             "device": identity["device"],
             "replay": self.replay,
@@ -209,7 +242,9 @@ class Capture(StoreReader):
     def _require_states(self) -> None:
         if not self.keeps_states:
             kept = ", ".join(self.dataset.attrs["statistics"])
-            raise StoreError(f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all")
+            raise StoreError(
+                f"{self.path}: holds no states, only statistics ({kept}); capture with --keep all"
+            )
 
     @cached_property
     def _token_starts(self) -> NDArray[np.int64]:
@@ -240,7 +275,9 @@ class Capture(StoreReader):
         for row, named in enumerate(self.plans):
             if named.plan == found[0].plan:
                 return row
-        raise PlanError(f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}")
+        raise PlanError(
+            f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}"
+        )
 
     def _nodes(self, plan: str | Plan) -> NDArray[np.int64]:
         path: NDArray[np.int64] = self.dataset["path"].values[self._row(plan)]
@@ -262,7 +299,9 @@ class Capture(StoreReader):
             "corpus": f"{identity['corpus']} ({sizes[SAMPLE]:,} samples, {computed:,} tokens{kept})",
             "plans": ", ".join(names[:4]) + (f" ... {len(names)} in all" if len(names) > 4 else ""),
             "states": states,
-            "complete": "yes" if not self.missing else f"{self.complete:,} of {total:,} tokens under every plan",
+            "complete": "yes"
+            if not self.missing
+            else f"{self.complete:,} of {total:,} tokens under every plan",
         }
 
     def __repr__(self) -> str:
@@ -271,15 +310,21 @@ class Capture(StoreReader):
 
 
 def _in_threads(
-    kernel: Callable[[NDArray[Any]], NDArray[np.float64]], runs: Iterator[list[NDArray[Any]]], at_hand: int
+    kernel: Callable[[NDArray[Any]], NDArray[np.float64]],
+    runs: Iterator[list[NDArray[Any]]],
+    at_hand: int,
 ) -> Iterator[NDArray[np.float64]]:
-    """A kernel of every array, in order; while the values of one run are handed out, those of the next are computed.
+    """A kernel of every array, in order; while the values of one run are handed out, those of the
+    next are computed.
 
-    As many threads as there are arrays at hand, each with its share of the cores for its products: products alone would
-    leave cores idle in between.
+    As many threads as there are arrays at hand, each with its share of the cores for its products:
+    products alone would leave cores idle in between.
     """
     workers = min(cpu_count(), at_hand)
-    with _blas_threads(cpu_count() // workers), ThreadPoolExecutor(workers, "repsim-kernel") as threads:
+    with (
+        _blas_threads(cpu_count() // workers),
+        ThreadPoolExecutor(workers, "repsim-kernel") as threads,
+    ):
         before: list[Future[NDArray[np.float64]]] = []
         for arrays in runs:
             under_way = [threads.submit(kernel, array) for array in arrays]
@@ -297,7 +342,9 @@ _counting = Lock()
 
 @contextmanager
 def _blas_threads(number: int) -> Iterator[None]:
-    """Products on so many threads; the limit is the process', so the first to come sets it and the last lifts it."""
+    """Products on so many threads; the limit is the process', so the first to come sets it and the
+    last lifts it.
+    """
     global _users
     with _counting:
         _users += 1
@@ -327,5 +374,7 @@ def open_capture(path: str | Path) -> Capture:
     place = location_of(path)
     group = StoreGroup.open(place)
     if group.holds_scores:
-        raise StoreError(f"{place}: holds scores, not a capture; make a capture with repsim capture")
+        raise StoreError(
+            f"{place}: holds scores, not a capture; make a capture with repsim capture"
+        )
     return Capture(group, state_store.dataset_of(group))

@@ -1,9 +1,9 @@
 """A capture from end to end: joins trace to store.
 
-`capture` loads, tokenizes, traces and writes what a store still lacks: all of it, the rest of a capture that was
-stopped, or what an extension adds. On a GPU, computing, copying to the host and writing go on side by side. Progress
-goes to a callable and remarks to the logger `repsim`, so that the command line and a notebook show them in their own
-way.
+`capture` loads, tokenizes, traces and writes what a store still lacks: all of it, the rest of a
+capture that was stopped, or what an extension adds. On a GPU, computing, copying to the host and
+writing go on side by side. Progress goes to a callable and remarks to the logger `repsim`, so that
+the command line and a notebook show them in their own way.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def capture(
 ) -> Capture:
     """Captures the hidden states of a model over a corpus under layer plans.
 
-    Every prefix that plans share is computed and stored once. Where `out` holds a part of the same capture, the rest is
-    computed; where it holds all of it, it is opened as it is.
+    Every prefix that plans share is computed and stored once. Where `out` holds a part of the same
+    capture, the rest is computed; where it holds all of it, it is opened as it is.
 
     Args:
         model: a name for `repsim.models.load`, or what that gave.
@@ -83,13 +83,17 @@ def capture(
         corpus: `builtin`, a .txt or .jsonl file, or `hf:name/config:split:field`.
         field: the text's field in a .jsonl file.
         limit: use the first so many texts.
-        max_tokens: keep the first so many tokens of each sample; the model's context length by default.
-        out: the store, a folder or a URL; by default under the cache, named after model, corpus and plan.
+        max_tokens: keep the first so many tokens of each sample; the model's context length by
+            default.
+        out: the store, a folder or a URL; by default under the cache, named after model, corpus and
+            plan.
         dtype: dtype of the stored states, `float16` or `float32`.
-        tokens: which are kept of each sample: `all`, `last`, `mean` (their mean, one a sample) or `every:N`.
+        tokens: which are kept of each sample: `all`, `last`, `mean` (their mean, one a sample) or
+            `every:N`.
         logprobs: also store the log-probability of each next token where a plan ends.
         keep: `all` states, or `none` of them and only `statistics`.
-        statistics: analyses whose statistics are taken while capturing, e.g. `cosine,norms`; with `keep="none"`.
+        statistics: analyses whose statistics are taken while capturing, e.g. `cosine,norms`; with
+            `keep="none"`.
         compression: of the states: `none`, `fast` or `small`.
         append: add the plans and texts that a finished store lacks.
         repair: read the store first and compute again what is damaged or missing.
@@ -97,7 +101,8 @@ def capture(
         max_bytes: refuse a capture that is larger.
         batch_tokens: about so many tokens are computed and finished together.
         progress: called as states reach the disk.
-        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
+        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device,
+            device_map, ...
     Raises:
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
@@ -139,7 +144,8 @@ def capture(
                 return open_capture(place.text)
             _check_room(place, layout, missing, max_bytes)
         except StoreDamaged:
-            if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
+            # Else its writer's machine may have stopped, which the lock will tell.
+            if not is_locked(place):
                 raise
     with WriterLock(place) as lock:
         if state_store.exists(place):
@@ -148,7 +154,8 @@ def capture(
                 log.info("%s: its writer's machine stopped; reading what it had finished", place)
             if repair or after_crash:
                 _repair(place, asked)
-        layout, missing, grows = _joined(place, asked, batch_tokens, append)  # again: it may have grown meanwhile
+        # Again: it may have grown meanwhile.
+        layout, missing, grows = _joined(place, asked, batch_tokens, append)
         if not (missing.any() or grows):
             log.info("%s: complete already", place)
             return open_capture(place.text)
@@ -162,7 +169,13 @@ def capture(
 
 
 def _check_options(
-    dtype: str, tokens: str, keep: str, analyses: list[str], compression: str, batch: int, logprobs: bool
+    dtype: str,
+    tokens: str,
+    keep: str,
+    analyses: list[str],
+    compression: str,
+    batch: int,
+    logprobs: bool,
 ) -> None:
     """Refuses what no model could give, before one is loaded."""
     state_store.check_form(dtype, compression)
@@ -172,11 +185,15 @@ def _check_options(
     if keep == "none" and not analyses:
         raise RepsimError("keep 'none': nothing would be left; add --statistics, e.g. cosine,norms")
     if keep == "all" and analyses:
-        raise RepsimError(f"statistics {','.join(analyses)}: analyses take them from the states; or add --keep none")
+        raise RepsimError(
+            f"statistics {','.join(analyses)}: analyses take them from the states; or add --keep none"
+        )
     if batch < 1:
         raise RepsimError(f"batch_tokens={batch}: at least 1")
     if logprobs and tokens == "last":
-        raise RepsimError("--logprobs: nothing follows a sample's last token; use --tokens all, mean or every:N")
+        raise RepsimError(
+            "--logprobs: nothing follows a sample's last token; use --tokens all, mean or every:N"
+        )
 
 
 def _unpathed(corpus: str) -> str:
@@ -198,13 +215,23 @@ def _layout(
     plans = resolve(asked, model.layers)
     if not plans:
         raise PlanError("no plan: name at least one, e.g. baseline")
-    longest = model.context_length if max_tokens is None else min(max_tokens, model.positions or max_tokens)
+    longest = (
+        model.context_length
+        if max_tokens is None
+        else min(max_tokens, model.positions or max_tokens)
+    )
     samples, cut = tokenize(texts, model.tokenizer, longest)
     model.check_ids(sample.token_ids for sample in samples)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
     identity = interruption.identity(model, texts.name, corpus_digest(samples), chosen["tokens"])
-    unset: dict[str, Any] = {"corpus": BUILTIN, "field": "text", "dtype": "float16", "tokens": "all", "keep": "all"}
+    unset: dict[str, Any] = {
+        "corpus": BUILTIN,
+        "field": "text",
+        "dtype": "float16",
+        "tokens": "all",
+        "keep": "all",
+    }
     unset |= {"compression": "none", "batch_tokens": DEFAULT_BATCH_TOKENS}
     said = {name: value for name, value in chosen.items() if value and value != unset.get(name)}
     return state_store.Layout(
@@ -233,19 +260,22 @@ def _joined(
     """The layout of the store once it has what is asked for, and what it lacks now.
 
     Returns:
-        The layout; what is yet to be computed, `[node, block]`; whether the store has to grow, which it also has where
-        nothing is to be computed: a plan may end inside another.
+        The layout; what is yet to be computed, `[node, block]`; whether the store has to grow,
+        which it also has where nothing is to be computed: a plan may end inside another.
 
     Plans, samples and begun blocks that are there stay where they are; the rest follows.
 
     Raises:
-        RepsimError: another capture is there, or one that would have to be extended without `append`.
+        RepsimError: another capture is there, or one that would have to be extended without
+            `append`.
     """
     if not state_store.exists(place):
         return asked, np.repeat(asked.wanted[:, None], len(asked.blocks), 1), True
     found = open_capture(place.text)
     if difference := _difference(found, asked):
-        raise StoreError(f"{place}: holds another capture: {difference}; choose another --out or remove it")
+        raise StoreError(
+            f"{place}: holds another capture: {difference}; choose another --out or remove it"
+        )
     keys = found.samples.values.tolist()
     by_key = {sample.key: sample for sample in asked.samples}
     if missing := [key for key in keys if key not in by_key]:
@@ -272,7 +302,9 @@ def _joined(
     samples = kept + tuple(by_key.values())
     done = found.dataset["done"].values
     begun = np.flatnonzero(done.any(0))
-    blocks = np.bincount(found.dataset["block"].values)[: int(begun[-1]) + 1 if len(begun) else 0].tolist()
+    blocks = np.bincount(found.dataset["block"].values)[
+        : int(begun[-1]) + 1 if len(begun) else 0
+    ].tolist()
     blocks += cut_blocks(samples[sum(blocks) :], batch_tokens)
     request = asked.requests[0]
     earlier = tuple(found.dataset.attrs["requests"])
@@ -283,7 +315,9 @@ def _joined(
         trie=PlanTrie.build(named.plan for named in found.plans + plans),
         samples=samples,
         blocks=tuple(blocks),
-        requests=earlier if interruption.same_request(earlier[-1], request) else (*earlier, request),
+        requests=earlier
+        if interruption.same_request(earlier[-1], request)
+        else (*earlier, request),
         nonfinite=asked.nonfinite or bool(found.dataset.attrs.get("nonfinite")),
     )
 
@@ -309,7 +343,10 @@ def _difference(found: Capture, asked: state_store.Layout) -> str | None:
     pairs = {
         "dtype": (attributes["dtype"], asked.dtype),
         "--keep": (attributes["keep"], "all" if asked.keep else "none"),
-        "--statistics": (attributes["statistics"], [statistic.name for statistic in asked.statistics]),
+        "--statistics": (
+            attributes["statistics"],
+            [statistic.name for statistic in asked.statistics],
+        ),
         "--compression": (attributes["compression"], asked.compression),
         "--logprobs": ("logprob" in found.dataset, asked.logprobs),
     }
@@ -319,13 +356,17 @@ def _difference(found: Capture, asked: state_store.Layout) -> str | None:
     return None
 
 
-def _check_room(place: Location, layout: state_store.Layout, missing: NDArray[np.bool_], max_bytes: int | None) -> str:
+def _check_room(
+    place: Location, layout: state_store.Layout, missing: NDArray[np.bool_], max_bytes: int | None
+) -> str:
     """How large the capture is; refuses one that does not fit."""
     needed, free = layout.bytes_of(missing), place.free_bytes
     size = f"{needed / 1e9:,.2f} GB"
     advice = "take fewer plans or texts, --tokens last, or --keep none --statistics cosine"
     if max_bytes is not None and needed > max_bytes:
-        raise StoreError(f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}")
+        raise StoreError(
+            f"{place}: {size} are needed, --max-bytes allows {max_bytes / 1e9:,.2f} GB; {advice}"
+        )
     if free is not None and needed > free and layout.compression == "none":
         raise StoreError(
             f"{place}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, choose another --out, {advice}"
@@ -334,7 +375,8 @@ def _check_room(place: Location, layout: state_store.Layout, missing: NDArray[np
     room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
     counts = (len(layout.plans), len(layout.trie), len(layout.samples), layout.tokens)
     numbers = ", ".join(
-        f"{name} {n:,}" for name, n in zip(("plans", "nodes", "samples", "tokens"), counts, strict=True)
+        f"{name} {n:,}"
+        for name, n in zip(("plans", "nodes", "samples", "tokens"), counts, strict=True)
     )
     return f"{numbers}{blocks}: {size} to {place}{room}"
 
@@ -366,7 +408,9 @@ def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, Company]:
 
     tracer = Tracer(model)
     trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
-    with interruption.explain_out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
+    with interruption.explain_out_of_memory(
+        model, "trying two texts together", "fewer --max-tokens"
+    ):
         log.info("batches: %s", trials.company)
         if layout.logprobs:
             trials.check_foresight("--logprobs")
@@ -402,7 +446,12 @@ def _run(
             writer.begin(block)
             share = lengths[block] / len(pending)
 
-            def consume(state: NodeState, sink: StateSink = sink, before: float = before, share: float = share) -> None:
+            def consume(
+                state: NodeState,
+                sink: StateSink = sink,
+                before: float = before,
+                share: float = share,
+            ) -> None:
                 sink.take(state)
                 if received:
                     sink.finish()
@@ -410,10 +459,14 @@ def _run(
                 progress(Progress(round(before + share * sink.taken), total))
 
             pad_id = model.tokenizer.pad_token_id or 0
-            made = batches(samples, pad_id, **interruption.costs(model), company=Company(layout.company))
+            made = batches(
+                samples, pad_id, **interruption.costs(model), company=Company(layout.company)
+            )
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
-            with interruption.explain_out_of_memory(model, doing, "fewer --batch-tokens or --max-tokens"):
+            with interruption.explain_out_of_memory(
+                model, doing, "fewer --batch-tokens or --max-tokens"
+            ):
                 tracer.run(layout.trie, made, consume, nodes=nodes, logprobs=layout.logprobs)
             sink.finish()
             writer.note_replay(tracer.proof.verdict)

@@ -1,4 +1,6 @@
-"""The way of a state from the device that computed it to the store: tokens that are kept, dtype, host, disk."""
+"""The way of a state from the device that computed it to the store: tokens that are kept, dtype,
+host, disk.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ WAITING_STATES = 8  # on the way to the disk before the computation waits
 
 
 class WriteQueue:
-    """Work that goes on beside the computation, in order, on a thread of its own; a bounded queue leads to it.
+    """Work that goes on beside the computation, in order, on a thread of its own; a bounded queue
+    leads to it.
 
-    side_by_side: False does the work at once. On a CPU the computation needs every core, and a thread that takes one
-        away costs more than it saves (benchmarks/RESULTS.md).
+    side_by_side: False does the work at once. On a CPU the computation needs every core, and a
+        thread that takes one away costs more than it saves (benchmarks/RESULTS.md).
     """
 
     def __init__(self, side_by_side: bool) -> None:
@@ -80,7 +83,9 @@ class StateSink:
         starts = np.cumsum((0, *self._lengths[:-1]))
         self._index: Tensor | None = None
         if layout.identity.tokens not in ("all", "mean"):
-            index = np.concatenate([start + at for start, at in zip(starts, positions, strict=True)])
+            index = np.concatenate(
+                [start + at for start, at in zip(starts, positions, strict=True)]
+            )
             self._index = torch.from_numpy(index)
         self._dtype = getattr(torch, layout.dtype)
         self._path: list[tuple[int, NDArray[Any]]] = []
@@ -94,7 +99,9 @@ class StateSink:
         logprob = None if state.logprob is None else self._kept(state.logprob, _mean_of_predicted)
         # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
         bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
-        stored, bounds, scores = (self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob))
+        stored, bounds, scores = (
+            self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob)
+        )
         copied = None
         if self._copies is not None:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -109,14 +116,21 @@ class StateSink:
         self._writer.finish()
 
     def _kept(self, values: Tensor, mean: Callable[..., Tensor]) -> Tensor:
-        """`[token, ...]` of the tokens that the store keeps, which may be the mean of each sample's."""
-        if self._layout.identity.tokens == "mean":  # not by scatter: its order, and so its rounding, varies on a GPU
+        """`[token, ...]` of the tokens that the store keeps, which may be the mean of each
+        sample's.
+        """
+        # Not by scatter: its order, and so its rounding, varies on a GPU.
+        if self._layout.identity.tokens == "mean":
             parts = values.to(torch.float32).split(self._lengths)  # type: ignore[no-untyped-call]
             return torch.stack([mean(part, 0) for part in parts])
-        return values if self._index is None else values.index_select(0, self._index.to(values.device))
+        return (
+            values if self._index is None else values.index_select(0, self._index.to(values.device))
+        )
 
     def _to_host(self, value: Tensor | None) -> Any:
-        """On a GPU into pinned memory and beside the computation; `copied` tells when it has arrived."""
+        """On a GPU into pinned memory and beside the computation; `copied` tells when it has
+        arrived.
+        """
         if value is None or self._copies is None:
             return None if value is None else value.cpu()
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
@@ -126,7 +140,9 @@ class StateSink:
         value.record_stream(self._copies)
         return host
 
-    def _write(self, node: int, hidden: Any, bounds: Any, logprob: Any, computed: str, copied: Any) -> None:
+    def _write(
+        self, node: int, hidden: Any, bounds: Any, logprob: Any, computed: str, copied: Any
+    ) -> None:
         if copied is not None:
             copied.synchronize()
         if not self._allow and not bounds.to(self._dtype).isfinite().all():
@@ -145,9 +161,14 @@ class StateSink:
         """Statistics of the plan that ends here: name → `[sample, value]`."""
         states = np.stack([hidden for _, hidden in self._path])
         pieces = np.split(states, np.cumsum(self._kept_lengths)[:-1], axis=1)
-        return {item.name: np.stack([item.kernel(piece) for piece in pieces]) for item in self._layout.statistics}
+        return {
+            item.name: np.stack([item.kernel(piece) for piece in pieces])
+            for item in self._layout.statistics
+        }
 
-    def _overflow_message(self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str) -> str:
+    def _overflow_message(
+        self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str
+    ) -> str:
         """Where a value does not fit the store, and what to do."""
         token = int(np.flatnonzero(~np.isfinite(stored).all(-1))[0])
         layout = self._layout

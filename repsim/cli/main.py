@@ -1,8 +1,8 @@
 """The command `repsim`: parses, calls one function, prints.
 
-Heavy modules are imported inside the commands, so that help appears at once. Wrong input is one line on standard error
-and exit status 2; anything unforeseen is one line that says what to report, and status 1 (REPSIM_DEBUG=1 shows the
-traceback).
+Heavy modules are imported inside the commands, so that help appears at once. Wrong input is one
+line on standard error and exit status 2; anything unforeseen is one line that says what to report,
+and status 1 (REPSIM_DEBUG=1 shows the traceback).
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from repsim.jobs.interruption import Progress
 
 DEFAULT_LAYERS = 30  # of the default model, for `repsim plans`
-REPORTED = ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval")  # versions that a report names
+# Versions that a report names.
+REPORTED = ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval")
 PLAIN_SECONDS = 10  # between lines of progress where there is no terminal
 UNWRAPPED = 10_000  # columns, more than any line of ours has
-# Help is drawn on a terminal; what goes into a pipe has one line for each option and command, so that grep finds it.
+# Help is drawn on a terminal; what goes into a pipe has one line for each option and command, so
+# that grep finds it.
 MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None
 LONGEST_LABEL = 200  # bytes of a file name that a label may take
 
@@ -55,19 +57,35 @@ app = typer.Typer(
 
 PlanOption = Annotated[
     list[str],
-    typer.Option("--plan", "-p", metavar="PLAN", help="A plan, family, sweep or named set; repeatable."),
+    typer.Option(
+        "--plan", "-p", metavar="PLAN", help="A plan, family, sweep or named set; repeatable."
+    ),
 ]
 LabelOption = Annotated[
     list[str],
-    typer.Option("--label", metavar="LABEL", help="What to call a store in figures and files; once for each store."),
+    typer.Option(
+        "--label",
+        metavar="LABEL",
+        help="What to call a store in figures and files; once for each store.",
+    ),
 ]
 FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
-StyleOption = Annotated[str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")]
-StoresArgument = Annotated[list[str], typer.Argument(metavar="STORE...", help="Captures, or scores: folders or URLs.")]
+StyleOption = Annotated[
+    str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")
+]
+StoresArgument = Annotated[
+    list[str], typer.Argument(metavar="STORE...", help="Captures, or scores: folders or URLs.")
+]
 ModelArgument = Annotated[str, typer.Argument(help="Embedded name, hub id, folder or GGUF file.")]
-ModelDtypeOption = Annotated[str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
-DeviceMapOption = Annotated[str | None, typer.Option(help="auto spreads a large model over devices.")]
+ModelDtypeOption = Annotated[
+    str | None, typer.Option(help="Dtype to compute in; the checkpoint's by default.")
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="auto spreads a large model over devices.")
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch or commit on the hub.")]
 StackOption = Annotated[str | None, typer.Option(help="Path of the module list with the layers.")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the hub's code.")]
@@ -91,7 +109,8 @@ class AnalysisGroup(TyperGroup):
             return analysis_command(cmd_name, load_analysis(found[cmd_name]))
         except RepsimError as problem:
             return _refusing_command(cmd_name, str(problem))
-        except Exception as problem:  # its signature or its words are none that a command can be made of
+        except Exception as problem:
+            # Its signature or its words are none that a command can be made of.
             return _refusing_command(cmd_name, str(broken_analysis(found[cmd_name], problem)))
 
 
@@ -102,8 +121,12 @@ def _refusing_command(name: str, reason: str) -> Any:
         raise RepsimError(reason)
 
     command.__doc__ = _literal(reason)
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
-    single.command(name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(command)
+    single = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP
+    )
+    single.command(
+        name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )(command)
     return typer.main.get_command(single)
 
 
@@ -137,27 +160,44 @@ def _analyze() -> None:
 @app.command()
 def capture(
     model: ModelArgument = DEFAULT_MODEL,
-    plan: PlanOption = ["baseline"],  # noqa: B006 - Typer copies it
+    plan: PlanOption = ["baseline"],
     corpus: Annotated[
         str, typer.Option(help="builtin, a .txt or .jsonl file, or hf:name/config:split:field.")
     ] = "builtin",
-    field: Annotated[str, typer.Option(help="Field of a .jsonl file that holds the text.")] = "text",
+    field: Annotated[
+        str, typer.Option(help="Field of a .jsonl file that holds the text.")
+    ] = "text",
     limit: Annotated[int | None, typer.Option(help="Use the first so many texts.", min=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Keep so many tokens of each sample.", min=1)] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="The store, a folder or a URL; by default under cache/captures.")
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Keep so many tokens of each sample.", min=1)
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Dtype of the stored states: float16 or float32.")] = "float16",
-    tokens: Annotated[str, typer.Option(help="Kept of each sample: all, last, mean or every:N.")] = "all",
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Also store next-token log-probabilities.")] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="The store, a folder or a URL; by default under cache/captures."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the stored states: float16 or float32.")
+    ] = "float16",
+    tokens: Annotated[
+        str, typer.Option(help="Kept of each sample: all, last, mean or every:N.")
+    ] = "all",
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Also store next-token log-probabilities.")
+    ] = False,
     keep: Annotated[str, typer.Option(help="all states, or none and only --statistics.")] = "all",
     statistics: Annotated[
-        str, typer.Option(help="With --keep none: analyses to take statistics for, e.g. cosine,norms.")
+        str,
+        typer.Option(help="With --keep none: analyses to take statistics for, e.g. cosine,norms."),
     ] = "",
     compression: Annotated[str, typer.Option(help="Of the states: none, fast or small.")] = "none",
-    append: Annotated[bool, typer.Option("--append", help="Add plans and texts that the store lacks.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add plans and texts that the store lacks.")
+    ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Read the store; compute again what is damaged or missing.")
+        bool,
+        typer.Option("--repair", help="Read the store; compute again what is damaged or missing."),
     ] = False,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Store infinities and NaNs as they are.")
@@ -165,7 +205,9 @@ def capture(
     max_bytes: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Refuse a larger capture, e.g. 500MB or 2TB.")
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Compute about so many tokens together.", min=1)] = 2048,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Compute about so many tokens together.", min=1)
+    ] = 2048,
     model_dtype: ModelDtypeOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -218,30 +260,54 @@ def capture(
 @app.command()
 def evaluate(
     model: ModelArgument = DEFAULT_MODEL,
-    plan: PlanOption = ["baseline"],  # noqa: B006 - Typer copies it
+    plan: PlanOption = ["baseline"],
     tasks: Annotated[
-        str, typer.Option("--tasks", "-t", help="lm-eval's tasks with commas, or offline: repsim's own four.")
+        str,
+        typer.Option(
+            "--tasks", "-t", help="lm-eval's tasks with commas, or offline: repsim's own four."
+        ),
     ] = "offline",
-    limit: Annotated[int | None, typer.Option(help="Use the first so many examples of each task.", min=1)] = None,
-    shots: Annotated[int | None, typer.Option(help="Solved examples before each; else the task's own.", min=0)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use the first so many examples of each task.", min=1)
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Solved examples before each; else the task's own.", min=0)
+    ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Read DIR/TASK.SPLIT.jsonl in place of the hub.", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Read DIR/TASK.SPLIT.jsonl in place of the hub.", exists=True, file_okay=False
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="The store, a folder or a URL; by default under cache/scores.")
+        str | None,
+        typer.Option(
+            "--out", "-o", help="The store, a folder or a URL; by default under cache/scores."
+        ),
     ] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add plans, tasks and examples the store lacks.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add plans, tasks and examples the store lacks.")
+    ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Read the store; compute again what is damaged or missing.")
+        bool,
+        typer.Option("--repair", help="Read the store; compute again what is damaged or missing."),
     ] = False,
     paper_cache: Annotated[
         bool,
-        typer.Option("--paper-cache", help="Generating, average keys and values over a parallel step's layers."),
+        typer.Option(
+            "--paper-cache",
+            help="Generating, average keys and values over a parallel step's layers.",
+        ),
     ] = False,
     contexts: Annotated[
-        str, typer.Option(help="trees: texts share what they begin with; rows: each by itself; auto: as the model can.")
+        str,
+        typer.Option(
+            help="trees: texts share what they begin with; rows: each by itself; auto: as the model can."
+        ),
     ] = "auto",
-    batch_tokens: Annotated[int, typer.Option(help="Compute about so many tokens together.", min=1)] = 2048,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Compute about so many tokens together.", min=1)
+    ] = 2048,
     model_dtype: ModelDtypeOption = None,
     device: DeviceOption = "auto",
     device_map: DeviceMapOption = None,
@@ -280,7 +346,9 @@ def evaluate(
         _tell(f"Next: repsim analyze degradation {scores.path}")
 
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A capture or scores: a folder or a URL.")]
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="A capture or scores: a folder or a URL.")
+]
 
 
 @app.command()
@@ -324,7 +392,9 @@ def byte_count(text: str) -> int:
     if not match:
         raise RepsimError(f"size {text!r}: write e.g. 500MB, 2TB or 10GiB")
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0))
+    return int(
+        float(number) * (1024 if binary else 1000) ** (" kmgtp".index(prefix) if prefix else 0)
+    )
 
 
 @plans_app.callback()
@@ -348,7 +418,9 @@ def plans(ctx: typer.Context) -> None:
 @plans_app.command()
 def show(
     plan: Annotated[str, typer.Argument(help="A plan, family, sweep or named set.")],
-    layers: Annotated[int, typer.Option(help="The model's number of layers, T.", min=1, max=100_000)] = DEFAULT_LAYERS,
+    layers: Annotated[
+        int, typer.Option(help="The model's number of layers, T.", min=1, max=100_000)
+    ] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
     from repsim.plans.families import resolve
@@ -358,24 +430,40 @@ def show(
     if len(found) == 1:
         only = found[0].plan
         wrap = 79 if sys.stdout.isatty() else None
-        print(f"{found[0].name}: {only.text}", draw(only, layers, wrap=wrap), *describe(only), sep="\n")
+        print(
+            f"{found[0].name}: {only.text}",
+            draw(only, layers, wrap=wrap),
+            *describe(only),
+            sep="\n",
+        )
         return
     trie = PlanTrie.build(named.plan for named in found)
     steps = sum(len(named.plan) for named in found)
     applications = sum(named.plan.applications for named in found)
     print(f"{plan}: {len(found):,} plans of a {layers}-layer model")
     print(f"{steps:,} steps; {len(trie):,} trie nodes, the root included")
-    print(f"{applications:,} layer applications plan by plan, {trie.applications:,} through the trie")
+    print(
+        f"{applications:,} layer applications plan by plan, {trie.applications:,} through the trie"
+    )
 
 
 def analysis_command(name: str, module: Any) -> Any:
-    """The command of one analysis, its options read from signature and docstring of `compute` and `plot`."""
+    """The command of one analysis, its options read from signature and docstring of `compute` and
+    `plot`.
+    """
     parameters = [*_keywords(module.compute), *_keywords(module.plot)]
     drawing = {parameter.name for parameter in _keywords(module.plot)}
-    help_lines = argument_help(inspect.getdoc(module.plot) or "") | argument_help(inspect.getdoc(module.compute) or "")
+    help_lines = argument_help(inspect.getdoc(module.plot) or "") | argument_help(
+        inspect.getdoc(module.compute) or ""
+    )
 
     def command(
-        stores: list[str], label: list[str], figures: Path, style: str | None, quiet: bool, **options: Any
+        stores: list[str],
+        label: list[str],
+        figures: Path,
+        style: str | None,
+        quiet: bool,
+        **options: Any,
     ) -> None:
         import repsim
         from repsim.plotting import styled
@@ -387,7 +475,15 @@ def analysis_command(name: str, module: Any) -> Any:
         drawn = {key: options.pop(key) for key in drawing}
         with styled(style) if style is not None else nullcontext():
             for chosen in _each_plan(opened, options):
-                _analyze_one(name, module, list(zip(opened, chosen, strict=True)), label, drawn, figures, quiet)
+                _analyze_one(
+                    name,
+                    module,
+                    list(zip(opened, chosen, strict=True)),
+                    label,
+                    drawn,
+                    figures,
+                    quiet,
+                )
 
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [
@@ -401,13 +497,17 @@ def analysis_command(name: str, module: Any) -> Any:
     command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     command.__doc__ = _literal((inspect.getdoc(module.compute) or name).partition("\n")[0])
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+    single = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP
+    )
     single.command(name)(command)
     return typer.main.get_command(single)
 
 
 def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """A function's keywords, their annotations evaluated; the others may name what only a type checker imports."""
+    """A function's keywords, their annotations evaluated; the others may name what only a type
+    checker imports.
+    """
     return [
         parameter.replace(annotation=eval(parameter.annotation, vars(inspect.getmodule(function))))
         if isinstance(parameter.annotation, str)
@@ -422,13 +522,17 @@ def _check_kind(name: str, module: Any, opened: Capture | Scores) -> None:
     wanted = getattr(module, "READS", CAPTURE)
     if wanted != opened.kind:
         maker = {CAPTURE: "repsim capture", SCORES: "repsim evaluate"}[wanted]
-        raise RepsimError(f"{opened.path}: holds {opened.kind}; {name} reads {wanted}, made by {maker}")
+        raise RepsimError(
+            f"{opened.path}: holds {opened.kind}; {name} reads {wanted}, made by {maker}"
+        )
 
 
 def _check_labels(labels: Sequence[str], stores: Sequence[str]) -> None:
     """Labels name every store, each another, or none does."""
     if labels and len(labels) != len(stores):
-        raise RepsimError(f"--label: {len(labels)} for {len(stores)} stores; name every store once, in their order")
+        raise RepsimError(
+            f"--label: {len(labels)} for {len(stores)} stores; name every store once, in their order"
+        )
     for label in labels:
         if labels.count(label) > 1:
             raise RepsimError(f"--label {label!r}: it names two stores; give each its own")
@@ -448,21 +552,33 @@ def _option(parameter: inspect.Parameter, text: str | None) -> inspect.Parameter
 def argument_help(docstring: str) -> dict[str, str]:
     """Name to text of the lines under `Args:` in a Google-style docstring."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", docstring, re.MULTILINE)
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
+    entries = re.findall(
+        r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE
+    )
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _each_plan(opened: list[Capture | Scores], options: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """The options for each store, plan by plan; a family may be another plan in a model of another depth."""
+def _each_plan(
+    opened: list[Capture | Scores], options: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """The options for each store, plan by plan; a family may be another plan in a model of another
+    depth.
+    """
     from repsim.plans.families import resolve
 
     if "plan" not in options:
         yield [options] * len(opened)
         return
-    found = [[named.name for named in resolve(options["plan"], capture.layers)] for capture in opened]
+    found = [
+        [named.name for named in resolve(options["plan"], capture.layers)] for capture in opened
+    ]
     if len({len(names) for names in found}) > 1:
-        counts = ", ".join(f"{len(names)} for {capture.path}" for names, capture in zip(found, opened, strict=True))
-        raise RepsimError(f"--plan {' '.join(options['plan'])}: {counts} plans; name plans that every model has")
+        counts = ", ".join(
+            f"{len(names)} for {capture.path}" for names, capture in zip(found, opened, strict=True)
+        )
+        raise RepsimError(
+            f"--plan {' '.join(options['plan'])}: {counts} plans; name plans that every model has"
+        )
     for names in zip(*found, strict=True):
         yield [{**options, "plan": name} for name in names]
 
@@ -476,7 +592,8 @@ def _analyze_one(
     folder: Path,
     quiet: bool,
 ) -> None:
-    """Computes one result for each store; draws them together where the analysis can, else one by one.
+    """Computes one result for each store; draws them together where the analysis can, else one by
+    one.
 
     Args:
         given: labels of the stores that the user has named; none by default.
@@ -504,7 +621,9 @@ def _analyze_one(
         if not quiet:
             if opened.remark:
                 _warn(f"incomplete: {opened.remark}")
-            _tell(f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})")
+            _tell(
+                f"{name} of {opened.path} ({', '.join(f'{key} {value}' for key, value in options.items())})"
+            )
             _tell(*written)
     each = list(zip(files, ([one] for one in found), strict=True))
     together = [(_short("+".join(files)), found)] if _draws_several(module) else each
@@ -522,11 +641,17 @@ def _labels(stores: Sequence[Capture | Scores]) -> list[str]:
 
     models = [str(opened.identity["model"]) for opened in stores]
     added = tell_apart(models, [opened.parts for opened in stores])
-    return [f"{model} ({more})" if more else model for model, more in zip(models, added, strict=True)]
+    return [
+        f"{model} ({more})" if more else model for model, more in zip(models, added, strict=True)
+    ]
 
 
-def _file_labels(stores: Sequence[Capture | Scores], said: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
-    """What files call the stores: the label given, or model, corpus and the store's own name; and what was asked."""
+def _file_labels(
+    stores: Sequence[Capture | Scores], said: Sequence[Sequence[str]], given: Sequence[str]
+) -> list[str]:
+    """What files call the stores: the label given, or model, corpus and the store's own name; and
+    what was asked.
+    """
     from repsim.plotting.labels import tell_apart
 
     if given:
@@ -550,19 +675,29 @@ def _draws_several(module: Any) -> bool:
 
 
 def _option_words(module: Any, options: dict[str, Any]) -> list[str]:
-    """Options that name a result: the plan and every choice by its word, numbers where they are not the default."""
+    """Options that name a result: the plan and every choice by its word, numbers where they are not
+    the default.
+    """
     parameters = inspect.signature(module.compute).parameters
     words = {name: isinstance(value, str) for name, value in options.items()}
     return [
-        (_file_name(str(value)) if name == "plan" else str(value)) if words[name] else f"{name}={value}"
+        (_file_name(str(value)) if name == "plan" else str(value))
+        if words[name]
+        else f"{name}={value}"
         for name, value in options.items()
         if words[name] or value != parameters[name].default
     ]
 
 
 def _file_name(plan: str) -> str:
-    """A plan's name; with a digest where it holds what no file's name should, as `0-5` and `0, 5` are not one plan."""
-    return plan if re.fullmatch(r"[\w.=+:-]*", plan) else f"{plan}-{sha256(plan.encode()).hexdigest()[:6]}"
+    """A plan's name; with a digest where it holds what no file's name should, as `0-5` and `0, 5`
+    are not one plan.
+    """
+    return (
+        plan
+        if re.fullmatch(r"[\w.=+:-]*", plan)
+        else f"{plan}-{sha256(plan.encode()).hexdigest()[:6]}"
+    )
 
 
 def _short(label: str) -> str:
@@ -579,7 +714,9 @@ def _slug(*parts: Any) -> str:
 
 
 def _tell(*lines: object) -> None:
-    """Prints each as one line; names in it may come from a stranger's store, and a terminal obeys what it is sent."""
+    """Prints each as one line; names in it may come from a stranger's store, and a terminal obeys
+    what it is sent.
+    """
     print(*map(printable, lines), sep="\n")
 
 
@@ -596,7 +733,9 @@ class _OneLine(logging.Formatter):
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, a plain line now and then elsewhere; remarks of the library on standard error."""
+    """A bar on a terminal, a plain line now and then elsewhere; remarks of the library on standard
+    error.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     level = log.level
@@ -617,7 +756,13 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         BarColumn(),
@@ -651,23 +796,30 @@ def _plain() -> Callable[[Progress], None]:
         said = now
         rate = state.tokens / (now - began)
         left = (state.total - state.tokens) / rate
-        line = f"{state.tokens:,} of {state.total:,} tokens, {rate:,.0f} tokens/s, {left:,.0f} s left"
+        line = (
+            f"{state.tokens:,} of {state.total:,} tokens, {rate:,.0f} tokens/s, {left:,.0f} s left"
+        )
         print(line, file=sys.stderr, flush=True)
 
     return show
 
 
 def _console(stderr: bool = False) -> Any:
-    """A console that wraps at a terminal's width, and nowhere else: what goes into a pipe is cut into lines there."""
+    """A console that wraps at a terminal's width, and nowhere else: what goes into a pipe is cut
+    into lines there.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNWRAPPED)
+    return Console(
+        stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else UNWRAPPED
+    )
 
 
 def run() -> None:
     """Entry point of the command."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # where nothing finer heeds it
+    # Where nothing finer heeds it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())
 
 
@@ -686,14 +838,18 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as left:
         status = left.code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has gone
+        # The reader of a pipe has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as problem:
         if os.environ.get("REPSIM_DEBUG"):
             raise
         return _say(_refused_by_system(problem) or _unforeseen(problem), 1)
-    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # typer makes the former of a KeyboardInterrupt
-        return _say(f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status)
+    # Typer makes the former of a KeyboardInterrupt.
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return _say(
+            f"stopped by {signal.Signals(status - 128).name}; the same command goes on", status
+        )
     return status if isinstance(status, int) else 0
 
 
@@ -712,7 +868,9 @@ def _refused_by_system(problem: Exception) -> str | None:
 def _check_empty(arguments: Sequence[str]) -> None:
     """Refuses an empty value, which most often is a shell's variable that was not set."""
     for before, argument in pairwise(("", *arguments)):
-        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "=", argument)
+        option, equals, value = (
+            argument.partition("=") if argument.startswith("--") else ("", "=", argument)
+        )
         if equals and not value.strip():
             what = option or (before if before.startswith("-") else "an argument")
             raise RepsimError(f"{what}: an empty value; give one, or leave it out")

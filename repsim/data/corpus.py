@@ -1,9 +1,11 @@
-"""Texts → samples with stable keys → blocks → padded batches. Knows tokenizers by their call only; no model, no store.
+"""Texts → samples with stable keys → blocks → padded batches. Knows tokenizers by their call only;
+no model, no store.
 
-A sample's key says which text it is (a built-in passage's name, otherwise a digest of the text), so it stays the same
-when a file is reordered or grows. Samples are stored and computed longest first: neighbours have similar lengths, so
-little is padding, and a block that does not fit into memory fails at once and not at night's end. A block is what is
-computed and finished together; its samples run in several batches where that saves padding.
+A sample's key says which text it is (a built-in passage's name, otherwise a digest of the text), so
+it stays the same when a file is reordered or grows. Samples are stored and computed longest first:
+neighbours have similar lengths, so little is padding, and a block that does not fit into memory
+fails at once and not at night's end. A block is what is computed and finished together; its samples
+run in several batches where that saves padding.
 """
 
 from __future__ import annotations
@@ -86,13 +88,13 @@ class Sample:
 class Batch:
     """Samples that run together, padded on the right.
 
-    A row may also hold trees of tokens: texts that begin alike and share what they begin with. Each token then says
-    which others it sees and how deep in its tree it stands.
+    A row may also hold trees of tokens: texts that begin alike and share what they begin with. Each
+    token then says which others it sees and how deep in its tree it stands.
 
     token_ids: `[sample, position]`, int64.
     mask: `[sample, position]`, True at real tokens.
-    sees: `[sample, position, position]`, whether a token (second) attends to another (third); None where rows are
-        plain texts.
+    sees: `[sample, position, position]`, whether a token (second) attends to another (third); None
+        where rows are plain texts.
     depth: `[sample, position]`, int64, a token's place in its own text, from 0; None likewise.
     """
 
@@ -116,7 +118,8 @@ class Company(StrEnum):
 
 @dataclass(frozen=True)
 class TokenRule:
-    """Which tokens of a sample are kept: `all`, the `last`, `every:N` from the first on, or their `mean` in one.
+    """Which tokens of a sample are kept: `all`, the `last`, `every:N` from the first on, or their
+    `mean` in one.
 
     text: as it was asked for.
     """
@@ -132,7 +135,9 @@ class TokenRule:
         return self.text == "mean"
 
     def positions(self, length: int) -> NDArray[np.int32]:
-        """Positions that are kept of a sample of so many tokens, `[kept]`; -1 where it is their mean."""
+        """Positions that are kept of a sample of so many tokens, `[kept]`; -1 where it is their
+        mean.
+        """
         if self.is_mean:
             return np.array([-1], np.int32)
         if self.text == "last":
@@ -145,7 +150,8 @@ def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None
     """Reads texts.
 
     Args:
-        source: `builtin`, a .txt file (one text a line), a .jsonl file, or `hf:name/config:split:field`.
+        source: `builtin`, a .txt file (one text a line), a .jsonl file, or
+            `hf:name/config:split:field`.
         field: the field of a .jsonl file that holds the text.
         limit: keep the first so many texts.
     Raises:
@@ -174,20 +180,26 @@ def _read_file(path: Path, field: str) -> Iterator[str]:
     try:
         data = path.read_bytes()
     except OSError as problem:
-        raise DataError(f"corpus {str(path)!r}: cannot be read: {problem.strerror or problem}") from None
+        raise DataError(
+            f"corpus {str(path)!r}: cannot be read: {problem.strerror or problem}"
+        ) from None
     if b"\0" in data[: 1 << 16]:
         raise DataError(f"corpus {str(path)!r}: a binary file; expected text in UTF-8")
     try:
         text = data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
-        raise DataError(f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first") from None
+        raise DataError(
+            f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first"
+        ) from None
     lines = _lines(text)
     return lines if path.suffix == ".txt" else _fields(lines, path, field)
 
 
 def _lines(text: str) -> Iterator[str]:
-    """A text's lines without their ends; str.splitlines would also end one at U+2028, which JSON may hold."""
+    """A text's lines without their ends; str.splitlines would also end one at U+2028, which JSON
+    may hold.
+    """
     return (match[1] for match in LINE.finditer(text))
 
 
@@ -210,12 +222,12 @@ def _no_text(record: Any, field: str) -> str:
     """Why a line of JSON gives no text, and what to do."""
     if not isinstance(record, dict):
         return f"holds {json_kind(record)}, not an object with fields; write {{{json.dumps(field)}: ...}}"
-    found = ", ".join([*list(record)[:SHOWN_FIELDS], *["..."] * (len(record) > SHOWN_FIELDS)]) or "none"
+    found = (
+        ", ".join([*list(record)[:SHOWN_FIELDS], *["..."] * (len(record) > SHOWN_FIELDS)]) or "none"
+    )
     if field not in record:
         return f"no field {field!r}; name a text field with --field (found: {found})"
-    return (
-        f"field {field!r} holds {json_kind(record[field])}, not text; name a text field with --field (found: {found})"
-    )
+    return f"field {field!r} holds {json_kind(record[field])}, not text; name a text field with --field (found: {found})"
 
 
 def json_kind(value: Any) -> str:
@@ -226,11 +238,15 @@ def json_kind(value: Any) -> str:
 def _read_hub(source: str) -> tuple[str, Iterator[str]]:
     parts = source.removeprefix("hf:").split(":")
     if len(parts) != 3 or not all(parts):
-        raise DataError(f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence")
+        raise DataError(
+            f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence"
+        )
     path, split, field = parts
     rows = _load_rows(path, split, source)
     if field not in rows.column_names:
-        raise DataError(f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}")
+        raise DataError(
+            f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}"
+        )
     return f"{path.replace('/', '-')}-{split}", _column(rows, field, source)
 
 
@@ -238,12 +254,16 @@ def _column(rows: Any, field: str, source: str) -> Iterator[str]:
     """A data set's texts; a missing value counts as an empty one."""
     for number, value in enumerate(rows[field], 1):
         if not isinstance(value, str | None):
-            raise DataError(f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text")
+            raise DataError(
+                f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text"
+            )
         yield value or ""
 
 
 def _load_rows(path: str, split: str, source: str) -> Any:
-    """`a/b` may be a repository `a/b` or a configuration b of a data set a; the first that exists is taken."""
+    """`a/b` may be a repository `a/b` or a configuration b of a data set a; the first that exists
+    is taken.
+    """
     import datasets  # takes a second to import and only a Hub corpus needs it
 
     name, _, config = path.rpartition("/")
@@ -255,7 +275,8 @@ def _load_rows(path: str, split: str, source: str) -> Any:
             return datasets.load_dataset(repository, configuration, split=split)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             problems.append(error)
-    # Where one reading of the name exists, what is wrong with it says more than that the other does not exist.
+    # Where one reading of the name exists, what is wrong with it says more than that the other does
+    # not exist.
     problem = min(problems, key=lambda error: isinstance(error, OSError))
     reason = " ".join(str(problem).split())[:200]
     raise DataError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
@@ -272,7 +293,9 @@ def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> C
         try:
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
         except UnicodeEncodeError:  # JSON can escape half a surrogate pair
-            raise DataError(f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it") from None
+            raise DataError(
+                f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it"
+            ) from None
         empty += not text
         copies += bool(text) and key in found
         if text:
@@ -280,13 +303,16 @@ def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> C
     if not found:
         raise DataError(f"corpus {source!r}: no text in it ({empty} empty lines)")
     counted = ((empty, "empty texts left out"), (copies, "repeated texts left out"))
-    return Corpus(name, tuple(found.values()), tuple(f"{number} {what}" for number, what in counted if number))
+    return Corpus(
+        name, tuple(found.values()), tuple(f"{number} {what}" for number, what in counted if number)
+    )
 
 
 def tokenize(
     corpus: Corpus, tokenizer: Callable[..., Any], max_tokens: int
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """Samples in the store's order, longest first (ties in the corpus's order), and counted warnings.
+    """Samples in the store's order, longest first (ties in the corpus's order), and counted
+    warnings.
 
     Args:
         corpus: the texts.
@@ -299,20 +325,29 @@ def tokenize(
         raise DataError(f"max_tokens={max_tokens}: at least 1")
     token_ids: list[NDArray[np.int32]] = []
     cut = 0
-    for texts in _groups(_beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts):
+    for texts in _groups(
+        _beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts
+    ):
         encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         if longer := sum(len(ids) > max_tokens for ids in encoded):
             cut += longer
             with _first_kept(tokenizer):  # again, so that special tokens stay at the end
                 encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
             if any(len(ids) > max_tokens for ids in encoded):
-                raise DataError(f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more")
+                raise DataError(
+                    f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more"
+                )
         token_ids += [np.asarray(ids, np.int32) for ids in encoded]
-    samples = [Sample(text.key, ids) for text, ids in zip(corpus.texts, token_ids, strict=True) if len(ids)]
+    samples = [
+        Sample(text.key, ids) for text, ids in zip(corpus.texts, token_ids, strict=True) if len(ids)
+    ]
     if not samples:
         raise DataError(f"corpus {corpus.name!r}: no text gives a token")
     none = len(token_ids) - len(samples)
-    counted = ((cut, f"samples cut to {max_tokens} tokens"), (none, "texts without a token left out"))
+    counted = (
+        (cut, f"samples cut to {max_tokens} tokens"),
+        (none, "texts without a token left out"),
+    )
     notes = tuple(f"{number} {what}" for number, what in counted if number)
     return tuple(sorted(samples, key=len, reverse=True)), notes
 
@@ -332,11 +367,13 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _beginning(tokenizer: Callable[..., Any], text: str, max_tokens: int, corpus: str) -> str:
-    """The text, or of a very long one a beginning that has the same first `max_tokens` tokens, and more than these.
+    """The text, or of a very long one a beginning that has the same first `max_tokens` tokens, and
+    more than these.
 
-    A tokenizer takes some 25 bytes for each character, and what lies far behind the tokens that are kept does not
-    change them: a tokenizer looks a word ahead, not a page. Nor is that taken on trust. A beginning counts if one half
-    as long, cut at another place, has more than twice as many tokens as are kept and begins with the same ones.
+    A tokenizer takes some 25 bytes for each character, and what lies far behind the tokens that are
+    kept does not change them: a tokenizer looks a word ahead, not a page. Nor is that taken on
+    trust. A beginning counts if one half as long, cut at another place, has more than twice as many
+    tokens as are kept and begins with the same ones.
 
     Raises:
         RepsimError: no beginning of a size that fits in memory does.
@@ -360,7 +397,9 @@ def _beginning(tokenizer: Callable[..., Any], text: str, max_tokens: int, corpus
 
 
 def _cut_at_space(text: str, size: int) -> str:
-    """At most so many characters from the text's beginning, up to a space if there is one in the last tenth."""
+    """At most so many characters from the text's beginning, up to a space if there is one in the
+    last tenth.
+    """
     space = text.rfind(" ", size - size // 10, size)
     return text[: size if space < 0 else space]
 
@@ -380,14 +419,18 @@ def corpus_digest(samples: Sequence[Sample]) -> str:
     """sha256 over keys and token ids, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(sample.key.encode() + b"\0" + sample.token_ids.astype("<i4").tobytes() + b"\0")
+        digest.update(
+            sample.key.encode() + b"\0" + sample.token_ids.astype("<i4").tobytes() + b"\0"
+        )
     return digest.hexdigest()
 
 
 def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
-    """How many samples each block takes: neighbours, at most so many tokens together, at least one sample.
+    """How many samples each block takes: neighbours, at most so many tokens together, at least one
+    sample.
 
-    Cut from the front, so what is left of a corpus after some blocks is cut as it would have been with them.
+    Cut from the front, so what is left of a corpus after some blocks is cut as it would have been
+    with them.
     """
     blocks: list[int] = []
     room = 0
@@ -402,7 +445,12 @@ def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
 
 
 def batches(
-    samples: Sequence[Sample], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
+    samples: Sequence[Sample],
+    pad_id: int,
+    *,
+    overhead: float,
+    waste: float,
+    company: Company = Company.ANY,
 ) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
@@ -410,7 +458,8 @@ def batches(
         samples: of one block; the closer their lengths, the fewer batches they take.
         pad_id: token id at padded positions.
         overhead: what one more forward costs, counted in positions.
-        waste: the most of all positions that may be padding, 0 to 1; more batches are made where it takes them.
+        waste: the most of all positions that may be padding, 0 to 1; more batches are made where it
+            takes them.
         company: which samples may share a batch.
     """
     lengths = np.array([len(sample) for sample in samples])
@@ -421,7 +470,9 @@ def batches(
 def batch_ends(
     lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
 ) -> list[int]:
-    """Where the batches end that cost least, for rows of these lengths in this order; see `batches`."""
+    """Where the batches end that cost least, for rows of these lengths in this order; see
+    `batches`.
+    """
     if company is Company.NONE:
         return list(range(1, len(lengths) + 1))
     if company is Company.EQUAL:
@@ -449,7 +500,9 @@ def _cheapest(lengths: NDArray[np.int64], overhead: float) -> list[int]:
 
 
 def _positions(lengths: NDArray[np.int64], ends: Sequence[int]) -> int:
-    return sum(int(lengths[first:last].max()) * (last - first) for first, last in pairwise((0, *ends)))
+    return sum(
+        int(lengths[first:last].max()) * (last - first) for first, last in pairwise((0, *ends))
+    )
 
 
 def _pad(samples: Sequence[Sample], pad_id: int) -> Batch:

@@ -1,8 +1,9 @@
 """Texts to score, packed into batches so that what several of them begin with is computed once.
 
-A window is one forward's worth of a text: the tokens that go in, and the tokens that its last positions are to predict.
-Windows that begin alike form a tree of tokens; trees lie side by side in rows, and every token sees its own ancestors
-and nothing else. Models whose attention cannot be told so get plain rows, one a window. Knows neither models nor tasks.
+A window is one forward's worth of a text: the tokens that go in, and the tokens that its last
+positions are to predict. Windows that begin alike form a tree of tokens; trees lie side by side in
+rows, and every token sees its own ancestors and nothing else. Models whose attention cannot be told
+so get plain rows, one a window. Knows neither models nor tasks.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Packed:
     """Windows as batches, and where each of their targets is predicted.
 
     batches: padded on the right.
-    token: `[target]`, index of the predicting token among the real tokens of all batches, one after another.
+    token: `[target]`, index of the predicting token among the real tokens of all batches, one after
+    another.
     target: `[target]`, the id to predict.
     window: `[target]`, the window it belongs to; targets of a window are neighbours, in order.
     """
@@ -54,21 +56,35 @@ class Packed:
 
 
 def pack_rows(
-    windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float, company: Company = Company.ANY
+    windows: Sequence[Window],
+    pad_id: int,
+    *,
+    overhead: float,
+    waste: float,
+    company: Company = Company.ANY,
 ) -> Packed:
     """One row per window, equal inputs once; see `repsim.data.corpus.batches` for the costs."""
     rows: dict[bytes, Sample] = {}
     for window in windows:
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
     order = sorted(rows, key=lambda key: -len(rows[key]))
-    made = batches([rows[key] for key in order], pad_id, overhead=overhead, waste=waste, company=company)
+    made = batches(
+        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, company=company
+    )
     ends = dict(zip(order, np.cumsum([len(rows[key]) for key in order]).tolist(), strict=True))
-    places = [np.arange(-len(window.targets), 0) + ends[window.inputs.tobytes()] for window in windows]
+    places = [
+        np.arange(-len(window.targets), 0) + ends[window.inputs.tobytes()] for window in windows
+    ]
     return _packed(made, windows, places)
 
 
 def pack_prefix_trees(
-    windows: Sequence[Window], pad_id: int, *, overhead: float, waste: float, row_tokens: int = ROW_TOKENS
+    windows: Sequence[Window],
+    pad_id: int,
+    *,
+    overhead: float,
+    waste: float,
+    row_tokens: int = ROW_TOKENS,
 ) -> Packed:
     """Trees of windows that begin alike, side by side in rows; what they share is computed once.
 
@@ -84,23 +100,30 @@ def pack_prefix_trees(
     for tree in (tree for row in rows for tree in row):
         starts[tree] = begin
         begin += len(tree)
-    cuts = batch_ends(np.array([sum(map(len, row)) for row in rows]), overhead=overhead, waste=waste)
+    cuts = batch_ends(
+        np.array([sum(map(len, row)) for row in rows]), overhead=overhead, waste=waste
+    )
     made = [_batch(rows[first:last], pad_id) for first, last in pairwise((0, *cuts))]
     places = [
-        np.array(tree.path(end)[len(window.inputs) - len(window.targets) :], np.int64) + starts[tree]
+        np.array(tree.path(end)[len(window.inputs) - len(window.targets) :], np.int64)
+        + starts[tree]
         for window, (tree, end) in zip(windows, ends, strict=True)
     ]
     return _packed(made, windows, places)
 
 
-def _packed(made: Sequence[Batch], windows: Sequence[Window], places: Sequence[NDArray[np.int64]]) -> Packed:
+def _packed(
+    made: Sequence[Batch], windows: Sequence[Window], places: Sequence[NDArray[np.int64]]
+) -> Packed:
     targets = [window.targets for window in windows]
     of = np.repeat(np.arange(len(windows)), list(map(len, targets)))
     return Packed(tuple(made), np.concatenate(places), np.concatenate(targets).astype(np.int64), of)
 
 
 class _Tree:
-    """Tokens that windows share: each stands after its parent, in the order in which windows brought them."""
+    """Tokens that windows share: each stands after its parent, in the order in which windows
+    brought them.
+    """
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
@@ -153,11 +176,14 @@ class _Tree:
         return matrix
 
 
-def _trees(windows: Sequence[Window], row_tokens: int) -> tuple[list[_Tree], list[tuple[_Tree, int]]]:
+def _trees(
+    windows: Sequence[Window], row_tokens: int
+) -> tuple[list[_Tree], list[tuple[_Tree, int]]]:
     """The trees, and for each window its tree and the token where it ends.
 
-    In alphabetical order neighbours share the most. Trees share rows anyway, so a text joins the last tree whatever
-    they share, as long as that fits a row; a longer tree has to be worth its attention.
+    In alphabetical order neighbours share the most. Trees share rows anyway, so a text joins the
+    last tree whatever they share, as long as that fits a row; a longer tree has to be worth its
+    attention.
     """
     inputs = [window.inputs.tolist() for window in windows]
     trees: list[_Tree] = [_Tree()]
@@ -192,7 +218,8 @@ def _batch(rows: Sequence[Sequence[_Tree]], pad_id: int) -> Batch:
     lengths = [sum(map(len, row)) for row in rows]
     shape = len(rows), max(lengths)
     token_ids, depth = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
-    sees = np.repeat(np.eye(shape[1], dtype=bool)[None], len(rows), 0)  # padding sees itself: no softmax over nothing
+    # Padding sees itself: no softmax over nothing.
+    sees = np.repeat(np.eye(shape[1], dtype=bool)[None], len(rows), 0)
     for index, row in enumerate(rows):
         begin = 0
         for tree in row:
@@ -205,7 +232,8 @@ def _batch(rows: Sequence[Sequence[_Tree]], pad_id: int) -> Batch:
 
 
 def cut_prefix_trees(texts: Sequence[Sequence[Window]], tokens: int) -> list[int]:
-    """How many neighbours run together: about so many tokens once what they share is shared, at least one.
+    """How many neighbours run together: about so many tokens once what they share is shared, at
+    least one.
 
     Args:
         texts: the windows of each example.

@@ -1,7 +1,7 @@
 """lm-eval's own handling of models: how it cuts prompts into tokens, and how it lets a model write.
 
-A model is answered for elsewhere (`repsim.evaluation.run`), so log-likelihoods are not computed here: only what
-would go in and what would be scored is noted.
+A model is answered for elsewhere (`repsim.evaluation.run`), so log-likelihoods are not computed
+here: only what would go in and what would be scored is noted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from repsim.models import Model
 from repsim.models.module_state import ModuleState
 
 # Said at each call, as a model's own settings for generation may say otherwise.
-GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+}
 
 
 class Unfit(ModelError):
@@ -43,7 +48,9 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
         try:
             super().__init__(pretrained=model.module, tokenizer=model.tokenizer, backend="causal")
         except Exception as problem:  # lm-eval looks at a model's settings in its own way
-            raise ModelError(f"{model.name}: lm-eval does not take it ({brief(problem)})") from problem
+            raise ModelError(
+                f"{model.name}: lm-eval does not take it ({brief(problem)})"
+            ) from problem
         self._seen: list[Window] = []
         self._cache: Callable[[], Any] | None = None
         self._finite: list[bool] = []
@@ -57,7 +64,9 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         for _text, context, continuation in requests:
             if not context or not continuation:
-                raise UnfitData("a request without a token before or in what is to be scored; mend the data")
+                raise UnfitData(
+                    "a request without a token before or in what is to be scored; mend the data"
+                )
             if len(continuation) > self.max_length:
                 raise Unfit(
                     f"{len(continuation):,} tokens are to be scored together, and {self._name} reads "
@@ -69,7 +78,8 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
         return [(0.0, False)] * len(requests)
 
     def check_writing(self, settings: dict[str, Any]) -> None:
-        """Refuses to let a text be written that nothing would end, or that leaves no room for what it goes on from.
+        """Refuses to let a text be written that nothing would end, or that leaves no room for what
+        it goes on from.
 
         Raises:
             RepsimError: the tokenizer has no token that ends a text.
@@ -85,7 +95,9 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """lm-eval's own, and the model's where lm-eval takes a configuration's "no limit" (XLNet's -1) for one."""
+        """lm-eval's own, and the model's where lm-eval takes a configuration's "no limit" (XLNet's
+        -1) for one.
+        """
         found = int(super().max_length)
         return found if found > 0 else self._DEFAULT_MAX_LENGTH
 
@@ -108,7 +120,8 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
     def generate(
         self, instances: Sequence[Any], module: Any, cache: Callable[[], Any] | None, at_once: int
     ) -> list[str | None]:
-        """What a model writes, in the requests' order; None where its logits became infinite or not a number.
+        """What a model writes, in the requests' order; None where its logits became infinite or not
+        a number.
 
         Args:
             instances: of one task.
@@ -118,7 +131,9 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
         """
         self.batch_size_per_gpu = at_once
         # lm-eval's own order, in which it fills its batches
-        order = sorted(range(len(instances)), key=lambda i: self._length_and_text(instances[i].args[0]))
+        order = sorted(
+            range(len(instances)), key=lambda i: self._length_and_text(instances[i].args[0])
+        )
         self._cache, self._finite, self._model = cache, [], module
         texts = self.generate_until([instances[i] for i in order], disable_tqdm=True)
         found: list[str | None] = [None] * len(instances)
@@ -129,7 +144,9 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
     def _length_and_text(self, prompt: str) -> tuple[int, str]:
         return -len(self.tok_encode(prompt)), prompt
 
-    def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+    def _model_generate(
+        self, context: Any, max_length: int, stop: list[str], **settings: Any
+    ) -> Any:
         if self._cache is not None:
             settings["past_key_values"] = self._cache()
         finite = torch.ones(len(context), dtype=torch.bool, device=context.device)
@@ -137,7 +154,8 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
         def look(_module: Any, _args: Any, output: Any) -> None:
             finite.logical_and_(output.logits[:, -1].isfinite().all(-1).to(finite.device))
 
-        before = ModuleState(self.model)  # a longer prompt must not change what is written after the next one
+        # A longer prompt must not change what is written after the next one.
+        before = ModuleState(self.model)
         handle = self.model.register_forward_hook(look)
         try:
             return super()._model_generate(context, max_length, stop, **{**settings, **GREEDY})

@@ -1,8 +1,10 @@
-"""The offline suite: four small benchmarks made from tables and a seed, so that nothing has to be fetched.
+"""The offline suite: four small benchmarks made from tables and a seed, so that nothing has to be
+fetched.
 
-`recall` asks for the last word of a passage, `grammar` for the grammatical one of two sentences, `arithmetic` and
-`knowledge` for one of four answers. Each comes as the configuration of an lm-eval task, which scores it as it scores
-any other. Prompts are short: the suite is run for every plan. This module knows no model and does not import lm-eval.
+`recall` asks for the last word of a passage, `grammar` for the grammatical one of two sentences,
+`arithmetic` and `knowledge` for one of four answers. Each comes as the configuration of an lm-eval
+task, which scores it as it scores any other. Prompts are short: the suite is run for every plan.
+This module knows no model and does not import lm-eval.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     """`France=Paris, Italy=Rome` as pairs."""
-    return tuple((left, right) for left, right in (entry.strip().split("=") for entry in text.split(",")))
+    return tuple(
+        (left, right) for left, right in (entry.strip().split("=") for entry in text.split(","))
+    )
 
 
 # ---- recall: passages whose last word is to be told; `asked` is the first or the second of what was drawn
@@ -79,7 +83,10 @@ RECALL = {
 
 def _recall(random: Random) -> Iterator[Item]:
     for kind, passage in _in_turn(random, tuple(RECALL.items())):
-        drawn, place = {slot: random.sample(words, 3) for slot, words in DRAWN.items()}, random.randrange(2)
+        drawn, place = (
+            {slot: random.sample(words, 3) for slot, words in DRAWN.items()},
+            random.randrange(2),
+        )
         asked = {slot: words[place] for slot, words in drawn.items()}
         text, _, right = passage.format(asked=asked, **drawn).rpartition(" ")
         yield Item(kind, text, right)
@@ -100,19 +107,28 @@ QUALITIES = _words("old new big small red blue heavy cheap")
 BE, WAS = ("is", "are"), ("was", "were")
 LIKE = _pairs("likes=like, knows=know, wants=want, needs=need, sees=see, hates=hate")
 DETERMINERS = _pairs("this=these, that=those")
-SELVES = {"himself": _words("king boy father man brother"), "herself": _words("queen girl mother woman sister")}
-AN = _pairs("apple=pear, egg=cake, orange=lemon, onion=carrot, old book=new book, empty box=full box")
+SELVES = {
+    "himself": _words("king boy father man brother"),
+    "herself": _words("queen girl mother woman sister"),
+}
+AN = _pairs(
+    "apple=pear, egg=cake, orange=lemon, onion=carrot, old book=new book, empty box=full box"
+)
 PARTICIPLES = _pairs(
     "eaten=ate, written=wrote, taken=took, broken=broke, driven=drove, given=gave, stolen=stole, "
     "chosen=chose, drawn=drew, seen=saw, done=did"
 )
 CASES = _pairs("him=he, her=she, them=they, us=we, me=I")
-COMPARATIVES = _pairs("older=old, bigger=big, cheaper=cheap, heavier=heavy, longer=long, smaller=small, darker=dark")
+COMPARATIVES = _pairs(
+    "older=old, bigger=big, cheaper=cheap, heavier=heavy, longer=long, smaller=small, darker=dark"
+)
 
 
 def _agreement(random: Random) -> Frame:
     number, verb = random.randrange(2), random.choice((BE, WAS))
-    return f"The {random.choice(PEOPLE)[number]} {{}} very {random.choice(FEELINGS)}.", *_turned(verb, number)
+    return f"The {random.choice(PEOPLE)[number]} {{}} very {random.choice(FEELINGS)}.", *_turned(
+        verb, number
+    )
 
 
 def _verb_agreement(random: Random) -> Frame:
@@ -137,13 +153,17 @@ def _relative_clause(random: Random) -> Frame:
 def _determiner(random: Random) -> Frame:
     number, noun = random.randrange(2), random.choice(OBJECTS)
     name, determiner = random.choice(FIRST_NAMES), random.choice(DETERMINERS)[number]
-    return f"{name} bought {determiner} {random.choice(QUALITIES)} {{}} yesterday.", *_turned(noun, number)
+    return f"{name} bought {determiner} {random.choice(QUALITIES)} {{}} yesterday.", *_turned(
+        noun, number
+    )
 
 
 def _quantifier(random: Random) -> Frame:
     number, noun = random.randrange(2), random.choice(OBJECTS)
     quantifier = random.choice((("each", "every", "one"), ("many", "several", "both"))[number])
-    return f"{random.choice(FIRST_NAMES)} has seen {quantifier} {{}} in the shop.", *_turned(noun, number)
+    return f"{random.choice(FIRST_NAMES)} has seen {quantifier} {{}} in the shop.", *_turned(
+        noun, number
+    )
 
 
 def _anaphor(random: Random) -> Frame:
@@ -155,7 +175,9 @@ def _anaphor(random: Random) -> Frame:
 
 def _anaphor_number(random: Random) -> Frame:
     right, wrong = random.sample(("himself", "themselves"), 2)
-    noun = random.choice((("king", "kings"), ("boy", "boys"), ("man", "men"), ("brother", "brothers")))
+    noun = random.choice(
+        (("king", "kings"), ("boy", "boys"), ("man", "men"), ("brother", "brothers"))
+    )
     verb = random.choice(("hurt", "saw", "blamed", "washed"))
     return f"The {random.choice(FEELINGS)} {noun[right == 'themselves']} {verb} {{}}.", right, wrong
 
@@ -174,7 +196,10 @@ def _participle(random: Random) -> Frame:
 
 def _case(random: Random) -> Frame:
     verb = random.choice(("helped", "saw", "met", "thanked"))
-    return f"The {random.choice(PEOPLE)[random.randrange(2)]} {verb} {{}} at the door.", *random.choice(CASES)
+    return (
+        f"The {random.choice(PEOPLE)[random.randrange(2)]} {verb} {{}} at the door.",
+        *random.choice(CASES),
+    )
 
 
 def _comparative(random: Random) -> Frame:
@@ -184,7 +209,9 @@ def _comparative(random: Random) -> Frame:
 
 def _polarity(random: Random) -> Frame:
     verb = random.choice(("seen", "liked", "bought", "wanted"))
-    right, wrong = random.choice((("Nobody", "Everybody"), ("Nobody", "Somebody"), ("No", "Every"), ("No", "Some")))
+    right, wrong = random.choice(
+        (("Nobody", "Everybody"), ("Nobody", "Somebody"), ("No", "Every"), ("No", "Some"))
+    )
     subject = "{}" if right == "Nobody" else f"{{}} {random.choice(PEOPLE)[0]}"
     return f"{subject} has ever {verb} this {random.choice(OBJECTS)[0]}.", right, wrong
 
@@ -254,14 +281,19 @@ def _arithmetic(random: Random) -> Iterator[Item]:
     below = _in_turn(random, range(4))
     for kind in _in_turn(random, tuple(ARITHMETIC)):
         question, right, slips = next(streams[kind])
-        others = [one for one in problems[kind] if one[1] != right]  # so that the answer cannot be copied
+        # So that the answer cannot be copied.
+        others = [one for one in problems[kind] if one[1] != right]
         shown = random.sample(others, 0 if kind == "countdown" else SOLVED)
         text = "\n".join([*(f"{problem} {answer}" for problem, answer, _ in shown), question])
-        yield Item(kind, text, str(right), tuple(map(str, _wrong(random, right, slips, next(below)))))
+        yield Item(
+            kind, text, str(right), tuple(map(str, _wrong(random, right, slips, next(below))))
+        )
 
 
 def _wrong(random: Random, right: int, slips: Sequence[int], below: int) -> list[int]:
-    """Three wrong answers, slips first, so many of them below the right one: its rank must not give it away."""
+    """Three wrong answers, slips first, so many of them below the right one: its rank must not give
+    it away.
+    """
     likely = sorted(set(slips) - {right})
     near = [right + off for off in NEAR if right + off >= 0 and right + off not in likely]
     ordered = random.sample(likely, len(likely)) + random.sample(near, len(near))
@@ -378,8 +410,9 @@ def documents(name: str, seed: int = 0, items: int = ITEMS) -> list[dict[str, An
     """The items of one benchmark; the same for the same arguments on every machine.
 
     Returns:
-        For recall `kind`, `text`, `target` (with the space before it); for the others `kind`, `text`, `choices` and
-        `gold`, the place of the right one; all places are right equally often, give or take one.
+        For recall `kind`, `text`, `target` (with the space before it); for the others `kind`,
+        `text`, `choices` and `gold`, the place of the right one; all places are right equally
+        often, give or take one.
     Raises:
         RepsimError: no such benchmark, or no such number of items.
     """
@@ -401,7 +434,10 @@ def _document(item: Item, place: int) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": item.kind, "text": item.text}
     if not item.wrong:
         return document | {"target": f" {item.right}"}
-    return document | {"choices": [*item.wrong[:place], item.right, *item.wrong[place:]], "gold": place}
+    return document | {
+        "choices": [*item.wrong[:place], item.right, *item.wrong[place:]],
+        "gold": place,
+    }
 
 
 def config(name: str, seed: int = 0, items: int = ITEMS) -> dict[str, Any]:

@@ -65,25 +65,36 @@ class Scores(StoreReader):
 
     @cached_property
     def nonfinite(self) -> xr.DataArray:
-        """`[plan]`: how many examples have no score because a plan's states became infinite or not a number."""
+        """`[plan]`: how many examples have no score because a plan's states became infinite or not
+        a number.
+        """
         blocks = self.dataset["block"].values
-        unscored = np.isnan(self.dataset["score"].values).all(-1) & self.dataset["done"].values[:, blocks]
+        unscored = (
+            np.isnan(self.dataset["score"].values).all(-1) & self.dataset["done"].values[:, blocks]
+        )
         return xr.DataArray(unscored.sum(1), {PLAN: self.dataset["plan_name"].values}, (PLAN,))
 
     @property
     def remark(self) -> str:
         """What a reader of the numbers has to know: what is not finished; empty where all is."""
         done = self.dataset["done"].values
-        return "" if done.all() else f"{int(done.sum()):,} of {done.size:,} blocks of examples by plan are finished"
+        return (
+            ""
+            if done.all()
+            else f"{int(done.sum()):,} of {done.size:,} blocks of examples by plan are finished"
+        )
 
     @property
     def info(self) -> dict[str, str]:
         """What the store is, line by line."""
         identity, sizes, data = self.identity, self.dataset.sizes, self.dataset
         counts = {name: int((data["example_task"] == name).sum()) for name in self.tasks}
-        about = zip(counts.items(), data["task_version"].values, data["num_fewshot"].values, strict=True)
+        about = zip(
+            counts.items(), data["task_version"].values, data["num_fewshot"].values, strict=True
+        )
         lost = {
-            str(name): int(count) for name, count in zip(data["plan_name"].values, self.nonfinite.values, strict=True)
+            str(name): int(count)
+            for name, count in zip(data["plan_name"].values, self.nonfinite.values, strict=True)
         }
         return {
             "store": f"{self.path} (scores)",
@@ -91,23 +102,29 @@ class Scores(StoreReader):
             "stack": self.stack,
             "weights": identity["weights"],
             "tasks": ", ".join(
-                f"{name} version {version}, {shots}-shot, {count:,} examples" for (name, count), version, shots in about
+                f"{name} version {version}, {shots}-shot, {count:,} examples"
+                for (name, count), version, shots in about
             ),
             "plans": f"{sizes[PLAN]:,}: {names_of(self.plans)}",
             "requests": f"{sizes[REQUEST]:,}",
             "complete": self.remark or "yes",
-            "not finite": ", ".join(f"{name} ({count:,} examples)" for name, count in lost.items() if count)
+            "not finite": ", ".join(
+                f"{name} ({count:,} examples)" for name, count in lost.items() if count
+            )
             or "no plan",
             "cache": CACHES[data.attrs["paper_cache"]],
             "replay": self.replay,
             **({"caution": "; ".join(self.cautions)} if self.cautions else {}),
-            "versions": ", ".join(f"{name} {version}" for name, version in identity["versions"].items()),
+            "versions": ", ".join(
+                f"{name} {version}" for name, version in identity["versions"].items()
+            ),
             "made by": "; ".join(self.commands),
         }
 
 
 def open_scores(path: str | Path) -> Scores:
-    """Opens a store of scores; one that is being written shows what was finished when it was opened.
+    """Opens a store of scores; one that is being written shows what was finished when it was
+    opened.
 
     Raises:
         RepsimError: nothing is there, or it holds no scores.

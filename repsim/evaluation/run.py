@@ -1,9 +1,10 @@
-"""Benchmarks under layer plans, in one pass: joins tasks, packing, trace and stack to a store of scores.
+"""Benchmarks under layer plans, in one pass: joins tasks, packing, trace and stack to a store of
+scores.
 
-Requests whose answer is a log-likelihood run through the trie of all plans, in trees of texts that share what they
-begin with, and only the states that leave a plan are scored, at the tokens that predict something. Requests whose
-answer is a text run plan by plan through the model itself, with a KV cache. Progress goes to a callable, remarks to the
-logger `repsim`.
+Requests whose answer is a log-likelihood run through the trie of all plans, in trees of texts that
+share what they begin with, and only the states that leave a plan are scored, at the tokens that
+predict something. Requests whose answer is a text run plan by plan through the model itself, with a
+KV cache. Progress goes to a callable, remarks to the logger `repsim`.
 """
 
 from __future__ import annotations
@@ -65,26 +66,29 @@ def evaluate(
 ) -> Scores:
     """Scores a model on benchmarks under layer plans, with lm-eval's tasks and metrics.
 
-    What plans share is computed once, and so is what the texts of a benchmark share. Where `out` holds a part of the
-    same evaluation, the rest is computed.
+    What plans share is computed once, and so is what the texts of a benchmark share. Where `out`
+    holds a part of the same evaluation, the rest is computed.
 
     Args:
         model: a name for `repsim.models.load`, or what that gave.
         plan: plans, families, sweeps or named sets.
-        tasks: lm-eval's tasks, groups or tags, or the offline suite's; several in a list or with commas.
+        tasks: lm-eval's tasks, groups or tags, or the offline suite's; several in a list or with
+            commas.
         limit: the first so many examples of each task.
         shots: solved examples before each; each task's own number by default.
         data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
-        out: the store, a folder or a URL; by default under the cache, named after model, tasks and plan.
+        out: the store, a folder or a URL; by default under the cache, named after model, tasks and
+            plan.
         append: add the plans, tasks and examples that a finished store lacks.
         repair: read the store first and compute again what is damaged or missing.
-        paper_cache: when generating, average the keys and values of each parallel step's layers, as the paper did; not
-            exact.
-        contexts: `trees` where texts share what they begin with, `rows` where each runs by itself; `auto` tries
-            whether the model takes trees.
+        paper_cache: when generating, average the keys and values of each parallel step's layers, as
+            the paper did; not exact.
+        contexts: `trees` where texts share what they begin with, `rows` where each runs by itself;
+            `auto` tries whether the model takes trees.
         batch_tokens: about so many tokens are computed and finished together.
         progress: called as scores are finished; counts the tokens of all requests under all plans.
-        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device, device_map, ...
+        **load_options: for `repsim.models.load`: revision, dtype as `model_dtype`, device,
+            device_map, ...
     Raises:
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
@@ -123,7 +127,10 @@ def evaluate(
         "batch_tokens": batch_tokens if batch_tokens != DEFAULT_BATCH_TOKENS else None,
         "paper_cache": paper_cache or None,
         "model_dtype": str(load_options.get("model_dtype") or "").removeprefix("torch.") or None,
-        **{name: load_options.get(name) or None for name in ("revision", "stack", "trust_remote_code")},
+        **{
+            name: load_options.get(name) or None
+            for name in ("revision", "stack", "trust_remote_code")
+        },
     }
     command = {name: value for name, value in command.items() if value is not None}
     asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
@@ -137,11 +144,13 @@ def evaluate(
                 log.info("%s: complete already", place)
                 return open_scores(place.text)
         except StoreDamaged:
-            if not is_locked(place):  # else its writer's machine may have stopped, which the lock will tell
+            # Else its writer's machine may have stopped, which the lock will tell.
+            if not is_locked(place):
                 raise
     with WriterLock(place) as lock:
         repair = repair or lock.after_crash
-        layout, missing, _ = _joined(place, asked, append, repair)  # again: it may have grown meanwhile
+        # Again: it may have grown meanwhile.
+        layout, missing, _ = _joined(place, asked, append, repair)
         with interruption.remove_unstarted_store(place, lock):
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
@@ -168,17 +177,27 @@ class _Asked:
         paper_cache: bool,
         batch_tokens: int,
     ) -> None:
-        self.model, self.plans, self.command, self.paper_cache = model, tuple(plans), command, paper_cache
+        self.model, self.plans, self.command, self.paper_cache = (
+            model,
+            tuple(plans),
+            command,
+            paper_cache,
+        )
         self.batch_tokens = batch_tokens
         self.proven: set[Plan] = set()
         self.benchmarks = {benchmark.name: benchmark for benchmark in benchmarks}
         self.examples: dict[tuple[str, int], Example] = {
-            (example.task, example.doc): example for benchmark in benchmarks for example in benchmark.examples
+            (example.task, example.doc): example
+            for benchmark in benchmarks
+            for example in benchmark.examples
         }
 
     @property
     def tasks(self) -> pd.DataFrame:
-        rows = [(one.name, one.version, one.digest, one.shots, one.gold_count) for one in self.benchmarks.values()]
+        rows = [
+            (one.name, one.version, one.digest, one.shots, one.gold_count)
+            for one in self.benchmarks.values()
+        ]
         return pd.DataFrame(rows, columns=["task", "version", "digest", "shots", "gold_count"])
 
     @property
@@ -200,14 +219,20 @@ class _Asked:
         return pd.DataFrame(rows, columns=["task", "doc", "choice", "digest", "example"])
 
     def blocks(self, keys: Sequence[tuple[str, int]]) -> list[int]:
-        """The block of each of these examples, counted from 0: neighbours of one task that run together."""
+        """The block of each of these examples, counted from 0: neighbours of one task that run
+        together.
+        """
         sizes: list[int] = []
         for task, of in groupby(keys, key=itemgetter(0)):
             own = list(of)
             if self.benchmarks[task].generates:
-                sizes += [min(GENERATED, len(own) - first) for first in range(0, len(own), GENERATED)]
+                sizes += [
+                    min(GENERATED, len(own) - first) for first in range(0, len(own), GENERATED)
+                ]
             else:
-                sizes += cut_prefix_trees([_windows([self.examples[key]]) for key in own], self.batch_tokens)
+                sizes += cut_prefix_trees(
+                    [_windows([self.examples[key]]) for key in own], self.batch_tokens
+                )
         return np.repeat(np.arange(len(sizes)), sizes).tolist()
 
     def cells(self, layout: score_store.Layout, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -220,7 +245,9 @@ class _Asked:
         keys = layout.examples[["task", "doc"]].itertuples(index=False, name=None)
         block = layout.examples["block"].to_numpy()
         total, part = np.bincount(block), np.bincount(block, [key in self.examples for key in keys])
-        missing = np.array([named.plan in own for named in layout.plans])[:, None] & (part > 0) & ~done
+        missing = (
+            np.array([named.plan in own for named in layout.plans])[:, None] & (part > 0) & ~done
+        )
         if missing[:, part < total].any():
             raise StoreError(
                 "the store holds more examples of a task than are asked for, and new plans need them all; "
@@ -238,7 +265,8 @@ def _joined(
         The layout; what is yet to be computed, `[plan, block]`; whether the store has to grow.
 
     Raises:
-        RepsimError: another evaluation is there, one that would have to be extended without `append`, or a damaged one.
+        RepsimError: another evaluation is there, one that would have to be extended without
+            `append`, or a damaged one.
     """
     begun = state_store.exists(place)
     if begun:
@@ -250,17 +278,28 @@ def _joined(
     identity = _identity(asked.model, "")
     if found:
         if difference := identity.difference(replace(Identity(**found.identity), corpus_digest="")):
-            raise StoreError(f"{place}: holds another evaluation: {difference}; choose another --out or remove it")
-        cache, wanted = found.dataset.attrs["paper_cache"], asked.paper_cache and score_store.PAPER_CACHE
+            raise StoreError(
+                f"{place}: holds another evaluation: {difference}; choose another --out or remove it"
+            )
+        cache, wanted = (
+            found.dataset.attrs["paper_cache"],
+            asked.paper_cache and score_store.PAPER_CACHE,
+        )
         if cache != wanted:
             raise StoreError(
                 f"{place}: holds another evaluation (--paper-cache: {CACHES[cache]} there, "
                 f"{CACHES[wanted]} here); choose another --out or remove it"
             )
         _check_same(place, asked, held_tasks, held_examples, held_requests)
-    known = set() if held_examples.empty else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
+    known = (
+        set()
+        if held_examples.empty
+        else set(held_examples[["task", "doc"]].itertuples(index=False, name=None))
+    )
     fresh = [key for key in asked.examples if key not in known]
-    plans = tuple(named for named in asked.plans if named.plan not in {held.plan for held in held_plans})
+    plans = tuple(
+        named for named in asked.plans if named.plan not in {held.plan for held in held_plans}
+    )
     if found and (plans or fresh) and not append:
         lacks = [f"plans {names_of(plans)}"] if plans else []
         lacks += [f"{len(fresh):,} examples"] if fresh else []
@@ -304,18 +343,26 @@ def _joined(
 
 
 def _stacked(held: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    found = [table for table in (held, new) if not table.empty]  # an empty one would take the others' dtypes away
+    # An empty one would take the others' dtypes away.
+    found = [table for table in (held, new) if not table.empty]
     return pd.concat(found or [new], ignore_index=True)
 
 
 def _check_same(
-    place: Location, asked: _Asked, tasks: pd.DataFrame, examples: pd.DataFrame, requests: pd.DataFrame
+    place: Location,
+    asked: _Asked,
+    tasks: pd.DataFrame,
+    examples: pd.DataFrame,
+    requests: pd.DataFrame,
 ) -> None:
     """What the store holds of the tasks asked for must be the same questions."""
     for held in tasks.itertuples():
         one = asked.benchmarks.get(held.task)
         if one and (one.version, one.shots, one.digest) != (held.version, held.shots, held.digest):
-            there, here = f"version {held.version}, {held.shots}-shot", f"version {one.version}, {one.shots}-shot"
+            there, here = (
+                f"version {held.version}, {held.shots}-shot",
+                f"version {one.version}, {one.shots}-shot",
+            )
             raise StoreError(
                 f"{place}: holds {held.task} of another kind ({there} there, {here} here); choose another --out"
             )
@@ -350,7 +397,9 @@ def _is_aggregated(place: Location) -> bool:
     data = found.dataset
     applies = data["higher_is_better"].values >= 0
     block, tasks = data["block"].values, data["example_task"].values
-    whole = np.stack([data["done"].values[:, np.unique(block[tasks == task])].all(1) for task in found.tasks], 1)
+    whole = np.stack(
+        [data["done"].values[:, np.unique(block[tasks == task])].all(1) for task in found.tasks], 1
+    )
     lost = np.isnan(data["aggregate"].values) & applies & whole[..., None]
     return not lost[found.nonfinite.values == 0].any()
 
@@ -372,7 +421,9 @@ def _run(
         block: [asked.examples[key] for key in keys[layout.examples_of(block)]]
         for block in np.flatnonzero(missing.any(0)).tolist()
     }
-    likelihoods = {block: found for block, found in blocks.items() if found[0].requests[0].prompt is None}
+    likelihoods = {
+        block: found for block, found in blocks.items() if found[0].requests[0].prompt is None
+    }
     # all that is asked for, so that what is left of it runs as the rest did
     every = [example for example in asked.examples.values() if example.requests[0].prompt is None]
     scorer = _Scorer(asked, layout, every, contexts) if likelihoods else None
@@ -411,10 +462,13 @@ class _Scorer:
     """Log-likelihoods of blocks of examples, in trees of texts where the model takes them.
 
     Raises:
-        RepsimError: trees were asked for, and the model does not take them; or its tokens see those after them.
+        RepsimError: trees were asked for, and the model does not take them; or its tokens see those
+            after them.
     """
 
-    def __init__(self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str) -> None:
+    def __init__(
+        self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str
+    ) -> None:
         from repsim.models.company import Trials
         from repsim.models.tracing import Tracer
 
@@ -423,16 +477,25 @@ class _Scorer:
         self._tracer = Tracer(asked.model)
         texts = [window.inputs for window in _windows(examples)]
         trials = Trials(asked.model, self._tracer, texts)
-        with interruption.explain_out_of_memory(asked.model, "trying two texts together", "fewer --shots"):
+        with interruption.explain_out_of_memory(
+            asked.model, "trying two texts together", "fewer --shots"
+        ):
             log.info("batches: %s", trials.company)
             trials.check_foresight("benchmarks")
         self._company = trials.company.company
         longest = max(map(len, texts))
-        alike = self._company is Company.ANY  # of a model whose states depend on neighbours, rows cannot be shared
+        # Of a model whose states depend on neighbours, rows cannot be shared.
+        alike = self._company is Company.ANY
         self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
         if contexts == "trees" and not self._trees:
-            raise ModelError(f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto")
-        how = "trees, what texts share is computed once" if self._trees else "rows, each text by itself"
+            raise ModelError(
+                f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto"
+            )
+        how = (
+            "trees, what texts share is computed once"
+            if self._trees
+            else "rows, each text by itself"
+        )
         log.info("contexts: %s", how)
 
     @property
@@ -449,13 +512,19 @@ class _Scorer:
         return pack_rows(windows, pad_id, **costs, company=self._company)
 
     def score(
-        self, examples: Sequence[Example], packed: Packed, pending: Sequence[int], finish: Callable[[int, Any], None]
+        self,
+        examples: Sequence[Example],
+        packed: Packed,
+        pending: Sequence[int],
+        finish: Callable[[int, Any], None],
     ) -> None:
         """A block's log-likelihoods under the pending plans; `finish` takes a plan and its answers."""
         import torch
 
         requests = [request for example in examples for request in example.requests]
-        owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[packed.window]
+        owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[
+            packed.window
+        ]
         plans = {self._trie.ends[plan]: plan for plan in pending}
         token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
         spoilt: list[int] = []
@@ -465,13 +534,19 @@ class _Scorer:
             sums = np.bincount(owner, logprob.cpu().double().numpy(), len(requests))
             finite = np.isfinite(sums)
             if not finite.all() and packed.batches[0].sees is not None:
-                spoilt.append(plans[state.node])  # what a token does not see still reaches it as 0 x NaN
+                # What a token does not see still reaches it as 0 x NaN.
+                spoilt.append(plans[state.node])
                 return
             greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
-            values, flags = np.where(finite, sums, np.nan), np.where(finite, greedy, NOT_FINITE).astype(np.int8)
+            values, flags = (
+                np.where(finite, sums, np.nan),
+                np.where(finite, greedy, NOT_FINITE).astype(np.int8),
+            )
             answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
             scored = _scored(self._asked, self._layout, examples, answers)
-            finish(plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored})
+            finish(
+                plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored}
+            )
 
         self._tracer.run(self._trie, packed.batches, consume, nodes=plans.keys())
         if spoilt:
@@ -479,12 +554,19 @@ class _Scorer:
 
 
 def _windows(examples: Sequence[Example]) -> list[Window]:
-    return [window for example in examples for request in example.requests for window in request.windows]
+    return [
+        window for example in examples for request in example.requests for window in request.windows
+    ]
 
 
 def _tokens(asked: _Asked, examples: Sequence[Example]) -> int:
     """How many tokens the requests have, what they share counted each time."""
-    prompts = [request.prompt for example in examples for request in example.requests if request.prompt is not None]
+    prompts = [
+        request.prompt
+        for example in examples
+        for request in example.requests
+        if request.prompt is not None
+    ]
     written = sum(len(asked.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
     return written + sum(len(window.inputs) for window in _windows(examples))
 
@@ -504,10 +586,17 @@ def _texts_at_once(asked: _Asked) -> int:
     from repsim.models.company import can_write_together
 
     examples = asked.examples.values()
-    prompts = [request.prompt for example in examples for request in example.requests if request.prompt is not None]
+    prompts = [
+        request.prompt
+        for example in examples
+        for request in example.requests
+        if request.prompt is not None
+    ]
     if can_write_together(asked.model, prompts):
         return GENERATED
-    log.info("writing: one text at a time, as padding or a longer prompt beside it changes what the model writes")
+    log.info(
+        "writing: one text at a time, as padding or a longer prompt beside it changes what the model writes"
+    )
     return 1
 
 
@@ -531,7 +620,9 @@ def _generate(
         asked.proven.add(steps)
         averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
         cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
-        texts = [text for found in benchmark.generate(docs, module, cache, at_once) for text in found]
+        texts = [
+            text for found in benchmark.generate(docs, module, cache, at_once) for text in found
+        ]
         lost = np.array([NOT_FINITE if text is None else -1 for text in texts], np.int8)
         scored = _scored(asked, layout, examples, texts)
         answers = {"response": [text or "" for text in texts], "is_greedy": lost, "score": scored}
@@ -546,7 +637,9 @@ def _scored(
     for row, (example, metrics) in enumerate(_metrics(asked, examples, answers)):
         for metric, value in metrics.items():
             if metric in layout.metric_names:
-                found[row, layout.metric_names.index(metric)] = asked.benchmarks[example.task].number(metric, value)
+                found[row, layout.metric_names.index(metric)] = asked.benchmarks[
+                    example.task
+                ].number(metric, value)
     return found
 
 
@@ -561,11 +654,16 @@ def _metrics(
             for request, answer in zip(example.requests, answers[begin:], strict=False)
         ]
         begin += len(own)
-        lost = any(answer is None or (not isinstance(answer, str) and np.isnan(np.min(answer))) for answer in own)
+        lost = any(
+            answer is None or (not isinstance(answer, str) and np.isnan(np.min(answer)))
+            for answer in own
+        )
         yield example, {} if lost else asked.benchmarks[example.task].score(example.doc, own)
 
 
-def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.Writer) -> NDArray[np.float64]:
+def _aggregates(
+    asked: _Asked, layout: score_store.Layout, writer: score_store.Writer
+) -> NDArray[np.float64]:
     """lm-eval's aggregates of every task that a plan has finished, `[plan, task, metric]`."""
     values = writer.values
     found: NDArray[np.float64] = values["aggregate"].copy()
@@ -581,13 +679,17 @@ def _aggregates(asked: _Asked, layout: score_store.Layout, writer: score_store.W
         examples = [asked.examples[keys[row]] for row in own]
         places = [place for row in own for place in range(first[row], first[row + 1])]
         lost = np.isnan(values["score"][:, own]).all(-1).any(1)  # no aggregate of what is left
-        new = np.isnan(found[:, column, [layout.metric_names.index(metric) for metric in benchmark.metrics]]).any(1)
+        new = np.isnan(
+            found[:, column, [layout.metric_names.index(metric) for metric in benchmark.metrics]]
+        ).any(1)
         for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost & new).tolist():
             answers = _answers(values, plan, places, benchmark.generates)
             metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
             for metric in dict.fromkeys(metric for one in metrics for metric in one):
                 if metric in layout.metric_names:
-                    whole = benchmark.aggregate(metric, [one[metric] for one in metrics if metric in one])
+                    whole = benchmark.aggregate(
+                        metric, [one[metric] for one in metrics if metric in one]
+                    )
                     found[plan, column, layout.metric_names.index(metric)] = whole
     return found
 
@@ -603,7 +705,9 @@ def _reported(found: Scores) -> Scores:
     """Says which plans left the numbers that there are."""
     for name, count in zip(found.dataset["plan_name"].values, found.nonfinite.values, strict=True):
         if count:
-            log.warning("plan %s: states not finite on %d examples, which have no score", name, count)
+            log.warning(
+                "plan %s: states not finite on %d examples, which have no score", name, count
+            )
     return found
 
 

@@ -1,4 +1,6 @@
-"""Files that hold a task's data, one JSON object per line: their rows, and what is wrong with them, by line."""
+"""Files that hold a task's data, one JSON object per line: their rows, and what is wrong with them,
+by line.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +36,27 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     if len(line) > LONGEST:
-        raise DataError(f"{path} line {number}: {len(line):,} characters, at most {LONGEST:,} are read; shorten it")
+        raise DataError(
+            f"{path} line {number}: {len(line):,} characters, at most {LONGEST:,} are read; shorten it"
+        )
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise DataError(f"{path} line {number}: not JSON; write one object per line") from None
     if not isinstance(row, dict):
-        raise DataError(f"{path} line {number}: holds {json_kind(row)}, not an object with the task's fields")
+        raise DataError(
+            f"{path} line {number}: holds {json_kind(row)}, not an object with the task's fields"
+        )
     return row
 
 
 def check(path: Path) -> None:
-    """Refuses a file that a reader would fill up or bring into one form, so that prompts would say what is not there.
+    """Refuses a file that a reader would fill up or bring into one form, so that prompts would say
+    what is not there.
 
     Raises:
-        RepsimError: there is no row, a line is no object, or two lines differ in their fields or what these hold.
+        RepsimError: there is no row, a line is no object, or two lines differ in their fields or
+            what these hold.
     """
     first, held = 0, dict[str, tuple[str, int]]()  # field -> what it holds, and in which line first
     for number, row in numbered_rows(path):
@@ -65,7 +73,9 @@ def check(path: Path) -> None:
             if before == NOTHING:
                 held[field] = kinds[field]
             elif kind not in (before, NOTHING):
-                raise DataError(f"{path} line {number}: field {field!r} holds {kind}, and {before} in line {where}")
+                raise DataError(
+                    f"{path} line {number}: field {field!r} holds {kind}, and {before} in line {where}"
+                )
     if not first:
         raise DataError(f"{path}: holds no example")
 

@@ -1,7 +1,9 @@
-"""Benchmarks: lm-eval's tasks as requests that a model answers, and lm-eval's metrics of the answers.
+"""Benchmarks: lm-eval's tasks as requests that a model answers, and lm-eval's metrics of the
+answers.
 
-Prompts, their cutting into context and continuation, filters, per-example results and aggregates are lm-eval's own
-code; nothing of them is written anew. Beside `repsim.evaluation.lm_eval_model` the only module that imports lm-eval.
+Prompts, their cutting into context and continuation, filters, per-example results and aggregates
+are lm-eval's own code; nothing of them is written anew. Beside `repsim.evaluation.lm_eval_model`
+the only module that imports lm-eval.
 """
 
 from __future__ import annotations
@@ -34,22 +36,28 @@ from repsim.models import Model
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 FEWSHOT_SEED = 1234  # lm-eval's default
-# Of a task's settings, those that say where its data come from; what is asked is in the requests' digests.
+# Of a task's settings, those that say where its data come from; what is asked is in the requests'
+# digests.
 PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata", *SPLITS)
 
 log = logging.getLogger("repsim")
 
 Answer: TypeAlias = tuple[float, bool] | float | str
-"""What a model says to a request: (log-likelihood, is greedy), the log-likelihood of a whole text, or a text."""
+"""What a model says to a request: (log-likelihood, is greedy), the log-likelihood of a whole text,
+or a text.
+"""
 
 
 @dataclass(frozen=True)
 class Request:
     """One question to the model.
 
-    task, doc, choice: the task's name, the example's number in it and the request's number in the example.
-    digest: sha256 of what is asked, as tokens, of what is right, and of the task's name and version; 16 hex digits.
-    windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be generated.
+    task, doc, choice: the task's name, the example's number in it and the request's number in the
+    example.
+    digest: sha256 of what is asked, as tokens, of what is right, and of the task's name and
+    version; 16 hex digits.
+    windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be
+    generated.
     prompt: the text to go on from; None where there is nothing to generate.
     rolling: whether the answer is the log-likelihood of the whole text alone.
     """
@@ -87,8 +95,9 @@ class Task:
     digest: sha256 of the task's configuration, 16 hex digits.
     shots: solved examples before each.
     generates: whether the model is to write text.
-    gold_count: how often each choice is right in the whole data set, whatever part of it is asked for; empty where that
-        is not known: examples with other numbers of choices, or without one right choice.
+    gold_count: how often each choice is right in the whole data set, whatever part of it is asked
+        for; empty where that is not known: examples with other numbers of choices, or without one
+        right choice.
     """
 
     def __init__(self, task: Any, harness: LmEvalModel, limit: int | None) -> None:
@@ -98,14 +107,21 @@ class Task:
         self.shots = int(task.config.num_fewshot or 0)
         self.generates: bool = task.OUTPUT_TYPE == "generate_until"
         if self.shots and _solves_itself(task.config):
-            log.warning("task %s: no other split is there, so solved examples are of the one asked about", self.name)
+            log.warning(
+                "task %s: no other split is there, so solved examples are of the one asked about",
+                self.name,
+            )
         settings = task.dump_config()
-        self.digest = _digest({name: settings[name] for name in sorted(settings) if name not in PLACES})
+        self.digest = _digest(
+            {name: settings[name] for name in sorted(settings) if name not in PLACES}
+        )
         task.build_all_requests(limit=limit)
         grouped: dict[int, list[Any]] = {}
         for instance in task.instances:
             grouped.setdefault(instance.doc_id, []).append(instance)
-        self._instances = {doc: sorted(found, key=lambda one: one.idx) for doc, found in grouped.items()}
+        self._instances = {
+            doc: sorted(found, key=lambda one: one.idx) for doc, found in grouped.items()
+        }
         self.examples = tuple(self._example(doc, found) for doc, found in self._instances.items())
 
         self.gold_count = self._gold_count()
@@ -135,7 +151,11 @@ class Task:
         return len(options), self._gold(doc, options)
 
     def _gold(self, doc: Any, options: Sequence[str]) -> int:
-        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
+        gold = (
+            self._task.doc_to_text(doc)
+            if self._task.multiple_input
+            else self._task.doc_to_target(doc)
+        )
         if isinstance(gold, str):
             return options.index(gold) if gold in options else -1
         return gold if isinstance(gold, int) and 0 <= gold < len(options) else -1
@@ -152,7 +172,11 @@ class Task:
         """Where an example stands: in its file where each line is an example; else its number."""
         config = self._task.config
         split = config.test_split if self._task.has_test_docs() else config.validation_split
-        files = (config.dataset_kwargs or {}).get("data_files", {}) if config.dataset_path == "json" else {}
+        files = (
+            (config.dataset_kwargs or {}).get("data_files", {})
+            if config.dataset_path == "json"
+            else {}
+        )
         if split not in files or config.process_docs is not None:
             return f"example {doc}"
         return f"{files[split]} line {task_files.line_of(Path(files[split]), doc)}"
@@ -160,7 +184,11 @@ class Task:
     def _asked(self, doc: int, instance: Any) -> Request:
         if self.generates:
             prompt, settings = instance.args
-            if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) > 1:
+            if (
+                settings.get("do_sample")
+                or settings.get("temperature")
+                or settings.get("num_beams", 1) > 1
+            ):
                 raise DataError(
                     f"task {self.name}: it samples or searches ({settings}); only greedy generation can be compared"
                 )
@@ -179,7 +207,11 @@ class Task:
         return Request(self.name, doc, instance.idx, digest, windows, prompt, rolling)
 
     def generate(
-        self, docs: Sequence[int], module: Any, cache: Callable[[], Any] | None = None, at_once: int = 8
+        self,
+        docs: Sequence[int],
+        module: Any,
+        cache: Callable[[], Any] | None = None,
+        at_once: int = 8,
     ) -> list[list[str | None]]:
         """What a model writes: for each example, for each of its requests; see `Harness.generate`.
 
@@ -195,7 +227,9 @@ class Task:
         return [[next(answers) for _ in self._instances[doc]] for doc in docs]
 
     def score(self, doc: int, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Metrics of one example, as the task's `process_results` gives them; with several filters `metric,filter`."""
+        """Metrics of one example, as the task's `process_results` gives them; with several filters
+        `metric,filter`.
+        """
         instances = self._instances[doc]
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps = [answer] * (instance.repeats or 1)
@@ -210,10 +244,14 @@ class Task:
         return found
 
     def number(self, metric: str, value: Any) -> float:
-        """A metric of one example as a number; what is only defined for many is aggregated over the one."""
+        """A metric of one example as a number; what is only defined for many is aggregated over the
+        one.
+        """
         if isinstance(value, tuple | list):
             return self.aggregate(metric, [value])
-        return float(value) if isinstance(value, int | float | np.number | np.bool_) else float("nan")
+        return (
+            float(value) if isinstance(value, int | float | np.number | np.bool_) else float("nan")
+        )
 
     def aggregate(self, metric: str, values: Sequence[Any]) -> float:
         """A metric of the whole benchmark, by the task's own aggregation."""
@@ -250,8 +288,8 @@ def load(
     """Benchmarks with their requests, in the order of the names.
 
     Args:
-        names: lm-eval's tasks, groups and tags, the project's own (`repsim.evaluation.offline_suite`), or `offline` for
-            all of the latter.
+        names: lm-eval's tasks, groups and tags, the project's own
+            (`repsim.evaluation.offline_suite`), or `offline` for all of the latter.
         model: whose tokenizer and context length the requests are made for.
         data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
         limit: the first so many examples of each.
@@ -280,7 +318,9 @@ def load(
     if not built:
         raise unfit[0]
     examples = [example for benchmark in built for example in benchmark.examples]
-    model.check_ids(window.inputs for one in examples for request in one.requests for window in request.windows)
+    model.check_ids(
+        window.inputs for one in examples for request in one.requests for window in request.windows
+    )
     for problem in unfit:
         log.error("left out: %s", problem)
     return tuple(built)
@@ -307,14 +347,18 @@ def _built(task: Any, harness: Any, limit: int | None, data_dir: Path | None) ->
 def _prepared(task: Any, shots: int | None) -> Any:
     """As lm-eval's own evaluation prepares a task."""
     if shots and task.get_config("num_fewshot") == 0:
-        log.warning("task %s: 0-shot by its own settings; --shots does not change it", task.config.task)
+        log.warning(
+            "task %s: 0-shot by its own settings; --shots does not change it", task.config.task
+        )
     if shots is not None and task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=shots)
     elif task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-        raise DataError(f"task {task.config.task}: it runs code that the model wrote, or shows it pictures; not here")
+        raise DataError(
+            f"task {task.config.task}: it runs code that the model wrote, or shows it pictures; not here"
+        )
     return task
 
 
@@ -325,7 +369,11 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
     index = _manager().task_index
     if name not in index:
         close = get_close_matches(name, [*offline_suite.NAMES, offline_suite.GROUP, *index], n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"the offline suite is {offline_suite.GROUP}"
+        hint = (
+            f"did you mean {', '.join(close)}?"
+            if close
+            else f"the offline suite is {offline_suite.GROUP}"
+        )
         raise DataError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
     try:
         if data_dir is None:
@@ -334,14 +382,28 @@ def _tasks(name: str, data_dir: Path | None) -> list[Any]:
         return [_from_files(each, data_dir) for each in members]
     except RepsimError:
         raise
-    except Exception as problem:  # data fail to come in many ways; without a network in most of them
-        advice = "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" if data_dir is None else "see the task's file"
-        raise DataError(f"task {name}: its data cannot be read ({brief(problem)}); {advice}") from problem
+    except Exception as problem:
+        # Data fail to come in many ways; without a network in most of them.
+        advice = (
+            "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead"
+            if data_dir is None
+            else "see the task's file"
+        )
+        raise DataError(
+            f"task {name}: its data cannot be read ({brief(problem)}); {advice}"
+        ) from problem
 
 
 def _solves_itself(config: Any) -> bool:
-    """Whether solved examples come from the split that is asked about; the example itself is left out."""
-    solved = config.fewshot_split or config.training_split or config.validation_split or config.test_split
+    """Whether solved examples come from the split that is asked about; the example itself is left
+    out.
+    """
+    solved = (
+        config.fewshot_split
+        or config.training_split
+        or config.validation_split
+        or config.test_split
+    )
     own = getattr(config.fewshot_config, "samples", None)
     return not own and solved == (config.test_split or config.validation_split)
 
@@ -370,20 +432,27 @@ def _from_files(name: str, folder: Path) -> Any:
 
 
 def _data_error(name: str, folder: Path, problem: Exception) -> RepsimError:
-    """What a task's own code says of its files, with the first line that it fails at if one line is at fault."""
+    """What a task's own code says of its files, with the first line that it fails at if one line is
+    at fault.
+    """
     files = _local(name, folder)["dataset_kwargs"]["data_files"]
     for path in files.values():
         if number := _first_failing(name, folder, list(task_files.numbered_rows(Path(path)))):
             return DataError(
                 f"task {name}: {path} line {number}: {brief(problem)}; does the line have the task's fields?"
             )
-    return DataError(f"task {name}: {', '.join(files.values())}: {brief(problem)}; do they have the task's fields?")
+    return DataError(
+        f"task {name}: {', '.join(files.values())}: {brief(problem)}; do they have the task's fields?"
+    )
 
 
-def _first_failing(name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> int | None:
+def _first_failing(
+    name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]
+) -> int | None:
     """The number of the first line with which the task fails; None where it takes them all.
 
-    Found by halves: of a file's beginnings, all that hold the line fail, and the shorter ones do not.
+    Found by halves: of a file's beginnings, all that hold the line fail, and the shorter ones do
+    not.
     """
     if not _fails(name, folder, rows):
         return None
@@ -403,7 +472,9 @@ def _fails(name: str, folder: Path, rows: Sequence[tuple[int, dict[str, Any]]]) 
     try:
         data = Dataset.from_list([row for _, row in rows])
         splits = DatasetDict(dict.fromkeys(config["dataset_kwargs"]["data_files"], data))
-        task = _prepared(ConfigurableTask(config={**config, "custom_dataset": lambda **_: splits}), 0)
+        task = _prepared(
+            ConfigurableTask(config={**config, "custom_dataset": lambda **_: splits}), 0
+        )
         task.build_all_requests()
         if task.OUTPUT_TYPE == "multiple_choice":
             for instance in task.instances:
@@ -419,18 +490,26 @@ def _local(name: str, folder: Path) -> dict[str, Any]:
     path = _manager().task_index[name].yaml_path
     config = {} if path is None else load_yaml(path)
     if "task" not in config or "class" in config or not isinstance(config["task"], str):
-        raise DataError(f"task {name}: a group, or data made by code of its own; name tasks with --data-dir")
+        raise DataError(
+            f"task {name}: a group, or data made by code of its own; name tasks with --data-dir"
+        )
     splits = sorted({str(config[key]) for key in SPLITS if config.get(key)})
     files = {split: folder / f"{name}.{split}.jsonl" for split in splits}
     there = {split: str(file) for split, file in files.items() if file.is_file()}
     if not there.keys() & {config.get("validation_split"), config.get("test_split")}:
-        raise DataError(f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}")
+        raise DataError(
+            f"task {name}: none of its files is there: {', '.join(map(str, files.values()))}"
+        )
     config |= {key: config.get(key) if config.get(key) in there else None for key in SPLITS}
-    own = (config.get("fewshot_config") or {}).get("samples")  # solved examples that the task brings
+    # Solved examples that the task brings.
+    own = (config.get("fewshot_config") or {}).get("samples")
     if not own and not any(config[key] for key in SPLITS if key != "test_split"):
-        config["fewshot_split"] = config["test_split"]  # said so that lm-eval leaves the example itself out
+        # Said so that lm-eval leaves the example itself out.
+        config["fewshot_split"] = config["test_split"]
     data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": there}}
-    return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")} | data
+    return {
+        key: value for key, value in config.items() if key not in ("tag", "group", "task_list")
+    } | data
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""What every long run needs, whatever it computes: a model, a place to write to, signals that lose nothing.
+"""What every long run needs, whatever it computes: a model, a place to write to, signals that lose
+nothing.
 
 Captures (`repsim.captures.run`) and evaluations (`repsim.evaluation.run`) are built on it.
 """
@@ -58,9 +59,13 @@ def check_target(place: Location) -> None:
     state_store.exists(place)
     if not isinstance(place, LocalFolder):
         return
-    ancestor = next(path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists())
+    ancestor = next(
+        path for path in (place.path.absolute(), *place.path.absolute().parents) if path.exists()
+    )
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise StoreError(f"{place}: {ancestor} is no folder that can be written to; choose another --out")
+        raise StoreError(
+            f"{place}: {ancestor} is no folder that can be written to; choose another --out"
+        )
 
 
 def name_or_model(model: Any) -> str | Model:
@@ -82,7 +87,8 @@ def name_or_model(model: Any) -> str | Model:
 
 
 def load_or_reuse(model: str | Model, options: dict[str, Any]) -> Model:
-    """A model by its name and options for `repsim.models.load`; one that is loaded already as it is.
+    """A model by its name and options for `repsim.models.load`; one that is loaded already as it
+    is.
 
     Raises:
         RepsimError: it cannot be loaded, or is loaded and given options.
@@ -91,7 +97,9 @@ def load_or_reuse(model: str | Model, options: dict[str, Any]) -> Model:
 
     if not isinstance(model, str):
         if options:
-            raise ModelError(f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load")
+            raise ModelError(
+                f"{', '.join(options)}: {model.name} is loaded already; give them to repsim.models.load"
+            )
         return model
     options = dict(options)
     if "model_dtype" in options:
@@ -108,8 +116,11 @@ def remove_unstarted_store(place: Location, lock: WriterLock) -> Iterator[None]:
     except Interrupted:
         raise
     except RepsimError:
-        with suppress(Exception):  # what went wrong first is what the user reads, also where the place is broken
-            worthless = not state_store.exists(place) or not state_store.open_dataset(place)["done"].any()
+        # What went wrong first is what the user reads, also where the place is broken.
+        with suppress(Exception):
+            worthless = (
+                not state_store.exists(place) or not state_store.open_dataset(place)["done"].any()
+            )
             if new and lock.held and worthless:
                 place.remove()
         raise
@@ -127,7 +138,9 @@ def explain_out_of_memory(model: Model, doing: str, advice: str) -> Iterator[Non
     try:
         yield
     except RuntimeError as problem:
-        if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(problem):
+        if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(
+            problem
+        ):
             raise
         raise RepsimError(
             f"{doing}: out of memory on {model.device}; what is finished is kept: go on with {advice}"
@@ -157,15 +170,23 @@ def identity(model: Model, corpus: str, digest: str, tokens: str, *packages: str
     )
 
 
-def default_path(folder: str, model: str | Model, stack: str | None, parts: Sequence[object]) -> Path:
-    """A store's place under the cache, named after the model, its stack if that was named, and what else it is of."""
+def default_path(
+    folder: str, model: str | Model, stack: str | None, parts: Sequence[object]
+) -> Path:
+    """A store's place under the cache, named after the model, its stack if that was named, and what
+    else it is of.
+    """
     from repsim.models import cache_folder
 
     if not isinstance(model, str):
         name, stack = model.name, model.stack.path if model.stack.is_named else None
     else:
         name = model
-    named = (Path(name).name if Path(name).exists() else name, *filter(None, [stack]), *map(str, parts))
+    named = (
+        Path(name).name if Path(name).exists() else name,
+        *filter(None, [stack]),
+        *map(str, parts),
+    )
     slug = "-".join(re.sub(r"[^\w.=+]+", "-", part).strip("-") for part in named)
     return cache_folder() / folder / f"{slug[:120]}.zarr"
 
@@ -177,7 +198,9 @@ def same_request(one: Any, other: Any) -> bool:
 
 @contextmanager
 def defer_interrupts() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it short."""
+    """SIGINT and SIGTERM, noted in the list instead of cutting work short; a second one does cut it
+    short.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -187,7 +210,10 @@ def defer_interrupts() -> Iterator[list[int]]:
 
     def note(number: int, _frame: Any) -> None:
         received.append(number)
-        log.warning("%s: finishing the states under way; once more to stop at once", signal.Signals(number).name)
+        log.warning(
+            "%s: finishing the states under way; once more to stop at once",
+            signal.Signals(number).name,
+        )
         for each, handler in before.items():
             signal.signal(each, handler)
 

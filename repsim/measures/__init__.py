@@ -1,7 +1,9 @@
-"""Measures of representations: which numbers say how alike two states are, and what shape a state has?
+"""Measures of representations: which numbers say how alike two states are, and what shape a state
+has?
 
-Each function takes arrays, `[item, unit]` or `[state, token, unit]`, and returns numbers. Nothing here knows of plans,
-stores, samples or dimension names; whoever calls a kernel adds its results up and gives them names.
+Each function takes arrays, `[item, unit]` or `[state, token, unit]`, and returns numbers. Nothing
+here knows of plans, stores, samples or dimension names; whoever calls a kernel adds its results up
+and gives them names.
 """
 
 from repsim.measures.cka import (
@@ -25,7 +27,13 @@ from repsim.measures.cosine import (
 from repsim.measures.dissimilarity import rsa
 from repsim.measures.geometry import anisotropy, effective_rank, norms, participation_ratio, two_nn
 from repsim.measures.neighbours import cknna, mutual_knn
-from repsim.measures.subspace import mean_cca, procrustes_distance, procrustes_similarity, pwcca, svcca
+from repsim.measures.subspace import (
+    mean_cca,
+    procrustes_distance,
+    procrustes_similarity,
+    pwcca,
+    svcca,
+)
 
 __all__ = [
     "angular_distances",

@@ -1,7 +1,8 @@
 """Centred kernel alignment: do two views of the same items have the same inner products?
 
-HSIC is an inner product of two centred Gram matrices, CKA the cosine of the angle between them. So a matrix of CKAs is
-a matrix of cosines once every Gram matrix is centred: doubly (biased) or to a U-statistic (debiased).
+HSIC is an inner product of two centred Gram matrices, CKA the cosine of the angle between them. So
+a matrix of CKAs is a matrix of cosines once every Gram matrix is centred: doubly (biased) or to a
+U-statistic (debiased).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from repsim.measures.cosine import cosine_from_gram
 
 
 def gram(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Inner products of the items, `[item, item]`, in float64; of a stack of views, `[..., item, item]`."""
+    """Inner products of the items, `[item, item]`, in float64; of a stack of views, `[..., item,
+    item]`.
+    """
     x = np.asarray(x, np.float64)
     return x @ x.swapaxes(-1, -2)
 
@@ -44,13 +47,15 @@ def centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def u_centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The U-centred kernel, `[..., item, item]`: a zero diagonal, and rows and columns that sum to zero.
+    """The U-centred kernel, `[..., item, item]`: a zero diagonal, and rows and columns that sum to
+    zero.
 
     Inner products of two such matrices, divided by n (n - 3), are unbiased estimates of HSIC.
 
     Raises:
         ValueError: fewer than four items.
-    Source: Székely & Rizzo 2014, Partial distance correlation, eq. 3.2; equal to Song et al. 2012, eq. 5.
+    Source: Székely & Rizzo 2014, Partial distance correlation, eq. 3.2; equal to Song et al. 2012,
+        eq. 5.
     """
     n = kernel.shape[-1]
     if n < 4:
@@ -66,7 +71,8 @@ def u_centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def hsic(kernel: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Unbiased estimate of the Hilbert-Schmidt independence criterion; 0 on average where items are independent.
+    """Unbiased estimate of the Hilbert-Schmidt independence criterion; 0 on average where items are
+    independent.
 
     Args:
         kernel: `[item, item]`, symmetric.
@@ -80,9 +86,11 @@ def hsic(kernel: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 def linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Linear CKA of two views of the same items; 0 (unrelated) to 1 (equal up to rotation and scale).
+    """Linear CKA of two views of the same items; 0 (unrelated) to 1 (equal up to rotation and
+    scale).
 
-    Biased estimator: with fewer items than units it is close to 1 for noise. See `debiased_linear_cka`.
+    Biased estimator: with fewer items than units it is close to 1 for noise. See
+    `debiased_linear_cka`.
 
     Args:
         x: `[item, unit_a]`.
@@ -99,14 +107,16 @@ def linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def debiased_linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Linear CKA from unbiased HSICs; about 0 (unrelated, however few the items) to 1; noise may fall below 0.
+    """Linear CKA from unbiased HSICs; about 0 (unrelated, however few the items) to 1; noise may
+    fall below 0.
 
     Args:
         x: `[item, unit_a]`.
         y: `[item, unit_b]`, the same items in the same order; at least 4.
     Raises:
         ValueError: the numbers of items differ, or there are fewer than 4.
-    Source: Kornblith et al. 2019 with the HSIC of Song et al. 2012, eq. 5; as in Nguyen et al. 2021.
+    Source: Kornblith et al. 2019 with the HSIC of Song et al. 2012, eq. 5; as in Nguyen et al.
+        2021.
     """
     x, y = map(centred, same_items(x, y))  # moves no distance, spares digits
     if len(x) > max(x.shape[1], y.shape[1], 3):
@@ -118,8 +128,8 @@ def debiased_linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float:
 def _feature_hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """`n (n - 3)` times the unbiased HSIC of two centred views, without a matrix over items.
 
-    With K the Gram matrix of centred x and no diagonal d, row sums are -d, and so on for L and e; what is left of
-    Song et al. 2012, eq. 5 needs nothing but these.
+    With K the Gram matrix of centred x and no diagonal d, row sums are -d, and so on for L and e;
+    what is left of Song et al. 2012, eq. 5 needs nothing but these.
     """
     n = len(x)
     d, e = np.einsum("iu,iu->i", x, x), np.einsum("iu,iu->i", y, y)
@@ -127,7 +137,9 @@ def _feature_hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float(trace + d.sum() * e.sum() / ((n - 1) * (n - 2)) - 2 * (d @ e) / (n - 2))
 
 
-def rbf_cka(x: NDArray[Any], y: NDArray[Any], bandwidth: float = 1.0, *, debiased: bool = False) -> float:
+def rbf_cka(
+    x: NDArray[Any], y: NDArray[Any], bandwidth: float = 1.0, *, debiased: bool = False
+) -> float:
     """CKA with Gaussian kernels; 0 (unrelated) to 1 (equal up to rotation and scale).
 
     Biased unless asked otherwise, as `linear_cka` is.
@@ -147,10 +159,11 @@ def rbf_cka(x: NDArray[Any], y: NDArray[Any], bandwidth: float = 1.0, *, debiase
 
 
 def minibatch_hsic(states: NDArray[Any], batch: int = 256) -> NDArray[np.float64]:
-    """Unbiased linear HSIC of each two states, summed over minibatches of tokens and weighted by their tokens.
+    """Unbiased linear HSIC of each two states, summed over minibatches of tokens and weighted by
+    their tokens.
 
-    Sums of pieces that are whole minibatches add up to the whole's. A rest of fewer than four tokens has no unbiased
-    HSIC and is left out.
+    Sums of pieces that are whole minibatches add up to the whole's. A rest of fewer than four
+    tokens has no unbiased HSIC and is left out.
 
     Args:
         states: `[state, token, unit]`, any float dtype.
@@ -170,9 +183,11 @@ def minibatch_hsic(states: NDArray[Any], batch: int = 256) -> NDArray[np.float64
 
 
 def minibatch_cka(x: NDArray[Any], y: NDArray[Any], batch: int = 64) -> float:
-    """Linear CKA from minibatches: a ratio of mean unbiased HSICs, never a mean of ratios; about 0 to 1.
+    """Linear CKA from minibatches: a ratio of mean unbiased HSICs, never a mean of ratios; about 0
+    to 1.
 
-    The minibatches are runs of items in the order given: shuffle the items if neighbours depend on each other.
+    The minibatches are runs of items in the order given: shuffle the items if neighbours depend on
+    each other.
 
     Args:
         x: `[item, unit_a]`.
@@ -184,7 +199,9 @@ def minibatch_cka(x: NDArray[Any], y: NDArray[Any], batch: int = 64) -> float:
     """
     x, y = same_items(x, y)
     if min(batch, len(x)) < 4:
-        raise ValueError(f"minibatches of {min(batch, len(x))} items: the unbiased HSIC needs at least 4")
+        raise ValueError(
+            f"minibatches of {min(batch, len(x))} items: the unbiased HSIC needs at least 4"
+        )
     wide = max(x.shape[1], y.shape[1])  # more units that are zero change no inner product
     states = np.stack([np.pad(view, ((0, 0), (0, wide - view.shape[1]))) for view in (x, y)])
     return float(cosine_from_gram(minibatch_hsic(states, batch))[0, 1])
@@ -197,7 +214,9 @@ def same_items(*views: NDArray[Any]) -> list[NDArray[np.float64]]:
         ValueError: one is not `[item, unit]`, or the numbers of items differ.
     """
     if any(view.ndim != 2 for view in views) or len({len(view) for view in views}) != 1:
-        raise ValueError(f"views of shapes {[view.shape for view in views]}: each is [item, unit], of the same items")
+        raise ValueError(
+            f"views of shapes {[view.shape for view in views]}: each is [item, unit], of the same items"
+        )
     return [np.asarray(view, np.float64) for view in views]
 
 

@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Products are made of as many tokens as stay in the second-level cache beside the states they are made of, and summed
-# and divided many runs at once: every call of numpy's on more than a few numbers hands Python's lock over.
+# Products are made of as many tokens as stay in the second-level cache beside the states they are
+# made of, and summed and divided many runs at once: every call of numpy's on more than a few
+# numbers hands Python's lock over.
 RUN_BYTES, BLOCK_BYTES, BLOCK_TOKENS = 5 << 18, 8 << 20, 512
-SMALL = 10**6  # OpenBLAS multiplies matrices of so few products without copying them first: twice as fast here
-SINK_MULTIPLE = 3.0  # of the median norm; in SmolLM2-135M 2 % of tokens lie above, most of them far above
+# OpenBLAS multiplies matrices of so few products without copying them first: twice as fast here.
+SMALL = 10**6
+# Of the median norm; in SmolLM2-135M 2 % of tokens lie above, most of them far above.
+SINK_MULTIPLE = 3.0
 
 
 def token_cosine_sums(states: NDArray[Any]) -> NDArray[np.float64]:
     """Sum over tokens of the cosine between each two states at the same token.
 
-    A zero vector has no direction: its cosines are 0/0, and its token is left out of the sums of its state.
-    `token_cosine_totals` says how many tokens each sum is of. What is not finite is NaN.
+    A zero vector has no direction: its cosines are 0/0, and its token is left out of the sums of
+    its state. `token_cosine_totals` says how many tokens each sum is of. What is not finite is NaN.
 
     Each entry lies in -tokens (opposite) to tokens (same direction at every token), to within
     rounding of 1e-6 of the number of tokens. Lengths do not matter, only directions.
@@ -38,13 +41,14 @@ def token_cosine_sums(states: NDArray[Any]) -> NDArray[np.float64]:
 def token_cosine_totals(states: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The sums of `token_cosine_sums`, and of how many tokens each of them is.
 
-    Totals of pieces add up to the whole's, so that the mean is the sum of sums over the sum of counts.
+    Totals of pieces add up to the whole's, so that the mean is the sum of sums over the sum of
+    counts.
 
     Args:
         states: `[state, token, unit]`, any float dtype; computed as float32.
     Returns:
-        Sums and counts, `[state, state]` each, symmetric. A count is the number of tokens at which neither state is a
-        zero vector.
+        Sums and counts, `[state, state]` each, symmetric. A count is the number of tokens at which
+        neither state is a zero vector.
     Example:
         >>> import numpy as np
         >>> states = np.array([[[1.0, 0], [0, 2]], [[3, 0], [0, 0]]])  # the second state's second token is zero
@@ -54,7 +58,8 @@ def token_cosine_totals(states: NDArray[Any]) -> tuple[NDArray[np.float64], NDAr
     """
     total = np.zeros((len(states), len(states)))
     counts = np.full(total.shape, float(states.shape[1]))
-    for products in _products(states, directions=states.dtype != np.float16):  # whose squares float32 always holds
+    # Whose squares float32 always holds.
+    for products in _products(states, directions=states.dtype != np.float16):
         zero = np.einsum("tss->ts", products) == 0
         cosines = cosine_from_gram(products)
         if zero.any():
@@ -94,11 +99,13 @@ def _products(states: NDArray[Any], *, directions: bool = False) -> Iterator[NDA
     shift = states.dtype == np.float16
     size = max(1, min(BLOCK_TOKENS, BLOCK_BYTES // ((count + 1) ** 2 * 4)))
     run = max(1, min(size, RUN_BYTES // ((count + 1) * units * 4)))
-    room = np.zeros((run, count + 1, units), np.float32)  # the last row stays zero: see `_symmetric`
+    # The last row stays zero: see `_symmetric`.
+    room = np.zeros((run, count + 1, units), np.float32)
     for first in range(0, tokens, size):
         block = states[:, first : first + size].swapaxes(0, 1)
         products = _symmetric(block, room, _shift if shift else np.copyto, directions=directions)
-        # shifted infinities and NaNs are 2^16 and more; squares of sums beyond 2^32 hold every one of them
+        # shifted infinities and NaNs are 2^16 and more; squares of sums beyond 2^32 hold every one
+        # of them
         if shift and np.einsum("tss->ts", products).max(initial=0) >= 2.0**32:
             products = _symmetric(block, room, np.copyto, directions=directions)
         yield products
@@ -111,11 +118,12 @@ def _symmetric(
     *,
     directions: bool,
 ) -> NDArray[np.float32]:
-    """Inner products over units of a block, `[token, state, unit]` → `[token, state, state]`, in runs of tokens.
+    """Inner products over units of a block, `[token, state, unit]` → `[token, state, state]`, in
+    runs of tokens.
 
-    Three quarters of the products or fewer, the rest being the same by symmetry; of pieces of the units, where there
-    are many. A row more, of zeros, makes each a product of two matrices in numpy's eyes: that of a matrix and its own
-    transpose goes to a routine that copies first.
+    Three quarters of the products or fewer, the rest being the same by symmetry; of pieces of the
+    units, where there are many. A row more, of zeros, makes each a product of two matrices in
+    numpy's eyes: that of a matrix and its own transpose goes to a routine that copies first.
 
     Args:
         room: `[token of a run, state + 1, unit]`, for float32 states; its last row is zero.
@@ -123,9 +131,12 @@ def _symmetric(
     """
     count, units = states.shape[1:]
     rows = count + 1
-    step = max(16, -(-count // 32) * 8)  # a quarter of the states a strip: multiplied with itself and what follows
+    # A quarter of the states a strip: multiplied with itself and what follows.
+    step = max(16, -(-count // 32) * 8)
     strips = [slice(first, min(first + step, count)) for first in range(0, count, step)]
-    parts = next((n for n in range(1, 65) if units % n == 0 and step * rows * units // n <= SMALL), 1)
+    parts = next(
+        (n for n in range(1, 65) if units % n == 0 and step * rows * units // n <= SMALL), 1
+    )
     products = np.empty((len(states), count, rows), np.float32)
     of_parts = np.zeros((len(room), parts, count, rows), np.float32) if parts > 1 else None
     with np.errstate(invalid="ignore"):  # inf * 0: a state that overflowed stays NaN
@@ -139,7 +150,11 @@ def _symmetric(
             right = left.swapaxes(2, 3)
             out = found[:, np.newaxis] if of_parts is None else of_parts[: len(run)]
             for some in strips:
-                np.matmul(left[:, :, some], right[:, :, :, some.start :], out=out[:, :, some, some.start :])
+                np.matmul(
+                    left[:, :, some],
+                    right[:, :, :, some.start :],
+                    out=out[:, :, some, some.start :],
+                )
             if parts > 1:
                 out.sum(1, out=found)
     for some in strips[1:]:
@@ -167,7 +182,8 @@ def token_cosines(states: NDArray[Any]) -> NDArray[np.float64]:
     Args:
         states: `[state, token, unit]`, any float dtype; computed as float32.
     Returns:
-        `[token, state, state]`; NaN in the row and column of a zero vector, and of what is not finite.
+        `[token, state, state]`; NaN in the row and column of a zero vector, and of what is not
+        finite.
     """
     unit = states.astype(np.float32, order="C")
     _unit_length(unit)
@@ -181,7 +197,8 @@ def token_cosines(states: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def angular_distances(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Angle between each two states at each token, as a share of half a turn; 0 (same direction) to 1 (opposite).
+    """Angle between each two states at each token, as a share of half a turn; 0 (same direction) to
+    1 (opposite).
 
     Rounding of the cosine lets equal directions be up to 5e-4 apart.
 
@@ -189,7 +206,8 @@ def angular_distances(states: NDArray[Any]) -> NDArray[np.float64]:
         states: `[state, token, unit]`, any float dtype.
     Returns:
         `[token, state, state]`; NaN in the row and column of a zero vector.
-    Source: Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, eq. 7 (at the last token).
+    Source: Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, eq. 7 (at the
+        last token).
     """
     return half_turns(token_cosines(states))
 
@@ -200,16 +218,17 @@ def half_turns(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sink_tokens(states: NDArray[Any], multiple: float = SINK_MULTIPLE) -> NDArray[np.bool_]:
-    """Which tokens of a sample are attention sinks: the first, and any whose norm is a multiple of the median.
+    """Which tokens of a sample are attention sinks: the first, and any whose norm is a multiple of
+    the median.
 
     Args:
         states: `[state, token, unit]`, one whole sample.
-        multiple: a token is a sink where its norm in some state exceeds so many medians of that state's norms over
-            the sample.
+        multiple: a token is a sink where its norm in some state exceeds so many medians of that
+            state's norms over the sample.
     Returns:
         `[token]`.
-    Source: Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks; Sun et al. 2024, Massive
-        Activations in Large Language Models.
+    Source: Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks; Sun et al.
+        2024, Massive Activations in Large Language Models.
     """
     norms = np.sqrt(np.einsum("stu,stu->st", states, states, dtype=np.float64))
     sinks = (norms > multiple * np.median(norms, axis=1, keepdims=True)).any(0)
@@ -218,10 +237,11 @@ def sink_tokens(states: NDArray[Any], multiple: float = SINK_MULTIPLE) -> NDArra
 
 
 def _shift(out: NDArray[np.float32], values: NDArray[Any]) -> None:
-    """float16 to float32 by shifting bits, three times as fast as numpy's own way; right where all values are finite.
+    """float16 to float32 by shifting bits, three times as fast as numpy's own way; right where all
+    values are finite.
 
-    A float16's exponent and fraction, moved to float32's places, are the number times 2^-112; an infinity becomes 2^16,
-    a NaN more.
+    A float16's exponent and fraction, moved to float32's places, are the number times 2^-112; an
+    infinity becomes 2^16, a NaN more.
     """
     wide = out.view(np.int32)
     np.left_shift(values.view(np.int16), 13, out=wide, dtype=np.int32)

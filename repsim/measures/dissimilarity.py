@@ -15,17 +15,23 @@ Dissimilarity = Literal["euclidean", "cosine", "correlation"]
 Correlation = Literal["spearman", "pearson"]
 
 
-def dissimilarities(x: NDArray[Any], metric: Dissimilarity, correlation: Correlation) -> NDArray[np.float64]:
-    """Dissimilarities of the items, or their ranks, less their mean: `[item, item]`, symmetric, zero diagonal.
+def dissimilarities(
+    x: NDArray[Any], metric: Dissimilarity, correlation: Correlation
+) -> NDArray[np.float64]:
+    """Dissimilarities of the items, or their ranks, less their mean: `[item, item]`, symmetric,
+    zero diagonal.
 
     The correlation of two dissimilarity matrices is the cosine of two such matrices.
     """
     if metric not in get_args(Dissimilarity):
         raise ValueError(f"metric {metric!r}: choose {', '.join(get_args(Dissimilarity))}")
     if correlation not in get_args(Correlation):
-        raise ValueError(f"correlation {correlation!r}: choose {' or '.join(get_args(Correlation))}")
+        raise ValueError(
+            f"correlation {correlation!r}: choose {' or '.join(get_args(Correlation))}"
+        )
     x = np.asarray(x, np.float64)
-    if metric == "correlation":  # the cosine's, once each item's mean over units is gone; and by a matrix product
+    # The cosine's, once each item's mean over units is gone; and by a matrix product.
+    if metric == "correlation":
         x, metric = x - x.mean(1, keepdims=True), "cosine"
     upper = np.triu_indices(len(x), 1)
     values = pairwise_distances(x, metric=metric)[upper]
@@ -42,14 +48,17 @@ def rsa(
     metric: Dissimilarity = "euclidean",
     correlation: Correlation = "spearman",
 ) -> float:
-    """Correlation of two views' dissimilarities between items; -1 to 1 (the same order, or linearly related).
+    """Correlation of two views' dissimilarities between items; -1 to 1 (the same order, or linearly
+    related).
 
-    Rotations and scale change nothing with `euclidean` and `cosine`; with `correlation`, scale alone does not.
+    Rotations and scale change nothing with `euclidean` and `cosine`; with `correlation`, scale
+    alone does not.
 
     Args:
         x: `[item, unit_a]`.
         y: `[item, unit_b]`, the same items in the same order.
-        metric: how unlike two items are: Euclidean distance, 1 - cosine, or 1 - correlation over units.
+        metric: how unlike two items are: Euclidean distance, 1 - cosine, or 1 - correlation over
+            units.
         correlation: `spearman` compares ranks, `pearson` values.
     Raises:
         ValueError: the numbers of items differ, or an unknown metric or correlation.

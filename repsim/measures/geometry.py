@@ -1,6 +1,8 @@
-"""The shape of one view: how long are its vectors, how many directions do they fill, do they share one?
+"""The shape of one view: how long are its vectors, how many directions do they fill, do they share
+one?
 
-Each `..._parts` gives the number and each item's influence: to first order, counting an item twice adds so much.
+Each `..._parts` gives the number and each item's influence: to first order, counting an item twice
+adds so much.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def participation_ratio(x: NDArray[Any]) -> float:
 
 
 def effective_rank(x: NDArray[Any]) -> float:
-    """Exponential of the entropy of the centred view's singular values; 1 to the smaller of items - 1 and units.
+    """Exponential of the entropy of the centred view's singular values; 1 to the smaller of items -
+    1 and units.
 
     Biased: grows with the number of items until it is well above the number of units.
 
@@ -56,14 +59,15 @@ def two_nn(x: NDArray[Any]) -> float:
 
     NaN with fewer than 3 items, infinite where the two nearest of every item are equally far.
 
-    (items - 1) / Σ log(second distance / first distance), the unbiased form of the maximum-likelihood estimate. Of
-    items that are equal one is kept. The influence takes each item as one that has neighbours, not as a neighbour:
-    standard errors come out up to a fifth too small.
+    (items - 1) / Σ log(second distance / first distance), the unbiased form of the
+    maximum-likelihood estimate. Of items that are equal one is kept. The influence takes each item
+    as one that has neighbours, not as a neighbour: standard errors come out up to a fifth too
+    small.
 
     Args:
         x: `[item, unit]`.
-    Source: Facco et al. 2017, Estimating the intrinsic dimension of datasets by a minimal neighborhood information;
-        Denti et al. 2022, eq. 5.
+    Source: Facco et al. 2017, Estimating the intrinsic dimension of datasets by a minimal
+        neighborhood information; Denti et al. 2022, eq. 5.
     """
     return two_nn_parts(x)[0]
 
@@ -81,7 +85,9 @@ def anisotropy(x: NDArray[Any]) -> float:
 
 
 def spectrum(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Variances along the principal directions, `[direction]`, and the squared coordinates, `[item, direction]`."""
+    """Variances along the principal directions, `[direction]`, and the squared coordinates, `[item,
+    direction]`.
+    """
     x = centred(x)
     n, units = x.shape
     if n > units:  # of two matrices with the same spectrum the smaller one
@@ -94,7 +100,9 @@ def spectrum(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return variances[kept], squares[:, kept]
 
 
-def participation_ratio_parts(variances: NDArray[np.float64], squares: NDArray[np.float64]) -> Parts:
+def participation_ratio_parts(
+    variances: NDArray[np.float64], squares: NDArray[np.float64]
+) -> Parts:
     """The participation ratio and each item's influence, from `spectrum`; NaN without variance."""
     if not len(variances):
         return np.nan, np.full(len(squares), np.nan)
@@ -116,14 +124,21 @@ def effective_rank_parts(variances: NDArray[np.float64], squares: NDArray[np.flo
 
 
 def two_nn_parts(x: NDArray[Any]) -> Parts:
-    """`two_nn` and each item's influence as a point that has neighbours; 0 for one left out as equal to another."""
+    """`two_nn` and each item's influence as a point that has neighbours; 0 for one left out as
+    equal to another.
+    """
     kept = np.unique(x, axis=0, return_index=True)[1]
     influence = np.zeros(len(x))
     if len(kept) < 3:
         return np.nan, influence
     points = centred(x[kept])
-    near = NearestNeighbors(n_neighbors=min(4, len(kept) - 1)).fit(points).kneighbors(return_distance=False)
-    # again from the differences: the search expands the square, which loses close neighbours to rounding
+    near = (
+        NearestNeighbors(n_neighbors=min(4, len(kept) - 1))
+        .fit(points)
+        .kneighbors(return_distance=False)
+    )
+    # again from the differences: the search expands the square, which loses close neighbours to
+    # rounding
     distance = np.sort(np.linalg.norm(points[near] - points[:, None], axis=2), axis=1)
     logs = np.log(distance[:, 1] / distance[:, 0])
     if not logs.any():

@@ -27,7 +27,9 @@ def nearest(x: NDArray[Any], k: int) -> NDArray[np.bool_]:
 
 
 def local_gram(x: NDArray[Any], k: int) -> NDArray[np.float64]:
-    """Inner products of unit vectors with their k nearest neighbours less each row's mean, elsewhere 0."""
+    """Inner products of unit vectors with their k nearest neighbours less each row's mean,
+    elsewhere 0.
+    """
     cosine = gram(normalize(np.asarray(x, np.float64)))
     return np.where(nearest(x, k), cosine - cosine.mean(1, keepdims=True), 0)
 

@@ -1,7 +1,9 @@
-"""Maps between views: how well does the best linear map, or the best rotation, take one view to the other?
+"""Maps between views: how well does the best linear map, or the best rotation, take one view to the
+other?
 
-Each pair is a sum over the singular values of one small matrix, once every view is prepared: an orthonormal basis
-(canonical correlations) or centred and of norm one (Procrustes). `Pair` keeps what each item adds to that sum.
+Each pair is a sum over the singular values of one small matrix, once every view is prepared: an
+orthonormal basis (canonical correlations) or centred and of norm one (Procrustes). `Pair` keeps
+what each item adds to that sum.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ class Pair:
     """A similarity of two views, and what each item does to it.
 
     value: the similarity.
-    influence: `[item]`, summing to 0: to first order, counting an item twice adds so much to the value.
+    influence: `[item]`, summing to 0: to first order, counting an item twice adds so much to the
+    value.
     """
 
     value: float
@@ -49,7 +52,9 @@ def basis(x: NDArray[Any], variance: float = 1.0) -> NDArray[np.float64]:
 
 
 def unit_norm(x: NDArray[Any]) -> NDArray[np.float64]:
-    """The centred view scaled to a Frobenius norm of one; never wider than there are items, by a rotation."""
+    """The centred view scaled to a Frobenius norm of one; never wider than there are items, by a
+    rotation.
+    """
     x = centred(x)
     if x.shape[1] > len(x):
         x = scipy.linalg.qr(x.T, mode="r")[0][: len(x)].T
@@ -57,11 +62,14 @@ def unit_norm(x: NDArray[Any]) -> NDArray[np.float64]:
         return x / np.linalg.norm(x)
 
 
-def canonical(p: NDArray[np.float64], q: NDArray[np.float64], weigh: NDArray[np.float64] | None = None) -> Pair:
-    """Mean canonical correlation of two bases, 0 to 1; weighted where `weigh` is the first view's centred units.
+def canonical(
+    p: NDArray[np.float64], q: NDArray[np.float64], weigh: NDArray[np.float64] | None = None
+) -> Pair:
+    """Mean canonical correlation of two bases, 0 to 1; weighted where `weigh` is the first view's
+    centred units.
 
-    The influence holds the directions and weights as they are. A correlation near 0 cannot spread below it, so that
-    the influence overstates the spread there. NaN where a view does not vary.
+    The influence holds the directions and weights as they are. A correlation near 0 cannot spread
+    below it, so that the influence overstates the spread there. NaN where a view does not vary.
     """
     if not p.size or not q.size:
         return Pair(np.nan, np.full(len(p), np.nan))
@@ -74,7 +82,9 @@ def canonical(p: NDArray[np.float64], q: NDArray[np.float64], weigh: NDArray[np.
 
 
 def rotation(x: NDArray[np.float64], y: NDArray[np.float64]) -> Pair:
-    """Normalised nuclear-norm similarity of two views of `unit_norm`, and each item's part; NaN without a direction."""
+    """Normalised nuclear-norm similarity of two views of `unit_norm`, and each item's part; NaN
+    without a direction.
+    """
     if np.isnan(x).any() or np.isnan(y).any():
         return Pair(np.nan, np.full(len(x), np.nan))
     left, singular, right = np.linalg.svd(x.T @ y, full_matrices=False)
@@ -85,9 +95,11 @@ def rotation(x: NDArray[np.float64], y: NDArray[np.float64]) -> Pair:
 
 
 def mean_cca(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Mean canonical correlation; 0 (unrelated) to 1 (equal up to an invertible linear map and a shift).
+    """Mean canonical correlation; 0 (unrelated) to 1 (equal up to an invertible linear map and a
+    shift).
 
-    With fewer items than units of both views together some correlations are 1 whatever the views hold; have many more.
+    With fewer items than units of both views together some correlations are 1 whatever the views
+    hold; have many more.
 
     Args:
         x: `[item, unit_a]`.
@@ -103,8 +115,8 @@ def mean_cca(x: NDArray[Any], y: NDArray[Any]) -> float:
 def svcca(x: NDArray[Any], y: NDArray[Any], variance: float = 0.99) -> float:
     """Mean canonical correlation of the components that hold most variance; 0 to 1.
 
-    Invariant to rotations, scale and shifts; to any invertible map at `variance=1` only, as the components depend on
-    scale.
+    Invariant to rotations, scale and shifts; to any invertible map at `variance=1` only, as the
+    components depend on scale.
 
     Args:
         x: `[item, unit_a]`.
@@ -119,9 +131,11 @@ def svcca(x: NDArray[Any], y: NDArray[Any], variance: float = 0.99) -> float:
 
 
 def pwcca(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Canonical correlations weighted by how much of `x` their directions account for; 0 to 1; not symmetric.
+    """Canonical correlations weighted by how much of `x` their directions account for; 0 to 1; not
+    symmetric.
 
-    Invariant to any invertible map of `y`; of `x` to scale and shifts, as the weights follow its units.
+    Invariant to any invertible map of `y`; of `x` to scale and shifts, as the weights follow its
+    units.
 
     Args:
         x: `[item, unit_a]`.
@@ -135,7 +149,8 @@ def pwcca(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def procrustes_similarity(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Normalised nuclear-norm similarity: the cosine of the angle that the best rotation leaves; 0 to 1.
+    """Normalised nuclear-norm similarity: the cosine of the angle that the best rotation leaves; 0
+    to 1.
 
     Args:
         x: `[item, unit_a]`.
@@ -150,7 +165,8 @@ def procrustes_similarity(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def procrustes_distance(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Angle between two views after the best rotation, shift and scale, in radians; 0 (equal) to π/2. A metric.
+    """Angle between two views after the best rotation, shift and scale, in radians; 0 (equal) to
+    π/2. A metric.
 
     Rounding lets equal views be about 1e-7 apart.
 

@@ -1,9 +1,10 @@
-"""What a layer hands to the next one besides the state: found in the model's own forward, carried along a plan's path.
+"""What a layer hands to the next one besides the state: found in the model's own forward, carried
+along a plan's path.
 
-ZAYA's layers pass on the states of their routers, those of GLM-MoE-DSA the tokens that an indexer chose. Which argument
-of a layer is which output of the layer before is told by identity, so no model is known by name. What depends on the
-tokens is carried; what is the same for all tokens (T5's position biases) stays with the layer's own call. Knows neither
-plans nor tracing.
+ZAYA's layers pass on the states of their routers, those of GLM-MoE-DSA the tokens that an indexer
+chose. Which argument of a layer is which output of the layer before is told by identity, so no
+model is known by name. What depends on the tokens is carried; what is the same for all tokens (T5's
+position biases) stays with the layer's own call. Knows neither plans nor tracing.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class Passed:
 
 
 def find_slots(
-    model: str, layers: Sequence[nn.Module], observed: Sequence[Observed], again: Callable[[], Sequence[Observed]]
+    model: str,
+    layers: Sequence[nn.Module],
+    observed: Sequence[Observed],
+    again: Callable[[], Sequence[Observed]],
 ) -> tuple[Slot, ...]:
     """What the layers hand on besides the state.
 
@@ -108,13 +112,22 @@ def find_slots(
     slots: dict[int | str, Slot] = {}
     for layer, argument, position in found:
         name = _name(layers[layer], argument)
-        here, there = (_argument(seen[layer].call, replace(_ANY, argument=argument)) for seen in (observed, other))
+        here, there = (
+            _argument(seen[layer].call, replace(_ANY, argument=argument))
+            for seen in (observed, other)
+        )
         makers = {
-            id(leaf) for number, slot, _ in found if slot == argument for leaf in _tensors(observed, number, slot)
+            id(leaf)
+            for number, slot, _ in found
+            if slot == argument
+            for leaf in _tensors(observed, number, slot)
         }
         if len(makers) == 1 and _equal(here, there):
             continue  # made by one layer for all, and the same for all tokens
-        if position is None or slots.setdefault(argument, Slot(position, argument, name)).position != position:
+        if (
+            position is None
+            or slots.setdefault(argument, Slot(position, argument, name)).position != position
+        ):
             raise ModelError(
                 f"{model}: layer {layer} takes {name} from layers before it in a way that repsim cannot carry along a "
                 "plan, so under a plan it would get another layer's; it cannot be traced"
@@ -126,14 +139,20 @@ _ANY = Slot(0, 0, "")
 
 
 def _handed_on(observed: Sequence[Observed]) -> list[tuple[int, int | str, int | None]]:
-    """Layer, argument, and the place in what the layer before returned; None where it is not there as it is."""
+    """Layer, argument, and the place in what the layer before returned; None where it is not there
+    as it is.
+    """
     made: set[int] = set()
     found: list[tuple[int, int | str, int | None]] = []
     for layer, seen in enumerate(observed):
         for argument, value in _arguments(seen.call):
             if any(id(leaf) in made for leaf in _leaves(value)):
                 before = observed[layer - 1].output
-                places = [place for place, output in enumerate(before) if output is value] if _many(before) else []
+                places = (
+                    [place for place, output in enumerate(before) if output is value]
+                    if _many(before)
+                    else []
+                )
                 found.append((layer, argument, places[0] if places else None))
         extras = seen.output[1:] if _many(seen.output) else ()
         made |= {id(leaf) for leaf in _leaves(extras)}
@@ -146,13 +165,25 @@ def _many(output: Any) -> bool:
 
 def _arguments(call: LayerCall) -> Iterator[tuple[int | str, Any]]:
     """Arguments but for the state and the model's cache, which the replay leaves out."""
-    yield from ((place, value) for place, value in enumerate(call.args) if place and not isinstance(value, Cache))
+    yield from (
+        (place, value)
+        for place, value in enumerate(call.args)
+        if place and not isinstance(value, Cache)
+    )
     state = None if call.args else "hidden_states"
-    yield from ((key, value) for key, value in call.kwargs.items() if key != state and not isinstance(value, Cache))
+    yield from (
+        (key, value)
+        for key, value in call.kwargs.items()
+        if key != state and not isinstance(value, Cache)
+    )
 
 
 def _argument(call: LayerCall, slot: Slot) -> Any:
-    return call.kwargs.get(slot.argument) if isinstance(slot.argument, str) else call.args[slot.argument]
+    return (
+        call.kwargs.get(slot.argument)
+        if isinstance(slot.argument, str)
+        else call.args[slot.argument]
+    )
 
 
 def _tensors(observed: Sequence[Observed], layer: int, argument: int | str) -> Iterator[Tensor]:
@@ -183,7 +214,11 @@ def _name(layer: nn.Module, argument: int | str) -> str:
 
 
 def contents(call: LayerCall) -> dict[str, tuple[int, ...]]:
-    """What the containers among a call's arguments hold, by identity; a layer that changes it is found out."""
+    """What the containers among a call's arguments hold, by identity; a layer that changes it is
+    found out.
+    """
     return {
-        str(name): tuple(map(id, _leaves(value))) for name, value in _arguments(call) if isinstance(value, (dict, list))
+        str(name): tuple(map(id, _leaves(value)))
+        for name, value in _arguments(call)
+        if isinstance(value, (dict, list))
     }

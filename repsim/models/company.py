@@ -1,9 +1,10 @@
-"""Whether a text's states are its own: do they depend on the texts beside it, does a token see what follows?
+"""Whether a text's states are its own: do they depend on the texts beside it, does a token see what
+follows?
 
-Tried once per run, by numbers and never by a model's name. Texts of the run are computed each by itself, and beside the
-longest one, padded. Models that do not mask padding give other states then, and so do models whose rotary positions
-follow the longest text of a batch. Only the first layer of each kind runs. What follows for batches is
-`repsim.data.corpus.Company`.
+Tried once per run, by numbers and never by a model's name. Texts of the run are computed each by
+itself, and beside the longest one, padded. Models that do not mask padding give other states then,
+and so do models whose rotary positions follow the longest text of a batch. Only the first layer of
+each kind runs. What follows for batches is `repsim.data.corpus.Company`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
 
-# How far two layouts of the same text may lie apart, as a share of a state's length: what rounding does in few layers.
+# How far two layouts of the same text may lie apart, as a share of a state's length: what rounding
+# does in few layers.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 SHORT = 16  # tokens of a text that is short and yet has some to see
 ONE_BATCH: dict[str, Any] = {"overhead": 1e9, "waste": 1.0}  # of what may share one
@@ -38,7 +40,8 @@ class Trial:
     """What was found out about texts that run together.
 
     company: which texts may share a batch.
-    error: the largest distance of a token's state in company from its state alone, as a share of its length.
+    error: the largest distance of a token's state in company from its state alone, as a share of
+    its length.
     """
 
     company: Company
@@ -68,7 +71,8 @@ class Trials:
         self._model, self._tracer, self._pad_id = model, tracer, model.tokenizer.pad_token_id or 0
         self._trie = PlanTrie.build([Plan.from_steps(_kinds(model))])
         self._rounding = ROUNDING.get(model.module.dtype, 5e-2)
-        self._texts = sorted({len(text): text for text in texts}.values(), key=len)  # one of each length
+        # One of each length.
+        self._texts = sorted({len(text): text for text in texts}.values(), key=len)
         begin = self._texts[-1][:SHORT]
         unlike = (text for text in texts if not np.array_equal(text[:SHORT], begin[: len(text)]))
         self._neighbour = next(unlike, begin)
@@ -111,9 +115,11 @@ class Trials:
             )
 
     def _short(self) -> list[NDArray[np.int32]]:
-        """The shortest text of at least 2 tokens, of 16, and of 4 times as many each time; not the longest of all.
+        """The shortest text of at least 2 tokens, of 16, and of 4 times as many each time; not the
+        longest of all.
 
-        Positions that are rotated otherwise beside a longer text show first in the second token and most in the last.
+        Positions that are rotated otherwise beside a longer text show first in the second token and
+        most in the last.
         """
         found: list[NDArray[np.int32]] = []
         floor = 2
@@ -130,16 +136,26 @@ class Trials:
 
     def _states(self, texts: Sequence[NDArray[np.int32]], company: Company = Company.ANY) -> Tensor:
         """`[token, unit]`, behind the first layer of each kind."""
-        made = batches([Sample("", text) for text in texts], self._pad_id, **ONE_BATCH, company=company)
+        made = batches(
+            [Sample("", text) for text in texts], self._pad_id, **ONE_BATCH, company=company
+        )
         found: list[Tensor] = []
         try:
-            self._tracer.run(self._trie, made, lambda state: found.append(state.hidden.double()), nodes=self._trie.ends)
+            self._tracer.run(
+                self._trie,
+                made,
+                lambda state: found.append(state.hidden.double()),
+                nodes=self._trie.ends,
+            )
         except (RepsimError, torch.OutOfMemoryError):
             raise
         except Exception as problem:  # models refuse what they cannot take in whatever way
             if "allocate memory" in str(problem):
                 raise
-            tokens, reason = " and ".join(str(len(text)) for text in texts), " ".join(str(problem).split())[:200]
+            tokens, reason = (
+                " and ".join(str(len(text)) for text in texts),
+                " ".join(str(problem).split())[:200],
+            )
             raise ModelError(
                 f"{self._model.name}: its forward fails on texts of {tokens} tokens ({reason}); "
                 "choose texts or --max-tokens that it takes"
@@ -156,9 +172,12 @@ class Trials:
 def can_write_together(model: Model, prompts: Sequence[str]) -> bool:
     """Whether a text goes on beside a longer one, padded on the left, as it does alone.
 
-    Tried on the shortest prompt and the longest one, which is as long as it gets while the model writes.
+    Tried on the shortest prompt and the longest one, which is as long as it gets while the model
+    writes.
     """
-    texts = sorted((model.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)), key=len)
+    texts = sorted(
+        (model.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)), key=len
+    )
     if len(texts) < 2:
         return True
     short, long = texts[0], texts[-1]
@@ -166,12 +185,16 @@ def can_write_together(model: Model, prompts: Sequence[str]) -> bool:
     row = (long * (1 + width // max(1, len(long))))[:width]
     padding = [model.tokenizer.pad_token_id or 0] * (width - len(short))
     alone = _next_logits(model, [short], [[1] * len(short)])
-    together = _next_logits(model, [padding + short, row], [[0] * len(padding) + [1] * len(short), [1] * width])
+    together = _next_logits(
+        model, [padding + short, row], [[0] * len(padding) + [1] * len(short), [1] * width]
+    )
     return _distance(together[:1], alone) <= 3 * ROUNDING.get(model.module.dtype, 5e-2)
 
 
 def _next_logits(model: Model, rows: list[list[int]], mask: list[list[int]]) -> Tensor:
-    """Logits of what follows each row, as the model's own generation gives them, `[row, vocabulary]`."""
+    """Logits of what follows each row, as the model's own generation gives them, `[row,
+    vocabulary]`.
+    """
     state = ModuleState(model.module)
     inputs = {"input_ids": rows, "attention_mask": mask}
     greedy = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
@@ -188,19 +211,27 @@ def _next_logits(model: Model, rows: list[list[int]], mask: list[list[int]]) -> 
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    """The largest distance of a token's states, as a share of the wanted one's length; 0 for what is not finite."""
+    """The largest distance of a token's states, as a share of the wanted one's length; 0 for what
+    is not finite.
+    """
     if not len(wanted):
         return 0.0
-    shares = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(torch.finfo(wanted.dtype).tiny)
+    shares = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(
+        torch.finfo(wanted.dtype).tiny
+    )
     return float(torch.where(wanted.isfinite().all(-1), shares, 0).nan_to_num(torch.inf).max())
 
 
 def _kinds(model: Model) -> list[int]:
-    """The first layer of each kind: of other modules, other settings or another type by the configuration."""
+    """The first layer of each kind: of other modules, other settings or another type by the
+    configuration.
+    """
     types = getattr(model.module.config.get_text_config(), "layer_types", None) or ()
     first: dict[Any, int] = {}
     for number, layer in enumerate(model.stack.layers):
-        first.setdefault((tuple(types[number : number + 1]), *map(_settings, layer.modules())), number)
+        first.setdefault(
+            (tuple(types[number : number + 1]), *map(_settings, layer.modules())), number
+        )
     return list(first.values())
 
 

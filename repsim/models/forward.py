@@ -1,7 +1,8 @@
-"""The model's own forward on text: what it is called with, and whether its stack runs as a stack must.
+"""The model's own forward on text: what it is called with, and whether its stack runs as a stack
+must.
 
-What a layer computes is `repsim.models.layer_call`; where the layers are is `repsim.models.stack`. This module knows
-nothing of plans, of tracing or of disks.
+What a layer computes is `repsim.models.layer_call`; where the layers are is `repsim.models.stack`.
+This module knows nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
 
 PROBE_TOKENS = 8
-PLAIN_FORMS = {Tensor, tuple, list}  # what a layer may return; a tuple or list begins with the state
+# What a layer may return; a tuple or list begins with the state.
+PLAIN_FORMS = {Tensor, tuple, list}
 
 
-def decoder_inputs(module: nn.Module, token_ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+def decoder_inputs(
+    module: nn.Module, token_ids: Tensor, mask: Tensor | None = None
+) -> dict[str, Tensor]:
     """What the forward of an encoder-decoder needs besides `input_ids`; empty for any other model.
 
-    Encoder and decoder read the same tokens. Left to itself the decoder would read them one place off, behind a start
-    token, or refuse to run, and its states would stand in a store under their neighbours' tokens.
+    Encoder and decoder read the same tokens. Left to itself the decoder would read them one place
+    off, behind a start token, or refuse to run, and its states would stand in a store under their
+    neighbours' tokens.
 
     Args:
         module: a Hugging Face model.
@@ -49,11 +54,13 @@ def without_cache(module: Any) -> dict[str, bool]:
 
 
 def check_stack(module: Any, stack: Stack) -> None:
-    """Refuses a stack that the model's own forward does not run as one, found out on two texts of eight tokens.
+    """Refuses a stack that the model's own forward does not run as one, found out on two texts of
+    eight tokens.
 
-    Each entry has to run once, in order, on a text alone, and the state that enters it at a place has to be that of
-    the token at this place: else the list holds no layers (sublayers, layers of another input, layers that run over
-    and over), or the states are those of other tokens than the store would name.
+    Each entry has to run once, in order, on a text alone, and the state that enters it at a place
+    has to be that of the token at this place: else the list holds no layers (sublayers, layers of
+    another input, layers that run over and over), or the states are those of other tokens than the
+    store would name.
 
     Raises:
         RepsimError: the forward needs more than tokens, or the stack runs in another way.
@@ -72,7 +79,11 @@ def check_stack(module: Any, stack: Stack) -> None:
     name = f"{type(module).__name__}: {stack.path}"
     if order != list(range(len(stack))):
         shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
-        found = f"its {len(stack)} entries run in the order {shown}" if order else "none of its entries runs on text"
+        found = (
+            f"its {len(stack)} entries run in the order {shown}"
+            if order
+            else "none of its entries runs on text"
+        )
         raise ModelError(
             f"{name}: {found}; layers that a plan can arrange run once each, one after the other; "
             "name another list with stack=PATH (--stack PATH), or take another model"
@@ -83,7 +94,8 @@ def check_stack(module: Any, stack: Stack) -> None:
             "so they cannot be rearranged; take another model"
         )
     changed = int((token_ids[0] != token_ids[1]).nonzero())
-    if root is None or root.shape[:2] != token_ids.shape:  # the trace says what is wrong with such states
+    # The trace says what is wrong with such states.
+    if root is None or root.shape[:2] != token_ids.shape:
         return
     if torch.equal(root[0, changed], root[1, changed]):
         raise ModelError(
@@ -93,7 +105,9 @@ def check_stack(module: Any, stack: Stack) -> None:
 
 
 def ordinary_tokens(module: Any, number: int) -> Tensor:
-    """Different token ids that the configuration gives no meaning of their own, `[number]`; fewer repeat."""
+    """Different token ids that the configuration gives no meaning of their own, `[number]`; fewer
+    repeat.
+    """
     config = module.config.get_text_config()
     size = getattr(config, "vocab_size", None) or module.get_input_embeddings().weight.shape[0]
     special = set(_special(module.config.to_dict()))
@@ -104,7 +118,9 @@ def ordinary_tokens(module: Any, number: int) -> Tensor:
 
 def _probe(module: Any) -> Tensor:
     """Two texts that differ in one token, `[2, position]`."""
-    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None) or PROBE_TOKENS
+    positions = (
+        getattr(module.config.get_text_config(), "max_position_embeddings", None) or PROBE_TOKENS
+    )
     length = min(PROBE_TOKENS, positions) if positions > 0 else PROBE_TOKENS
     *ids, another = ordinary_tokens(module, length + 1).tolist()
     other = [*ids]
@@ -118,11 +134,17 @@ def _special(config: dict[Any, Any]) -> Iterator[int]:
         if isinstance(value, dict):
             yield from _special(value)
         elif str(name).endswith(("token_id", "token_index", "_token_ids")):
-            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+            yield from (
+                one
+                for one in (value if isinstance(value, list) else [value])
+                if isinstance(one, int)
+            )
 
 
 def _run(module: Any, layers: Any, token_ids: Tensor) -> tuple[list[int], Tensor | None, set[type]]:
-    """Indices of the entries as they run, the state that the first one is given, and what they return."""
+    """Indices of the entries as they run, the state that the first one is given, and what they
+    return.
+    """
     order: list[int] = []
     states: list[Tensor] = []
     forms: set[type] = set()
@@ -133,14 +155,20 @@ def _run(module: Any, layers: Any, token_ids: Tensor) -> tuple[list[int], Tensor
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         own = numbers[layer]  # one module may be several entries
         if not order:
-            states.extend(value for value in (*args[:1], kwargs.get("hidden_states")) if isinstance(value, Tensor))
+            states.extend(
+                value
+                for value in (*args[:1], kwargs.get("hidden_states"))
+                if isinstance(value, Tensor)
+            )
         order.append(own[sum(number in own for number in order) % len(own)])
         forms.add(Tensor if isinstance(output, Tensor) else type(output))
 
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in numbers]
     try:
         with torch.no_grad():
-            module(input_ids=token_ids, **decoder_inputs(module, token_ids), **without_cache(module))
+            module(
+                input_ids=token_ids, **decoder_inputs(module, token_ids), **without_cache(module)
+            )
     finally:
         for handle in handles:
             handle.remove()

@@ -1,9 +1,9 @@
 """Half of a layer: which modules it drops, and the proof that what is left is that half.
 
-A half is the layer with the other half's contribution set to zero; the residual and the norms stay. Which modules
-contribute is told by their paths, which say nothing about what a module computes. So the first time a kind of layer is
-halved, `prove_halves` runs its halves on random states and refuses those that are none. This module knows nothing of
-plans, of tracing or of disks.
+A half is the layer with the other half's contribution set to zero; the residual and the norms stay.
+Which modules contribute is told by their paths, which say nothing about what a module computes. So
+the first time a kind of layer is halved, `prove_halves` runs its halves on random states and
+refuses those that are none. This module knows nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from repsim.errors import ModelError
 Run = Callable[[Tensor], Tensor]  # a layer, called as its model calls it, on another state
 Kind = tuple[tuple[str, type[nn.Module]], ...]
 
-# Paths, inside a layer, of the modules whose output is what that half adds to the residual stream; attention stands for
-# whatever mixes positions or reads an encoder, a star for each entry of a list. Of nested paths the inner one is taken:
-# BERT's halves end in a dense layer beside the norm, and some modules (Bloom's, MPT's) add the residual themselves
-# after their last dense layer.
+# Paths, inside a layer, of the modules whose output is what that half adds to the residual stream;
+# attention stands for whatever mixes positions or reads an encoder, a star for each entry of a
+# list. Of nested paths the inner one is taken: BERT's halves end in a dense layer beside the norm,
+# and some modules (Bloom's, MPT's) add the residual themselves after their last dense layer.
 ATTENTION_PATHS = (
     "attention.output.dense",
     "attention.attn",
@@ -74,18 +74,27 @@ MLP_PATHS = (
     "mlp_block",
 )
 SCALE = 2.0**-6  # of the random states: small beside what a sublayer behind a norm adds to them
-# How far rounding may move an output, as a share of the largest one: experts' kernels differ with their tokens' number.
-ROUNDING = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 2.0**-17, torch.float64: 2.0**-40}
+# How far rounding may move an output, as a share of the largest one: experts' kernels differ with
+# their tokens' number.
+ROUNDING = {
+    torch.bfloat16: 2.0**-6,
+    torch.float16: 2.0**-9,
+    torch.float32: 2.0**-17,
+    torch.float64: 2.0**-40,
+}
 
 
 def half_paths(layer: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The modules of a layer that fit one of the patterns, without those that contain another of them."""
+    """The modules of a layer that fit one of the patterns, without those that contain another of
+    them.
+    """
     forms = [re.compile(re.escape(pattern).replace(r"\*", "[0-9]+")) for pattern in patterns]
     paths = [
         path
         for form in forms
         for path, module in layer.named_modules(remove_duplicate=False)
-        if form.fullmatch(path) and not isinstance(module, (nn.ModuleList, nn.ModuleDict))  # these never run
+        # These never run.
+        if form.fullmatch(path) and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
     ]
     return [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
 
@@ -125,9 +134,11 @@ def half_layer(layer: nn.Module, sublayer: str) -> nn.Module:
 
 
 class Silenced(nn.Module):
-    """A module that runs, so that its KV cache stays as long as the others', and whose output counts as zero.
+    """A module that runs, so that its KV cache stays as long as the others', and whose output
+    counts as zero.
 
-    A module of its own and no hook: compiled code does not look for hooks. Any attribute asked of it is the module's.
+    A module of its own and no hook: compiled code does not look for hooks. Any attribute asked of
+    it is the module's.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -147,14 +158,18 @@ class Silenced(nn.Module):
 
 
 def zero_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-    """A forward hook: what the module adds to the residual stream is zero, in the form in which it returns it."""
+    """A forward hook: what the module adds to the residual stream is zero, in the form in which it
+    returns it.
+    """
     if isinstance(output, (tuple, list)):
         return type(output)([torch.zeros_like(output[0]), *output[1:]])
     return torch.zeros_like(output)
 
 
 @contextmanager
-def hooked(modules: Sequence[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+def hooked(
+    modules: Sequence[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]
+) -> Iterator[None]:
     """Modules with one more forward hook inside the block."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
@@ -169,8 +184,8 @@ class _Trial:
     """What a layer makes of two random states, with some of its modules dropped.
 
     output: what leaves it for the first one, `[sample, position, unit]`.
-    moved: the most that the second one, which differs at every other position from the first on, changes a unit of it,
-        `[sample, position]`.
+    moved: the most that the second one, which differs at every other position from the first on,
+        changes a unit of it, `[sample, position]`.
     """
 
     output: Tensor
@@ -194,16 +209,17 @@ class _Trial:
 def prove_halves(layer: nn.Module, state: Tensor, run: Run) -> None:
     """Proves on random states that a layer falls into the two halves that its paths name.
 
-    1. A token that heeds itself in the layer does so in each half and without both: the residual passes.
-    2. Without attention no token heeds another; without the MLP tokens do.
-    3. Without both halves no weight acts, so no third sublayer runs in either. Linear maps may, as MobileBERT's
+    1. A token that heeds itself in the layer does so in each half and without both: the residual
+    passes. 2. Without attention no token heeds another; without the MLP tokens do. 3. Without both
+    halves no weight acts, so no third sublayer runs in either. Linear maps may, as MobileBERT's
        bottlenecks do: they belong to the residual.
     4. What acts in the layer acts in its own half.
 
     Args:
-        layer: the layer or a copy of it, in evaluation mode; it carries hooks as long as the proof runs.
-        state: one that the layer can be called with, for its shape, dtype and device, `[sample, position, unit]`; with
-            a single position nothing is learned of who heeds whom.
+        layer: the layer or a copy of it, in evaluation mode; it carries hooks as long as the proof
+            runs.
+        state: one that the layer can be called with, for its shape, dtype and device, `[sample,
+            position, unit]`; with a single position nothing is learned of who heeds whom.
         run: calls the layer with a state in place of that one and returns the state that leaves it.
     Raises:
         RepsimError: no module of a half is known, or the halves are none.
@@ -222,7 +238,11 @@ def prove_halves(layer: nn.Module, state: Tensor, run: Run) -> None:
     without_both = f"{without_attention} and {', '.join(mlp)}"
 
     problem = None
-    for without, half in ((without_both, rest), (without_attention, mlp_half), (without_mlp, attn_half)):
+    for without, half in (
+        (without_both, rest),
+        (without_attention, mlp_half),
+        (without_mlp, attn_half),
+    ):
         if (whole.changed.bool() & ~half.changed.bool()).any():
             problem = problem or f"{without} tokens no longer heed their own states"
     if rest.unchanged.any():
@@ -231,7 +251,9 @@ def prove_halves(layer: nn.Module, state: Tensor, run: Run) -> None:
         problem = problem or f"{without_attention} tokens still heed each other"
     if (whole.unchanged > whole.rounding).any() and not attn_half.unchanged.any():
         problem = problem or f"{without_mlp} tokens no longer heed each other"
-    if not torch.equal(whole.output, attn_half.output) and torch.equal(mlp_half.output, rest.output):
+    if not torch.equal(whole.output, attn_half.output) and torch.equal(
+        mlp_half.output, rest.output
+    ):
         problem = problem or f"{without_attention} {', '.join(mlp)} has no effect"
     problem = problem or _acting_weight(layer, (*attention, *mlp), run, states, rest, without_both)
     if problem:
@@ -249,16 +271,28 @@ def _random_states(state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _acting_weight(
-    layer: nn.Module, dropped: Sequence[str], run: Run, states: tuple[Tensor, Tensor], rest: _Trial, without: str
+    layer: nn.Module,
+    dropped: Sequence[str],
+    run: Run,
+    states: tuple[Tensor, Tensor],
+    rest: _Trial,
+    without: str,
 ) -> str | None:
-    """The first module with a matrix that acts although both halves are dropped, unless all that acts is linear."""
+    """The first module with a matrix that acts although both halves are dropped, unless all that
+    acts is linear.
+    """
     zeroed = [layer.get_submodule(path) for path in dropped]
-    # Modules around a dropped one add the residual themselves, so what leaves them says nothing of their weights.
-    around = {"", *(path[:dot] for path in dropped for dot, letter in enumerate(path) if letter == ".")}
+    # Modules around a dropped one add the residual themselves, so what leaves them says nothing of
+    # their weights.
+    around = {
+        "",
+        *(path[:dot] for path in dropped for dot, letter in enumerate(path) if letter == "."),
+    }
     weighted = {
         name: module
         for name, module in layer.named_modules()
-        if name not in around and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+        if name not in around
+        and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
     }
 
     def acts(modules: list[nn.Module]) -> bool:
@@ -269,7 +303,10 @@ def _acting_weight(
         return None
     if _is_affine(run, states[0] / SCALE, zeroed):
         return None
-    return next((f"{without} {name} still acts" for name, module in weighted.items() if acts([module])), None)
+    return next(
+        (f"{without} {name} still acts" for name, module in weighted.items() if acts([module])),
+        None,
+    )
 
 
 def _is_affine(run: Run, state: Tensor, zeroed: Sequence[nn.Module]) -> bool:
@@ -281,7 +318,9 @@ def _is_affine(run: Run, state: Tensor, zeroed: Sequence[nn.Module]) -> bool:
 
 
 def _disturb(_module: nn.Module, _args: Any, output: Any) -> Any:
-    """A forward hook that moves the first tensor of a module's output by something that no norm takes away."""
+    """A forward hook that moves the first tensor of a module's output by something that no norm
+    takes away.
+    """
     first = output[0] if isinstance(output, (tuple, list)) else output
     if not (isinstance(first, Tensor) and first.is_floating_point()):
         return output

@@ -1,7 +1,9 @@
-"""The KV cache of the paper's decoding: the layers of a parallel step share one past, the mean of theirs.
+"""The KV cache of the paper's decoding: the layers of a parallel step share one past, the mean of
+theirs.
 
-A layer's own code decides what its attention does with a past; this module only changes what is remembered from one
-forward to the next. It knows nothing of tasks, of stores or of how a model comes to follow a plan.
+A layer's own code decides what its attention does with a past; this module only changes what is
+remembered from one forward to the next. It knows nothing of tasks, of stores or of how a model
+comes to follow a plan.
 """
 
 from __future__ import annotations
@@ -21,26 +23,32 @@ ADVICE = "leave out --paper-cache"
 
 
 class AveragingCache(DynamicCache):
-    """A KV cache in which the layers of a pass, which is one parallel step, share one past: the mean of theirs.
+    """A KV cache in which the layers of a pass, which is one parallel step, share one past: the
+    mean of theirs.
 
-    Within a forward each layer of a pass attends to the shared past and to its own new tokens. Once the last layer
-    has run, the mean of their new keys and the mean of their new values join the past. So the first forward is exact
-    and later ones are not. Each round of a looped step is a pass of its own, and a layer that runs alone keeps its own
-    past. A layer without its attention has no part in the mean; one with a sliding window sees the end of the past.
+    Within a forward each layer of a pass attends to the shared past and to its own new tokens. Once
+    the last layer has run, the mean of their new keys and the mean of their new values join the
+    past. So the first forward is exact and later ones are not. Each round of a looped step is a
+    pass of its own, and a layer that runs alone keeps its own past. A layer without its attention
+    has no part in the mean; one with a sliding window sees the end of the past.
 
-    Source: Sun et al. 2024, Transformer Layers as Painters (arXiv 2407.09298), its code for Llama and Mistral.
+    Source: Sun et al. 2024, Transformer Layers as Painters (arXiv 2407.09298), its code for Llama
+    and Mistral.
 
     Args:
         module: the model, following the plan.
         plan: the plan.
     Raises:
-        RepsimError: what the layers of a pass remember has no mean, or the model follows another plan.
+        RepsimError: what the layers of a pass remember has no mean, or the model follows another
+            plan.
     """
 
     def __init__(self, module: Any, plan: Plan) -> None:
         if module.config.is_encoder_decoder or not module._supports_default_dynamic_cache():
             name = type(module).__name__
-            raise ModelError(f"{name}: has a KV cache of its own kind, which cannot be averaged; {ADVICE}")
+            raise ModelError(
+                f"{name}: has a KV cache of its own kind, which cannot be averaged; {ADVICE}"
+            )
         super().__init__(config=module.config)
         if len(self.layers) != plan.applications:
             raise ModelError(
@@ -48,10 +56,12 @@ class AveragingCache(DynamicCache):
                 "they would be averaged wrongly; give the model that follows this plan"
             )
         self._pass_of = {slot: slots for slots in _passes(plan) for slot in slots}
-        self._new: dict[int, tuple[Tensor, Tensor]] = {}  # by slot, keys and values of the pass that is under way
+        # By slot, keys and values of the pass that is under way.
+        self._new: dict[int, tuple[Tensor, Tensor]] = {}
         for slot in self._pass_of:
             kind = type(self.layers[slot])
-            if kind not in (DynamicLayer, DynamicSlidingWindowLayer):  # recurrent states, an index, or nothing
+            # Recurrent states, an index, or nothing.
+            if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise ModelError(
                     f"{plan}: parallel layers that remember something else than keys and values ({kind.__name__}) "
                     f"have no mean of these to share; {ADVICE}"
@@ -90,13 +100,17 @@ def _mean(states: Sequence[Tensor]) -> Tensor:
 def _with_end(states: Tensor, end: Tensor) -> Tensor:
     """The same tokens with others at their end; a sliding window may keep fewer than are new."""
     kept = min(end.shape[-2], states.shape[-2])
-    return torch.cat([states[..., : states.shape[-2] - kept, :], end[..., -kept:, :].to(states.device)], dim=-2)
+    return torch.cat(
+        [states[..., : states.shape[-2] - kept, :], end[..., -kept:, :].to(states.device)], dim=-2
+    )
 
 
 def _passes(plan: Plan) -> list[tuple[int, ...]]:
     """KV slots of the layers that share a past, of each pass with several that attend."""
     passes, begin = [], 0
     for step in plan.steps:
-        passes.append(tuple(slot for slot, member in enumerate(step, begin) if member.half != "mlp"))
+        passes.append(
+            tuple(slot for slot, member in enumerate(step, begin) if member.half != "mlp")
+        )
         begin += len(step)
     return [slots for slots in passes if len(slots) > 1]

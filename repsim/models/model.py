@@ -1,6 +1,8 @@
-"""What a run needs to know of a loaded model: where its layers are, how wide they are, by which digests it is known.
+"""What a run needs to know of a loaded model: where its layers are, how wide they are, by which
+digests it is known.
 
-Where a model comes from is `repsim.models.loading`; what its layers do is `repsim.models.layer_call`.
+Where a model comes from is `repsim.models.loading`; what its layers do is
+`repsim.models.layer_call`.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ class Model:
     stack: Stack
 
     def at_rest(self) -> Model:
-        """The same model as repsim runs it, as module trees of its own that share parameters with the loaded one.
+        """The same model as repsim runs it, as module trees of its own that share parameters with
+        the loaded one.
 
-        Whatever runs do to the copy (hooks, nnsight's controllers, rotary tables that grow) never reaches the model
-        that was lent.
+        Whatever runs do to the copy (hooks, nnsight's controllers, rotary tables that grow) never
+        reaches the model that was lent.
         """
         copies = SharedCopies()
         module, own = copies.of(self.module), self.stack
@@ -55,7 +58,9 @@ class Model:
         norm, head = (part and copies.of(part) for part in (own.norm, own.head))
         owner, layers = copies.of(own.owner), copies.of(own.layers)
         copied = replace(
-            self, module=module, stack=replace(own, owner=owner, layers=layers, norm=norm, head=head, halves={})
+            self,
+            module=module,
+            stack=replace(own, owner=owner, layers=layers, norm=norm, head=head, halves={}),
         )
         vars(copied)["config_digest"] = self.config_digest  # settling is no other configuration
         return copied
@@ -88,23 +93,33 @@ class Model:
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that a sample may have: those the model has positions for; None where it names no limit.
+        """The most tokens that a sample may have: those the model has positions for; None where it
+        names no limit.
 
         A number below 1 is how configurations say that there is no limit (XLNet's -1).
         """
-        positions = getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 0
+        positions = (
+            getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 0
+        )
         if positions < 1:
             return None
         for name, child in self.module.named_modules():
             padding = getattr(child, "padding_idx", None)
             if positions > 0 and padding is not None and name.endswith("position_embeddings"):
-                positions -= padding + 1  # RoBERTa's and MPNet's positions begin after the padding index
+                # RoBERTa's and MPNet's positions begin after the padding index.
+                positions -= padding + 1
         return int(positions)
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a sample by default: the model's positions or the tokenizer's limit, if smaller."""
-        limits = [limit for limit in (self.positions, self.tokenizer.model_max_length) if limit and limit > 0]
+        """The most tokens of a sample by default: the model's positions or the tokenizer's limit,
+        if smaller.
+        """
+        limits = [
+            limit
+            for limit in (self.positions, self.tokenizer.model_max_length)
+            if limit and limit > 0
+        ]
         return int(min(limits, default=NO_LIMIT))
 
     def check_ids(self, token_ids: Iterable[NDArray[np.int32]]) -> None:
@@ -123,7 +138,9 @@ class Model:
 
     @cached_property
     def weights_digest(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of all weights and buffers that are saved with the model."""
+        """sha256 over names, dtypes, shapes and bytes of all weights and buffers that are saved
+        with the model.
+        """
         digests = {}
         for path, module in self.module.named_modules():
             with align_module_device(module):  # brings what accelerate has moved to memory or disk
@@ -139,16 +156,30 @@ class Model:
 
     @cached_property
     def config_digest(self) -> str:
-        """sha256 over the configuration; where it was loaded from, by what and in which dtype is left out."""
+        """sha256 over the configuration; where it was loaded from, by what and in which dtype is
+        left out.
+        """
         config = self.module.config.to_dict()
         changing = {"transformers_version", "dtype", "torch_dtype", "architectures"}
-        return _digest({name: value for name, value in config.items() if name not in changing and name[0] != "_"})
+        return _digest(
+            {
+                name: value
+                for name, value in config.items()
+                if name not in changing and name[0] != "_"
+            }
+        )
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """sha256 over all that decides how a text becomes token ids; how long it may be is left out."""
+        """sha256 over all that decides how a text becomes token ids; how long it may be is left
+        out.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        form = json.loads(backend.to_str()) if backend is not None else sorted(self.tokenizer.get_vocab().items())
+        form = (
+            json.loads(backend.to_str())
+            if backend is not None
+            else sorted(self.tokenizer.get_vocab().items())
+        )
         if isinstance(form, dict):  # these two are what the last call asked for
             form |= {"truncation": None, "padding": None}
         return _digest(form)

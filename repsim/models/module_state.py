@@ -1,9 +1,10 @@
 """What a model's modules hold besides weights, and putting it back.
 
-A forward may leave traces in the modules: rotary frequencies grown for a long text (dynamic NTK), attention switched to
-another kind for a short one (BigBird), recurrent states. The next text would be computed with them, so its states would
-depend on which texts ran before it. `ModuleState` remembers what was there and restores it; `settle` makes a model
-ready for a run. This module knows nothing of plans, of tracing or of disks.
+A forward may leave traces in the modules: rotary frequencies grown for a long text (dynamic NTK),
+attention switched to another kind for a short one (BigBird), recurrent states. The next text would
+be computed with them, so its states would depend on which texts ran before it. `ModuleState`
+remembers what was there and restores it; `settle` makes a model ready for a run. This module knows
+nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from torch import Tensor, nn
 
 # What `nn.Module` keeps of itself; hooks and weights come and go for reasons of their own.
 BOOKKEEPING = frozenset(vars(nn.Module()))
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, Tensor)
+PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    Tensor,
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +48,23 @@ class _Remembered:
     def is_still(self, now: Any) -> bool:
         """Whether this is the value, not written to since."""
         if self.copy is None:
-            return now is self.value or (isinstance(now, type(self.value)) and bool(now == self.value))
+            return now is self.value or (
+                isinstance(now, type(self.value)) and bool(now == self.value)
+            )
         if now is not self.value:
             return False
-        return torch.equal(now, self.copy) if self.version is None else _version(now) == self.version
+        return (
+            torch.equal(now, self.copy) if self.version is None else _version(now) == self.version
+        )
 
     def as_it_was(self, now: Any) -> Any:
         """The value; in place of a tensor that has moved to another device or dtype, a copy there."""
         if self.copy is None:
             return self.value
-        if isinstance(now, Tensor) and (now.device, now.dtype) != (self.copy.device, self.copy.dtype):
+        if isinstance(now, Tensor) and (now.device, now.dtype) != (
+            self.copy.device,
+            self.copy.dtype,
+        ):
             return self.copy.to(now)
         if self.version is None or _version(self.value) != self.version:
             self.value.copy_(self.copy)
@@ -66,19 +86,24 @@ class _Kept:
     @staticmethod
     def of(module: nn.Module) -> _Kept:
         found = _dictionaries(module)
-        kept = ({name: _remember(values[name]) for name in names(module)} for values, names in found)
+        kept = (
+            {name: _remember(values[name]) for name in names(module)} for values, names in found
+        )
         return _Kept(module, tuple(kept), tuple(len(values) for values, _ in found))
 
     @property
     def is_current(self) -> bool:
         pairs = zip(_dictionaries(self.module), self.values, self.sizes, strict=True)
         return all(
-            len(now) == size and all(remembered.is_still(now.get(name)) for name, remembered in before.items())
+            len(now) == size
+            and all(remembered.is_still(now.get(name)) for name, remembered in before.items())
             for (now, _), before, size in pairs
         )
 
     def restore(self) -> None:
-        for (now, names), before, size in zip(_dictionaries(self.module), self.values, self.sizes, strict=True):
+        for (now, names), before, size in zip(
+            _dictionaries(self.module), self.values, self.sizes, strict=True
+        ):
             for name, remembered in before.items():
                 value = now.get(name)
                 if remembered.copy is not None or value is not remembered.value:
@@ -90,9 +115,11 @@ class _Kept:
 
 
 class ModuleState:
-    """Plain attributes, unsaved buffers and submodules of a module and of all in it, as they are now.
+    """Plain attributes, unsaved buffers and submodules of a module and of all in it, as they are
+    now.
 
-    Weights are not among them (parameters and saved buffers), nor hooks, nor what lists and dictionaries hold.
+    Weights are not among them (parameters and saved buffers), nor hooks, nor what lists and
+    dictionaries hold.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -113,8 +140,8 @@ class ModuleState:
 def settle(module: nn.Module) -> None:
     """Brings a model into the state in which repsim runs it.
 
-    It is in evaluation mode, its rotary positions are those of a model that has seen no long text, and its parts return
-    records whatever its configuration says (`return_dict`).
+    It is in evaluation mode, its rotary positions are those of a model that has seen no long text,
+    and its parts return records whatever its configuration says (`return_dict`).
     """
     module.eval()
     _shrink(module)
@@ -125,7 +152,9 @@ def settle(module: nn.Module) -> None:
 
 
 def _shrink(module: nn.Module) -> None:
-    """Rotary frequencies as they were before longer texts made them grow; transformers keeps them beside the others."""
+    """Rotary frequencies as they were before longer texts made them grow; transformers keeps them
+    beside the others.
+    """
     for child in module.modules():
         for name in [name for name in vars(child) if name.endswith("max_seq_len_cached")]:
             original = getattr(child, "original_max_seq_len", None)
@@ -136,13 +165,21 @@ def _shrink(module: nn.Module) -> None:
             vars(child)[name] = original
 
 
-def _dictionaries(module: nn.Module) -> tuple[tuple[dict[str, Any], Callable[[nn.Module], list[str]]], ...]:
-    """Where a module keeps attributes, buffers and submodules, and the names of those that are remembered."""
+def _dictionaries(
+    module: nn.Module,
+) -> tuple[tuple[dict[str, Any], Callable[[nn.Module], list[str]]], ...]:
+    """Where a module keeps attributes, buffers and submodules, and the names of those that are
+    remembered.
+    """
     return (vars(module), _plain), (module._buffers, _unsaved), (module._modules, _children)
 
 
 def _plain(module: nn.Module) -> list[str]:
-    return [name for name, value in vars(module).items() if name not in BOOKKEEPING and isinstance(value, PLAIN)]
+    return [
+        name
+        for name, value in vars(module).items()
+        if name not in BOOKKEEPING and isinstance(value, PLAIN)
+    ]
 
 
 def _unsaved(module: nn.Module) -> list[str]:

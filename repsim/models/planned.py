@@ -1,10 +1,12 @@
-"""A model that follows a plan: `planned` makes one, for generation, training and whatever else models are used for.
+"""A model that follows a plan: `planned` makes one, for generation, training and whatever else
+models are used for.
 
-It is a module tree of its own that shares parameters and buffers with the model it was made from, which is never
-touched (`repsim.models.sharing`). Each application of a layer is one entry of its module list: a copy of the layer, or
-of one half of it, with its own KV-cache slot. Its configuration says how many entries there are and of which kind each
-is, so that the model's own code builds the masks and the cache. Tracing does not use this module; both call layers
-through `repsim.models.layer_call`.
+It is a module tree of its own that shares parameters and buffers with the model it was made from,
+which is never touched (`repsim.models.sharing`). Each application of a layer is one entry of its
+module list: a copy of the layer, or of one half of it, with its own KV-cache slot. Its
+configuration says how many entries there are and of which kind each is, so that the model's own
+code builds the masks and the cache. Tracing does not use this module; both call layers through
+`repsim.models.layer_call`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from repsim.models.stack import Stack, find_stack
 from repsim.plans.families import resolve
 from repsim.plans.plan import Application, Plan
 
-# Lists in a configuration with one entry per layer that a model's forward, its cache or its making reads.
+# Lists in a configuration with one entry per layer that a model's forward, its cache or its making
+# reads.
 PER_LAYER_LISTS = (
     "layer_types",
     "layers_block_type",
@@ -38,7 +41,8 @@ PER_LAYER_LISTS = (
     "indexer_types",
     "kv_sharing_modes",
 )
-PAST_THE_LAST = ("first_kv_shared_layer_idx",)  # of a loop: the place of the first layer that never comes
+# Of a loop: the place of the first layer that never comes.
+PAST_THE_LAST = ("first_kv_shared_layer_idx",)
 SLOT_NAMES = ("layer_idx", "layer_id")  # what a layer's modules call their slot in the KV cache
 DEPTHS = ("num_hidden_layers", "num_layers")
 DECODER_DEPTHS = ("decoder_layers", "num_decoder_layers")
@@ -48,28 +52,32 @@ log = logging.getLogger("repsim")
 
 
 def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -> Any:
-    """A model that follows a plan: its forward, `generate` and everything built on them run the plan's steps.
+    """A model that follows a plan: its forward, `generate` and everything built on them run the
+    plan's steps.
 
-    It shares parameters and buffers with `model`, which stays as it is; gradients arrive at the shared parameters.
-    Every application of a layer has a KV-cache slot of its own, so generation with the cache equals generation without
-    it. Hooks that were on a layer are on each of its copies; hooks put on `model` later are not. Several planned models
-    may be used at once, also by several threads.
+    It shares parameters and buffers with `model`, which stays as it is; gradients arrive at the
+    shared parameters. Every application of a layer has a KV-cache slot of its own, so generation
+    with the cache equals generation without it. Hooks that were on a layer are on each of its
+    copies; hooks put on `model` later are not. Several planned models may be used at once, also by
+    several threads.
 
     Args:
         model: what `repsim.models.load` gave, or any Hugging Face model.
         plan: a plan, its text or a family, e.g. `skip:start=10`.
-        check: prove on a few tokens that the planned model's states are the plan's, and find out whether it can use a
-            KV cache; `False` leaves both out.
+        check: prove on a few tokens that the planned model's states are the plan's, and find out
+            whether it can use a KV cache; `False` leaves both out.
     Returns:
         A Hugging Face model of the same class; also a context manager that yields itself.
     Raises:
-        RepsimError: the plan does not fit the model or stands for several plans, the model follows a plan already, or
-            the proof fails.
+        RepsimError: the plan does not fit the model or stands for several plans, the model follows
+            a plan already, or the proof fails.
     """
     if not isinstance(model, Model):
         module = getattr(model, "_orig_mod", model)  # of torch.compile
         if isinstance(module, PlannedModel):
-            raise ModelError(f"{plan}: the model follows the plan {module.plan}; plan the model it was made from")
+            raise ModelError(
+                f"{plan}: the model follows the plan {module.plan}; plan the model it was made from"
+            )
         model = Model(module, None, type(module).__name__, None, find_stack(module))
     plans = resolve(plan, model.layers)
     if len(plans) != 1:
@@ -78,7 +86,9 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     if check:
         cache_error = prove(made, made.plan, model)
         if cache_error is not None:
-            log.warning("plan %s: text is generated without a KV cache; with it, %s", made.plan, cache_error)
+            log.warning(
+                "plan %s: text is generated without a KV cache; with it, %s", made.plan, cache_error
+            )
             made.config.use_cache = made.generation_config.use_cache = False
             made._repsim_uses_cache = False
     return made
@@ -113,20 +123,31 @@ class PlannedModel(nn.Module):
             options["use_cache"] = False
         return super().generate(*args, **options)  # type: ignore[misc]
 
-    def save_pretrained(self, folder: Any, *args: Any, state_dict: Any = None, **options: Any) -> None:
-        """Saves a folder that loads as this very model, layers that run several times as so many copies.
+    def save_pretrained(
+        self, folder: Any, *args: Any, state_dict: Any = None, **options: Any
+    ) -> None:
+        """Saves a folder that loads as this very model, layers that run several times as so many
+        copies.
 
         Raises:
             RepsimError: a Hugging Face folder cannot say what the plan runs.
         """
-        state_dict = savable_weights(self, self.plan, self.state_dict() if state_dict is None else state_dict)
+        state_dict = savable_weights(
+            self, self.plan, self.state_dict() if state_dict is None else state_dict
+        )
         super().save_pretrained(folder, *args, state_dict=state_dict, **options)  # type: ignore[misc]
 
 
 @functools.cache
 def _planned_class(own: Any) -> Any:
-    """A model's class with `PlannedModel` before it; its name stays, since transformers looks things up by it."""
-    return type(own.__name__, (PlannedModel, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})
+    """A model's class with `PlannedModel` before it; its name stays, since transformers looks
+    things up by it.
+    """
+    return type(
+        own.__name__,
+        (PlannedModel, own),
+        {"__module__": own.__module__, "__qualname__": own.__qualname__},
+    )
 
 
 def _empty(own: type) -> Any:
@@ -177,7 +198,9 @@ def _point_to_slot(layer: nn.Module, slot: int) -> None:
 
 
 def _configs_of(module: Any, stack: Stack) -> list[Any]:
-    """The configurations that say how deep the stack is: the model's, and where it has one of its own its owner's."""
+    """The configurations that say how deep the stack is: the model's, and where it has one of its
+    own its owner's.
+    """
     config = module.config
     found = [config if config.is_encoder_decoder else config.get_text_config(decoder=True)]
     own = getattr(stack.owner, "config", None)
@@ -189,7 +212,8 @@ def _configure(config: Any, applications: Sequence[Application], stack: Stack) -
     names: tuple[str, ...] = DEPTHS
     if config.is_encoder_decoder:
         names = DECODER_DEPTHS if "decoder" in stack.path.split(".") else ENCODER_DEPTHS
-    changes: dict[str, Any] = {}  # all are read before the first is set, since some are derived from others
+    # All are read before the first is set, since some are derived from others.
+    changes: dict[str, Any] = {}
     for name in names:
         if getattr(config, name, None) == len(stack):
             changes[name] = len(applications)
@@ -202,7 +226,9 @@ def _configure(config: Any, applications: Sequence[Application], stack: Stack) -
 
 
 def _set(config: Any, name: str, value: Any) -> None:
-    """Sets a value of a configuration, also one that its class derives from others and lets nobody set."""
+    """Sets a value of a configuration, also one that its class derives from others and lets nobody
+    set.
+    """
     name = config.attribute_map.get(name, name)
     own: Any = type(config)
     if not isinstance(getattr(own, name, None), property):
@@ -215,13 +241,24 @@ def _set(config: Any, name: str, value: Any) -> None:
 
 @functools.cache
 def _with_attributes(own: Any, names: tuple[str, ...]) -> Any:
-    """A configuration's class in which some properties are attributes that can be set; files leave them out."""
+    """A configuration's class in which some properties are attributes that can be set; files leave
+    them out.
+    """
 
     def to_dict(config: Any) -> dict[str, Any]:
         return {name: value for name, value in own.to_dict(config).items() if name not in names}
 
-    body = {**dict.fromkeys(names), "_repsim_derived": names, "to_dict": to_dict, "__reduce_ex__": _reduce_config}
-    return type(own.__name__, (own,), {**body, "__module__": own.__module__, "__qualname__": own.__qualname__})
+    body = {
+        **dict.fromkeys(names),
+        "_repsim_derived": names,
+        "to_dict": to_dict,
+        "__reduce_ex__": _reduce_config,
+    }
+    return type(
+        own.__name__,
+        (own,),
+        {**body, "__module__": own.__module__, "__qualname__": own.__qualname__},
+    )
 
 
 def _reduce_config(config: Any, _protocol: Any) -> tuple[Any, ...]:
@@ -238,8 +275,9 @@ def _empty_config(own: Any, names: tuple[str, ...]) -> Any:
 class ParallelMember(nn.Module):
     """One member of a parallel step, an entry of the module list like any layer.
 
-    Members stand one after the other: each runs on the step's input, all but the last pass that input on, and the last
-    returns what the outputs of all are joined to. Any attribute a model asks of its layer is the layer's own.
+    Members stand one after the other: each runs on the step's input, all but the last pass that
+    input on, and the last returns what the outputs of all are joined to. Any attribute a model asks
+    of its layer is the layer's own.
     """
 
     def __init__(self, layer: nn.Module, join: Join, position: int) -> None:
@@ -265,17 +303,20 @@ class ParallelMember(nn.Module):
 
 
 def _recorded_states() -> list[Tensor | None]:
-    """What transformers' hooks on layers have collected so far for `output_hidden_states`; nothing where it is unasked.
+    """What transformers' hooks on layers have collected so far for `output_hidden_states`; nothing
+    where it is unasked.
 
-    A step is one state of the residual stream, but each member is a layer that those hooks record, and transformers
-    has no other way to say which outputs count.
+    A step is one state of the residual stream, but each member is a layer that those hooks record,
+    and transformers has no other way to say which outputs count.
     """
     collected: dict[str, list[Tensor | None]] = _active_collector.get() or {}  # type: ignore[no-untyped-call]
     return collected.get("hidden_states", [])
 
 
 def _record_once(recorded: list[Tensor | None], before: int, joined: Tensor | None) -> None:
-    """Takes back a member's record, but not that of the state that entered the stack, and puts in the joined state."""
+    """Takes back a member's record, but not that of the state that entered the stack, and puts in
+    the joined state.
+    """
     while len(recorded) > max(before, 1):
         recorded.pop()
     if joined is not None:
@@ -283,8 +324,12 @@ def _record_once(recorded: list[Tensor | None], before: int, joined: Tensor | No
         recorded.append(joined if selection is None or len(recorded) in selection else None)
 
 
-def _count_states_from_the_front(states: int, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Some hidden states may be asked for by index; transformers counts negative ones by entries, not by states."""
+def _count_states_from_the_front(
+    states: int, _module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """Some hidden states may be asked for by index; transformers counts negative ones by entries,
+    not by states.
+    """
     wanted = kwargs.get("output_hidden_states")
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         wanted = [wanted]
@@ -293,8 +338,11 @@ def _count_states_from_the_front(states: int, _module: nn.Module, args: Any, kwa
     return args, kwargs
 
 
-def _without_inner_states(starts: Sequence[bool], _owner: nn.Module, _args: Any, output: Any) -> Any:
-    """Leaves out the states between a parallel step's members where a model's loop collects what enters each entry.
+def _without_inner_states(
+    starts: Sequence[bool], _owner: nn.Module, _args: Any, output: Any
+) -> Any:
+    """Leaves out the states between a parallel step's members where a model's loop collects what
+    enters each entry.
 
     Args:
         starts: `[entry]`, whether an entry is the first of its step.
@@ -303,8 +351,16 @@ def _without_inner_states(starts: Sequence[bool], _owner: nn.Module, _args: Any,
     kept = (*starts, True)
 
     def of(value: Any) -> Any:
-        states = isinstance(value, tuple) and len(value) == len(kept) and all(isinstance(v, Tensor) for v in value)
-        return tuple(state for state, keep in zip(value, kept, strict=True) if keep) if states else value
+        states = (
+            isinstance(value, tuple)
+            and len(value) == len(kept)
+            and all(isinstance(v, Tensor) for v in value)
+        )
+        return (
+            tuple(state for state, keep in zip(value, kept, strict=True) if keep)
+            if states
+            else value
+        )
 
     if isinstance(output, tuple):
         return tuple(map(of, output))

@@ -1,8 +1,9 @@
 """Whether a planned model is what its plan says, found out on a few tokens.
 
-Its own code runs a loop that was written for another stack: it may hand a layer what belongs to its place in the list,
-or keep a cache that minds which layer comes first. So a planned model's states are compared with the trace's, and those
-that it computes with a KV cache with those without; and a folder is written only where what it loads as gives the same.
+Its own code runs a loop that was written for another stack: it may hand a layer what belongs to its
+place in the list, or keep a cache that minds which layer comes first. So a planned model's states
+are compared with the trace's, and those that it computes with a KV cache with those without; and a
+folder is written only where what it loads as gives the same.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
 
 TOKENS = 6  # of the longer of two texts that a proof runs
-# How far two layouts of the same tokens (padded or not, with the cache or without) may be apart, relative to a state's
-# length: rounding grows about as the square root of the layers that it passes, times what a model's few huge units make
-# of it. SmolLM2-135M comes to 9e-5 in float32, which allows 3e-4; the smallest known fault was 6e-3. Beyond the cap
-# nothing is rounding, whatever the dtype.
+# How far two layouts of the same tokens (padded or not, with the cache or without) may be apart,
+# relative to a state's length: rounding grows about as the square root of the layers that it
+# passes, times what a model's few huge units make of it. SmolLM2-135M comes to 9e-5 in float32,
+# which allows 3e-4; the smallest known fault was 6e-3. Beyond the cap nothing is rounding, whatever
+# the dtype.
 ROUNDING, CAP = 512.0, 0.1
 
 
@@ -60,13 +62,15 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
         if made.can_generate() and not made.config.is_encoder_decoder:
             try:
                 ids, states = _generated(made, model, ids, mask)
-                cached = states if states.shape[:2] == ids.shape else None  # a model without a cache reads all again
+                # A model without a cache reads all again.
+                cached = states if states.shape[:2] == ids.shape else None
             except Exception as problem:  # a cache meets a stack that it was not written for
                 cache_error = f"it fails ({brief(problem)})"
         traced = _traced(model, plan, ids, mask)
         if cached is not None and _error(cached[real], traced[real]) <= bound:
             return None
-        # Without the cache: are the states wrong, or the cache, or does the model itself mind padding on the left?
+        # Without the cache: are the states wrong, or the cache, or does the model itself mind
+        # padding on the left?
         try:
             plain = _last_states(made, model, ids, mask)
         except Exception as problem:
@@ -85,7 +89,9 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
 
 
 def _texts(model: Model) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two texts, the shorter padded on the left, as texts are that `generate` goes on from."""
+    """Ids and mask of two texts, the shorter padded on the left, as texts are that `generate` goes
+    on from.
+    """
     ids = ordinary_tokens(model.module, TOKENS).to(model.device).repeat(2, 1)
     ids[1] = ids[1].flip(0)
     mask = torch.ones_like(ids)
@@ -97,14 +103,22 @@ def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tens
     """Lets the model write one token, and read it, with its cache.
 
     Returns:
-        The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2, TOKENS, unit]`.
+        The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2,
+        TOKENS, unit]`.
     """
     pad = getattr(made.config.get_text_config(), "pad_token_id", None)
     settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=2, min_new_tokens=2, num_beams=1, do_sample=False, use_cache=True, pad_token_id=pad or 0
+        max_new_tokens=2,
+        min_new_tokens=2,
+        num_beams=1,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=pad or 0,
     )
     with _last_layer(made, model) as states:
-        written = made.generate(ids[:, :-1], attention_mask=mask[:, :-1], generation_config=settings)
+        written = made.generate(
+            ids[:, :-1], attention_mask=mask[:, :-1], generation_config=settings
+        )
     return written[:, :-1], torch.cat(states, 1)
 
 
@@ -125,14 +139,18 @@ def _traced(model: Model, plan: Plan, ids: Tensor, mask: Tensor) -> Tensor:
     batch.token_ids[batch.mask] = ids.cpu().numpy()[real]
     states: list[Tensor] = []
     trie = PlanTrie.build([plan])
-    Tracer(model).run(trie, [batch], lambda state: states.append(state.hidden), nodes=trie.ends, check=False)
+    Tracer(model).run(
+        trie, [batch], lambda state: states.append(state.hidden), nodes=trie.ends, check=False
+    )
     placed = states[0].new_zeros(*real.shape, states[0].shape[-1])
     placed[torch.from_numpy(real)] = states[0]
     return placed
 
 
 def _error(states: Tensor, expected: Tensor) -> float:
-    """The largest difference of a token's states, relative to their length; what overflows must do so in both."""
+    """The largest difference of a token's states, relative to their length; what overflows must do
+    so in both.
+    """
     states, expected = states.float().to(expected.device), expected.float()
     apart = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
     finite, alike = (tensor.isfinite().all(-1) for tensor in (expected, states))
@@ -144,7 +162,9 @@ def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
     """The states that leave the planned stack while the block runs, one tensor per forward."""
     states: list[Tensor] = []
     last = made.get_submodule(model.stack.path)[-1]
-    handle = last.register_forward_hook(lambda _module, _args, output: states.append(state_of(output)))
+    handle = last.register_forward_hook(
+        lambda _module, _args, output: states.append(state_of(output))
+    )
     try:
         yield states
     finally:
@@ -153,7 +173,9 @@ def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _evaluating(made: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards in training what was before, and no trace of the short texts that were run."""
+    """Without dropout; afterwards in training what was before, and no trace of the short texts that
+    were run.
+    """
     before = ModuleState(made)
     training = [module for module in made.modules() if module.training]
     made.eval()
@@ -169,7 +191,8 @@ def _evaluating(made: nn.Module) -> Iterator[None]:
 
 
 def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A planned model's weights for a Hugging Face folder, with physical copies where layers run several times.
+    """A planned model's weights for a Hugging Face folder, with physical copies where layers run
+    several times.
 
     Raises:
         RepsimError: the folder would load as another model, so nothing is to be written.
@@ -191,17 +214,25 @@ def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dic
 
 
 def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> None:
-    """Makes a model of the configuration and these weights, and compares what both give for some tokens."""
+    """Makes a model of the configuration and these weights, and compares what both give for some
+    tokens.
+    """
     advice = "its configuration cannot say which layers these are; save the model itself and keep the plan's text"
     own: Any = type(made).__bases__[1]
     ids = ordinary_tokens(made, 2 * TOKENS)[None].to(made.get_input_embeddings().weight.device)
     try:
         config = own.config_class.from_dict(made.config.to_dict())
-        fresh = own.from_pretrained(None, config=config, state_dict=dict(weights), dtype=made.dtype).eval()
+        fresh = own.from_pretrained(
+            None, config=config, state_dict=dict(weights), dtype=made.dtype
+        ).eval()
         with torch.inference_mode(), _evaluating(made):
             found, expected = (model.to(ids.device)(input_ids=ids)[0] for model in (fresh, made))
-        same = found.shape == expected.shape and _error(found, expected) <= rounding_bound(made.dtype, len(plan))
+        same = found.shape == expected.shape and _error(found, expected) <= rounding_bound(
+            made.dtype, len(plan)
+        )
     except Exception as problem:  # a configuration or its model refuse in whatever way
-        raise ModelError(f"{plan}: would not load from a folder ({brief(problem)}): {advice}") from problem
+        raise ModelError(
+            f"{plan}: would not load from a folder ({brief(problem)}): {advice}"
+        ) from problem
     if not same:
         raise ModelError(f"{plan}: would load from a folder as another model: {advice}")

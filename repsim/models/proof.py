@@ -1,7 +1,8 @@
 """Is the replay the model? What a comparison of the two found, and what rounding allows.
 
-The states that a tracer's replay gives are compared with those of the model's own forward, layer by layer, for each
-kind of batch. The running is `repsim.models.tracing`; this module knows the batches and the arithmetic of the verdict.
+The states that a tracer's replay gives are compared with those of the model's own forward, layer by
+layer, for each kind of batch. The running is `repsim.models.tracing`; this module knows the batches
+and the arithmetic of the verdict.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from repsim.data.corpus import Batch
 from repsim.errors import ModelError
 from repsim.schema import ReplayVerdict
 
-PROOF_TOKENS = 128  # of one kind of batch; they run twice, in the replay and in the model's own forward
+# Of one kind of batch; they run twice, in the replay and in the model's own forward.
+PROOF_TOKENS = 128
 PADDED_ROWS = 24, 16  # tokens of the rows that prove batches with padding
 ROUNDINGS = 4  # how many roundings a layer may add
 
@@ -48,7 +50,8 @@ class ReplayProof:
         """The verdict once a batch was compared, too."""
         kinds = tuple(dict.fromkeys((*self.kinds, kind_of(batch))))
         length = min(batch.token_ids.shape[1], PROOF_TOKENS)
-        longest = max(self.longest, length if length > 1 else 0)  # of one position, samples and positions look alike
+        # Of one position, samples and positions look alike.
+        longest = max(self.longest, length if length > 1 else 0)
         return ReplayProof(max(self.error, error), kinds, longest, self.logits)
 
     def with_logits(self, error: float) -> ReplayProof:
@@ -58,7 +61,9 @@ class ReplayProof:
     @property
     def verdict(self) -> ReplayVerdict:
         """What a store keeps of it."""
-        return ReplayVerdict().merged(ReplayVerdict(self.error, (*self.kinds, *(["logits"] if self.logits else []))))
+        return ReplayVerdict().merged(
+            ReplayVerdict(self.error, (*self.kinds, *(["logits"] if self.logits else [])))
+        )
 
 
 def kind_of(batch: Batch) -> str:
@@ -69,14 +74,17 @@ def kind_of(batch: Batch) -> str:
 
 
 def excerpt(batch: Batch) -> Batch:
-    """A small batch of the same kind, of a batch's own tokens, with as many rows as no other size is.
+    """A small batch of the same kind, of a batch's own tokens, with as many rows as no other size
+    is.
 
     Models that turn samples and positions round are found out only where the two differ in number.
     """
     ids, length = batch.token_ids, batch.token_ids.shape[1]
     if batch.sees is not None and batch.depth is not None:
         whole, kept = batch.mask[:1], slice(min(PROOF_TOKENS, length))
-        return Batch(ids[:1, kept], whole[:, kept], batch.sees[:1, kept, kept], batch.depth[:1, kept])
+        return Batch(
+            ids[:1, kept], whole[:, kept], batch.sees[:1, kept, kept], batch.depth[:1, kept]
+        )
     if kind_of(batch) == "plain":
         kept = slice(min(PROOF_TOKENS, length))
         rows = min(2, len(ids)) if length == 1 else 1
@@ -91,7 +99,9 @@ def excerpt(batch: Batch) -> Batch:
 
 
 def distance(found: Tensor, own: Tensor) -> float:
-    """Norm of the difference as a share of the model's own norm; what is not finite in both counts as equal."""
+    """Norm of the difference as a share of the model's own norm; what is not finite in both counts
+    as equal.
+    """
     ours, theirs = found.double(), own.to(found.device).double()
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     difference = torch.where(same, 0.0, ours - theirs).norm().item()
@@ -100,12 +110,15 @@ def distance(found: Tensor, own: Tensor) -> float:
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """How far rounding alone may take states after so many layers: a few roundings each, which add up at random."""
+    """How far rounding alone may take states after so many layers: a few roundings each, which add
+    up at random.
+    """
     return ROUNDINGS * torch.finfo(dtype).eps * math.sqrt(layers)
 
 
 def parting(errors: Sequence[float], dtype: torch.dtype, noise: float = 0.0) -> int | None:
-    """The first layer where replay and model part by more than rounding, and more than the model from itself.
+    """The first layer where replay and model part by more than rounding, and more than the model
+    from itself.
 
     Args:
         errors: `[layer]`, distance of what leaves each layer.

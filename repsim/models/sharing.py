@@ -1,9 +1,9 @@
 """A module tree of its own that shares parameters and buffers with another one, and nothing else.
 
-What a copy is given (hooks, another half layer, a KV-cache slot, another configuration) never reaches the original, and
-what the copy computes on the way (a rotary table that grows, a recurrent state) stays with the copy. Tensors are the
-same objects, so nothing is held in memory twice and gradients arrive where they always did. This module knows nothing
-of plans or layers.
+What a copy is given (hooks, another half layer, a KV-cache slot, another configuration) never
+reaches the original, and what the copy computes on the way (a rotary table that grows, a recurrent
+state) stays with the copy. Tensors are the same objects, so nothing is held in memory twice and
+gradients arrive where they always did. This module knows nothing of plans or layers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from accelerate.hooks import ModelHook, SequentialHook
 from torch import nn
 from transformers import PreTrainedConfig
 
-# What other libraries leave in a module that holds for that very module only: a compiled call, nnsight's controller,
-# and the mark that transformers' hooks for `output_hidden_states` are in place (a copy is made without them).
+# What other libraries leave in a module that holds for that very module only: a compiled call,
+# nnsight's controller, and the mark that transformers' hooks for `output_hidden_states` are in
+# place (a copy is made without them).
 _OWN_TO_A_MODULE = ("_compiled_call_impl", "__nnsight__", "_output_capturing_hooks_installed")
 _CAPTURING_HOOKS = "transformers.utils.output_capturing"
 _PLAIN = {str, int, float, bool, type(None)}
@@ -30,8 +31,8 @@ _CONTAINERS = {dict, OrderedDict, list, set, tuple}
 class SharedCopies:
     """Copies of module trees that refer to each other as the originals do.
 
-    Modules and configurations are copied once; references between them, whether as submodules, in plain attributes, in
-    bound methods or in hooks, lead from copy to copy.
+    Modules and configurations are copied once; references between them, whether as submodules, in
+    plain attributes, in bound methods or in hooks, lead from copy to copy.
     """
 
     def __init__(self, parent: SharedCopies | None = None) -> None:
@@ -52,7 +53,9 @@ class SharedCopies:
         return made
 
     def config(self, config: Any) -> Any:
-        """The copy of a configuration; parts that configurations share stay shared between their copies."""
+        """The copy of a configuration; parts that configurations share stay shared between their
+        copies.
+        """
         return copy.deepcopy(config, self._configs)
 
     def _bare(self, module: nn.Module) -> nn.Module:
@@ -97,7 +100,9 @@ class SharedCopies:
             return value if owner is None else types.MethodType(value.__func__, owner)
         if isinstance(value, functools.partial):
             return functools.partial(
-                value.func, *map(self._moved, value.args), **{k: self._moved(v) for k, v in value.keywords.items()}
+                value.func,
+                *map(self._moved, value.args),
+                **{k: self._moved(v) for k, v in value.keywords.items()},
             )
         if isinstance(value, weakref.ref):
             target = self._copies.get(id(value()))
@@ -105,7 +110,9 @@ class SharedCopies:
         if isinstance(value, ModelHook):
             return self._hook(value)
         if kind in (dict, OrderedDict):
-            return self._remembered(value, kind((key, self._moved(item)) for key, item in value.items()))
+            return self._remembered(
+                value, kind((key, self._moved(item)) for key, item in value.items())
+            )
         if kind in _CONTAINERS:
             return self._remembered(value, kind(map(self._moved, value)))
         return value

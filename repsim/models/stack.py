@@ -1,7 +1,9 @@
-"""Where a Hugging Face model keeps its layers: the one module list that holds its blocks, and what stands around it.
+"""Where a Hugging Face model keeps its layers: the one module list that holds its blocks, and what
+stands around it.
 
-`find_stack` looks for the list, the final norm and the head. What a layer computes is `repsim.models.layer_call`, what
-its halves are `repsim.models.halves`. This module knows nothing of plans, of tracing or of disks.
+`find_stack` looks for the list, the final norm and the head. What a layer computes is
+`repsim.models.layer_call`, what its halves are `repsim.models.halves`. This module knows nothing of
+plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -16,8 +18,15 @@ from torch import nn
 from repsim.errors import ModelError
 from repsim.plans.plan import Application
 
-# What configurations call the depth of a stack; the first stands for the model's own, found by whatever name.
-DEPTHS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
+# What configurations call the depth of a stack; the first stands for the model's own, found by
+# whatever name.
+DEPTHS = (
+    "num_hidden_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+)
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,28 @@ class Stack:
 def find_stack(module: nn.Module, path: str | None = None) -> Stack:
     """The stack of a model, found by its shape or named by its path.
 
-    A list that is named passes the tests that one has to pass which is found: it is no part of another list, and as
-    long as the configuration says. Whether its entries run once each, in order, only the model's forward can tell:
-    `repsim.models.forward.check_stack`.
+    A list that is named passes the tests that one has to pass which is found: it is no part of
+    another list, and as long as the configuration says. Whether its entries run once each, in
+    order, only the model's forward can tell: `repsim.models.forward.check_stack`.
 
     Args:
         module: a Hugging Face model.
-        path: dotted path of the module list, e.g. `model.layers`; needed only where the search is not unique.
+        path: dotted path of the module list, e.g. `model.layers`; needed only where the search is
+            not unique.
     Raises:
-        RepsimError: no list or several fit, or `path` names none that does (the message lists the module lists seen);
-            or the layers cannot run apart from each other.
+        RepsimError: no list or several fit, or `path` names none that does (the message lists the
+            module lists seen); or the layers cannot run apart from each other.
     """
-    lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
-    fits = [name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS[:1])) is None]
+    lists = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child)
+    }
+    fits = [
+        name
+        for name in lists
+        if _overflow_message(name, lists, _depths(module, DEPTHS[:1])) is None
+    ]
     if path is None:
         path = _only(fits, module, lists)
         is_named = False
@@ -70,13 +88,18 @@ def find_stack(module: nn.Module, path: str | None = None) -> Stack:
         _check_named(path, module, lists)
         is_named = fits != [path]
     layers = lists[path]
-    if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):  # Gemma 3n, Gemma 4 E2B and E4B
+    # Gemma 3n, Gemma 4 E2B and E4B.
+    if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):
         raise ModelError(
             f"{type(module).__name__}: its last {shared} layers read the keys and values of layers before them, "
             "so they cannot run by themselves; take a model without shared keys and values"
         )
     owner = module.get_submodule(path.rpartition(".")[0])
-    if hasattr(owner, "layers_are_rescaled") and getattr(_text_config(module), "rescale_every", 0) > 0:  # RWKV
+    # RWKV.
+    if (
+        hasattr(owner, "layers_are_rescaled")
+        and getattr(_text_config(module), "rescale_every", 0) > 0
+    ):
         raise ModelError(
             f"{type(module).__name__}: divides its weights and states on the way, so they are not each layer's own; "
             "load it with rescale_every=0 in its config.json, which gives the same logits"
@@ -95,9 +118,17 @@ def _only(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleL
     """The one list that fits."""
     if len(fits) == 1:
         return fits[0]
-    problem = "several module lists could be the layers" if fits else "no module list fits its layers"
-    could = [name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS)) is None]
-    remedy = "name one with stack=PATH (--stack PATH)" if could else "no plan can arrange them; take another model"
+    problem = (
+        "several module lists could be the layers" if fits else "no module list fits its layers"
+    )
+    could = [
+        name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS)) is None
+    ]
+    remedy = (
+        "name one with stack=PATH (--stack PATH)"
+        if could
+        else "no plan can arrange them; take another model"
+    )
     raise ModelError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
 
 
@@ -106,10 +137,14 @@ def _check_named(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList
     if path not in lists:
         raise ModelError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
     if misfit := _overflow_message(path, lists, _depths(module, DEPTHS)):
-        raise ModelError(f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}")
+        raise ModelError(
+            f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}"
+        )
 
 
-def _overflow_message(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
+def _overflow_message(
+    path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]
+) -> str | None:
     """Why a module list cannot be the layers; None where it can."""
     if outer := next((other for other in lists if path.startswith(f"{other}.")), None):
         return f"it is a part of an entry of {outer}"
@@ -120,7 +155,9 @@ def _overflow_message(path: str, lists: Mapping[str, nn.ModuleList], depths: set
 
 
 def _depths(module: nn.Module, names: Sequence[str]) -> set[int]:
-    """What the configuration says of how deep the model's stacks are; nothing where it has no word for it."""
+    """What the configuration says of how deep the model's stacks are; nothing where it has no word
+    for it.
+    """
     configs = [_text_config(module)]
     if len(names) > 1:  # a model that is made of two has a configuration for each
         configs += vars(getattr(module, "config", None) or object).values()
@@ -129,8 +166,12 @@ def _depths(module: nn.Module, names: Sequence[str]) -> set[int]:
 
 
 def _seen(lists: Mapping[str, nn.ModuleList]) -> str:
-    """Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them."""
-    names = {f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()}
+    """Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all
+    of them.
+    """
+    names = {
+        f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()
+    }
     return ", ".join(names) or "none"
 
 
@@ -139,14 +180,19 @@ def _text_config(module: nn.Module) -> Any:
     try:
         return None if config is None else config.get_text_config()
     except ValueError as problem:  # several parts of it could be the one for text
-        raise ModelError(f"{type(module).__name__}: made of several models of text; load one of them") from problem
+        raise ModelError(
+            f"{type(module).__name__}: made of several models of text; load one of them"
+        ) from problem
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:
-    """The last of the norms beside the layers; those of embeddings are called so (`layernorm_embedding`)."""
+    """The last of the norms beside the layers; those of embeddings are called so
+    (`layernorm_embedding`).
+    """
     norms = [
         child
         for name, child in owner.named_children()
-        if "norm" in type(child).__name__.lower() and not name.endswith(("emb", "embedding", "embeddings"))
+        if "norm" in type(child).__name__.lower()
+        and not name.endswith(("emb", "embedding", "embeddings"))
     ]
     return norms[-1] if norms else None

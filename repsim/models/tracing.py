@@ -1,12 +1,14 @@
-"""A model, a trie and a block of batches give node states, by nnsight. The only module that imports nnsight.
+"""A model, a trie and a block of batches give node states, by nnsight. The only module that imports
+nnsight.
 
-One trace a batch. As the model's forward reaches each layer, the trace reads what the layer was called with (its
-mask, its positions, in whatever form the architecture uses) and lets the layer's input pass it by unchanged; at the
-last layer it holds one call for every layer and stops. Then the trie runs, depth first, on the states that entered the
-stack, each layer with its own calls. So a layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and
-full attention), and no more states are alive than the path under way has branches. What layers hand on besides the
-state is carried along (`carrying`), and before the first batch of each kind runs, the replayed baseline is compared
-with the model's own forward (`proof`). Nothing here touches a disk.
+One trace a batch. As the model's forward reaches each layer, the trace reads what the layer was
+called with (its mask, its positions, in whatever form the architecture uses) and lets the layer's
+input pass it by unchanged; at the last layer it holds one call for every layer and stops. Then the
+trie runs, depth first, on the states that entered the stack, each layer with its own calls. So a
+layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and full attention), and
+no more states are alive than the path under way has branches. What layers hand on besides the state
+is carried along (`carrying`), and before the first batch of each kind runs, the replayed baseline
+is compared with the model's own forward (`proof`). Nothing here touches a disk.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ LOGIT_TOKENS = 512
 PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
 WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
 ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
-# How far trees may be from plain texts, as a share of how far they are where positions or mask are not heeded.
+# How far trees may be from plain texts, as a share of how far they are where positions or mask are
+# not heeded.
 TREE_ERRORS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.2}
 
 log = logging.getLogger("repsim")
@@ -62,8 +65,8 @@ class NodeState:
 
     node: index in the trie; 0 is the state that enters the stack.
     hidden: `[token, unit]`, the block's samples one after the other, on the model's device.
-    logprob: `[token]`, log-probability in nats of each token's successor, float32; NaN at a sample's last token. None
-        unless asked for and the node ends a plan.
+    logprob: `[token]`, log-probability in nats of each token's successor, float32; NaN at a
+        sample's last token. None unless asked for and the node ends a plan.
     """
 
     node: int
@@ -92,7 +95,9 @@ class _StackLeft(Exception):
 
 
 class _Frame(nnsight.NNsight):  # type: ignore[misc]
-    """nnsight's view of a model, whose inputs stay where they are: its first parameter may be offloaded."""
+    """nnsight's view of a model, whose inputs stay where they are: its first parameter may be
+    offloaded.
+    """
 
     @property
     def device(self) -> None:
@@ -100,7 +105,8 @@ class _Frame(nnsight.NNsight):  # type: ignore[misc]
 
 
 class Tracer:
-    """Runs tries of plans on one model, or rather on module trees of its own that share the model's parameters.
+    """Runs tries of plans on one model, or rather on module trees of its own that share the model's
+    parameters.
 
     proof: what comparing the replay with the model's own forward has found so far.
     """
@@ -109,7 +115,8 @@ class Tracer:
         self._model = model = model.at_rest()
         self.proof = ReplayProof()
         self._state = ModuleState(model.module)
-        # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers read (T5's biases).
+        # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers
+        # read (T5's biases).
         self._form: Any = None
         self._no_cache = without_cache(model.module)
 
@@ -141,7 +148,9 @@ class Tracer:
             for batch in batches if check else ():
                 if not self.proof.covers(batch):
                     self.prove(batch)
-            self._run(trie, batches, consume, range(len(trie)) if nodes is None else nodes, logprobs)
+            self._run(
+                trie, batches, consume, range(len(trie)) if nodes is None else nodes, logprobs
+            )
 
     def _run(
         self,
@@ -157,7 +166,9 @@ class Tracer:
         for node, states in self._depth_first(trie, runs, trie.with_ancestors(wanted)):
             if node not in wanted:
                 continue
-            pieces = [_without_padding(state, run.tokens) for state, run in zip(states, runs, strict=True)]
+            pieces = [
+                _without_padding(state, run.tokens) for state, run in zip(states, runs, strict=True)
+            ]
             logprob = None
             if node in scored:
                 pairs = zip(pieces, runs, strict=True)
@@ -173,7 +184,9 @@ class Tracer:
         copies.use(stack.layers, nn.ModuleList(map(Absent, stack.layers)))
         with warnings.catch_warnings():
             # Submodules named `output` are not asked for; that nnsight renames them is no news.
-            warnings.filterwarnings("ignore", message="Module .* has a submodule named", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="Module .* has a submodule named", category=UserWarning
+            )
             envoy = _Frame(copies.of(self._model.module))
         places = envoy
         for part in stack.path.split("."):
@@ -181,7 +194,9 @@ class Tracer:
         return envoy, [places[layer] for layer in range(len(stack))]
 
     def _calls(self, batch: Batch) -> _Run:
-        """What the model's forward calls its layers with; none of them runs, but for the first one's form."""
+        """What the model's forward calls its layers with; none of them runs, but for the first
+        one's form.
+        """
         self._state.restore()
         envoy, places = self._frame()
         inputs, calls = self._inputs(batch), []
@@ -212,7 +227,9 @@ class Tracer:
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """Leaves the model's modules as they were found, whatever its forward or its layers do to them."""
+        """Leaves the model's modules as they were found, whatever its forward or its layers do to
+        them.
+        """
         try:
             yield
         finally:
@@ -222,7 +239,9 @@ class Tracer:
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What the model is called with."""
         token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
-        decoded = decoder_inputs(self._model.module, token_ids, torch.from_numpy(batch.mask).to(self._model.device))
+        decoded = decoder_inputs(
+            self._model.module, token_ids, torch.from_numpy(batch.mask).to(self._model.device)
+        )
         return {"input_ids": token_ids, **decoded, **self._masked(batch), **self._no_cache}
 
     def _masked(self, batch: Batch) -> dict[str, Tensor]:
@@ -232,18 +251,23 @@ class Tracer:
             return {"attention_mask": torch.from_numpy(batch.mask).to(device).long()}
         sees = torch.from_numpy(batch.sees).to(device)[:, None]
         dtype = self._model.module.dtype
-        hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(~sees, torch.finfo(dtype).min)
+        hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(
+            ~sees, torch.finfo(dtype).min
+        )
         return {"attention_mask": hidden, "position_ids": torch.from_numpy(batch.depth).to(device)}
 
     def _check(self, calls: list[LayerCall], token_ids: Tensor) -> None:
-        """Replaying layers is the model only if each takes one state a token and nothing else changes the states."""
+        """Replaying layers is the model only if each takes one state a token and nothing else
+        changes the states.
+        """
         root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
         if state.shape != (expected := (*token_ids.shape, self._model.units)):
             raise ModelError(
                 f"{self._model.name}: layer {last} takes states of shape {tuple(state.shape)}, not {tuple(expected)} "
                 "(sample, position, unit); models that fold, pad or multiply positions cannot be traced"
             )
-        if state is not root and not torch.equal(state.to(root.device), root):  # each layer passed its input by
+        # Each layer passed its input by.
+        if state is not root and not torch.equal(state.to(root.device), root):
             raise ModelError(
                 f"{self._model.name}: the model itself changes the states between layers {last - 1} and {last}, "
                 "so its layers alone are not the model; it cannot be traced"
@@ -252,7 +276,8 @@ class Tracer:
     def _depth_first(
         self, trie: PlanTrie, runs: Sequence[_Run], nodes: Collection[int]
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Node and its states, `[sample, position, unit]` per batch; let go once the last child has begun.
+        """Node and its states, `[sample, position, unit]` per batch; let go once the last child has
+        begun.
 
         Args:
             trie: the plans' nodes.
@@ -271,7 +296,8 @@ class Tracer:
                 entering = alive[parent] if left[parent] else alive.pop(parent)
                 alive[node] = []
                 for run, passed in zip(runs, entering, strict=True):
-                    if switches:  # a model that changes with the batch is this batch's while it runs
+                    # A model that changes with the batch is this batch's while it runs.
+                    if switches:
                         (run.state or self._state).restore()
                         self._model.stack.halves.clear()  # copies of layers in another batch's mode
                     alive[node].append(self._step(trie.steps[node], run.calls, passed))
@@ -305,19 +331,23 @@ class Tracer:
     def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
         (tokens,) = (following >= 0).nonzero(as_tuple=True)
         found = torch.full(following.shape, torch.nan, device=hidden.device)
-        found[tokens.to(hidden.device)] = self.predict(hidden, tokens, following[tokens])[0].to(hidden.device)
+        found[tokens.to(hidden.device)] = self.predict(hidden, tokens, following[tokens])[0].to(
+            hidden.device
+        )
         return found
 
     @torch.inference_mode()
     def predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """How likely the model finds what follows some tokens; each token's logits are computed once.
+        """How likely the model finds what follows some tokens; each token's logits are computed
+        once.
 
         Args:
             hidden: `[token, unit]`, states that leave the stack.
             tokens: `[target]`, indices of the predicting tokens; one may predict several targets.
             targets: `[target]`, the ids to predict.
         Returns:
-            `[target]`, log-probability in nats, float32; and whether it is the likeliest of all ids.
+            `[target]`, log-probability in nats, float32; and whether it is the likeliest of all
+            ids.
         """
         with self._unchanged():
             if not self.proof.logits:
@@ -332,17 +362,23 @@ class Tracer:
             piece = hidden[needed[first : first + LOGIT_TOKENS]]
             logits = logits_of(self._model.module, self._model.stack, piece, form=self._form)
             (here,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
-            at, wanted = (row[here] - first).to(logits.device), targets.to(logits.device)[here.to(logits.device)]
-            logprob[here] = torch.log_softmax(logits, -1, dtype=torch.float32)[at, wanted].to(logprob.device)
+            at, wanted = (
+                (row[here] - first).to(logits.device),
+                targets.to(logits.device)[here.to(logits.device)],
+            )
+            logprob[here] = torch.log_softmax(logits, -1, dtype=torch.float32)[at, wanted].to(
+                logprob.device
+            )
             likeliest[here] = (logits.max(-1).indices[at] == wanted).to(likeliest.device)
         return logprob, likeliest
 
     def shares_contexts(self, longest: int) -> bool:
         """Whether trees of texts give the states that the texts give one by one.
 
-        Tried on a small tree: it has to come much closer to the plain texts than what comes out where its positions
-        or its mask are not heeded. Attention within windows is told of trees where every text fits into one; layers
-        that are no attention, and windows that count places in the row, cannot be told.
+        Tried on a small tree: it has to come much closer to the plain texts than what comes out
+        where its positions or its mask are not heeded. Attention within windows is told of trees
+        where every text fits into one; layers that are no attention, and windows that count places
+        in the row, cannot be told.
 
         Args:
             longest: tokens of the longest text.
@@ -352,19 +388,29 @@ class Tracer:
         if any(isinstance(span, int) and 0 < span < longest for span in spans):
             return False
         kinds = getattr(config, "layer_types", None) or ()
-        if not ATTENTION_KINDS.issuperset(kinds) or "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
+        # GPT-Neo.
+        if not ATTENTION_KINDS.issuperset(kinds) or "local" in getattr(
+            config, "attention_layers", ()
+        ):
             return False
-        ids = np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
+        ids = (
+            np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
+        )
         parts = ids[6:26], ids[26:36], ids[36:]
         windows = [Window(np.concatenate([ids[:6], part]), part) for part in parts]
-        plain, tree = (pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_prefix_trees))
+        plain, tree = (
+            pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_prefix_trees)
+        )
         (batch,) = tree.batches
         length = batch.token_ids.shape[1]
         unplaced = replace(batch, depth=np.arange(length)[None])
         unmasked = replace(batch, sees=np.tril(np.ones((1, length, length), bool)))
         try:
             wanted = self._last(plain.batches)[plain.token]
-            errors = [(self._last([one])[tree.token] - wanted).norm().item() for one in (batch, unplaced, unmasked)]
+            errors = [
+                (self._last([one])[tree.token] - wanted).norm().item()
+                for one in (batch, unplaced, unmasked)
+            ]
         except Exception as problem:  # models refuse what they cannot take in whatever way
             log.debug("%s takes no trees: %s", self._model.name, problem)
             return False
@@ -392,7 +438,12 @@ class Tracer:
         trie = self._baseline
         with self._unchanged():
             self._check_steps(trie)
-            self._run(trie, [small], lambda state: replayed.append(state.hidden.clone()), range(1, len(trie)))
+            self._run(
+                trie,
+                [small],
+                lambda state: replayed.append(state.hidden.clone()),
+                range(1, len(trie)),
+            )
             own = self._own_states(small)
             errors = [distance(*pair) for pair in zip(replayed, own, strict=True)]
             layer = parting(errors, dtype)
@@ -441,7 +492,9 @@ class Tracer:
         )
 
     def _check_steps(self, trie: PlanTrie) -> None:
-        """Of what layers hand on besides the state there is no mean, and half a layer may make another one."""
+        """Of what layers hand on besides the state there is no mean, and half a layer may make
+        another one.
+        """
         for step in trie.steps if self._slots else ():
             if step is not None and any(member.half for member in step):
                 raise ModelError(
@@ -470,7 +523,9 @@ class Tracer:
         return [_without_padding(state_of(seen.output), tokens) for seen in self._forward(batch)[0]]
 
     def _forward(self, batch: Batch, *, to_the_end: bool = False) -> tuple[list[Observed], Any]:
-        """Each layer in the model's own forward, in order, and what the model returns where it runs to the end."""
+        """Each layer in the model's own forward, in order, and what the model returns where it runs
+        to the end.
+        """
         layers = list(self._model.stack.layers)[: self._model.layers]
         held: dict[int, dict[str, tuple[int, ...]]] = {}
         observed: dict[int, Observed] = {}
@@ -488,8 +543,8 @@ class Tracer:
 
         handles = []
         for number, layer in enumerate(layers):
-            before = lambda _, args, kwargs, n=number: enter(n, args, kwargs)  # noqa: E731
-            after = lambda _, args, kwargs, output, n=number: leave(n, args, kwargs, output)  # noqa: E731
+            before = lambda _, args, kwargs, n=number: enter(n, args, kwargs)
+            after = lambda _, args, kwargs, output, n=number: leave(n, args, kwargs, output)
             handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(layer.register_forward_hook(after, with_kwargs=True))
         output = None

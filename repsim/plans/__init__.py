@@ -1,4 +1,6 @@
-"""Which layers run, in which order, on which input? No torch, no numpy: layers are known by number only."""
+"""Which layers run, in which order, on which input? No torch, no numpy: layers are known by number
+only.
+"""
 
 from repsim.plans.families import FAMILIES, SETS, Family, NamedPlan, names_of, resolve
 from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan

@@ -1,7 +1,8 @@
-"""Named ways to make plans: the paper's families, sweeps over their parameters and the sets its figures need.
+"""Named ways to make plans: the paper's families, sweeps over their parameters and the sets its
+figures need.
 
-`resolve` turns any text a user may write into plans of a model's depth; `FAMILIES` and `SETS` are what there is to
-name. This module knows layers by number only: no model, no torch, no numpy.
+`resolve` turns any text a user may write into plans of a model's depth; `FAMILIES` and `SETS` are
+what there is to name. This module knows layers by number only: no model, no torch, no numpy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from random import Random
 from typing import TypeAlias
 
 from repsim.errors import PlanError
-from repsim.plans.plan import HALVES, Application, Plan, Step, StepLike, check_layer, check_steps, parse_plan
+from repsim.plans.plan import (
+    HALVES,
+    Application,
+    Plan,
+    Step,
+    StepLike,
+    check_layer,
+    check_steps,
+    parse_plan,
+)
 
 LARGEST = 999_999_999  # of a parameter without a limit; texts have nine digits at most
 MOST_PLANS = 100_000  # that texts may stand for together
@@ -43,7 +53,8 @@ class Parameter:
         allowed = self.allowed(layers)
         if not allowed:
             raise PlanError(f"{self.name}={value}: a {layers}-layer model is too shallow for it")
-        kind = int if isinstance(allowed, range) else str  # a range would be searched for a text number by number
+        # A range would be searched for a text number by number.
+        kind = int if isinstance(allowed, range) else str
         if not isinstance(value, kind) or value not in allowed:
             to = "to" if isinstance(allowed, range) else "or"
             ends = f"{allowed[0]} {to} {allowed[-1]}"
@@ -221,7 +232,9 @@ def drop_block(layers: int, *, first: int, last: int) -> Plan:
 def repeat(layers: int, *, layer: int, times: int) -> Plan:
     """One layer several times in place."""
     check_steps(layers - 1 + times)
-    return Plan.from_steps([*range(layer), *[_together([layer])] * times, *range(layer + 1, layers)])
+    return Plan.from_steps(
+        [*range(layer), *[_together([layer])] * times, *range(layer + 1, layers)]
+    )
 
 
 # Named sets and resolution
@@ -290,16 +303,20 @@ def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[Name
         texts: plans, plan texts, families, sweeps and named sets in any mix.
         layers: the model's T.
     Raises:
-        RepsimError: a text cannot be understood, asks what T layers do not allow, or they stand for too many plans.
+        RepsimError: a text cannot be understood, asks what T layers do not allow, or they stand for
+            too many plans.
     """
     check_steps(layers)
     wanted = [texts] if isinstance(texts, str | Plan) else list(texts)
     parsed = [sweep for text in wanted for sweep in _parsed(text, layers)]
-    # Counted before any is made: 100,000 plans are a slip of the keyboard, and more than a memory holds.
+    # Counted before any is made: 100,000 plans are a slip of the keyboard, and more than a memory
+    # holds.
     if (count := sum(len(sweep) for sweep in parsed)) > MOST_PLANS:
         asked = " ".join(str(text) for text in wanted)
         asked = asked if len(asked) <= 100 else f"{asked[:97]}..."
-        raise PlanError(f"{asked}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once")
+        raise PlanError(
+            f"{asked}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once"
+        )
     named: dict[Plan, NamedPlan] = {}
     steps = 0
     for sweep in parsed:

@@ -1,8 +1,8 @@
 """Which layers run, in which order, on which input.
 
 A layer plan is a tuple of steps; a step is one layer, or several layers on the same input whose
-outputs are joined into one state. This module writes, reads and draws plans and joins plans that begin alike
-into a trie. It knows layers by number only: no model, no torch, no numpy.
+outputs are joined into one state. This module writes, reads and draws plans and joins plans that
+begin alike into a trie. It knows layers by number only: no model, no torch, no numpy.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Step:
         return self.text if len(self) == 1 else f"mean of {len(self)}"
 
     def glyph(self, member: Application) -> str:
-        """One member on the axis of `draw`: a dot, a bar where it is one of several, `a` or `m` for a half."""
+        """One member on the axis of `draw`: a dot, a bar where it is one of several, `a` or `m` for
+        a half.
+        """
         return member.half[:1] or ("●" if len(self) == 1 else "┃")
 
 
@@ -242,7 +244,8 @@ def parse_plan(text: str, layers: int) -> Plan:
         text: steps joined by commas: `7`, `7.attn`, `0-13`, `19-10`, `(3|5-7)`, `14*3`.
         layers: the model's T.
     Raises:
-        RepsimError: a piece cannot be understood, names a layer the model has not, or there are too many steps.
+        RepsimError: a piece cannot be understood, names a layer the model has not, or there are too
+            many steps.
     """
     tight = re.sub(r" ?([-,|()*.]) ?", r"\1", " ".join(text.split()))
     steps: list[Step] = []
@@ -255,7 +258,9 @@ def parse_plan(text: str, layers: int) -> Plan:
 def check_steps(steps: int) -> None:
     """Refuses a plan that would fill the memory before it could run."""
     if steps > MOST_STEPS:
-        raise PlanError(f"a plan of {steps:,} steps: one has at most {MOST_STEPS:,}; repeat fewer times")
+        raise PlanError(
+            f"a plan of {steps:,} steps: one has at most {MOST_STEPS:,}; repeat fewer times"
+        )
 
 
 def _parse_piece(piece: str, layers: int) -> list[Step]:
@@ -268,7 +273,9 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
     check_steps(count)
     if body.startswith("("):
         parts = body[1:-1].split("|")
-        return [Step(tuple(m for part in parts for m in _parse_members(part, piece, layers)))] * count
+        return [
+            Step(tuple(m for part in parts for m in _parse_members(part, piece, layers)))
+        ] * count
     if match[2] and "-" in body:
         raise PlanError(
             f"{piece}: a range takes no count; write ({body})*{count} for these layers in parallel or list the steps"
@@ -404,7 +411,8 @@ def _words(run: Sequence[Step]) -> str:
 
 
 def draw(plan: Plan, layers: int, *, wrap: int | None = 79) -> str:
-    """The plan on the axis of its layers, one row for each piece of its text; 80 columns unless told otherwise.
+    """The plan on the axis of its layers, one row for each piece of its text; 80 columns unless
+    told otherwise.
 
     A range is an arrow, a single layer a dot, parallel layers are bars, halves are `a` and `m`.
 

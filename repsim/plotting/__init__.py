@@ -1,6 +1,7 @@
 """Datasets of results as figures fit for a paper; nothing is computed or read here.
 
-`page` holds what all figures share, `states` the figures of hidden states, `scores` those of benchmark scores.
+`page` holds what all figures share, `states` the figures of hidden states, `scores` those of
+benchmark scores.
 """
 
 from repsim.plotting.page import PALETTE, WIDTHS, Figure, Width, save, styled

@@ -60,7 +60,9 @@ class Sweep:
         return dict(zip(found[f"variant_{self.along}"].values[rows].tolist(), rows, strict=True))
 
     def values(self, found: xr.Dataset, name: str) -> NDArray[np.float64]:
-        """A variable over variants for each start or layer of the model, NaN where there is no variant."""
+        """A variable over variants for each start or layer of the model, NaN where there is no
+        variant.
+        """
         layers = int(found.attrs["layers"])
         placed = np.full(number_of_starts(layers) if self.along == "start" else layers, np.nan)
         rows = self.rows(found)
@@ -84,10 +86,16 @@ def affected(layers: int, start: int) -> int:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker; no two of the first 49 are alike, and after these the line's style changes as well."""
+    """Colour and marker; no two of the first 49 are alike, and after these the line's style changes
+    as well.
+    """
     turn, place = divmod(index, len(COLOURS) * len(MARKERS))
     shifted = place + place // len(COLOURS)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[shifted % len(MARKERS)], **_line_style(turn)}
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[shifted % len(MARKERS)],
+        **_line_style(turn),
+    }
 
 
 def look_of_family(family: str) -> dict[str, Any]:
@@ -95,9 +103,12 @@ def look_of_family(family: str) -> dict[str, Any]:
 
 
 def look_of_task(index: int) -> dict[str, Any]:
-    """All but the colour of the median; no two of the first 42 are alike, and after these the line's style changes."""
+    """All but the colour of the median; no two of the first 42 are alike, and after these the
+    line's style changes.
+    """
     colours = COLOURS[1:]
-    turn, place = divmod(index, len(colours) * len(MARKERS))  # no common divisor: each colour meets each marker once
+    # No common divisor: each colour meets each marker once.
+    turn, place = divmod(index, len(colours) * len(MARKERS))
     return {
         "color": colours[place % len(colours)],
         "marker": MARKERS[(place + 1) % len(MARKERS)],
@@ -128,9 +139,19 @@ def curve(
         axes.fill_between(places, low, high, color=look["color"], alpha=0.2, linewidth=0)
         hole = np.isnan(np.concatenate([[np.nan], low + high, [np.nan]]))
         alone = hole[:-2] & ~hole[1:-1] & hole[2:]  # a band of one place has no width
-        axes.vlines(places[alone], low[alone], high[alone], color=look["color"], alpha=0.4, linewidth=1.5)
+        axes.vlines(
+            places[alone], low[alone], high[alone], color=look["color"], alpha=0.4, linewidth=1.5
+        )
     width, size = (1.8, 3.5) if bold else (0.8, 2.5)
-    axes.plot(places, values, **look, linewidth=width, markersize=size, label=label, zorder=3 if bold else 2)
+    axes.plot(
+        places,
+        values,
+        **look,
+        linewidth=width,
+        markersize=size,
+        label=label,
+        zorder=3 if bold else 2,
+    )
 
 
 def guides(axes: Axes, chance: float, full: float) -> None:
@@ -163,7 +184,12 @@ def start_axes(axes: Axes, found: xr.Dataset) -> None:
 def legend(beside: Axes, of: Axes, **options: Any) -> None:
     """What the lines of a panel mean, to the right of one; of two with the same name, the last."""
     entries = dict(zip(*reversed(of.get_legend_handles_labels()), strict=True))
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "frameon": False}
+    place: dict[str, Any] = {
+        "loc": "upper left",
+        "bbox_to_anchor": (1.01, 1),
+        "borderaxespad": 0,
+        "frameon": False,
+    }
     beside.legend(entries.values(), entries.keys(), **place, **COMPACT, **options)
 
 

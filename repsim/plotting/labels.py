@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 
 def tell_apart(names: Sequence[str], parts: Sequence[Mapping[str, str]]) -> list[str]:
-    """What to add to each name: nothing where it is the only one, else the first part in which those alike differ.
+    """What to add to each name: nothing where it is the only one, else the first part in which
+    those alike differ.
 
-    As an example, two captures of `checkpoint-500` in the folders `run1` and `run2` get `run1` and `run2`.
+    As an example, two captures of `checkpoint-500` in the folders `run1` and `run2` get `run1` and
+    `run2`.
 
     Args:
         names: what each would be called by itself.
@@ -25,7 +27,9 @@ def tell_apart(names: Sequence[str], parts: Sequence[Mapping[str, str]]) -> list
 
 
 def _additions(parts: Sequence[Mapping[str, str]]) -> list[str]:
-    """One part where one tells all apart, several where it takes several, and a number where none does."""
+    """One part where one tells all apart, several where it takes several, and a number where none
+    does.
+    """
     keys = list(parts[0])
     for key in keys:
         if len({part[key] for part in parts}) == len(parts):

@@ -56,7 +56,8 @@ MARKERS = "os^Dv<>"
 STYLES = ("-", "--", ":", "-.")
 # Attributes of a result that its name holds already, or that say nothing in a few words.
 NO_PART = ("analysis", "description", "interval", "label", "model", "plan", "plan_text")
-COMPACT: dict[str, Any] = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 0.8}  # of a legend in one row
+# Of a legend in one row.
+COMPACT: dict[str, Any] = {"handlelength": 1.5, "handletextpad": 0.4, "columnspacing": 0.8}
 UNDEFINED = "0.85"  # grey of a cell that has no value
 LABEL_STEPS = (1, 2, 5, 10, 20, 50, 100)
 MOST_LABELS = 13
@@ -118,7 +119,9 @@ def styled(style: str | Path) -> Iterator[None]:
             pass
     except OSError:
         known = ", ".join(name for name in matplotlib.style.available if not name.startswith("_"))
-        raise RepsimError(f"style {str(style)!r}: no such file, and matplotlib knows {known}") from None
+        raise RepsimError(
+            f"style {str(style)!r}: no such file, and matplotlib knows {known}"
+        ) from None
     token = _chosen.set((style,))
     try:
         yield
@@ -128,14 +131,18 @@ def styled(style: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's defaults, ours on top, and the chosen one on top of both, for the length of a `with` block."""
+    """matplotlib's defaults, ours on top, and the chosen one on top of both, for the length of a
+    `with` block.
+    """
     with matplotlib.style.context(["default", STYLE, *_chosen.get()]):
         yield
 
 
 def wrapped(line: str, inches: float) -> str:
     """A line of a title, in several where it is too long."""
-    return textwrap.fill(printable(line), int(inches * POINTS / (0.62 * FONT)), break_on_hyphens=False)
+    return textwrap.fill(
+        printable(line), int(inches * POINTS / (0.62 * FONT)), break_on_hyphens=False
+    )
 
 
 def name_of(result: xr.Dataset) -> str:
@@ -144,11 +151,21 @@ def name_of(result: xr.Dataset) -> str:
 
 
 def names_of(results: Sequence[xr.Dataset]) -> list[str]:
-    """A name for each result of a figure, no two alike: model and plan, and what else it takes to tell them apart."""
+    """A name for each result of a figure, no two alike: model and plan, and what else it takes to
+    tell them apart.
+    """
     names = [printable(f"{name_of(result)} · {result.attrs['plan']}") for result in results]
-    known = dict.fromkeys(("corpus", *(key for result in results for key in result.attrs if key not in NO_PART)))
-    parts = [{key: _part(key, result.attrs[key]) if key in result.attrs else "" for key in known} for result in results]
-    return [f"{name} ({more})" if more else name for name, more in zip(names, tell_apart(names, parts), strict=True)]
+    known = dict.fromkeys(
+        ("corpus", *(key for result in results for key in result.attrs if key not in NO_PART))
+    )
+    parts = [
+        {key: _part(key, result.attrs[key]) if key in result.attrs else "" for key in known}
+        for result in results
+    ]
+    return [
+        f"{name} ({more})" if more else name
+        for name, more in zip(names, tell_apart(names, parts), strict=True)
+    ]
 
 
 def _part(key: str, value: Any) -> str:

@@ -1,7 +1,9 @@
-"""Figures of benchmark scores under layer plans: those of "Transformer Layers as Painters", and scores against latency.
+"""Figures of benchmark scores under layer plans: those of "Transformer Layers as Painters", and
+scores against latency.
 
-They know what the analyses degradation and latency give, and neither store nor plan. A number that is not in the result
-is a hole in its line or a grey cell. Source: Sun et al. 2024, arXiv 2407.09298, figures 2 and 4 to 11.
+They know what the analyses degradation and latency give, and neither store nor plan. A number that
+is not in the result is a hole in its line or a grey cell. Source: Sun et al. 2024, arXiv
+2407.09298, figures 2 and 4 to 11.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ SCORE = "normalised score"
 COLUMNS = 3  # of panels
 ASIDE = 0.25  # of a start, how far whiskers go to either side so that none hides another
 LONG = 3  # times the full model's time, from which times are drawn on a logarithmic axis
-TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # what such an axis labels
+# What such an axis labels.
+TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 OF_ONE_LAYER = (
     Sweep("skip layer N", "drop", "layer"),
     Sweep("switch layers N and N+1", "switch", "layer"),
@@ -86,30 +89,35 @@ DONE = {
 def degradation(found: xr.Dataset, figure: int) -> Figure:
     """Scores under layer plans, drawn as in one of the paper's figures.
 
-    2: a layer skipped, or switched with the next, against the layer: the median over benchmarks, then each benchmark.
-    4 to 9: a variant of the middle against its start: each benchmark, and their median with its interval.
-    10: parallel layers looped: the mean over benchmarks by width and loops; of each width, the best is framed.
+    2: a layer skipped, or switched with the next, against the layer: the median over benchmarks,
+    then each benchmark. 4 to 9: a variant of the middle against its start: each benchmark, and
+    their median with its interval.
+    10: parallel layers looped: the mean over benchmarks by width and loops; of each width, the best
+    is framed.
     11: all variants of the middle against their start: the mean over benchmarks with its interval.
 
     Args:
         found: of `repsim.analyses.degradation`.
         figure: 2 or 4 to 11.
     Raises:
-        RepsimError: there is no such figure, its variants are not in the result or have no score, or the full model is
-            above chance in no benchmark, so that nothing can be normalised.
+        RepsimError: there is no such figure, its variants are not in the result or have no score,
+            or the full model is above chance in no benchmark, so that nothing can be normalised.
     """
     if figure != 2 and figure not in DONE:
         raise RepsimError(f"figure={figure}: choose 2 or one of {', '.join(map(str, DONE))}")
     if figure != 2 and not found["valid"].values.any():
         tasks = ", ".join(map(str, found["task"].values))
-        raise RepsimError(f"figure {figure}: the full model is not above chance in any of {tasks}; draw figure 2")
+        raise RepsimError(
+            f"figure {figure}: the full model is not above chance in any of {tasks}; draw figure 2"
+        )
     if figure in OF_THE_MIDDLE:
         return _one_variant(found, figure)
     return {2: _single_layers, 10: _loops_by_width, 11: _all_variants}[figure](found)
 
 
 def latency(found: xr.Dataset) -> Figure:
-    """Mean normalised score of each plan against its critical path and against its measured time per token.
+    """Mean normalised score of each plan against its critical path and against its measured time
+    per token.
 
     Both are relative to the full model's. A plan that was not timed is in the left panel only.
 
@@ -120,7 +128,9 @@ def latency(found: xr.Dataset) -> Figure:
     """
     families, scored = found["variant_family"].values, np.isfinite(found["mean"].values)
     if "baseline" not in families:
-        raise RepsimError("latency: the full model is not in the result; add --plan baseline --append")
+        raise RepsimError(
+            "latency: the full model is not in the result; add --plan baseline --append"
+        )
     if not scored.any():
         raise RepsimError(f"latency: none of {len(scored)} variants has a normalised score")
     full = found.isel(variant=int(np.flatnonzero(families == "baseline")[0]))
@@ -147,10 +157,16 @@ def latency(found: xr.Dataset) -> Figure:
 
 
 def _single_layers(found: xr.Dataset) -> Figure:
-    """Figure 2: a panel for the median of normalised scores, then one for each benchmark's own score."""
+    """Figure 2: a panel for the median of normalised scores, then one for each benchmark's own
+    score.
+    """
     sweeps = _present(found, 2, OF_ONE_LAYER, "value")
     layers, valid = int(found.attrs["layers"]), int(found["valid"].sum())
-    tasks = [found.isel(task=task) for task in range(found.sizes["task"]) if found["metric_of"].values[task]]
+    tasks = [
+        found.isel(task=task)
+        for task in range(found.sizes["task"])
+        if found["metric_of"].values[task]
+    ]
     rows = -(-(1 + len(tasks)) // COLUMNS)
     with blank_page("page", 0.1 + 0.27 * rows, "constrained") as figure:
         grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -174,10 +190,17 @@ def _single_layers(found: xr.Dataset) -> Figure:
         if not valid:
             note(panels[0], "full model above\nchance in none")
         handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, **COMPACT)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, frameon=False, **COMPACT
+        )
         places = {sweep: layers - (sweep.family == "switch") for sweep in sweeps}
-        drawn = [f"{sweep.label}: {sweep.count(found, 'value')} of {many}" for sweep, many in places.items()]
-        _title(figure, found, "one layer skipped, or two switched", ", ".join(drawn), _intervals(found))
+        drawn = [
+            f"{sweep.label}: {sweep.count(found, 'value')} of {many}"
+            for sweep, many in places.items()
+        ]
+        _title(
+            figure, found, "one layer skipped, or two switched", ", ".join(drawn), _intervals(found)
+        )
     return figure
 
 
@@ -192,7 +215,9 @@ def _one_variant(found: xr.Dataset, number: int) -> Figure:
             task, look = found.isel(task=index), look_of_task(index)
             curve(axes, task, "normalised", sweep, look, _with_examples(task), band=False)
             if seeded:
-                values, spread = (sweep.values(task, name) for name in ("normalised", "normalised_spread"))
+                values, spread = (
+                    sweep.values(task, name) for name in ("normalised", "normalised_spread")
+                )
                 style: dict[str, Any] = {"fmt": "none", "elinewidth": 0.6, "ecolor": look["color"]}
                 axes.errorbar(np.arange(len(values)) + aside, values, spread, **style)
         curve(axes, found, "median", sweep, {"color": LINE, "marker": "o"}, "median", bold=True)
@@ -200,9 +225,17 @@ def _one_variant(found: xr.Dataset, number: int) -> Figure:
         axes.set_ylabel(SCORE)
         start_axes(axes, found)
         legend(axes, axes, title="benchmark (examples)")
-        drawn = f"{sweep.count(found, 'median')} of {number_of_starts(found.attrs['layers'])} starts"
+        drawn = (
+            f"{sweep.count(found, 'median')} of {number_of_starts(found.attrs['layers'])} starts"
+        )
         lines = (
-            " · ".join([drawn, *([_seeds(found, sweep)] if seeded else []), f"band: the median's {_interval(found)}"]),
+            " · ".join(
+                [
+                    drawn,
+                    *([_seeds(found, sweep)] if seeded else []),
+                    f"band: the median's {_interval(found)}",
+                ]
+            ),
             "whiskers, side by side: each benchmark's standard deviation over seeds" * seeded,
             _left_out(found),
         )
@@ -221,8 +254,13 @@ def _all_variants(found: xr.Dataset) -> Figure:
         axes.set_ylabel(f"mean {SCORE}")
         start_axes(axes, found)
         legend(axes, axes)
-        seeds = {sweep: f" ({_seeds(found, sweep)})" if sweep.family == "random" else "" for sweep in sweeps}
-        drawn = ", ".join(f"{sweep.family} {sweep.count(found, 'mean')}{text}" for sweep, text in seeds.items())
+        seeds = {
+            sweep: f" ({_seeds(found, sweep)})" if sweep.family == "random" else ""
+            for sweep in sweeps
+        }
+        drawn = ", ".join(
+            f"{sweep.family} {sweep.count(found, 'mean')}{text}" for sweep, text in seeds.items()
+        )
         lines = (
             f"starts drawn, of {number_of_starts(found.attrs['layers'])}: {drawn}",
             _intervals(found),
@@ -233,11 +271,14 @@ def _all_variants(found: xr.Dataset) -> Figure:
 
 
 def _loops_by_width(found: xr.Dataset) -> Figure:
-    """Figure 10: a heat map, widths to the right and loops upwards; of equals, the fewest loops are framed."""
+    """Figure 10: a heat map, widths to the right and loops upwards; of equals, the fewest loops are
+    framed.
+    """
     of = {name: found[f"variant_{name}"].values for name in ("family", "start", "loops")}
     own = np.flatnonzero(of["family"] == "looped_parallel")
     widths, times = np.unique(of["start"][own], return_counts=True)
-    own = own[np.isin(of["start"][own], widths[times > 1])]  # of one number of loops, none is the best
+    # Of one number of loops, none is the best.
+    own = own[np.isin(of["start"][own], widths[times > 1])]
     if not len(own):
         raise _missing(found, 10, "looped_parallel with several loops")
     starts, loops = of["start"][own], of["loops"][own]
@@ -250,12 +291,19 @@ def _loops_by_width(found: xr.Dataset) -> Figure:
         palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
         low, high = min(0, np.nanmin(values)), max(1, np.nanmax(values))
         image = axes.imshow(
-            values, palette, vmin=low, vmax=high, origin="lower", aspect="auto", interpolation="nearest"
+            values,
+            palette,
+            vmin=low,
+            vmax=high,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
         )
         for column in np.flatnonzero(np.isfinite(values).sum(0) > 1).tolist():
             corner = (column - 0.5, int(np.nanargmax(values[:, column])) - 0.5)
             frame = Rectangle(corner, 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
-            frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])  # so that it is seen in grey
+            # So that it is seen in grey.
+            frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
             axes.add_patch(frame)
         bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
         bar.outline.set_visible(False)
@@ -263,7 +311,10 @@ def _loops_by_width(found: xr.Dataset) -> Figure:
         for level in {0, 1} - {low, high}:
             bar.ax.axhline(level, color="white", linewidth=0.8)
         columns = range(0, values.shape[1], label_step(values.shape[1], WIDE))
-        axes.set_xticks(columns, [str(affected(found.attrs["layers"], starts.max() - column)) for column in columns])
+        axes.set_xticks(
+            columns,
+            [str(affected(found.attrs["layers"], starts.max() - column)) for column in columns],
+        )
         step = label_step(len(values), WIDE)
         rows = [row for row in range(len(values)) if row == 0 or (row + 1) % step == 0]
         axes.set_yticks(rows, [str(row + 1) for row in rows])
@@ -278,17 +329,37 @@ def _loops_by_width(found: xr.Dataset) -> Figure:
 
 
 def _costs(axes: Axes, found: xr.Dataset, cost: NDArray[np.float64]) -> None:
-    """Each plan's mean score against a cost as a share of the full model's, which is a star; rare families on top."""
+    """Each plan's mean score against a cost as a share of the full model's, which is a star; rare
+    families on top.
+    """
     mean, families = found["mean"].values, found["variant_family"].values
     error = np.abs(np.stack([found["mean_low"].values, found["mean_high"].values]) - mean)
     for family, label in FAMILIES.items():
         if (own := families == family).any():
             look, order = look_of_family(family), 3 - own.mean()
-            whiskers: dict[str, Any] = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.4, "alpha": 0.4}
+            whiskers: dict[str, Any] = {
+                "fmt": "none",
+                "ecolor": look["color"],
+                "elinewidth": 0.4,
+                "alpha": 0.4,
+            }
             axes.errorbar(cost[own], mean[own], error[:, own], **whiskers, zorder=order)
-            axes.plot(cost[own], mean[own], **look, linestyle="none", markersize=2.5, label=label, zorder=order)
+            axes.plot(
+                cost[own],
+                mean[own],
+                **look,
+                linestyle="none",
+                markersize=2.5,
+                label=label,
+                zorder=order,
+            )
     guides(axes, 0, 1)
-    star: dict[str, Any] = {"color": MARK, "markersize": 8, "markeredgecolor": "black", "markeredgewidth": 0.4}
+    star: dict[str, Any] = {
+        "color": MARK,
+        "markersize": 8,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.4,
+    }
     base = families == "baseline"
     axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=4)
     if np.isnan(cost).all():
@@ -324,14 +395,18 @@ def _present(found: xr.Dataset, number: int, sweeps: Iterable[Sweep], name: str)
 
 
 def _missing(found: xr.Dataset, number: int, asked: str) -> RepsimError:
-    families = dict.fromkeys(str(family) or "plans of no family" for family in found["variant_family"].values)
+    families = dict.fromkeys(
+        str(family) or "plans of no family" for family in found["variant_family"].values
+    )
     here = f"no {asked} among {', '.join(families)}"
     return RepsimError(f"figure {number}: {here}; evaluate with --plan fig{number} --append")
 
 
 def _unfinished(number: int, names: str, variants: int) -> RepsimError:
     why = "the evaluation is unfinished, or their states became non-finite"
-    return RepsimError(f"figure {number}: none of {variants} variants of {names} has a score: {why}")
+    return RepsimError(
+        f"figure {number}: none of {variants} variants of {names} has a score: {why}"
+    )
 
 
 # Words
@@ -355,18 +430,26 @@ def _with_examples(task: xr.Dataset) -> str:
 def _benchmarks(found: xr.Dataset) -> str:
     """The valid benchmarks and their numbers of examples."""
     valid = np.flatnonzero(found["valid"].values).tolist()
-    return "mean over benchmarks (examples): " + ", ".join(_with_examples(found.isel(task=task)) for task in valid)
+    return "mean over benchmarks (examples): " + ", ".join(
+        _with_examples(found.isel(task=task)) for task in valid
+    )
 
 
 def _left_out(found: xr.Dataset) -> str:
     """The benchmarks that are not, if any."""
     tasks = found["task"].values[found["valid"].values == 0]
-    return f"left out, the full model not above chance: {', '.join(map(str, tasks))}" if len(tasks) else ""
+    return (
+        f"left out, the full model not above chance: {', '.join(map(str, tasks))}"
+        if len(tasks)
+        else ""
+    )
 
 
 def _task_title(task: xr.Dataset) -> str:
     """The name of a benchmark, its examples, and a warning where the full model cannot do it."""
-    title = wrapped(f"{task['task'].item()}, {int(task['examples'])} examples", WIDTHS["page"] / COLUMNS)
+    title = wrapped(
+        f"{task['task'].item()}, {int(task['examples'])} examples", WIDTHS["page"] / COLUMNS
+    )
     if np.isnan(float(task["baseline"])):
         return title + "\n(full model without a score)"
     return title + "\n(full model not above chance)" * (not task["valid"].item())

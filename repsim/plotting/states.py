@@ -1,4 +1,6 @@
-"""Figures of hidden states: similarity matrices, profiles along the stack, blocks, drift and clusters."""
+"""Figures of hidden states: similarity matrices, profiles along the stack, blocks, drift and
+clusters.
+"""
 
 from __future__ import annotations
 
@@ -74,47 +76,65 @@ class Run:
 
 
 def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Figure:
-    """Heat map of each similarity matrix, side by side on one scale, the first state at the top left.
+    """Heat map of each similarity matrix, side by side on one scale, the first state at the top
+    left.
 
     The colour scale ends at 1 and begins at the smallest value, rounded down; where that is
     negative, a line in the colour bar marks zero. A cell without a value is grey.
 
     Args:
-        results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and `layer_other`;
-            attributes analysis, description, model, plan, corpus and tokens.
+        results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and
+            `layer_other`; attributes analysis, description, model, plan, corpus and tokens.
         width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one.
     Raises:
         RepsimError: an unknown width, or results of different measures.
     """
     if len({_measured(result) for result in results}) > 1:
-        raise RepsimError(f"side by side: {', '.join(map(_measured, results))}; draw one measure at a time")
-    with blank_page(width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed") as figure:
+        raise RepsimError(
+            f"side by side: {', '.join(map(_measured, results))}; draw one measure at a time"
+        )
+    with blank_page(
+        width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed"
+    ) as figure:
         panels = figure.subplots(1, len(results), squeeze=False)[0]
         values = [result[_matrix_name(result)].values for result in results]
         ticks = _scale(np.concatenate([matrix.ravel() for matrix in values]))
-        for axes, result, matrix, name in zip(panels, results, values, names_of(results), strict=True):
-            axes.set(xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else "")
+        for axes, result, matrix, name in zip(
+            panels, results, values, names_of(results), strict=True
+        ):
+            axes.set(
+                xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else ""
+            )
             image = _heat_map(axes, matrix, ticks)
             if len(results) > 1:
-                axes.set_title(_title(result, figure.get_figwidth() / len(results), name), fontsize=FONT)
+                axes.set_title(
+                    _title(result, figure.get_figwidth() / len(results), name), fontsize=FONT
+                )
         undefined = any(np.isnan(matrix).any() for matrix in values)
         _colour_bar(figure, image, list(panels), ticks, _measured(results[0]), undefined)
-        title = figure.suptitle(_title(results[0], figure.get_figwidth()) if len(results) == 1 else "")
+        title = figure.suptitle(
+            _title(results[0], figure.get_figwidth()) if len(results) == 1 else ""
+        )
         labels = [[str(label) for label in result["layer"].values] for result in results]
         _fit(figure, panels, title, labels)
     return figure
 
 
 def profiles(
-    results: Sequence[xr.Dataset], labels: Mapping[str, str], *, logarithmic: bool = False, width: Width | None = None
+    results: Sequence[xr.Dataset],
+    labels: Mapping[str, str],
+    *,
+    logarithmic: bool = False,
+    width: Width | None = None,
 ) -> Figure:
-    """Quantities of each state against the states, a panel each, a line for each result, with its interval as a band.
+    """Quantities of each state against the states, a panel each, a line for each result, with its
+    interval as a band.
 
     One result is drawn against its layers; several, against depth as a share of their steps.
 
     Args:
-        results: each name in `labels` over state, with `NAME_low` and `NAME_high` (or `low` and `high`) and the
-            coordinate `layer`; attributes model, plan, corpus and tokens.
+        results: each name in `labels` over state, with `NAME_low` and `NAME_high` (or `low` and
+            `high`) and the coordinate `layer`; attributes model, plan, corpus and tokens.
         labels: what the y axis of each quantity says.
         logarithmic: a logarithmic y axis, where all values are positive.
         width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one quantity.
@@ -136,14 +156,17 @@ def profiles(
         else:
             free = grid[len(labels)] if len(grid) > len(labels) else grid[0]
             lines, texts = grid[0].get_legend_handles_labels()
-            free.legend(lines, texts, loc="center" if free is not grid[0] else "best", frameon=False)
+            free.legend(
+                lines, texts, loc="center" if free is not grid[0] else "best", frameon=False
+            )
         for axes in grid[: len(labels)]:
             _label_states(figure, axes, results)
     return figure
 
 
 def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
-    """Angular distance by size and place of a run of steps, the least of each size marked; Block Influence below.
+    """Angular distance by size and place of a run of steps, the least of each size marked; Block
+    Influence below.
 
     Args:
         result: of `repsim.analyses.blocks`.
@@ -162,18 +185,24 @@ def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
         )
         least = np.argmin(np.where(np.isnan(distance), 2, distance), axis=1)
         some = ~np.isnan(distance).all(1)
-        upper.plot(least[some], sizes[some], "o", color=MARK, markersize=1.6, label="least of its size")
+        upper.plot(
+            least[some], sizes[some], "o", color=MARK, markersize=1.6, label="least of its size"
+        )
         upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
         upper.legend(loc="upper right", frameon=False)
         influence = result["influence"].values
-        error = np.abs(np.stack([result["influence_low"].values, result["influence_high"].values]) - influence)
+        error = np.abs(
+            np.stack([result["influence_low"].values, result["influence_high"].values]) - influence
+        )
         lower.bar(places, influence, color=LINE, width=0.8)
         lower.errorbar(places, influence, error, fmt="none", ecolor=MARK, elinewidth=0.6)
         lower.set(ylabel="Block Influence", xlabel="first step left out")
         figure.suptitle(_title(result, figure.get_figwidth()))
         figure.draw_without_rendering()
         cell = lower.get_window_extent().width / figure.dpi * POINTS / len(places)
-        _label_x(lower, _labelled(_runs([str(label) for label in result["step_layer"].values]), cell))
+        _label_x(
+            lower, _labelled(_runs([str(label) for label in result["step_layer"].values]), cell)
+        )
     return figure
 
 
@@ -192,17 +221,26 @@ def drift(result: xr.Dataset, *, width: Width = "page") -> Figure:
         ticks = _scale(matrix)
         image = _heat_map(left, matrix, ticks)
         left.set_aspect("auto")
-        left.set(xlabel="state of the baseline, after layer", ylabel="state of the plan, after layer")
-        _colour_bar(figure, image, [left], ticks, "mean cosine similarity", bool(np.isnan(matrix).any()))
+        left.set(
+            xlabel="state of the baseline, after layer", ylabel="state of the plan, after layer"
+        )
+        _colour_bar(
+            figure, image, [left], ticks, "mean cosine similarity", bool(np.isnan(matrix).any())
+        )
         nearest = np.argmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
         left.plot(nearest, np.arange(len(matrix)), "o", color=MARK, markersize=1.6)
         _lines(right, [result], "distance", logarithmic=False)
         right.set_ylabel("distance from the counterpart / its norm")
         right.set_ylim(bottom=0)
-        figure.suptitle(_title(result, figure.get_figwidth()) + "\ndots: the baseline's most similar state")
+        figure.suptitle(
+            _title(result, figure.get_figwidth()) + "\ndots: the baseline's most similar state"
+        )
         figure.draw_without_rendering()
         box = left.get_window_extent()
-        for axis, name, side in ((left.yaxis, "layer", box.height), (left.xaxis, "layer_baseline", box.width)):
+        for axis, name, side in (
+            (left.yaxis, "layer", box.height),
+            (left.xaxis, "layer_baseline", box.width),
+        ):
             labels = [str(label) for label in result[name].values]
             runs = _labelled(_runs(labels), side / figure.dpi * POINTS / len(labels))
             axis.set_ticks([run.middle for run in runs], [run.text for run in runs])
@@ -233,18 +271,41 @@ def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
         edges = np.concatenate([[0], result["boundary"].values, [states]]) - 0.5
         for first, last in pairwise(edges.tolist()):
             axes.add_patch(
-                Rectangle((first, first), last - first, last - first, fill=False, edgecolor=MARK, linewidth=1)
+                Rectangle(
+                    (first, first),
+                    last - first,
+                    last - first,
+                    fill=False,
+                    edgecolor=MARK,
+                    linewidth=1,
+                )
             )
         groups = result["groups"].values
-        for name, style in (("silhouette", "o-"), ("stability", "s--"), ("spectral_agreement", "^:")):
+        for name, style in (
+            ("silhouette", "o-"),
+            ("stability", "s--"),
+            ("spectral_agreement", "^:"),
+        ):
             label = {"spectral_agreement": "spectral check"}.get(name, name)
             colour = COLOURS[("silhouette", "stability", "spectral_agreement").index(name)]
-            upper.plot(groups, result[name].values, style, label=label, color=colour, markersize=2.5, linewidth=0.8)
+            upper.plot(
+                groups,
+                result[name].values,
+                style,
+                label=label,
+                color=colour,
+                markersize=2.5,
+                linewidth=0.8,
+            )
         upper.axvline(result.attrs["chosen"], color="0.8", linewidth=3, zorder=0)
         upper.set(xlabel="number of groups", ylim=(min(0, *upper.get_ylim()), 1.05))
         upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, **COMPACT)
         lower.bar(np.arange(states) - 0.5, result["cut"].values, color=LINE, width=0.5)
-        lower.set(xlabel="boundary before the state after layer", ylabel="share of resamples", ylim=(0, 1.05))
+        lower.set(
+            xlabel="boundary before the state after layer",
+            ylabel="share of resamples",
+            ylim=(0, 1.05),
+        )
         lower.set_xlim(-0.5, states - 0.5)
         figure.suptitle(f"{_title(result, figure.get_figwidth())}\n{_parts(result)}")
         figure.draw_without_rendering()
@@ -259,7 +320,9 @@ def _title(result: xr.Dataset, inches: float, name: str = "") -> str:
     """Model and plan; corpus, tokens and average: a line each, more where they are long."""
     of = result.attrs
     average = f" · {of['average']} average" if "average" in of else ""
-    left_out = f" · {of['left_out_tokens']:,} left out (zero vectors)" if of.get("left_out_tokens") else ""
+    left_out = (
+        f" · {of['left_out_tokens']:,} left out (zero vectors)" if of.get("left_out_tokens") else ""
+    )
     over = f"{of['corpus']} · {of['tokens']:,} tokens{left_out}{average}"
     lines = (name or f"{name_of(result)} · {of['plan']}", over)
     return "\n".join(wrapped(line, inches) for line in lines)
@@ -269,9 +332,13 @@ def _parts(result: xr.Dataset) -> str:
     """Start, middle and end in words: the layers that their states come after."""
     runs = [
         (part, [label for label, _ in states])
-        for part, states in groupby(zip(result["layer"].values, result["part"].values, strict=True), itemgetter(1))
+        for part, states in groupby(
+            zip(result["layer"].values, result["part"].values, strict=True), itemgetter(1)
+        )
     ]
-    return " · ".join(f"{part}: {labels[0]}{f' to {labels[-1]}' * (len(labels) > 1)}" for part, labels in runs)
+    return " · ".join(
+        f"{part}: {labels[0]}{f' to {labels[-1]}' * (len(labels) > 1)}" for part, labels in runs
+    )
 
 
 def _matrix_name(result: xr.Dataset) -> str:
@@ -290,7 +357,12 @@ def _heat_map(axes: Axes, values: NDArray[np.float64], ticks: Sequence[float]) -
 
 
 def _colour_bar(
-    figure: Any, image: AxesImage, panels: list[Axes], ticks: list[float], label: str, undefined: bool
+    figure: Any,
+    image: AxesImage,
+    panels: list[Axes],
+    ticks: list[float],
+    label: str,
+    undefined: bool,
 ) -> None:
     """A colour bar as high as the panels, with a line at zero."""
     bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02, ticks=ticks)
@@ -306,7 +378,10 @@ def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bo
     for row, (result, label) in enumerate(zip(results, names_of(results), strict=True)):
         values = result[name].values
         places = np.arange(len(values)) if len(results) == 1 else np.linspace(0, 1, len(values))
-        low, high = (result[f"{name}_{end}" if f"{name}_{end}" in result else end].values for end in ("low", "high"))
+        low, high = (
+            result[f"{name}_{end}" if f"{name}_{end}" in result else end].values
+            for end in ("low", "high")
+        )
         style = look(row)
         axes.fill_between(places, low, high, color=style["color"], alpha=0.3, linewidth=0)
         axes.plot(places, values, **style, linewidth=1, markersize=2, label=label)
@@ -344,7 +419,9 @@ def _scale(values: NDArray[np.float64]) -> list[float]:
     return [round(1 - i * unit, 6) for i in sorted({units, *range(0, units, step)}, reverse=True)]
 
 
-def _fit(figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[str]]) -> None:
+def _fit(
+    figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[str]]
+) -> None:
     """Labels the axes and trims the figure's height; twice, as each changes the other."""
     for _ in range(2):
         figure.draw_without_rendering()

@@ -1,8 +1,9 @@
-"""What analyses add up: numbers of each sample, taken from its states, wherever the states come from.
+"""What analyses add up: numbers of each sample, taken from its states, wherever the states come
+from.
 
-An analysis lists its statistics in `STATISTICS`: name → kernel. A capture that keeps no states applies the kernels
-while it computes; one that keeps them applies the same kernels as it reads. Either way a kernel sees one sample's whole
-states in the store's dtype, so the numbers are equal.
+An analysis lists its statistics in `STATISTICS`: name → kernel. A capture that keeps no states
+applies the kernels while it computes; one that keeps them applies the same kernels as it reads.
+Either way a kernel sees one sample's whole states in the store's dtype, so the numbers are equal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class SampleStatistic:
     """Numbers that a kernel takes from one sample's states under one plan.
 
     name: `ANALYSIS.KERNEL`, e.g. `cosine.token`.
-    kernel: `[state, token, unit]` → `[value]`; how many values depends on the number of states alone.
+    kernel: `[state, token, unit]` → `[value]`; how many values depends on the number of states
+    alone.
     """
 
     name: str
@@ -76,24 +78,29 @@ def unpack_symmetric(packed: NDArray[np.float64], states: int) -> NDArray[np.flo
 def collect(
     source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A statistic of every finished sample: its tokens, `[sample]`, and its values, `[sample, value]`.
+    """A statistic of every finished sample: its tokens, `[sample]`, and its values, `[sample,
+    value]`.
 
     Raises:
-        RepsimError: the plan is not in the capture, it lacks what the statistic needs, or nothing is finished.
+        RepsimError: the plan is not in the capture, it lacks what the statistic needs, or nothing
+            is finished.
     """
     rows = list(source.per_sample(plan, statistic))
     if not rows:
-        raise StoreError("this capture holds no finished tokens: run it to the end of a block at least")
+        raise StoreError(
+            "this capture holds no finished tokens: run it to the end of a block at least"
+        )
     return np.array([tokens for tokens, _ in rows]), np.stack([values for _, values in rows])
 
 
 def collect_sums(
     source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """A statistic that is sums and, after them, of how many tokens each sum is: what is 0/0 is left out and counted.
+    """A statistic that is sums and, after them, of how many tokens each sum is: what is 0/0 is left
+    out and counted.
 
-    A capture that was made before counts were kept has sums alone: its counts are NaN, and a sum that a zero vector
-    is part of is NaN as well.
+    A capture that was made before counts were kept has sums alone: its counts are NaN, and a sum
+    that a zero vector is part of is NaN as well.
 
     Args:
         source: an open capture.
@@ -121,11 +128,15 @@ def statistics_of(analyses: Iterable[str]) -> tuple[SampleStatistic, ...]:
     for analysis in dict.fromkeys(analyses):
         installed = {entry.name: entry for entry in entry_points(group=ANALYSES)}
         if analysis not in installed:
-            there = ", ".join(filter(None, (_offer(entry) for _, entry in sorted(installed.items()))))
+            there = ", ".join(
+                filter(None, (_offer(entry) for _, entry in sorted(installed.items())))
+            )
             raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {there}")
         kernels = getattr(load_analysis(installed[analysis]), "STATISTICS", None)
         if not kernels:
-            raise RepsimError(f"statistics {analysis!r}: it needs the states themselves; capture with --keep all")
+            raise RepsimError(
+                f"statistics {analysis!r}: it needs the states themselves; capture with --keep all"
+            )
         found += [SampleStatistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
     return tuple(found)
 
@@ -152,7 +163,9 @@ def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimEr
     """What is wrong with an analysis, whose it is, and what to do."""
     reason = problem if isinstance(problem, str) else brief(problem)
     package = entry.dist.name if entry.dist else entry.module
-    return RepsimError(f"analysis {entry.name!r} of {package} is broken: {reason}; mend, update or remove {package}")
+    return RepsimError(
+        f"analysis {entry.name!r} of {package} is broken: {reason}; mend, update or remove {package}"
+    )
 
 
 def _offer(entry: EntryPoint) -> str:

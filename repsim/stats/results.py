@@ -1,4 +1,6 @@
-"""Numbers of analyses get names: an estimate, its standard error and interval as variables, and what they are of."""
+"""Numbers of analyses get names: an estimate, its standard error and interval as variables, and
+what they are of.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def variables(
     prefix: str = "",
     bounds: tuple[float | NDArray[np.float64], float | NDArray[np.float64]] = (-np.inf, np.inf),
 ) -> dict[str, Any]:
-    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before them).
+    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before
+    them).
 
     bounds: what the number cannot be beyond, nor the interval; broadcast to it.
     """
@@ -41,12 +44,21 @@ def variables(
 
 
 def layers(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
-    """What each state is the output of, as a coordinate: `layer` along `state`, `layer_other` along `state_other`."""
-    return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}  # zarr has no stable type for fixed lengths
+    """What each state is the output of, as a coordinate: `layer` along `state`, `layer_other` along
+    `state_other`.
+    """
+    # Zarr has no stable type for fixed lengths.
+    return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}
 
 
 def attributes(
-    source: StateSource, plan: str, analysis: str, description: str, *, left_out: int = 0, **more: Any
+    source: StateSource,
+    plan: str,
+    analysis: str,
+    description: str,
+    *,
+    left_out: int = 0,
+    **more: Any,
 ) -> Mapping[str, Any]:
     """What a result is of: analysis, plan, model, corpus and the numbers given.
 
@@ -55,9 +67,9 @@ def attributes(
         plan: plan whose states were measured.
         analysis: name of the analysis.
         description: what its numbers are.
-        left_out: tokens that were left out because a state is a zero vector there, so that its cosine (its direction,
-            its distance in units of its own length) is 0/0; of several numbers, the most that any is without. A line
-            to the logger `repsim` says it.
+        left_out: tokens that were left out because a state is a zero vector there, so that its
+            cosine (its direction, its distance in units of its own length) is 0/0; of several
+            numbers, the most that any is without. A line to the logger `repsim` says it.
         **more: further attributes.
     """
     if left_out:
@@ -88,7 +100,9 @@ def steps(source: StateSource, plan: str) -> list[str]:
     """
     found = source.steps(plan)
     if len(found) < 2:
-        raise PlanError(f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states")
+        raise PlanError(
+            f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states"
+        )
     return found
 
 
@@ -103,7 +117,8 @@ def check_counts(**counts: int | None) -> None:
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Writes a result as a NetCDF 3 file, the same bytes for the same numbers; missing folders are made.
+    """Writes a result as a NetCDF 3 file, the same bytes for the same numbers; missing folders are
+    made.
 
     The file is whole or what it was before.
 
@@ -112,6 +127,8 @@ def save(result: xr.Dataset, path: Path) -> None:
     """
     counts = {name: value for name, value in result.attrs.items() if isinstance(value, int)}
     # the format's integers are short
-    result = result.assign_attrs({name: float(value) for name, value in counts.items() if value >= 2**31})
+    result = result.assign_attrs(
+        {name: float(value) for name, value in counts.items() if value >= 2**31}
+    )
     with replacing([path], "choose another --figures") as (beside,):
         result.to_netcdf(beside, engine="scipy", format="NETCDF3_64BIT")

@@ -1,6 +1,7 @@
 """A subsample of tokens to compare states on, for measures that need all items at once.
 
-As many tokens from every sample, so that samples can change places in a permutation and no long one rules.
+As many tokens from every sample, so that samples can change places in a permutation and no long one
+rules.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class TokenSubsample:
 
     states: `[state, item, unit]`, the store's dtype; a sample's items follow each other.
     samples: how many samples they come from, equally many items each.
-    left_out: tokens of the samples looked at that were not drawn because a state is a zero vector there.
+    left_out: tokens of the samples looked at that were not drawn because a state is a zero vector
+    there.
     """
 
     states: NDArray[Any]
@@ -41,7 +43,13 @@ class TokenSubsample:
 
 
 def draw_tokens(
-    source: StateSource, plan: str, items: int, *, sinks: bool = False, directions: bool = False, seed: int = 0
+    source: StateSource,
+    plan: str,
+    items: int,
+    *,
+    sinks: bool = False,
+    directions: bool = False,
+    seed: int = 0,
 ) -> TokenSubsample:
     """Draws about so many tokens at random: equally many from every sample that has enough.
 
@@ -83,7 +91,9 @@ def draw_tokens(
 
 
 def _each(available: NDArray[np.int64], most: int) -> int:
-    """Tokens to take of each sample, at most so many: those that give the most in all, from two samples at least."""
+    """Tokens to take of each sample, at most so many: those that give the most in all, from two
+    samples at least.
+    """
     sizes = np.arange(1, most + 1)
     samples = (available[:, None] >= sizes).sum(0)
     return int(sizes[np.argmax(np.where(samples > 1, samples * sizes, 0))])

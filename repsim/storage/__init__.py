@@ -1,1 +1,3 @@
-"""What is on disk: where a store lies, who may write it, what is in it, and whether that is what was written."""
+"""What is on disk: where a store lies, who may write it, what is in it, and whether that is what
+was written.
+"""

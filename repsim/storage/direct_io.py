@@ -1,9 +1,10 @@
-"""Whole chunks of states to a local disk, past the page cache, and back: byte for byte as zarr would write them.
+"""Whole chunks of states to a local disk, past the page cache, and back: byte for byte as zarr
+would write them.
 
-A capture writes much and reads nothing back, so a cache of what it wrote is of no use and costs a copy and fresh memory
-for every byte: more than all else that capture does beside the model's own work (benchmarks/RESULTS.md). Where the file
-system does not write directly, the page cache is used after all. Analyses read the same chunks again and again, so
-they read through it.
+A capture writes much and reads nothing back, so a cache of what it wrote is of no use and costs a
+copy and fresh memory for every byte: more than all else that capture does beside the model's own
+work (benchmarks/RESULTS.md). Where the file system does not write directly, the page cache is used
+after all. Analyses read the same chunks again and again, so they read through it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ class ChunkFiles:
         self._own = threading.local()
         self._direct = bool(DIRECT)
 
-    def _share(self, do: Callable[[Path, NDArray[Any]], None], chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
-        """Each thread does its share of the chunks: a task a chunk would cost the other threads time."""
+    def _share(
+        self, do: Callable[[Path, NDArray[Any]], None], chunks: Sequence[tuple[Path, NDArray[Any]]]
+    ) -> None:
+        """Each thread does its share of the chunks: a task a chunk would cost the other threads
+        time.
+        """
 
         def work(first: int) -> None:
             for path, values in chunks[first :: self._threads]:
@@ -48,7 +53,8 @@ class ChunkFiles:
         list(self._pool.map(work, range(self._threads)))
 
     def put(self, chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
-        """Writes each array, C-contiguous and little-endian, to its path; each file is whole or as it was before.
+        """Writes each array, C-contiguous and little-endian, to its path; each file is whole or as
+        it was before.
 
         Raises:
             OSError: what the file system refuses.

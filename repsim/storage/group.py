@@ -1,12 +1,15 @@
-"""A store that is opened once and handed along: what kind it is, how much of it counts, whether its parts are sound.
+"""A store that is opened once and handed along: what kind it is, how much of it counts, whether its
+parts are sound.
 
-Chunks carry checksums of their own. The metadata of the arrays is vouched for by digests in the root's attributes, and
-these by a digest of their own, so that a flipped bit in a size, a name or an identity is noticed when the store is
-opened. A chunk that should be there and is not is an error, never a fill value. Attributes and arrays that others have
-added are left alone, and not vouched for.
+Chunks carry checksums of their own. The metadata of the arrays is vouched for by digests in the
+root's attributes, and these by a digest of their own, so that a flipped bit in a size, a name or an
+identity is noticed when the store is opened. A chunk that should be there and is not is an error,
+never a fill value. Attributes and arrays that others have added are left alone, and not vouched
+for.
 
-While a store grows, its arrays change one after the other. The root lists the digests of all their stages first, and
-its `extent`, which says how much counts, changes last; readers take the arrays as the extent has them.
+While a store grows, its arrays change one after the other. The root lists the digests of all their
+stages first, and its `extent`, which says how much counts, changes last; readers take the arrays as
+the extent has them.
 """
 
 from __future__ import annotations
@@ -37,8 +40,28 @@ STATISTICS = "statistics"
 ROOT = "zarr.json"
 CHECK_ADDRESS = "check the address and the rights"
 OWN_ATTRIBUTES = {  # of the root; what others add is theirs
-    *(SCHEMA_ATTRIBUTE, "kind", "layers", "units", "identity", "dtype", "keep", "statistics", "compression"),
-    *("requests", "batches", "extent", "paper_cache", "replay", "coordinates", "arrays", "nonfinite", "digest"),
+    *(
+        SCHEMA_ATTRIBUTE,
+        "kind",
+        "layers",
+        "units",
+        "identity",
+        "dtype",
+        "keep",
+        "statistics",
+        "compression",
+    ),
+    *(
+        "requests",
+        "batches",
+        "extent",
+        "paper_cache",
+        "replay",
+        "coordinates",
+        "arrays",
+        "nonfinite",
+        "digest",
+    ),
 }
 FILLED = {"hidden", "logprob", "log_likelihood", "is_greedy", "response", "score", "aggregate"}
 OWN_ARRAY_ATTRIBUTES = {"units", "long_name"}
@@ -61,14 +84,22 @@ def damage(place: Location, what: str) -> StoreDamaged:
 
 
 def digest_of_array(document: Mapping[str, Any]) -> str:
-    """What vouches for an array's metadata: 16 hexadecimal digits; attributes that others have added do not count."""
-    own = {name: value for name, value in document.get("attributes", {}).items() if name in OWN_ARRAY_ATTRIBUTES}
+    """What vouches for an array's metadata: 16 hexadecimal digits; attributes that others have
+    added do not count.
+    """
+    own = {
+        name: value
+        for name, value in document.get("attributes", {}).items()
+        if name in OWN_ARRAY_ATTRIBUTES
+    }
     return _digest({**document, "attributes": own})
 
 
 def digest_of_root(attributes: Mapping[str, Any]) -> str:
     """What vouches for the root's own attributes: 16 hexadecimal digits."""
-    return _digest({name: attributes[name] for name in OWN_ATTRIBUTES - {"digest"} if name in attributes})
+    return _digest(
+        {name: attributes[name] for name in OWN_ATTRIBUTES - {"digest"} if name in attributes}
+    )
 
 
 def _digest(value: object) -> str:
@@ -82,7 +113,9 @@ def put_attributes(group: zarr.Group, changes: Mapping[str, Any]) -> None:
 
 
 def is_growing(attributes: Mapping[str, Any]) -> bool:
-    """Whether arrays may be of another size than the extent, as a growth that was cut short leaves them."""
+    """Whether arrays may be of another size than the extent, as a growth that was cut short leaves
+    them.
+    """
     return any(len(digests) > 1 for digests in attributes.get("arrays", {}).values())
 
 
@@ -92,10 +125,11 @@ def array_digests(place: Location, names: Iterable[str]) -> dict[str, list[str]]
 
 
 def grow(place: Location, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    """Makes arrays larger, or smaller, so that at no moment two of them disagree on the size of a dimension.
+    """Makes arrays larger, or smaller, so that at no moment two of them disagree on the size of a
+    dimension.
 
-    Each array gets its new size along dimensions of another name first, and then the names back: whoever opens the
-    group in between, with whatever tool, finds dimensions that agree.
+    Each array gets its new size along dimensions of another name first, and then the names back:
+    whoever opens the group in between, with whatever tool, finds dimensions that agree.
 
     Args:
         place: the store's.
@@ -115,7 +149,10 @@ def grow(place: Location, group: zarr.Group, sizes: Mapping[str, Mapping[str, in
         return
     attributes: Document = group.attrs.asdict()
     vouched = attributes.get("arrays", {})
-    stated = {name: sorted({*vouched.get(name, ()), *map(digest_of_array, row)}) for name, row in stages.items()}
+    stated = {
+        name: sorted({*vouched.get(name, ()), *map(digest_of_array, row)})
+        for name, row in stages.items()
+    }
     put_attributes(group, {"arrays": {**vouched, **stated}})
     for stage in (1, 2):
         for name, row in stages.items():
@@ -133,8 +170,12 @@ class StoreGroup:
     foreign: attributes of the root that others have added.
     """
 
-    def __init__(self, place: Location, attributes: Document, damaged: Callable[[str, str], None]) -> None:
-        """Args: `damaged` is told of each array (empty: the root's attributes) and what is wrong with its metadata."""
+    def __init__(
+        self, place: Location, attributes: Document, damaged: Callable[[str, str], None]
+    ) -> None:
+        """Args: `damaged` is told of each array (empty: the root's attributes) and what is wrong
+        with its metadata.
+        """
         self.place, self.attributes = place, attributes
         self.foreign = sorted(set(attributes) - OWN_ATTRIBUTES)
         self._checked = attributes[SCHEMA_ATTRIBUTE] not in UNCHECKED_SCHEMAS
@@ -163,7 +204,8 @@ class StoreGroup:
         """Opens a store and checks what describes it.
 
         Raises:
-            RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it does not read.
+            RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema
+                it does not read.
             StoreDamaged: what describes it is not what was written.
         """
 
@@ -206,7 +248,8 @@ class StoreGroup:
     def _within(self, document: Document) -> Document | None:
         """An array's metadata with the names and sizes that count.
 
-        None, so that nobody allocates it, where it is smaller than the extent or not made as repsim makes arrays.
+        None, so that nobody allocates it, where it is smaller than the extent or not made as repsim
+        makes arrays.
         """
         dims = [str(dim).removesuffix(GROWING) for dim in document.get("dimension_names") or ()]
         shape, grid, codecs = (document.get(key) for key in ("shape", "chunk_grid", "codecs"))
@@ -219,7 +262,9 @@ class StoreGroup:
             for size in chunks:
                 cells *= size
             sound = sound and cells * 16 <= CHUNK_LIMIT
-            sound = sound and all(0 <= size <= there for size, there in zip(sizes, shape, strict=True))  # type: ignore[arg-type]
+            sound = sound and all(
+                0 <= size <= there for size, there in zip(sizes, shape, strict=True)
+            )  # type: ignore[arg-type]
         except (TypeError, KeyError, ValueError):
             known = sound = False
         if not (known and sound):
@@ -232,7 +277,8 @@ class StoreGroup:
         return zarr.open_group(self._store, mode="r", zarr_format=3)
 
     def dataset(self) -> xr.Dataset:
-        """The store as xarray reads it, lazily, but for what says what is finished and where: that is read now.
+        """The store as xarray reads it, lazily, but for what says what is finished and where: that
+        is read now.
 
         Raises:
             StoreDamaged: what was read is damaged or missing.
@@ -244,7 +290,11 @@ class StoreGroup:
                 raise
             except (ValueError, KeyError, TypeError, RuntimeError) as problem:
                 raise damage(self.place, one_line(problem)) from None
-            dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
+            dataset.attrs = {
+                name: value
+                for name, value in dataset.attrs.items()
+                if name not in ("arrays", "digest")
+            }
             flags = {"done", "predicted"} & set(dataset)
             for name in flags:  # what is finished before what it is
                 dataset[name].load()
@@ -267,7 +317,8 @@ class StoreGroup:
 
 
 class _CheckedStore(WrapperStore[Any]):
-    """A store's objects for zarr: its own metadata as they were checked, its own chunks compared with their checksum.
+    """A store's objects for zarr: its own metadata as they were checked, its own chunks compared
+    with their checksum.
 
     A chunk that has to be there and is not is an error; zarr would take it for one of fill values.
     """
@@ -276,7 +327,10 @@ class _CheckedStore(WrapperStore[Any]):
         super().__init__(of.place.zarr.with_read_only(True))
         self._of = of
         root = {"zarr_format": 3, "node_type": "group", "attributes": of.attributes}
-        documents = {ROOT: root, **{f"{name}/{ROOT}": document for name, document in of.arrays.items()}}
+        documents = {
+            ROOT: root,
+            **{f"{name}/{ROOT}": document for name, document in of.arrays.items()},
+        }
         self._metadata = {key: json.dumps(document).encode() for key, document in documents.items()}
         self._kept: dict[str, bytes] = {}
         self._aside = ThreadPoolExecutor(1)
@@ -285,10 +339,14 @@ class _CheckedStore(WrapperStore[Any]):
         return self
 
     def keep(self, name: str) -> None:
-        """Reads and checks an array's chunks now, and keeps them as they are until someone wants the values."""
+        """Reads and checks an array's chunks now, and keeps them as they are until someone wants
+        the values.
+        """
         document = self._of.arrays[name]
         lengths = document["chunk_grid"]["configuration"]["chunk_shape"]
-        counts = [-(-size // length) for size, length in zip(document["shape"], lengths, strict=True)]
+        counts = [
+            -(-size // length) for size, length in zip(document["shape"], lengths, strict=True)
+        ]
         for chunk in np.ndindex(*counts):
             key = "/".join(map(str, (name, "c", *chunk)))
             data = self._of.place.read(key)
@@ -297,7 +355,10 @@ class _CheckedStore(WrapperStore[Any]):
                 self._kept[key] = data
 
     async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
         if key in self._metadata:
@@ -310,7 +371,8 @@ class _CheckedStore(WrapperStore[Any]):
             name, rest = key.removesuffix("/c"), ""
         if byte_range is None and name in self._of.arrays:
             chunk = tuple(map(int, rest.split("/"))) if rest else ()
-            if value is None:  # what may be missing is read through zarr, whose loop must not wait for itself
+            # What may be missing is read through zarr, whose loop must not wait for itself.
+            if value is None:
                 await asyncio.wrap_future(self._aside.submit(self._check, name, chunk, None))
             else:
                 self._check(name, chunk, value.as_numpy_array().data)
@@ -332,12 +394,15 @@ def read_attributes(place: Location) -> Document:
     """The attributes of a store's root, unchecked.
 
     Raises:
-        RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it does not read.
+        RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it
+            does not read.
     """
     data = place.read(ROOT)
     if data is None:
         if place.sample_keys() - {LOCK_KEY}:
-            raise StoreError(f"{place}: not a repsim capture (no zarr.json in it); choose another place")
+            raise StoreError(
+                f"{place}: not a repsim capture (no zarr.json in it); choose another place"
+            )
         raise StoreError(f"{place}: no such store; make one with repsim capture --out {place}")
     try:
         document = json.loads(data)
@@ -347,7 +412,9 @@ def read_attributes(place: Location) -> Document:
     except (ValueError, KeyError, TypeError) as problem:
         raise StoreError(f"{place}: not a repsim capture: {one_line(problem)}") from None
     if not isinstance(attributes, dict) or SCHEMA_ATTRIBUTE not in attributes:
-        raise StoreError(f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})")
+        raise StoreError(
+            f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})"
+        )
     schema = attributes[SCHEMA_ATTRIBUTE]
     if schema not in (SCHEMA_VERSION, *UNCHECKED_SCHEMAS):
         raise StoreError(

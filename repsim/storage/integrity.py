@@ -1,4 +1,5 @@
-"""Is a store what was written? Reads every chunk against its checksum, and misses what ought to be there.
+"""Is a store what was written? Reads every chunk against its checksum, and misses what ought to be
+there.
 
 What is damaged can be declared unfinished; the capture that made the store then computes it again.
 """
@@ -40,7 +41,8 @@ from repsim.storage.state_store import (
     write_frame,
 )
 
-FILLED = ("hidden", "logprob", STATISTICS)  # by blocks; the flags say which, and the rest describes the store
+# By blocks; the flags say which, and the rest describes the store.
+FILLED = ("hidden", "logprob", STATISTICS)
 FLAGS = ("done", "predicted")
 
 
@@ -108,7 +110,8 @@ def check(place: Location) -> VerificationReport:
         attributes = read_attributes(place)
         try:
             group = StoreGroup(place, attributes, note)
-        except (KeyError, TypeError, AttributeError, ValueError):  # attributes that nothing vouches for
+        except (KeyError, TypeError, AttributeError, ValueError):
+            # Attributes that nothing vouches for.
             return VerificationReport(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
         # What is finished is read before the files are listed: a writer may be at work.
         finite = None if found else _described(group)
@@ -119,20 +122,32 @@ def check(place: Location) -> VerificationReport:
         for name in group.arrays:
             array: Any = root[name]
             untold = finite is None and group.is_filled(name)  # what ought to be there
-            grid = [-(-size // along) for size, along in zip(array.shape, array.chunks, strict=True)]
+            grid = [
+                -(-size // along) for size, along in zip(array.shape, array.chunks, strict=True)
+            ]
             for chunk in np.ndindex(*grid):
                 key = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
                 if key in sizes or (not untold and group.must_have(name, chunk)):
                     tasks.append((array, name, chunk, key in sizes))
                     read += sizes.get(key, 0)
         with ThreadPoolExecutor() as pool:
-            found += [damage for damage in pool.map(lambda task: _damage(task, finite), tasks) if damage]
-        found += [Damage(name, (), "metadata", False) for name in (RESULTS, STATISTICS) if not _is_group(place, name)]
+            found += [
+                damage for damage in pool.map(lambda task: _damage(task, finite), tasks) if damage
+            ]
+        found += [
+            Damage(name, (), "metadata", False)
+            for name in (RESULTS, STATISTICS)
+            if not _is_group(place, name)
+        ]
         results, foreign = _check_results(place, sizes) if group.is_checked else ([], [])
     own = (*(f"{name}/" for name in group.arrays), f"{RESULTS}/", f"{STATISTICS}/{ROOT}", ROOT)
-    foreign += sorted({key.split("/")[0] for key in sizes if not key.startswith(own) and key != LOCK_KEY})
+    foreign += sorted(
+        {key.split("/")[0] for key in sizes if not key.startswith(own) and key != LOCK_KEY}
+    )
     foreign += [f"attribute {name}" for name in group.foreign]
-    unchecked = "" if group.is_checked else f"sizes and attributes (schema {attributes[SCHEMA_ATTRIBUTE]})"
+    unchecked = (
+        "" if group.is_checked else f"sizes and attributes (schema {attributes[SCHEMA_ATTRIBUTE]})"
+    )
     return VerificationReport(len(tasks), read, (*found, *results), tuple(foreign), unchecked)
 
 
@@ -152,10 +167,14 @@ class Finite:
         self._allowed = bool(group.attributes.get("nonfinite", not group.is_checked))
         if not group.holds_scores:
             self._blocks = FinishedBlocks(dataset)
-            _ = self._blocks.bounds("hidden")  # what says where blocks are is read now, damaged or not
+            # What says where blocks are is read now, damaged or not.
+            _ = self._blocks.bounds("hidden")
             last = dataset["length"].values[dataset["sample"].values] - 1
-            # at a sample's last token nothing is predicted; a mean over a single token is one of nothing
-            self._unpredicted = np.where(dataset["position"].values < 0, last == 0, dataset["position"].values == last)
+            # at a sample's last token nothing is predicted; a mean over a single token is one of
+            # nothing
+            self._unpredicted = np.where(
+                dataset["position"].values < 0, last == 0, dataset["position"].values == last
+            )
 
     def __call__(self, name: str, region: tuple[slice, ...], values: NDArray[Any]) -> bool:
         """Whether a chunk's values are, where they are finished."""
@@ -165,7 +184,9 @@ class Finite:
             return name != "score" or self._scored(region, values)
         if not self._group.is_filled(name):
             return True
-        done = np.repeat(self._blocks.of(name, region[0].start), np.diff(self._blocks.bounds(name)))[region[1]]
+        done = np.repeat(
+            self._blocks.of(name, region[0].start), np.diff(self._blocks.bounds(name))
+        )[region[1]]
         if name == "logprob":
             done = done & ~self._unpredicted[region[1]]
         lost = ~np.isfinite(values[0])
@@ -226,26 +247,38 @@ def _is_group(place: Location, name: str) -> bool:
         return False
     kind = {"node_type": "group", "zarr_format": 3}
     others = {"attributes", "consolidated_metadata"}
-    return data is None or {key: value for key, value in document.items() if key not in others} == kind
+    return (
+        data is None or {key: value for key, value in document.items() if key not in others} == kind
+    )
 
 
 def _check_results(place: Location, sizes: Mapping[str, int]) -> tuple[list[Damage], list[str]]:
-    """Objects of analyses' results that are not what was written, and what beside them is none of repsim's."""
+    """Objects of analyses' results that are not what was written, and what beside them is none of
+    repsim's.
+    """
     damages: list[Damage] = []
     foreign: list[str] = []
-    for name in sorted({key.split("/")[1] for key in sizes if key.startswith(f"{RESULTS}/") and key.count("/") > 1}):
+    for name in sorted(
+        {key.split("/")[1] for key in sizes if key.startswith(f"{RESULTS}/") and key.count("/") > 1}
+    ):
         digests, prefix = result_digests(place, name), f"{RESULTS}/{name}/"
         if digests is None:
             foreign.append(f"{RESULTS}/{name}")
             continue
-        sound = bool(digests) and _digest_or_none(ROOT, place.read(prefix + ROOT) or b"") == digests.get(ROOT)
+        sound = bool(digests) and _digest_or_none(
+            ROOT, place.read(prefix + ROOT) or b""
+        ) == digests.get(ROOT)
         for key in sorted(digests) if sound else [ROOT]:
             data = place.read(prefix + key)
             if not sound or data is None or _digest_or_none(key, data) != digests[key]:
                 array, _, chunk = (prefix + key).removesuffix(f"/{ROOT}").partition("/c/")
                 index = tuple(map(int, chunk.split("/"))) if chunk else ()
                 damages.append(Damage(array, index, "whole" if index else "metadata", data is None))
-        foreign += sorted(key for key in sizes if key.startswith(prefix) and key.removeprefix(prefix) not in digests)
+        foreign += sorted(
+            key
+            for key in sizes
+            if key.startswith(prefix) and key.removeprefix(prefix) not in digests
+        )
     return damages, foreign
 
 
@@ -257,21 +290,28 @@ def _digest_or_none(key: str, data: bytes) -> str | None:
 
 
 def restore(place: Location, layout: Layout, damages: Collection[Damage]) -> None:
-    """Writes what describes the store anew, from a layout that is the store's own as far as can be told.
+    """Writes what describes the store anew, from a layout that is the store's own as far as can be
+    told.
 
-    Damaged flags of what is finished are lost with it; check again afterwards, as only a described store can miss
-    states.
+    Damaged flags of what is finished are lost with it; check again afterwards, as only a described
+    store can miss states.
 
     Raises:
         RepsimError: the layout is another one, or the store cannot be written.
     """
     with one_line_errors(place):
-        attributes, damaged = read_attributes(place), {damage.array for damage in damages if is_metadata(damage)}
+        attributes, damaged = (
+            read_attributes(place),
+            {damage.array for damage in damages if is_metadata(damage)},
+        )
         same = "" in damaged or (
-            attributes.get("identity") == layout.identity.to_dict() and attributes.get("extent") == layout.extent
+            attributes.get("identity") == layout.identity.to_dict()
+            and attributes.get("extent") == layout.extent
         )
         if same:
-            group = StoreGroup(place, {**attributes, "extent": layout.extent}, lambda _array, _what: None)
+            group = StoreGroup(
+                place, {**attributes, "extent": layout.extent}, lambda _array, _what: None
+            )
             root: Any = group.zarr
             same = all(
                 np.array_equal(np.asarray(root[str(name)][...]), variable.values)
@@ -295,7 +335,8 @@ def restore(place: Location, layout: Layout, damages: Collection[Damage]) -> Non
 
 
 def invalidate(place: Location, damages: Collection[Damage]) -> None:
-    """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are computed again.
+    """Declares the blocks of damaged chunks unfinished and removes the chunks, so that they are
+    computed again.
 
     A result of an analysis is removed whole: what is left of it would pass for all of it.
 
@@ -304,7 +345,9 @@ def invalidate(place: Location, damages: Collection[Damage]) -> None:
     """
     for damage in damages:
         if is_metadata(damage):
-            raise StoreError(f"{place}: {damage}: it describes the store; capture again, to another --out")
+            raise StoreError(
+                f"{place}: {damage}: it describes the store; capture again, to another --out"
+            )
     with one_line_errors(place):
         group = zarr.open_group(place.zarr, mode="r+", zarr_format=3)
         for damage in damages:
@@ -317,12 +360,16 @@ def invalidate(place: Location, damages: Collection[Damage]) -> None:
         for damage in lost:
             array: Any = group[damage.array]
             told, node = blocks.flags(damage.array, damage.chunk[0])
-            flags[told][node, blocks.touched(damage.array, damage.chunk[1], array.chunks[1])] = False
+            flags[told][node, blocks.touched(damage.array, damage.chunk[1], array.chunks[1])] = (
+                False
+            )
         for name, values in flags.items():
             writable(group, name)[: len(values), : values.shape[1]] = values
         for damage in lost:
             _delete(place, group, damage)
-        if results := tuple({"/".join(damage.array.split("/")[:2]) + "/" for damage in damages if damage.is_result}):
+        if results := tuple(
+            {"/".join(damage.array.split("/")[:2]) + "/" for damage in damages if damage.is_result}
+        ):
             for key in place.sizes():
                 if key.startswith(results):
                     place.delete(key)

@@ -1,13 +1,16 @@
-"""Where a store lives: a folder, or a URL (`s3://`, `gs://`, `az://`, `memory://`). Keys and bytes, not their meaning.
+"""Where a store lives: a folder, or a URL (`s3://`, `gs://`, `az://`, `memory://`). Keys and bytes,
+not their meaning.
 
-Every write is whole or absent: a folder's by renaming a finished file, a bucket's by its own promise. What describes a
-store (metadata, plans, tokens) also survives a power cut: it is on the disk before it takes the place of what was
-there. The states themselves are not waited for; their checksums tell what a power cut took.
+Every write is whole or absent: a folder's by renaming a finished file, a bucket's by its own
+promise. What describes a store (metadata, plans, tokens) also survives a power cut: it is on the
+disk before it takes the place of what was there. The states themselves are not waited for; their
+checksums tell what a power cut took.
 
-A writer that was taken for dead, and wakes, can change nothing. In a folder each writer makes its files on a desk of
-its own, `done/TOKEN.partial/`, and renames them into place; what it deletes, it renames onto its desk. Whoever takes
-over removes the desk first, in one rename, so that every later rename of the old writer fails. In a bucket, an object
-that was read is replaced only if it is still the version that was read.
+A writer that was taken for dead, and wakes, can change nothing. In a folder each writer makes its
+files on a desk of its own, `done/TOKEN.partial/`, and renames them into place; what it deletes, it
+renames onto its desk. Whoever takes over removes the desk first, in one rename, so that every later
+rename of the old writer fails. In a bucket, an object that was read is replaced only if it is still
+the version that was read.
 """
 
 from __future__ import annotations
@@ -41,11 +44,13 @@ if TYPE_CHECKING:
 
 UNSYNCED = ("hidden/c/", "logprob/c/", "statistics/", "done/", "analyses/")
 PARTIAL = ".partial"  # what zarr calls a file that it has not finished
-OURS = re.compile(r"(^|\.)[0-9a-f]{32}\.partial$")  # an unfinished file or a desk, and no file of a user's
+# An unfinished file or a desk, and no file of a user's.
+OURS = re.compile(r"(^|\.)[0-9a-f]{32}\.partial$")
 DESKS = "done"  # the array under which desks lie, where zarr does not look for members
 SOME = 20
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-# A request to a bucket that is not answered in time is sent again for a minute; then the run ends, and can go on.
+# A request to a bucket that is not answered in time is sent again for a minute; then the run ends,
+# and can go on.
 RETRY_SECONDS, REQUEST_SECONDS = 60, 30
 GONE = "moved or removed while it was written"
 _memory: dict[str, Any] = {}
@@ -75,11 +80,14 @@ class Location(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Puts bytes at a key; False, and nothing done, where there are some. Of two at once only one succeeds."""
+        """Puts bytes at a key; False, and nothing done, where there are some. Of two at once only
+        one succeeds.
+        """
 
     @abstractmethod
     def exchange(self, key: str, expected: bytes, data: bytes | None) -> bool:
-        """Replaces these bytes at a key by others, or by none; False, and nothing done, where other bytes are there.
+        """Replaces these bytes at a key by others, or by none; False, and nothing done, where other
+        bytes are there.
 
         Of two at once only one succeeds.
         """
@@ -94,7 +102,9 @@ class Location(ABC):
 
     @abstractmethod
     def enter(self, token: str) -> None:
-        """Makes ready to write as the writer of this token; `take_over` comes before the first write but the lock's."""
+        """Makes ready to write as the writer of this token; `take_over` comes before the first
+        write but the lock's.
+        """
 
     @abstractmethod
     def take_over(self) -> None:
@@ -165,7 +175,9 @@ class LocalFolder(Location):
         self.put(key, data, sync=True)
 
     def put(self, key: str, data: bytes, sync: bool) -> None:
-        """Puts bytes at a key; with `sync` they are on the disk before they take the place of what was there."""
+        """Puts bytes at a key; with `sync` they are on the disk before they take the place of what
+        was there.
+        """
         with self.partial(self.path / key) as partial, partial.open("wb") as file:
             file.write(data)
             if sync:
@@ -174,7 +186,8 @@ class LocalFolder(Location):
 
     @contextmanager
     def partial(self, path: Path) -> Iterator[Path]:
-        """A file to be written, which is then renamed to `path`, if this writer has not been taken over.
+        """A file to be written, which is then renamed to `path`, if this writer has not been taken
+        over.
 
         Raises:
             TakenOver: it has, or the store is gone.
@@ -206,7 +219,9 @@ class LocalFolder(Location):
                 os.link(partial, path)  # unlike a rename it never replaces what is there
         except FileExistsError:
             if path.is_dir():
-                raise StoreError(f"{self}: {key} is a folder, where a file should be; remove it") from None
+                raise StoreError(
+                    f"{self}: {key} is a folder, where a file should be; remove it"
+                ) from None
             return False
         except OSError as problem:
             if problem.errno not in NO_LINKS:
@@ -307,7 +322,9 @@ class LocalFolder(Location):
             if parent == self.path:
                 return
             if parent.is_symlink():
-                raise StoreError(f"{self}: {parent.name} is a link to another folder, which repsim does not write to")
+                raise StoreError(
+                    f"{self}: {parent.name} is a link to another folder, which repsim does not write to"
+                )
 
     def sizes(self) -> dict[str, int]:
         found = {}
@@ -323,7 +340,9 @@ class LocalFolder(Location):
     def sample_keys(self) -> set[str]:
         if self.path.exists() and not self.path.is_dir():
             return {self.path.name}
-        files = (path for path in self.path.rglob("*") if path.is_file() and not self._is_partial(path))
+        files = (
+            path for path in self.path.rglob("*") if path.is_file() and not self._is_partial(path)
+        )
         return {path.relative_to(self.path).as_posix() for path in islice(files, SOME)}
 
     def _is_partial(self, path: Path) -> bool:
@@ -352,11 +371,14 @@ class LocalFolder(Location):
 
 
 class Bucket(Location):
-    """A prefix in an object store, by obstore; credentials come from the environment (`AWS_ACCESS_KEY_ID`, ...)."""
+    """A prefix in an object store, by obstore; credentials come from the environment
+    (`AWS_ACCESS_KEY_ID`, ...).
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text.rstrip("/"))
-        self.versions: dict[str, Any] | None = None  # of what a writer has read or written; None of no object
+        # Of what a writer has read or written; None of no object.
+        self.versions: dict[str, Any] | None = None
         _ = self._bucket  # so that a wrong URL is refused here
 
     @cached_property
@@ -420,7 +442,9 @@ class Bucket(Location):
         self.versions[key] = version_of(put)
 
     def _put(self, key: str, data: bytes, mode: Any) -> Any:
-        """Puts bytes if nothing else is there; again for a while, as obstore does not where they may have arrived."""
+        """Puts bytes if nothing else is there; again for a while, as obstore does not where they
+        may have arrived.
+        """
         from obstore.exceptions import GenericError
 
         end = time.monotonic() + RETRY_SECONDS
@@ -448,7 +472,8 @@ class Bucket(Location):
             version = version_of(there.meta)
             if bytes(there.bytes()) != expected:
                 return False
-            self._put(key, data or b"", version)  # to delete only if it is the same, buckets do not offer
+            # To delete only if it is the same, buckets do not offer.
+            self._put(key, data or b"", version)
         except (FileNotFoundError, PreconditionError):
             return False
         return True
@@ -478,7 +503,8 @@ class Bucket(Location):
         return {entry["path"] for entry in next(iter(self._bucket.list(chunk_size=SOME)), [])}
 
     def remove(self) -> None:
-        if keys := sorted(self.sizes(), key="zarr.json".__ne__):  # first: without it the rest is no store
+        # First: without it the rest is no store.
+        if keys := sorted(self.sizes(), key="zarr.json".__ne__):
             self._bucket.delete(keys)
 
     @property
@@ -500,7 +526,9 @@ def version_of(meta: Mapping[str, Any]) -> UpdateVersion:
 
 
 class _FencedStore(LocalStore):
-    """Zarr's folder store; writes by way of the writer's desk, and all but the bulk of a capture waits for the disk."""
+    """Zarr's folder store; writes by way of the writer's desk, and all but the bulk of a capture
+    waits for the disk.
+    """
 
     def __init__(self, place: LocalFolder, *, read_only: bool = False) -> None:
         super().__init__(place.path, read_only=read_only)
@@ -528,7 +556,9 @@ class _FencedStore(LocalStore):
 
 
 class _VersionedStore(ObjectStore[Any]):
-    """Zarr's object store; a writer replaces an object only if it is still the one that it read, or wrote, last."""
+    """Zarr's object store; a writer replaces an object only if it is still the one that it read, or
+    wrote, last.
+    """
 
     def __init__(self, place: Bucket, bucket: Any, *, read_only: bool = False) -> None:
         super().__init__(bucket, read_only=read_only)
@@ -538,7 +568,10 @@ class _VersionedStore(ObjectStore[Any]):
         return _VersionedStore(self._place, self.store, read_only=read_only)
 
     async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         prototype = prototype or default_buffer_prototype()
         if self._place.versions is None or byte_range is not None:

@@ -1,10 +1,10 @@
 """One writer per store: an advisory lock with a heartbeat; the lock of a dead writer is taken over.
 
-The lock is an object in the store, made only where there is none. Its owner rewrites it every ten seconds. On the
-owner's own machine a process that is gone has lost it; seen from another machine, an owner that gives no sign of life
-for forty seconds has. Clocks are not compared. Taking over is one exchange of the dead owner's bytes for one's own, so
-of several that try, one succeeds. A writer that was taken for dead, and wakes, can change nothing any more
-(`repsim.storage.location`).
+The lock is an object in the store, made only where there is none. Its owner rewrites it every ten
+seconds. On the owner's own machine a process that is gone has lost it; seen from another machine,
+an owner that gives no sign of life for forty seconds has. Clocks are not compared. Taking over is
+one exchange of the dead owner's bytes for one's own, so of several that try, one succeeds. A writer
+that was taken for dead, and wakes, can change nothing any more (`repsim.storage.location`).
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Owner:
 class WriterLock:
     """Held while a store is written: `with Lock(place) as lock`.
 
-    after_crash: whether it was taken over from a writer on a machine that has been started anew since, or on another
-        one, or was damaged, so that a power cut may have taken what was written last.
+    after_crash: whether it was taken over from a writer on a machine that has been started anew
+        since, or on another one, or was damaged, so that a power cut may have taken what was
+        written last.
     Raises:
         RepsimError: a living writer holds it; on `check`, if another one has taken it over.
     """
@@ -75,7 +76,11 @@ class WriterLock:
     def __init__(self, place: Location) -> None:
         self._place = place
         self._me = Owner(
-            os.getpid(), socket.gethostname(), psutil.Process().create_time(), _machine(), uuid.uuid4().hex
+            os.getpid(),
+            socket.gethostname(),
+            psutil.Process().create_time(),
+            _machine(),
+            uuid.uuid4().hex,
         )
         self._stop = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -100,13 +105,18 @@ class WriterLock:
                 while not self._place.create(KEY, self._me.bytes) and self._mine() is None:
                     self._succeed_the_dead()
                 self._place.take_over()
-                self._place.renew(KEY, self._me.bytes, self._me.bytes)  # the dead one may have had a last beat
+                # The dead one may have had a last beat.
+                self._place.renew(KEY, self._me.bytes, self._me.bytes)
                 return
-            except TakenOver:  # somebody else has begun meanwhile: look at what he does, and who he is
+            except TakenOver:
+                # Somebody else has begun meanwhile: look at what he does, and who he is.
                 self._place.enter(self._me.token)
 
     def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._beating.join()  # otherwise it could write the lock again
@@ -131,15 +141,23 @@ class WriterLock:
             raise TakenOver(self._place, owner and f"taken over by {owner}")
 
     def _succeed_the_dead(self) -> None:
-        """Puts our lock in the place of one whose owner is dead; the loop around it sees whether that succeeded."""
+        """Puts our lock in the place of one whose owner is dead; the loop around it sees whether
+        that succeeded.
+        """
         data = self._place.read(KEY)
         if data is None:  # released this moment
             return
         owner = _parse(data)
         if owner is not None and self._alive(owner):
-            raise StoreLocked(f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out")
+            raise StoreLocked(
+                f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out"
+            )
         if self._place.exchange(KEY, data, self._me.bytes):
-            log.info("%s: %s is gone; its lock is taken over", self._place, owner or "the owner of a damaged lock")
+            log.info(
+                "%s: %s is gone; its lock is taken over",
+                self._place,
+                owner or "the owner of a damaged lock",
+            )
             self.after_crash = owner is None or owner.machine != self._me.machine
 
     def _alive(self, owner: Owner) -> bool:
@@ -164,8 +182,11 @@ class WriterLock:
             try:
                 self._me = replace(self._me, beat=self._me.beat + 1)
                 there = self._mine()
-                # a request to a bucket whose answer was lost may have renewed it, and be refused when it is sent again
-                if there is None or not (self._place.renew(KEY, there, self._me.bytes) or self._mine() is not None):
+                # a request to a bucket whose answer was lost may have renewed it, and be refused
+                # when it is sent again
+                if there is None or not (
+                    self._place.renew(KEY, there, self._me.bytes) or self._mine() is not None
+                ):
                     self._lost = True
                     return
             except Exception as problem:  # a full disk or a slow network: try again

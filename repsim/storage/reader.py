@@ -1,4 +1,6 @@
-"""What an open store is, whatever it holds: where it lies, what it is of, which plans it has, what made it."""
+"""What an open store is, whatever it holds: where it lies, what it is of, which plans it has, what
+made it.
+"""
 
 from __future__ import annotations
 
@@ -87,18 +89,33 @@ class StoreReader:
         Among these are its file name and the folders above it, the nearest first.
         """
         identity = self.identity
-        of = {name: str(identity.get(name) or "") for name in ("stack", "compute_dtype", "revision", "tokens")}
-        path = str(self.path.absolute() if isinstance(self.path, Path) else self.path).removesuffix(".zarr")
+        of = {
+            name: str(identity.get(name) or "")
+            for name in ("stack", "compute_dtype", "revision", "tokens")
+        }
+        path = str(self.path.absolute() if isinstance(self.path, Path) else self.path).removesuffix(
+            ".zarr"
+        )
         folders = [*reversed(path.strip("/").split("/")), *[""] * FOLDERS][:FOLDERS]
-        return {"over": self.over, **of, **{f"folder {row}": name for row, name in enumerate(folders)}}
+        return {
+            "over": self.over,
+            **of,
+            **{f"folder {row}": name for row, name in enumerate(folders)},
+        }
 
     @property
     def stack(self) -> str:
-        """Whose states these are, where the stack had to be named; of an older store as far as its command says."""
+        """Whose states these are, where the stack had to be named; of an older store as far as its
+        command says.
+        """
         if (path := self.identity.get("stack")) is not None:
             return str(path)
         path = self.dataset.attrs["requests"][0].get("stack")
-        return "found by itself" if path is None else f"{path} by its command; tokens not checked, capture it again"
+        return (
+            "found by itself"
+            if path is None
+            else f"{path} by its command; tokens not checked, capture it again"
+        )
 
     @property
     def layers(self) -> int:
@@ -107,7 +124,9 @@ class StoreReader:
 
     @property
     def replay(self) -> str:
-        """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain, padded)`."""
+        """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain,
+        padded)`.
+        """
         return state_store.verdict_in(self.dataset.attrs).text
 
     @cached_property
@@ -115,7 +134,8 @@ class StoreReader:
         """The plans in the store, with the names they were asked for by."""
         names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
         return tuple(
-            NamedPlan(str(name), parse_plan(str(text), self.layers)) for name, text in zip(names, texts, strict=True)
+            NamedPlan(str(name), parse_plan(str(text), self.layers))
+            for name, text in zip(names, texts, strict=True)
         )
 
     @property
@@ -132,16 +152,18 @@ class StoreReader:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        # pandas escapes the cells and draws the table as notebooks know it; xarray escapes what it shows
+        # pandas escapes the cells and draws the table as notebooks know it; xarray escapes what it
+        # shows
         facts = pd.Series({name: printable(value) for name, value in self._facts().items()})
-        return (
-            f"<b>repsim.{type(self).__name__}</b> {facts.to_frame().to_html(header=False)}{self.dataset._repr_html_()}"
-        )
+        return f"<b>repsim.{type(self).__name__}</b> {facts.to_frame().to_html(header=False)}{self.dataset._repr_html_()}"
 
 
 def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
     """Requests that a store keeps, as commands for the shell."""
-    return [_command(maker, request, path, ["--append"] * bool(row)) for row, request in enumerate(requests)]
+    return [
+        _command(maker, request, path, ["--append"] * bool(row))
+        for row, request in enumerate(requests)
+    ]
 
 
 def _command(maker: str, request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:

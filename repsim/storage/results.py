@@ -1,7 +1,8 @@
 """Results of analyses, kept with the store they are of: a group each, whole or not there.
 
-A result is made beside the place where it belongs, and then takes it in one step. Its group's attributes hold digests
-of all its objects, so that a result that was damaged, or half copied, is told from a whole one.
+A result is made beside the place where it belongs, and then takes it in one step. Its group's
+attributes hold digests of all its objects, so that a result that was damaged, or half copied, is
+told from a whole one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ AT_WORKING_FOLDER = -100
 
 
 def write_result(place: Location, name: str, result: xr.Dataset) -> None:
-    """Keeps an analysis's result with the store; a result of the same name is replaced once the new one is whole.
+    """Keeps an analysis's result with the store; a result of the same name is replaced once the new
+    one is whole.
 
     Raises:
         RepsimError: the store cannot be written to.
@@ -40,14 +42,17 @@ def write_result(place: Location, name: str, result: xr.Dataset) -> None:
     objects = _objects_of(result)
     root = json.loads(objects[ROOT])
     del objects[ROOT]
-    root["attributes"][DIGESTS] = {key: object_digest(key, value) for key, value in sorted(objects.items())}
+    root["attributes"][DIGESTS] = {
+        key: object_digest(key, value) for key, value in sorted(objects.items())
+    }
     root["attributes"][DIGESTS][ROOT] = object_digest(ROOT, json.dumps(root).encode())
     data = json.dumps(root, indent=2).encode()
     with one_line_errors(place, advice=ADVICE):
         if isinstance(place, LocalFolder):
             _swap_in(place, name, {**objects, ROOT: data})
             return
-        # In a bucket nothing can be swapped: a result that is cut short here does not have the digests of its objects.
+        # In a bucket nothing can be swapped: a result that is cut short here does not have the
+        # digests of its objects.
         prefix = f"{RESULTS}/{name}/"
         for key, value in objects.items():
             place.write(prefix + key, value)
@@ -106,7 +111,8 @@ def _exchange(made: Path, target: Path) -> None:
 
 
 def result_digests(place: Location, name: str) -> dict[str, str] | None:
-    """Key → digest of a result's objects, as its group has them; None where it is no result of repsim's.
+    """Key → digest of a result's objects, as its group has them; None where it is no result of
+    repsim's.
 
     Of a group that was cut short, or damaged where its digests stood, there are none.
     """
@@ -121,7 +127,9 @@ def result_digests(place: Location, name: str) -> dict[str, str] | None:
 
 
 def object_digest(key: str, data: bytes) -> str:
-    """16 hexadecimal digits of one of a result's objects; of its group's metadata without this very digest."""
+    """16 hexadecimal digits of one of a result's objects; of its group's metadata without this very
+    digest.
+    """
     if key == ROOT:
         root = json.loads(data)
         root["attributes"][DIGESTS].pop(ROOT, None)

@@ -1,10 +1,12 @@
 """Scores on disk: one zarr v3 group an evaluation, opened by xarray.
 
-`log_likelihood[plan, request]`, `is_greedy[plan, request]` and, where text was generated, `response[plan, request]` are
-what the model answered; `score[plan, example, metric]` and `aggregate[plan, task, metric]` what lm-eval makes of it.
-`done[plan, block]` says which answers are there: a block is a run of examples, and is written after them. The arrays
-are small: a writer holds them whole, and puts whole chunks, each with its checksum, to disk. The root's attribute
-`extent` says how much of them counts, so that an evaluation grows in one step. Knows neither models nor tasks.
+`log_likelihood[plan, request]`, `is_greedy[plan, request]` and, where text was generated,
+`response[plan, request]` are what the model answered; `score[plan, example, metric]` and
+`aggregate[plan, task, metric]` what lm-eval makes of it. `done[plan, block]` says which answers are
+there: a block is a run of examples, and is written after them. The arrays are small: a writer holds
+them whole, and puts whole chunks, each with its checksum, to disk. The root's attribute `extent`
+says how much of them counts, so that an evaluation grows in one step. Knows neither models nor
+tasks.
 """
 
 from __future__ import annotations
@@ -61,14 +63,19 @@ FILLED: dict[str, tuple[tuple[str, ...], Any, Any, tuple[int, ...]]] = {
     "done": ((PLAN, BLOCK), np.dtype(bool), False, (64, 256)),
 }
 ABOUT = {
-    "log_likelihood": {"units": "nat", "long_name": "log-likelihood of the continuation, or of the whole text"},
-    "is_greedy": {"long_name": "whether greedy decoding gives the continuation; -1 where it was not measured"},
+    "log_likelihood": {
+        "units": "nat",
+        "long_name": "log-likelihood of the continuation, or of the whole text",
+    },
+    "is_greedy": {
+        "long_name": "whether greedy decoding gives the continuation; -1 where it was not measured"
+    },
     "response": {"long_name": "what the model wrote"},
     "score": {"long_name": "lm-eval's metric of one example"},
     "aggregate": {"long_name": "lm-eval's metric of the whole task"},
 }
-# What `paper_cache` is in a store's attributes where it is not False. True in older stores is another procedure: each
-# layer's own mean over the rounds of a loop, which is not the paper's.
+# What `paper_cache` is in a store's attributes where it is not False. True in older stores is
+# another procedure: each layer's own mean over the rounds of a loop, which is not the paper's.
 PAPER_CACHE = "one past per parallel step"
 WRITE_SECONDS = 2.0  # of work that a kill may cost, beside the plan under way
 
@@ -80,7 +87,8 @@ class Layout:
     identity: what the numbers depend on.
     layers: the model's T.
     plans: with their names.
-    tasks: columns task, version, digest, shots, gold_count (a tuple, see `repsim.evaluation.tasks.Benchmark`).
+    tasks: columns task, version, digest, shots, gold_count (a tuple, see
+    `repsim.evaluation.tasks.Benchmark`).
     metrics: columns task, metric, aggregation, better (whether higher is better).
     examples: columns task, doc, choices, gold, block; a block's examples are neighbours.
     requests: columns task, doc, choice, digest, example (its number); in the order of the examples.
@@ -112,7 +120,12 @@ class Layout:
         """Sizes of the store's dimensions."""
         sizes = {PLAN: len(self.plans), TASK: len(self.tasks), METRIC: len(self.metric_names)}
         sizes[CHOICE] = max(1, *map(len, self.tasks["gold_count"]))
-        return {**sizes, EXAMPLE: len(self.examples), REQUEST: len(self.requests), BLOCK: self.blocks}
+        return {
+            **sizes,
+            EXAMPLE: len(self.examples),
+            REQUEST: len(self.requests),
+            BLOCK: self.blocks,
+        }
 
     def examples_of(self, block: int) -> slice:
         """Where a block's examples stand."""
@@ -121,7 +134,9 @@ class Layout:
 
     def requests_of(self, examples: slice) -> slice:
         """Where the requests of neighbouring examples stand."""
-        first, last = np.searchsorted(self.requests["example"].to_numpy(), (examples.start, examples.stop))
+        first, last = np.searchsorted(
+            self.requests["example"].to_numpy(), (examples.start, examples.stop)
+        )
         return slice(int(first), int(last))
 
     @property
@@ -137,7 +152,12 @@ class Writer:
     """
 
     def __init__(
-        self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock, values: dict[str, Any]
+        self,
+        place: Location,
+        group: zarr.Group,
+        layout: Layout,
+        lock: WriterLock,
+        values: dict[str, Any],
     ) -> None:
         self._place, self._layout, self._lock, self.values = place, layout, lock, values
         self._group = group
@@ -152,7 +172,8 @@ class Writer:
         return found
 
     def put(self, plan: int, block: int, **answers: Any) -> None:
-        """One plan's answers of one block, by the names of the arrays; on disk within seconds of work.
+        """One plan's answers of one block, by the names of the arrays; on disk within seconds of
+        work.
 
         Raises:
             RepsimError: the disk is full, or another writer has taken the store over.
@@ -187,7 +208,10 @@ class Writer:
             for name in self._layout.filled:  # `done` is the last of them
                 rows, columns = FILLED[name][3][:2]
                 for row, column in sorted(self._unwritten[name]):
-                    piece = slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns)
+                    piece = (
+                        slice(row * rows, (row + 1) * rows),
+                        slice(column * columns, (column + 1) * columns),
+                    )
                     self._arrays[name][piece] = self.values[name][piece]
                 self._unwritten[name].clear()
         self._written = time.monotonic()
@@ -211,7 +235,8 @@ def prepare(place: Location, layout: Layout, lock: WriterLock, *, repair: bool =
         values[name] = np.full([layout.extent[dim] for dim in dims], empty, dtype)
         if name in before:
             values[name][tuple(slice(size) for size in before[name].shape)] = before[name]
-    for column, task in enumerate(layout.tasks["task"]):  # what was aggregated of a part of the examples is no more
+    # What was aggregated of a part of the examples is no more.
+    for column, task in enumerate(layout.tasks["task"]):
         blocks = layout.examples["block"][layout.examples["task"] == task]
         values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
     with one_line_errors(place):
@@ -224,9 +249,9 @@ def prepare(place: Location, layout: Layout, lock: WriterLock, *, repair: bool =
             grow(place, group, {name: layout.extent for name in names if name in group})
             for key, variable in described.variables.items():
                 dims = tuple(map(str, variable.dims))
-                state_store.create_or_resize(group, str(key), dims, variable.shape, variable.dtype)[...] = (
-                    variable.values
-                )
+                state_store.create_or_resize(group, str(key), dims, variable.shape, variable.dtype)[
+                    ...
+                ] = variable.values
             # `done` comes first: what is lost must not pass for finished if this is cut short
             for name, array in sorted(values.items(), key=lambda item: item[0] != "done"):
                 dims, dtype, empty, chunks = FILLED[name]
@@ -236,7 +261,9 @@ def prepare(place: Location, layout: Layout, lock: WriterLock, *, repair: bool =
                 )
                 sized[...] = array
             group.require_group(RESULTS)
-            names_of_coordinates = [str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)]
+            names_of_coordinates = [
+                str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)
+            ]
             described_by = {
                 "coordinates": " ".join([*names_of_coordinates, "done"]),
                 "arrays": array_digests(place, names),
@@ -264,9 +291,12 @@ def coordinates(layout: Layout) -> xr.Dataset:
     grid = pd.MultiIndex.from_product([layout.tasks["task"], layout.metric_names])
     shape = len(layout.tasks), len(layout.metric_names)
     aggregation = table["aggregation"].reindex(grid, fill_value="").to_numpy(object).reshape(shape)
-    better = table["better"].astype(int).reindex(grid, fill_value=-1).to_numpy("int8").reshape(shape)
+    better = (
+        table["better"].astype(int).reindex(grid, fill_value=-1).to_numpy("int8").reshape(shape)
+    )
 
-    gold_count = np.full((len(layout.tasks), layout.extent[CHOICE]), -1, np.int64)  # -1: not known, or no such choice
+    # -1: not known, or no such choice.
+    gold_count = np.full((len(layout.tasks), layout.extent[CHOICE]), -1, np.int64)
     for row, counts in enumerate(layout.tasks["gold_count"]):
         gold_count[row, : len(counts)] = counts
 
@@ -309,16 +339,20 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     data = dataset[[*dataset.coords]].load()
 
     def table(**columns: str) -> pd.DataFrame:
-        return pd.DataFrame({name: np.asarray(data[of].values.tolist()) for name, of in columns.items()}).astype(
-            {name: object for name, of in columns.items() if data[of].dtype.kind not in "iub"}
-        )
+        return pd.DataFrame(
+            {name: np.asarray(data[of].values.tolist()) for name, of in columns.items()}
+        ).astype({name: object for name, of in columns.items() if data[of].dtype.kind not in "iub"})
 
     tasks = table(task=TASK, version="task_version", digest="task_digest", shots="num_fewshot")
     tasks["gold_count"] = [()] * len(tasks)  # as stores from before it was kept
     if "gold_count" in data:
         tasks["gold_count"] = [tuple(row[row >= 0].tolist()) for row in data["gold_count"].values]
     examples = table(
-        task="example_task", doc="example_doc", choices="example_choices", gold="example_gold", block="block"
+        task="example_task",
+        doc="example_doc",
+        choices="example_choices",
+        gold="example_gold",
+        block="block",
     )
     requests = table(
         task="request_task",
@@ -330,7 +364,10 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     rows = [
         {"task": str(task), "metric": str(metric), "aggregation": str(name), "better": bool(better)}
         for task, names, betters in zip(
-            data[TASK].values, data["aggregation"].values, data["higher_is_better"].values, strict=True
+            data[TASK].values,
+            data["aggregation"].values,
+            data["higher_is_better"].values,
+            strict=True,
         )
         for metric, name, better in zip(data[METRIC].values, names, betters, strict=True)
         if better >= 0
@@ -339,16 +376,20 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
 
 
 def check(place: Location, *, repair: bool) -> None:
-    """Refuses a damaged store; it is small enough to be read whole. Nothing is finished where `done` is repaired.
+    """Refuses a damaged store; it is small enough to be read whole. Nothing is finished where
+    `done` is repaired.
 
     Raises:
-        RepsimError: what describes the store is damaged, or anything is and `repair` was not asked for.
+        RepsimError: what describes the store is damaged, or anything is and `repair` was not asked
+            for.
     """
     for damage in integrity.check(place).damages:
         if damage.is_result:
             continue
         if is_metadata(damage):
-            raise StoreDamaged(f"{place}: {damage}: it describes the store; evaluate again, to another --out")
+            raise StoreDamaged(
+                f"{place}: {damage}: it describes the store; evaluate again, to another --out"
+            )
         if not repair:
             raise StoreDamaged(f"{place}: {damage}; add --repair")
         if damage.array == "done":
@@ -361,7 +402,9 @@ def is_metadata(damage: integrity.Damage) -> bool:
 
 
 def _read_existing(place: Location, repair: bool) -> dict[str, Any]:
-    """What blocks have filled so far; with `repair` without what is damaged, which then counts as not finished."""
+    """What blocks have filled so far; with `repair` without what is damaged, which then counts as
+    not finished.
+    """
     opened = StoreGroup.open(place)
     group: Any = opened.zarr
     damages: Sequence[integrity.Damage] = integrity.check(place).damages if repair else ()
@@ -374,11 +417,15 @@ def _read_existing(place: Location, repair: bool) -> dict[str, Any]:
             shape = [opened.extent[dim] for dim in dims]
             lost = {damage.chunk for damage in damages if damage.array == name}
             found[name] = np.full(shape, empty, dtype)
-            for chunk in np.ndindex(*(-(-size // along) for size, along in zip(shape, chunks, strict=True))):
+            for chunk in np.ndindex(
+                *(-(-size // along) for size, along in zip(shape, chunks, strict=True))
+            ):
                 if chunk in lost:
                     continue
                 corner = zip(chunk, chunks, shape, strict=True)
-                region = tuple(slice(i * along, min((i + 1) * along, size)) for i, along, size in corner)
+                region = tuple(
+                    slice(i * along, min((i + 1) * along, size)) for i, along, size in corner
+                )
                 found[name][region] = array[region]
     _forget(group, found, damages)
     return found
@@ -388,7 +435,10 @@ def _forget(group: zarr.Group, found: dict[str, Any], damages: Sequence[integrit
     """Blocks that lost an answer or a score count as not finished."""
     coordinates: Any = group
     block = coordinates["block"][: found["score"].shape[1]]
-    blocks = {EXAMPLE: block, REQUEST: block[coordinates["request_example"][: found["log_likelihood"].shape[1]]]}
+    blocks = {
+        EXAMPLE: block,
+        REQUEST: block[coordinates["request_example"][: found["log_likelihood"].shape[1]]],
+    }
     for damage in damages:
         dims, _, _, chunks = FILLED.get(damage.array, ((), None, None, ()))
         if len(dims) > 1 and dims[1] in blocks:

@@ -1,11 +1,12 @@
 """What is on disk: one zarr v3 group a capture, written block by block, opened by xarray.
 
-`hidden[node, token, unit]` is chunked one node by a run of tokens, so a state, or a run of tokens at every node, reads
-in few pieces. `done[node, block]` says which nodes' states of which samples are there; it is written after them, and
-what it does not name is not believed. A chunk that a block's end falls into is rewritten whole by the next block; both
-versions hold the finished tokens. The root's attribute `extent` says how much of the arrays counts, so that a store
-grows in one step, whenever the process dies. Every chunk carries a checksum. This module takes arrays; it knows neither
-models nor plans' meaning.
+`hidden[node, token, unit]` is chunked one node by a run of tokens, so a state, or a run of tokens
+at every node, reads in few pieces. `done[node, block]` says which nodes' states of which samples
+are there; it is written after them, and what it does not name is not believed. A chunk that a
+block's end falls into is rewritten whole by the next block; both versions hold the finished tokens.
+The root's attribute `extent` says how much of the arrays counts, so that a store grows in one step,
+whenever the process dies. Every chunk carries a checksum. This module takes arrays; it knows
+neither models nor plans' meaning.
 """
 
 from __future__ import annotations
@@ -71,15 +72,18 @@ from repsim.storage.lock import WriterLock
 CHUNK_BYTES = 2 << 20  # of float16 states
 WRITE_BYTES = 16 << 20  # of states that are written together
 STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
-REPLAY = "replay"  # attribute: how far the replay was proven to be the model; stores made before have none
-# Chunks of what describes the store, so large that each array is one or a few and so fixed that it can grow.
+# Attribute: how far the replay was proven to be the model; stores made before have none.
+REPLAY = "replay"
+# Chunks of what describes the store, so large that each array is one or a few and so fixed that it
+# can grow.
 CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 4096}
 CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096, CHOICE: 16}
 DONE_CHUNKS = {NODE: 1024, BLOCK: 64}  # rewritten after every few states, so smaller
 GO_ON = "make that good, and the same command goes on"
 MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory
 COMPRESSION = ("none", "fast", "small")
-KEEP_WHOLE = {"write_empty_chunks": True}  # else zarr compares every chunk with NaN, which takes longer than writing
+# Else zarr compares every chunk with NaN, which takes longer than writing.
+KEEP_WHOLE = {"write_empty_chunks": True}
 
 
 def check_form(dtype: str, compression: str) -> None:
@@ -159,7 +163,9 @@ class Layout:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens a chunk: a power of two, 64 to 4096, about 2 MiB of float16 states, no more than there are."""
+        """Tokens a chunk: a power of two, 64 to 4096, about 2 MiB of float16 states, no more than
+        there are.
+        """
         fits = max(64, min(4096, CHUNK_BYTES // (2 * self.units)))
         return min(1 << (fits.bit_length() - 1), self.tokens)
 
@@ -173,16 +179,21 @@ class Layout:
     def bytes_of(self, blocks: NDArray[np.bool_]) -> int:
         """Size on disk of these states and statistics, `[node, block]`, before compression."""
         tokens, samples = np.diff(self.token_starts), np.array(self.blocks)
-        chunks = -(-(blocks.astype(np.int64) @ tokens) // self.chunk_tokens)  # `[node]`; a chunk is whole on disk
+        # `[node]`; a chunk is whole on disk.
+        chunks = -(-(blocks.astype(np.int64) @ tokens) // self.chunk_tokens)
         states = chunks.sum() * self.chunk_tokens * self.units * np.dtype(self.dtype).itemsize
         ends = list(self.trie.ends)
-        widths = np.array([sum(self.widths(len(path)).values()) for path in self.trie.paths], np.int64)
+        widths = np.array(
+            [sum(self.widths(len(path)).values()) for path in self.trie.paths], np.int64
+        )
         total = 8 * widths @ (blocks[ends] @ samples) + states * self.keep
         return int(total + 4 * chunks[ends].sum() * self.chunk_tokens * self.logprobs)
 
     def widths(self, states: int) -> dict[str, int]:
         """How many values each statistic has for a plan of so many states."""
-        return {statistic.name: statistic.width(states, self.units) for statistic in self.statistics}
+        return {
+            statistic.name: statistic.width(states, self.units) for statistic in self.statistics
+        }
 
 
 class Writer:
@@ -191,12 +202,20 @@ class Writer:
     done: `[node, block]`, what is finished.
     """
 
-    def __init__(self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock) -> None:
+    def __init__(
+        self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock
+    ) -> None:
         self._place, self._group, self._layout, self._lock = place, group, layout, lock
         self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
-        self._statistics = {item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics}
+        self._statistics = {
+            item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics
+        }
         self._done, self._predicted = writable(group, "done"), writable(group, "predicted")
-        self._chunks = ChunkFiles(place) if isinstance(place, LocalFolder) and layout.compression == "none" else None
+        self._chunks = (
+            ChunkFiles(place)
+            if isinstance(place, LocalFolder) and layout.compression == "none"
+            else None
+        )
         self.done: NDArray[np.bool_] = np.asarray(self._done[:])
         self.predicted = None if self._predicted is None else np.asarray(self._predicted[:])
         self._block = 0
@@ -205,9 +224,13 @@ class Writer:
         self._waiting: list[tuple[int, NDArray[Any], NDArray[np.float32] | None]] = []
 
     def pending(self, block: int) -> frozenset[int]:
-        """Nodes that this block lacks: their states, or log-probabilities of a plan that ends there."""
+        """Nodes that this block lacks: their states, or log-probabilities of a plan that ends
+        there.
+        """
         predicted = None if self.predicted is None else self.predicted[:, block, None]
-        return frozenset(np.flatnonzero(missing_in(self._layout, self.done[:, block, None], predicted)).tolist())
+        return frozenset(
+            np.flatnonzero(missing_in(self._layout, self.done[:, block, None], predicted)).tolist()
+        )
 
     def note_replay(self, verdict: ReplayVerdict) -> None:
         """Keeps how far the replay was proven to be the model."""
@@ -223,8 +246,11 @@ class Writer:
             self._lock.check()
         self._block = block
 
-    def write(self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None = None) -> None:
-        """One node's states for the block under way; they reach the disk with their neighbours', at `flush` at last.
+    def write(
+        self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None = None
+    ) -> None:
+        """One node's states for the block under way; they reach the disk with their neighbours', at
+        `flush` at last.
 
         Args:
             node: index in the trie.
@@ -240,9 +266,13 @@ class Writer:
                 f"states {hidden.dtype}{list(hidden.shape)} do not fit block {self._block} of {self._place}: "
                 f"{self._layout.dtype}{list(expected)}"
             )
-        if logprob is not None and (logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32):
+        if logprob is not None and (
+            logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32
+        ):
             found = f"{logprob.dtype}{list(logprob.shape)}"
-            raise StoreError(f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}")
+            raise StoreError(
+                f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}"
+            )
         if self._waiting and node != self._waiting[-1][0] + 1:
             self.flush()
         self._waiting.append((node, hidden, logprob))
@@ -250,7 +280,9 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the waiting nodes, which are neighbours, in one call: zarr writes their chunks side by side."""
+        """Writes the waiting nodes, which are neighbours, in one call: zarr writes their chunks
+        side by side.
+        """
         if not self._waiting:
             return
         nodes = [node for node, _, _ in self._waiting]
@@ -269,9 +301,13 @@ class Writer:
         self._mark()
 
     def _put(self, node: int, first: int, states: list[NDArray[Any]]) -> None:
-        """States of neighbouring nodes from the token `first` on; whole chunks past zarr where that is faster."""
+        """States of neighbouring nodes from the token `first` on; whole chunks past zarr where that
+        is faster.
+        """
         if self._chunks is None:
-            self._hidden[node : node + len(states), first : first + len(states[0])] = np.stack(states)
+            self._hidden[node : node + len(states), first : first + len(states[0])] = np.stack(
+                states
+            )
             return
         size, last = self._hidden.chunks[1], first + len(states[0])
         begin, end = -(-first // size), last // size  # chunks that are whole
@@ -282,16 +318,24 @@ class Writer:
                 self._hidden[node : node + len(states), left:right] = piece
         self._chunks.put(
             [
-                (chunk_path(self._place, self._hidden, node + row, chunk), hidden[chunk * size - first :][:size])
+                (
+                    chunk_path(self._place, self._hidden, node + row, chunk),
+                    hidden[chunk * size - first :][:size],
+                )
                 for row, hidden in enumerate(states)
                 for chunk in range(begin, end)
             ]
         )
 
     def write_statistics(
-        self, plan: int, values: Mapping[str, NDArray[np.float64]], logprob: NDArray[np.float32] | None = None
+        self,
+        plan: int,
+        values: Mapping[str, NDArray[np.float64]],
+        logprob: NDArray[np.float32] | None = None,
     ) -> None:
-        """One plan's statistics of the block under way: name → `[sample, value]`, and `[token]` log-probabilities."""
+        """One plan's statistics of the block under way: name → `[sample, value]`, and `[token]`
+        log-probabilities.
+        """
         first, last = self._layout.sample_starts[self._block : self._block + 2]
         node = self._layout.trie.ends[plan]
         with one_line_errors(self._place, advice=GO_ON):
@@ -306,7 +350,9 @@ class Writer:
         """Takes the block under way for finished at these nodes, on disk within a second of work."""
         self.done[nodes, self._block] = True
         if self.predicted is not None:
-            self.predicted[[node for node in nodes if node in self._layout.trie.ends], self._block] = True
+            self.predicted[
+                [node for node in nodes if node in self._layout.trie.ends], self._block
+            ] = True
         self._unmarked.update(nodes)
         if time.monotonic() - self._marked > MARK_SECONDS:
             self._mark()
@@ -316,7 +362,8 @@ class Writer:
         left = self._block // columns * columns
         with one_line_errors(self._place, advice=GO_ON):
             for top in sorted({node // rows * rows for node in self._unmarked}):
-                piece = slice(top, top + rows), slice(left, left + columns)  # a whole chunk: nothing is read
+                # A whole chunk: nothing is read.
+                piece = slice(top, top + rows), slice(left, left + columns)
                 self._done[piece] = self.done[piece]
                 if self.predicted is not None:
                     self._predicted[piece] = self.predicted[piece]
@@ -324,13 +371,16 @@ class Writer:
         self._marked = time.monotonic()
 
 
-def missing_in(layout: Layout, done: NDArray[np.bool_], predicted: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+def missing_in(
+    layout: Layout, done: NDArray[np.bool_], predicted: NDArray[np.bool_] | None
+) -> NDArray[np.bool_]:
     """What is yet to be computed, `[node, block]`.
 
     Args:
         layout: what there is to be.
         done: whose states, or statistics, are finished, `[node, block]`.
-        predicted: whose log-probabilities are, likewise; None where there are none, or where `done` says it of both.
+        predicted: whose log-probabilities are, likewise; None where there are none, or where `done`
+            says it of both.
     """
     missing = layout.wanted[:, None] & ~done
     if predicted is not None:
@@ -348,7 +398,9 @@ def note_replay(place: Location, group: zarr.Group, verdict: ReplayVerdict) -> N
 
 
 def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
-    """What a store's attributes say of the replay; that nothing was proven where they have no word of it."""
+    """What a store's attributes say of the replay; that nothing was proven where they have no word
+    of it.
+    """
     kept = attributes.get(REPLAY, {"error": 0.0, "kinds": ()})
     return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
 
@@ -363,14 +415,16 @@ def prepare(place: Location, layout: Layout, lock: WriterLock) -> Writer:
         group = open_or_create(place)
         attributes = group.attrs.asdict()
         same = all(attributes.get(name) == value for name, value in _attributes(layout).items())
-        # an extension may have been cut short, and now another layout, or the one before, is asked for
+        # an extension may have been cut short, and now another layout, or the one before, is asked
+        # for
         if not same or is_growing(attributes):
             write_frame(place, group, layout)
         return Writer(place, group, layout, lock)
 
 
 def open_or_create(place: Location) -> zarr.Group:
-    """The store's group for writing; made, without what was left of an earlier start, where there is none.
+    """The store's group for writing; made, without what was left of an earlier start, where there
+    is none.
 
     Raises:
         RepsimError: it is of a schema that is only read.
@@ -378,10 +432,13 @@ def open_or_create(place: Location) -> zarr.Group:
     if exists(place):
         check_current(place)
         return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-    for key in sorted(place.sizes(), key=ROOT.__eq__):  # last: without it the rest would be a stranger's
+    # Last: without it the rest would be a stranger's.
+    for key in sorted(place.sizes(), key=ROOT.__eq__):
         if key != LOCK_KEY:
             place.delete(key)
-    return zarr.create_group(place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3)
+    return zarr.create_group(
+        place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3
+    )
 
 
 def check_current(place: Location) -> None:
@@ -419,7 +476,9 @@ def exists(place: Location) -> bool:
 
 
 def write_frame(place: Location, group: zarr.Group, layout: Layout) -> None:
-    """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes come last."""
+    """Everything but what blocks fill, and the arrays they fill in the right sizes; the attributes
+    come last.
+    """
     described = coordinates(layout)
     extent, chunk = layout.extent, layout.chunk_tokens
     widths = layout.widths(extent[STATE])
@@ -431,25 +490,37 @@ def write_frame(place: Location, group: zarr.Group, layout: Layout) -> None:
     grow(place, group, {name: extent for name in names if name in group})
     for name, variable in described.variables.items():
         dims = tuple(map(str, variable.dims))
-        create_or_resize(group, str(name), dims, variable.shape, variable.dtype)[...] = variable.values
+        create_or_resize(group, str(name), dims, variable.shape, variable.dtype)[...] = (
+            variable.values
+        )
     for name, empty in flags.items():
-        array = create_or_resize(group, name, (NODE, BLOCK), empty.shape, bool, tuple(DONE_CHUNKS.values()))
+        array = create_or_resize(
+            group, name, (NODE, BLOCK), empty.shape, bool, tuple(DONE_CHUNKS.values())
+        )
         array[...] = array[...]  # every chunk is there, and can be missed
     if layout.keep:
         sizes, chunks = (extent[NODE], extent[TOKEN], layout.units), (1, chunk, layout.units)
         codecs = _codecs(layout.compression, np.dtype(layout.dtype).itemsize)
         create_or_resize(group, "hidden", (NODE, TOKEN, UNIT), sizes, layout.dtype, chunks, codecs)
     if layout.logprobs:
-        about = {"units": "nat", "long_name": "log-probability of the next token; NaN where a sample has none"}
+        about = {
+            "units": "nat",
+            "long_name": "log-probability of the next token; NaN where a sample has none",
+        }
         tokens = extent[NODE], extent[TOKEN]
-        create_or_resize(group, "logprob", (NODE, TOKEN), tokens, "float32", (1, chunk), (Crc32cCodec(),), about)
+        create_or_resize(
+            group, "logprob", (NODE, TOKEN), tokens, "float32", (1, chunk), (Crc32cCodec(),), about
+        )
     for part in (RESULTS, *([STATISTICS] if layout.statistics else [])):
         group.require_group(part)
     for name, width in widths.items():
         chunks = (1, max(1, STATISTIC_BYTES // (8 * width)), width)
         shape = (extent[PLAN], extent[SAMPLE], width)
-        create_or_resize(group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks)
-    names_of_coordinates = [str(name) for name in described.coords if name != PLAN]  # as xarray notes them
+        create_or_resize(
+            group, f"{STATISTICS}/{name}", (PLAN, SAMPLE, name), shape, "float64", chunks
+        )
+    # As xarray notes them.
+    names_of_coordinates = [str(name) for name in described.coords if name != PLAN]
     put_attributes(
         group,
         {
@@ -486,14 +557,20 @@ def coordinates(layout: Layout) -> xr.Dataset:
         row[: len(nodes)] = nodes
     kept = list(map(len, layout.positions))
     # position -1 is a sample's mean and no token's; token_ids[-1] would be the last one's
-    ids = [np.where(at < 0, -1, sample.token_ids[at]) for sample, at in zip(samples, layout.positions, strict=True)]
+    ids = [
+        np.where(at < 0, -1, sample.token_ids[at])
+        for sample, at in zip(samples, layout.positions, strict=True)
+    ]
     strings = np.dtypes.StringDType()
     coords: Mapping[str, Any] = {
         PLAN: (PLAN, np.array([named.plan.text for named in plans], strings)),
         "plan_name": (PLAN, np.array([named.name for named in plans], strings)),
         "plan_digest": (PLAN, np.array([named.plan.digest for named in plans], strings)),
         "parent": (NODE, np.array(trie.parents, np.int64)),
-        "step_text": (NODE, np.array(["embed" if step is None else step.text for step in trie.steps], strings)),
+        "step_text": (
+            NODE,
+            np.array(["embed" if step is None else step.text for step in trie.steps], strings),
+        ),
         "token_id": (TOKEN, np.concatenate(ids).astype(np.int32)),
         "position": (TOKEN, np.concatenate(layout.positions)),
         "sample": (TOKEN, np.repeat(np.arange(len(samples), dtype=np.int64), kept)),
@@ -515,7 +592,9 @@ def create_or_resize(
     attributes: Mapping[str, Any] | None = None,
     empty: Any = None,
 ) -> Any:
-    """An array of this shape, made if it is not there; `empty`, else NaN or nothing, where it has not been written."""
+    """An array of this shape, made if it is not there; `empty`, else NaN or nothing, where it has
+    not been written.
+    """
     if name in group:
         array: Any = group[name]
     else:
@@ -550,7 +629,8 @@ def open_dataset(place: Location) -> xr.Dataset:
     """A store as xarray reads it, lazily; what counts of it when it is opened.
 
     Raises:
-        RepsimError: nothing is there, it is not a capture, it is of another schema, or what describes it is damaged.
+        RepsimError: nothing is there, it is not a capture, it is of another schema, or what
+            describes it is damaged.
     """
     return dataset_of(StoreGroup.open(place))
 
@@ -574,13 +654,17 @@ def dataset_of(group: StoreGroup) -> xr.Dataset:
 
 
 class FinishedBlocks:
-    """Which blocks are finished of each row of the arrays that blocks fill: states, log-probabilities, statistics."""
+    """Which blocks are finished of each row of the arrays that blocks fill: states,
+    log-probabilities, statistics.
+    """
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
     def bounds(self, name: str) -> NDArray[np.int64]:
-        """Where each block begins along an array's second dimension, and the last one ends, `[block + 1]`."""
+        """Where each block begins along an array's second dimension, and the last one ends, `[block
+        + 1]`.
+        """
         tokens, samples = self._bounds
         return samples if name.startswith(STATISTICS) else tokens
 
@@ -598,7 +682,9 @@ class FinishedBlocks:
     def touched(self, name: str, chunk: int, length: int) -> NDArray[np.bool_]:
         """The blocks that a chunk of so many tokens, or samples, holds a part of, `[block]`."""
         bounds = self.bounds(name)
-        touched: NDArray[np.bool_] = (bounds[:-1] < (chunk + 1) * length) & (bounds[1:] > chunk * length)
+        touched: NDArray[np.bool_] = (bounds[:-1] < (chunk + 1) * length) & (
+            bounds[1:] > chunk * length
+        )
         return touched
 
     @cached_property
@@ -614,7 +700,8 @@ class FinishedBlocks:
 def iter_samples(
     group: StoreGroup, dataset: xr.Dataset, nodes: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[list[NDArray[Any]]]:
-    """States of the samples that end in each chunk of tokens, read ahead into memory that is used again.
+    """States of the samples that end in each chunk of tokens, read ahead into memory that is used
+    again.
 
     Args:
         group: the open store.
@@ -622,7 +709,8 @@ def iter_samples(
         nodes: indices, `[node]`, each once.
         ends: where each sample ends, `[sample]`; the first begins at token 0.
     Yields:
-        `[node, token, unit]` for each sample, in order; valid until the next but one list is asked for.
+        `[node, token, unit]` for each sample, in order; valid until the next but one list is asked
+        for.
     Raises:
         RepsimError: a chunk cannot be read, or is damaged.
     """
@@ -635,7 +723,11 @@ def iter_samples(
     # chunks at hand: the next, this one, the one before, and as far back as a sample reaches
     ring = 3 + -(-int((ends - starts).max()) // size)
     room = np.empty((len(nodes), ring * size, units), array.dtype)
-    files = ChunkFiles(place) if isinstance(place, LocalFolder) and dataset.attrs["compression"] == "none" else None
+    files = (
+        ChunkFiles(place)
+        if isinstance(place, LocalFolder) and dataset.attrs["compression"] == "none"
+        else None
+    )
 
     def read(chunk: int) -> None:
         rows = room[:, chunk % ring * size :][:, :size]
@@ -643,12 +735,19 @@ def iter_samples(
             try:
                 if files is not None:
                     paths = [chunk_path(place, array, node, chunk) for node in nodes]
-                    files.get([(path, row.reshape(-1).view(np.uint8)) for path, row in zip(paths, rows, strict=True)])
+                    files.get(
+                        [
+                            (path, row.reshape(-1).view(np.uint8))
+                            for path, row in zip(paths, rows, strict=True)
+                        ]
+                    )
                 else:
                     length = min(size, tokens - chunk * size)
                     rows[:, :length] = array.oindex[nodes, chunk * size : chunk * size + length]
             except ValueError as problem:
-                raise StoreError(f"{place}: a chunk of hidden is damaged ({problem}); {VERIFY}") from None
+                raise StoreError(
+                    f"{place}: a chunk of hidden is damaged ({problem}); {VERIFY}"
+                ) from None
 
     def sample(first: int, last: int) -> NDArray[Any]:
         begin = first % (ring * size)
@@ -663,7 +762,10 @@ def iter_samples(
             if (chunk + 1) * size < tokens:
                 coming = ahead.submit(read, chunk + 1)
             here = (ends > chunk * size) & (ends <= (chunk + 1) * size)
-            yield [sample(int(first), int(last)) for first, last in zip(starts[here], ends[here], strict=True)]
+            yield [
+                sample(int(first), int(last))
+                for first, last in zip(starts[here], ends[here], strict=True)
+            ]
 
 
 def chunk_path(place: Location, array: zarr.Array[Any], node: int, chunk: int) -> Path:
@@ -687,8 +789,12 @@ def plan_ends(dataset: xr.Dataset) -> NDArray[np.int64]:
 
 
 def block_starts(dataset: xr.Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the first token and of the first sample of each block, and how many there are, `[block + 1]`."""
+    """Indices of the first token and of the first sample of each block, and how many there are,
+    `[block + 1]`.
+    """
     block = dataset["block"].values
     blocks = np.arange(dataset.sizes[BLOCK] + 1)
-    tokens, samples = (np.searchsorted(of, blocks) for of in (block[dataset["sample"].values], block))
+    tokens, samples = (
+        np.searchsorted(of, blocks) for of in (block[dataset["sample"].values], block)
+    )
     return tokens, samples

@@ -27,7 +27,9 @@ def distances(states, tokens):
     found = np.full((steps, steps), np.nan)
     for size in range(1, steps + 1):
         for first in range(steps - size + 1):
-            found[size - 1, first] = sum(angle(states[first, t], states[first + size, t]) for t in tokens)
+            found[size - 1, first] = sum(
+                angle(states[first, t], states[first + size, t]) for t in tokens
+            )
     return found
 
 
@@ -55,25 +57,35 @@ def test_equals_a_loop_over_runs_and_tokens(tokens):
     assert_allclose(found["distance"], np.sum(sums, 0) / np.sum(weights), atol=1e-6)
     replicates = resampled(sums, weights)
     assert_allclose(found["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-    for name, expected in zip(("low", "high"), interval(found["distance"], replicates, 5, (0, 1)), strict=True):
+    for name, expected in zip(
+        ("low", "high"), interval(found["distance"], replicates, 5, (0, 1)), strict=True
+    ):
         assert_allclose(found[name], expected, atol=1e-6)
     for size in range(3):
         least = np.nanargmin(replicates[:, size], axis=1)
         share = [np.mean(least == first) if first + size < 3 else np.nan for first in range(3)]
-        assert_allclose(found["least"][size], share, atol=2e-3)  # draws of which two are nearly equal
+        # Draws of which two are nearly equal.
+        assert_allclose(found["least"][size], share, atol=2e-3)
 
 
 def test_block_influence_equals_a_loop_over_steps_and_tokens():
     capture = random_capture(lengths=(5, 2, 12, 3, 7))
     sums = [
-        np.array([sum(1 - cosine(one[i, t], one[i + 1, t]) for t in range(one.shape[1])) for i in range(3)])
+        np.array(
+            [
+                sum(1 - cosine(one[i, t], one[i + 1, t]) for t in range(one.shape[1]))
+                for i in range(3)
+            ]
+        )
         for one in sample_states(capture)
     ]
     found = blocks.compute(capture)
     assert_allclose(found["influence"], np.sum(sums, 0) / 29, atol=1e-6)
     replicates = resampled(sums, capture.sizes)
     assert_allclose(found["influence_standard_error"], replicates.std(0, ddof=1), atol=1e-6)
-    assert_allclose(found["influence_low"], interval(found["influence"], replicates, 5, (0, 2))[0], atol=1e-6)
+    assert_allclose(
+        found["influence_low"], interval(found["influence"], replicates, 5, (0, 2))[0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
@@ -107,7 +119,9 @@ def test_long_samples_are_taken_piece_by_piece(monkeypatch):
 def test_a_capture_that_keeps_no_states_gives_the_same(tiny_folder, tmp_path, tokens):
     asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20}
     kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **asked)
-    streamed = repsim.capture(str(tiny_folder), out=tmp_path / "no.zarr", keep="none", statistics="blocks", **asked)
+    streamed = repsim.capture(
+        str(tiny_folder), out=tmp_path / "no.zarr", keep="none", statistics="blocks", **asked
+    )
     for plan in asked["plan"]:
         first, second = (blocks.compute(one, plan=plan, tokens=tokens) for one in (kept, streamed))
         xr.testing.assert_identical(first, second)
@@ -119,20 +133,28 @@ def test_names():
     assert found["size"].values.tolist() == [1, 2, 3]
     assert found["layer"].values.tolist() == ["embed", "0", "1"]
     assert found["step_layer"].values.tolist() == ["0", "1", "2"]
-    assert (found.attrs["distance_tokens"], found.attrs["tokens"], found.attrs["samples"]) == ("last", 21, 4)
+    assert (found.attrs["distance_tokens"], found.attrs["tokens"], found.attrs["samples"]) == (
+        "last",
+        21,
+        4,
+    )
 
 
 def test_a_state_of_zero_vectors_leaves_its_distances_undefined():
     capture = random_capture(lengths=(4,) * 6)
     capture.array[1] = 0
     found = blocks.compute(capture)
-    assert_array_equal(np.isnan(found["distance"]), [[True, True, False], [False, True, True], [False, True, True]])
+    assert_array_equal(
+        np.isnan(found["distance"]), [[True, True, False], [False, True, True], [False, True, True]]
+    )
     assert found["least"].sel(size=1).values[2] == 1
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
 def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(tokens, caplog):
-    """State 1 is zero at the last token of the second sample and at another; state 2 at that last token."""
+    """State 1 is zero at the last token of the second sample and at another; state 2 at that last
+    token.
+    """
     capture = random_capture(lengths=(5, 2, 12, 3, 7), states=5)
     capture.array[1, [6, 9]] = capture.array[2, 6] = 0
     found = blocks.compute(capture, tokens=tokens)
@@ -141,13 +163,19 @@ def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(to
     for size in range(1, 5):
         for first in range(5 - size):
             a, b = first, first + size
-            both = [(s[a], s[b]) for s, last in pairs if s[a].any() and s[b].any() and (last or tokens == "all")]
+            both = [
+                (s[a], s[b])
+                for s, last in pairs
+                if s[a].any() and s[b].any() and (last or tokens == "all")
+            ]
             assert found["distance"].values[size - 1, first] == pytest.approx(
                 np.mean([angle(*p) for p in both]), abs=1e-6
             )
     for step in range(4):
         both = [(s[step], s[step + 1]) for s, _ in pairs if s[step].any() and s[step + 1].any()]
-        assert found["influence"].values[step] == pytest.approx(np.mean([1 - cosine(*p) for p in both]), abs=1e-6)
+        assert found["influence"].values[step] == pytest.approx(
+            np.mean([1 - cosine(*p) for p in both]), abs=1e-6
+        )
     assert np.isfinite(found["influence_low"]).all()
     assert found.attrs["left_out_tokens"] == 2
     assert "blocks of plan name of baseline: 2 tokens left out" in caplog.text

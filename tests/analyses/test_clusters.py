@@ -46,11 +46,16 @@ def random_matrix(states, seed):
 
 
 def naive_linkage(matrix):
-    """First states of the later group of each merge, last merge first; every mean anew from the states."""
+    """First states of the later group of each merge, last merge first; every mean anew from the
+    states.
+    """
     groups = [[state] for state in range(len(matrix))]
     gone = []
     while len(groups) > 1:
-        means = [np.mean([[1 - matrix[a, b] for b in after] for a in before]) for before, after in pairwise(groups)]
+        means = [
+            np.mean([[1 - matrix[a, b] for b in after] for a in before])
+            for before, after in pairwise(groups)
+        ]
         first = int(np.argmin(means))
         gone.append(groups[first + 1][0])
         groups[first : first + 2] = [groups[first] + groups[first + 1]]
@@ -62,9 +67,11 @@ def groups_of(cuts, groups, states):
 
 
 def test_linkage_by_hand():
-    """Distances: 1 between neighbours 0 and 1, 2 between 1 and 2, 4 between 0 and 2, and 2.5 from 2 to 3.
+    """Distances: 1 between neighbours 0 and 1, 2 between 1 and 2, 4 between 0 and 2, and 2.5 from 2
+    to 3.
 
-    0 and 1 merge first. 2 is then (2 + 4) / 2 = 3 away from the two, and 2.5 from state 3, so these merge next.
+    0 and 1 merge first. 2 is then (2 + 4) / 2 = 3 away from the two, and 2.5 from state 3, so these
+    merge next.
     """
     distance = np.array([[0, 1, 4, 9], [1, 0, 2, 9], [4, 2, 0, 2.5], [9, 9, 2.5, 0]])
     assert clusters.linkage(1 - distance).tolist() == [2, 3, 1]
@@ -83,7 +90,9 @@ def test_every_boundary_appears_once():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scikit_learn_s_chain_looks_at_neighbours_alone(seed):
-    """Why the linkage is our own: with a chain as connectivity, average linkage is single linkage along the chain."""
+    """Why the linkage is our own: with a chain as connectivity, average linkage is single linkage
+    along the chain.
+    """
     matrix = random_matrix(12, seed)
     chain = diags_array([np.ones(11), np.ones(11)], offsets=[-1, 1], shape=(12, 12))
     model = AgglomerativeClustering(
@@ -96,7 +105,9 @@ def test_scikit_learn_s_chain_looks_at_neighbours_alone(seed):
 
 
 def test_the_states_at_a_boundary_alone_do_not_decide():
-    """4 and 5 are more alike than 1 and 2, but their blocks are not alike, and 1 and 2 lie within one."""
+    """4 and 5 are more alike than 1 and 2, but their blocks are not alike, and 1 and 2 lie within
+    one.
+    """
     matrix = planted((5, 5), within=0.9, between=0.1)
     matrix[4, 5] = matrix[5, 4] = 0.85
     matrix[1, 2] = matrix[2, 1] = 0.8
@@ -145,11 +156,15 @@ def test_the_silhouette_is_scikit_learn_s_of_the_slow_loop_s_groups():
 )
 def test_the_middle_is_the_largest_group(sizes, parts):
     found = clusters.cluster(estimate(sizes), layers(sum(sizes)))
-    assert found["part"].values.tolist() == [part for part, size in parts.items() for _ in range(size)]
+    assert found["part"].values.tolist() == [
+        part for part, size in parts.items() for _ in range(size)
+    ]
 
 
 def test_a_boundary_that_resamples_disagree_on():
-    """In 6 of 40 resamples the second block begins a state earlier: more than 2.5 %, so within the interval."""
+    """In 6 of 40 resamples the second block begins a state earlier: more than 2.5 %, so within the
+    interval.
+    """
     matrix, other = planted((5, 7)), planted((4, 8))
     found = clusters.cluster(Estimate(matrix, np.array([matrix] * 34 + [other] * 6)), layers(12))
     assert found["boundary"].values.tolist() == [5]
@@ -186,7 +201,9 @@ def test_as_many_groups_as_are_asked_for():
 
 def test_groups_of_fewer_are_unions_of_groups_of_more():
     matrix = random_matrix(16, 1)
-    few, many = (clusters.cluster(Estimate(matrix, matrix[None]), layers(16), groups=k) for k in (3, 6))
+    few, many = (
+        clusters.cluster(Estimate(matrix, matrix[None]), layers(16), groups=k) for k in (3, 6)
+    )
     assert set(few["boundary"].values) < set(many["boundary"].values)
 
 
@@ -199,7 +216,9 @@ def test_negative_similarities_and_rounding_above_one():
 
 def test_a_seed_makes_spectral_groups_the_same():
     matrix = random_matrix(14, 5)
-    first, again = (clusters.cluster(Estimate(matrix, matrix[None]), layers(14), seed=4) for _ in range(2))
+    first, again = (
+        clusters.cluster(Estimate(matrix, matrix[None]), layers(14), seed=4) for _ in range(2)
+    )
     assert first.identical(again)
 
 
@@ -207,7 +226,9 @@ def test_a_seed_makes_spectral_groups_the_same():
 
 
 def in_blocks(sizes=(3, 6, 3), lengths=(12,) * 10, seed=0):
-    """States of a block are a view of the block's own, with a little noise; neighbouring blocks share nothing."""
+    """States of a block are a view of the block's own, with a little noise; neighbouring blocks
+    share nothing.
+    """
     generator = np.random.default_rng(seed)
     tokens = sum(lengths)
     states = [
@@ -219,7 +240,9 @@ def in_blocks(sizes=(3, 6, 3), lengths=(12,) * 10, seed=0):
     return Stored(np.array(states, np.float32), lengths)
 
 
-@pytest.mark.parametrize("of", ["token", "sequence", "centred", "without-sinks", "cka", "minibatch-cka", "procrustes"])
+@pytest.mark.parametrize(
+    "of", ["token", "sequence", "centred", "without-sinks", "cka", "minibatch-cka", "procrustes"]
+)
 def test_blocks_of_a_capture_are_found_by_any_similarity(of):
     capture = in_blocks()
     found = clusters.compute(capture, of=of, resamples=50)
@@ -229,7 +252,9 @@ def test_blocks_of_a_capture_are_found_by_any_similarity(of):
     if of in cosine.DESCRIPTION:
         expected = cosine.compute(capture, average=of)["cosine"]
     else:
-        expected = similarity.compute(capture, measure=of, permutations=0 if of == "cka" else None)["similarity"]
+        expected = similarity.compute(capture, measure=of, permutations=0 if of == "cka" else None)[
+            "similarity"
+        ]
     assert_array_equal(found["similarity"], expected)
 
 
@@ -289,7 +314,10 @@ def test_undefined_similarities():
 def test_fewer_than_four_states():
     with pytest.raises(RepsimError, match="3 states: groups take at least four"):
         clusters.compute(random_capture(states=3))
-    assert clusters.compute(random_capture(states=4), resamples=20)["groups"].values.tolist() == [2, 3]
+    assert clusters.compute(random_capture(states=4), resamples=20)["groups"].values.tolist() == [
+        2,
+        3,
+    ]
 
 
 def test_an_unknown_similarity():

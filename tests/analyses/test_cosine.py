@@ -47,7 +47,8 @@ def test_by_hand():
     mean = 0.5**0.5 / 3
     assert_allclose(token["cosine"], [[1, mean], [mean, 1]], rtol=1e-6)
     assert_allclose([token["low"][0, 1], token["high"][0, 1]], [-1, 1])  # two samples say nothing
-    # drawn are both samples, the first twice or the second twice: 0 and sqrt(1/2) in a quarter of the draws each
+    # drawn are both samples, the first twice or the second twice: 0 and sqrt(1/2) in a quarter of
+    # the draws each
     error = np.std([0, mean, mean, 0.5**0.5])
     assert token["standard_error"][0, 1] == pytest.approx(error, rel=0.05)
     assert_allclose(np.diagonal(token["standard_error"]), 0, atol=1e-7)
@@ -58,14 +59,18 @@ def test_by_hand():
 
 
 def test_centred_by_hand():
-    """Less their means, (1, 1), (2, 0) and (0, 1): (1, 0) and (-1, 0), (0, 1) and (0, -1), (-5, 0) and (5, 0)."""
+    """Less their means, (1, 1), (2, 0) and (0, 1): (1, 0) and (-1, 0), (0, 1) and (0, -1), (-5, 0)
+    and (5, 0).
+    """
     states = np.array([[[2, 1], [0, 1]], [[2, 1], [2, -1]], [[-5, 1], [5, 1]]])
     result = cosine.compute(Stored(states, lengths=(1, 1)), average="centred")
     assert_array_equal(result["cosine"], [[1, 0, -1], [0, 1, 0], [-1, 0, 1]])
 
 
 def test_without_sinks_by_hand():
-    """Of five tokens the first, and the third, four times as long in one state as the others, do not count."""
+    """Of five tokens the first, and the third, four times as long in one state as the others, do
+    not count.
+    """
     first = [[9, 0], [1, 0], [1, 0], [0, 1], [1, 0]]
     second = [[0, 9], [1, 0], [0, 4], [1, 0], [1, 0]]
     result = cosine.compute(Stored([first, second], lengths=(5,)), average="without-sinks")
@@ -101,13 +106,17 @@ def test_sinks_in_any_state_are_left_out():
 
 
 def test_centring_reads_the_states_twice():
-    """Once for the mean over all samples, once for the cosines; a constant that all tokens share does not matter."""
+    """Once for the mean over all samples, once for the cosines; a constant that all tokens share
+    does not matter.
+    """
     capture, read = random_capture(), []
     reading = capture.per_sample
     capture.per_sample = lambda plan, statistic: (read.append(plan), reading(plan, statistic))[1]
     plain = cosine.compute(capture, average="centred")
     assert read == ["baseline"] * 2
-    moved = Stored(capture.array.astype(np.float32) + np.linspace(-20, 20, 8, dtype=np.float32), LENGTHS)
+    moved = Stored(
+        capture.array.astype(np.float32) + np.linspace(-20, 20, 8, dtype=np.float32), LENGTHS
+    )
     xr.testing.assert_allclose(cosine.compute(moved, average="centred"), plain, atol=1e-5)
 
 
@@ -118,7 +127,9 @@ def test_standard_error_and_interval_are_those_of_an_explicit_loop_over_resample
     replicates = resampled(*each_sample(capture, average))
     assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
     for name, expected in zip(
-        ("low", "high"), interval(result["cosine"], replicates, 6 - (average == "without-sinks")), strict=True
+        ("low", "high"),
+        interval(result["cosine"], replicates, 6 - (average == "without-sinks")),
+        strict=True,
     ):
         assert_allclose(result[name], expected, atol=1e-6)
 
@@ -160,7 +171,9 @@ def test_the_order_of_samples_does_not_matter(average):
     states = np.concatenate([s.astype(np.float16) for s in sample_states(capture)[::-1]], axis=1)
     turned = Stored(states, LENGTHS[::-1])
     expected = cosine.compute(capture, average=average)  # the draws are others, so the errors are
-    assert_allclose(cosine.compute(turned, average=average)["cosine"], expected["cosine"], atol=1e-7)
+    assert_allclose(
+        cosine.compute(turned, average=average)["cosine"], expected["cosine"], atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -190,13 +203,17 @@ def test_one_sample_has_no_standard_error(average):
 
 @pytest.mark.parametrize("average", ["token", "sequence", "without-sinks"])
 def test_a_zero_vector_is_left_out_of_its_state_s_cosines_alone_and_counted(average, caplog):
-    """Two tokens of state 1, one of them and another of state 3, one of which is zero in both; the slow way."""
+    """Two tokens of state 1, one of them and another of state 3, one of which is zero in both; the
+    slow way.
+    """
     capture = random_capture(lengths=(6, 9, 7, 8))
     zeros = {1: [8, 20], 3: [20, 24]}
     for state, tokens in zeros.items():
         capture.array[state, tokens] = 0
     result = cosine.compute(capture, average=average)
-    pieces = [without_sinks(one) if average == "without-sinks" else one for one in sample_states(capture)]
+    pieces = [
+        without_sinks(one) if average == "without-sinks" else one for one in sample_states(capture)
+    ]
     for i, j in np.ndindex(4, 4):
         total, weight = 0.0, 0
         for a, b in ((piece[i], piece[j]) for piece in pieces):
@@ -204,7 +221,10 @@ def test_a_zero_vector_is_left_out_of_its_state_s_cosines_alone_and_counted(aver
                 a, b = a.reshape(1, -1), b.reshape(1, -1)
             for x, y in zip(a, b, strict=True):
                 if x.any() and y.any():
-                    total, weight = total + x @ y / np.linalg.norm(x) / np.linalg.norm(y), weight + 1
+                    total, weight = (
+                        total + x @ y / np.linalg.norm(x) / np.linalg.norm(y),
+                        weight + 1,
+                    )
         assert result["cosine"][i, j] == pytest.approx(total / weight, abs=1e-6)
     assert np.isfinite(result["low"]).all()
     lost = 0 if average == "sequence" else 3
@@ -233,7 +253,9 @@ def test_a_sample_whose_state_is_zero_is_left_out_of_its_flattened_cosines():
     result = cosine.compute(capture, average="sequence")
     sums = [flattened(states) for row, states in enumerate(sample_states(capture)) if row != 2]
     assert_allclose(result["cosine"][1, 0], np.mean(sums, 0)[1, 0], atol=1e-6)
-    assert result["cosine"][0, 2] == pytest.approx(cosine.compute(random_capture(), average="sequence")["cosine"][0, 2])
+    assert result["cosine"][0, 2] == pytest.approx(
+        cosine.compute(random_capture(), average="sequence")["cosine"][0, 2]
+    )
     assert result.attrs["left_out_tokens"] == 12
 
 
@@ -309,12 +331,16 @@ def test_plot_draws_the_matrix():
 
 
 def test_plot_draws_several_side_by_side():
-    first, second = (cosine.compute(random_capture(states=states), average="centred") for states in (4, 6))
+    first, second = (
+        cosine.compute(random_capture(states=states), average="centred") for states in (4, 6)
+    )
     assert len(cosine.plot(first, second).axes) == 3  # and the colour bar
 
 
 def test_an_unknown_average():
-    with pytest.raises(RepsimError, match="average='word': choose token, sequence, centred, without-sinks"):
+    with pytest.raises(
+        RepsimError, match="average='word': choose token, sequence, centred, without-sinks"
+    ):
         cosine.compute(random_capture(), average="word")
 
 
@@ -349,7 +375,10 @@ def test_statistics_of_zero_vectors_equal_those_of_stored_states(tiny_folder, tm
     asked = {"limit": 6, "max_tokens": 40}
     kept, streamed = (
         repsim.capture(str(tmp_path / "model"), out=tmp_path / f"{name}.zarr", **asked, **options)
-        for name, options in (("all", {}), ("none", {"keep": "none", "statistics": "cosine,blocks"}))
+        for name, options in (
+            ("all", {}),
+            ("none", {"keep": "none", "statistics": "cosine,blocks"}),
+        )
     )
     zeros = (kept.hidden().values[0] == 0).all(-1).sum()
     assert zeros > 3

@@ -26,7 +26,8 @@ def two_plans(steps=("embed", "0", "3"), lengths=(5, 2, 12, 3), seed=0):
         (["embed", "0", "(1|2)", "3"], [(0, 0), (1, 1), (3, 4)]),  # parallel
         (["embed", "0", "1.mlp", "2", "3"], [(0, 0), (1, 1), (3, 3), (4, 4)]),  # half a layer
         (["embed", "0", "1", "1", "3"], [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4)]),  # a layer twice
-        (["embed", "3", "2", "1", "0"], [(0, 0), (1, 4), (2, 3), (3, 2), (4, 4)]),  # backwards: the last is the last
+        # Backwards: the last is the last.
+        (["embed", "3", "2", "1", "0"], [(0, 0), (1, 4), (2, 3), (3, 2), (4, 4)]),
         (["embed", "(0|1|2|3)"], [(0, 0), (1, 4)]),
         (["embed"], [(0, 4)]),
     ],
@@ -37,7 +38,9 @@ def test_counterparts_by_hand(steps, pairs):
 
 
 def test_by_hand():
-    """Two tokens: one is where it was, the other as far from there as it was long, at right angles to the rest."""
+    """Two tokens: one is where it was, the other as far from there as it was long, at right angles
+    to the rest.
+    """
     base = [[[1, 0], [0, 2]], [[3, 0], [0, 4]]]
     other = [[[1, 0], [0, 2]], [[3, 0], [0, 8]]]
     found = drift.compute(Stored(base, (2,), other=(["embed", "0"], other)), plan="other")
@@ -64,11 +67,21 @@ def test_equals_a_loop_over_states_and_tokens():
         tokens = range(own.shape[1])
         norm = np.linalg.norm
         cosines.append(
-            np.array([[sum(a[t] @ b[t] / norm(a[t]) / norm(b[t]) for t in tokens) for b in base] for a in own])
+            np.array(
+                [
+                    [sum(a[t] @ b[t] / norm(a[t]) / norm(b[t]) for t in tokens) for b in base]
+                    for a in own
+                ]
+            )
         )
         pairs = [(0, 0), (1, 1), (2, 4)]
         distances.append(
-            np.array([sum(norm(own[i, t] - base[j, t]) / norm(base[j, t]) for t in tokens) for i, j in pairs])
+            np.array(
+                [
+                    sum(norm(own[i, t] - base[j, t]) / norm(base[j, t]) for t in tokens)
+                    for i, j in pairs
+                ]
+            )
         )
     found = drift.compute(capture, plan="other")
     for name, sums in (("cosine", cosines), ("distance", distances)):
@@ -105,11 +118,15 @@ def test_float16_states_do_not_overflow():
 def test_a_real_capture(tiny_folder, tmp_path):
     """States before the plan departs from the baseline are the baseline's own nodes."""
     plans = ["baseline", "skip:start=1", "parallel:start=1", "drop:layer=2,part=attn"]
-    capture = repsim.capture(str(tiny_folder), plan=plans, limit=4, max_tokens=20, out=tmp_path / "c.zarr")
+    capture = repsim.capture(
+        str(tiny_folder), plan=plans, limit=4, max_tokens=20, out=tmp_path / "c.zarr"
+    )
     for plan in plans:
         found = drift.compute(capture, plan=plan)
         own, base = capture.hidden(plan).values.astype(float), capture.hidden().values.astype(float)
-        apart = (np.linalg.norm(own[-1] - base[-1], axis=1) / np.linalg.norm(base[-1], axis=1)).mean()
+        apart = (
+            np.linalg.norm(own[-1] - base[-1], axis=1) / np.linalg.norm(base[-1], axis=1)
+        ).mean()
         assert found["distance"].values[-1] == pytest.approx(apart, abs=1e-6)
         assert_array_equal(found["distance"][:3], 0)  # embed, 0 and 1
         assert (apart > 0.01) == (plan != "baseline")
@@ -131,7 +148,9 @@ def test_plot_draws_both():
 
 
 def test_a_capture_without_the_baseline(tiny_folder, tmp_path):
-    capture = repsim.capture(str(tiny_folder), plan="skip:start=1", limit=2, max_tokens=9, out=tmp_path / "c.zarr")
+    capture = repsim.capture(
+        str(tiny_folder), plan="skip:start=1", limit=2, max_tokens=9, out=tmp_path / "c.zarr"
+    )
     with pytest.raises(RepsimError, match="plan 'baseline' is not in"):
         drift.compute(capture, plan="skip:start=1")
 
@@ -148,7 +167,9 @@ def test_too_few_resamples():
 
 
 def test_a_zero_vector_is_left_out_and_counted(caplog):
-    """The baseline's last state is zero at two tokens, the plan's second at one: nothing is a share of no length."""
+    """The baseline's last state is zero at two tokens, the plan's second at one: nothing is a share
+    of no length.
+    """
     capture = two_plans()
     capture.array[4, [3, 9]] = 0
     capture.others["other"][1][1, 5] = 0
@@ -157,9 +178,13 @@ def test_a_zero_vector_is_left_out_and_counted(caplog):
     norm = np.linalg.norm
     for i, j in np.ndindex(3, 5):
         pairs = [(a, b) for a, b in zip(own[i], base[j], strict=True) if a.any() and b.any()]
-        assert found["cosine"][i, j] == pytest.approx(np.mean([a @ b / norm(a) / norm(b) for a, b in pairs]), abs=1e-6)
+        assert found["cosine"][i, j] == pytest.approx(
+            np.mean([a @ b / norm(a) / norm(b) for a, b in pairs]), abs=1e-6
+        )
     for i, j in ((0, 0), (1, 1), (2, 4)):
         pairs = [(a, b) for a, b in zip(own[i], base[j], strict=True) if b.any()]
-        assert found["distance"][i] == pytest.approx(np.mean([norm(a - b) / norm(b) for a, b in pairs]), abs=1e-6)
+        assert found["distance"][i] == pytest.approx(
+            np.mean([norm(a - b) / norm(b) for a, b in pairs]), abs=1e-6
+        )
     assert found.attrs["left_out_tokens"] == 3  # of the cosine of the two states
     assert "drift of plan name of other: 3 tokens left out" in caplog.text

@@ -29,9 +29,15 @@ def naive(x):
     eigenvalues = singular**2
     ratios = []
     for one in range(len(x)):
-        nearest, second = sorted(np.linalg.norm(x[one] - x[other]) for other in range(len(x)) if other != one)[:2]
+        nearest, second = sorted(
+            np.linalg.norm(x[one] - x[other]) for other in range(len(x)) if other != one
+        )[:2]
         ratios.append(np.log(second / nearest))
-    cosines = [x[a] @ x[b] / np.linalg.norm(x[a]) / np.linalg.norm(x[b]) for a in range(len(x)) for b in range(a)]
+    cosines = [
+        x[a] @ x[b] / np.linalg.norm(x[a]) / np.linalg.norm(x[b])
+        for a in range(len(x))
+        for b in range(a)
+    ]
     return {
         "norm": np.mean([np.linalg.norm(one) for one in x]),
         "effective_rank": np.exp(-sum(p * np.log(p) for p in share)),
@@ -42,15 +48,20 @@ def naive(x):
 
 
 def test_by_hand():
-    """Items at both ends of two axes at right angles, one 2 or 3 times as long as the other, in two samples."""
+    """Items at both ends of two axes at right angles, one 2 or 3 times as long as the other, in two
+    samples.
+    """
     ends = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]] * 2, float)
     found = geometry.compute(Stored([ends * [2, 1], ends * [3, 1]], (4, 4)), sinks=True)
     assert_allclose(found["norm"], [1.5, 2])
-    assert_allclose(found["participation_ratio"], [(4 + 1) ** 2 / (16 + 1), (9 + 1) ** 2 / (81 + 1)])
+    assert_allclose(
+        found["participation_ratio"], [(4 + 1) ** 2 / (16 + 1), (9 + 1) ** 2 / (81 + 1)]
+    )
     assert_allclose(found["effective_rank"], [3 / 2 ** (2 / 3), 4 / 3 ** (3 / 4)])
     # of 28 pairs 4 are equal, 8 opposite, and the others at right angles
     assert_allclose(found["anisotropy"], [-4 / 28] * 2)
-    # of 4 different items two have both neighbours at one distance, two have them at sqrt(5) or sqrt(10) and at 2
+    # of 4 different items two have both neighbours at one distance, two have them at sqrt(5) or
+    # sqrt(10) and at 2
     assert_allclose(found["intrinsic_dimension"], [3 / np.log(5 / 4), 3 / np.log(10 / 4)])
 
 
@@ -67,27 +78,40 @@ def test_equals_loops_over_the_drawn_items(sinks):
 
 
 def test_the_norm_s_standard_error_is_that_of_sample_means():
-    """Equally many items of each sample, so the bootstrap's is the deviation of means, which divides by n."""
+    """Equally many items of each sample, so the bootstrap's is the deviation of means, which
+    divides by n.
+    """
     capture = capture_of()
     drawn = subsample.draw_tokens(capture, "baseline", 2048)
     means = np.linalg.norm(drawn.states, axis=2).reshape(2, drawn.samples, -1).mean(2)
-    draws = np.random.default_rng(0).multinomial(drawn.samples, [1 / drawn.samples] * drawn.samples, 1000)
+    draws = np.random.default_rng(0).multinomial(
+        drawn.samples, [1 / drawn.samples] * drawn.samples, 1000
+    )
     replicates = draws @ means.T / drawn.samples
     found = geometry.compute(capture)
     assert_allclose(found["norm_standard_error"], replicates.std(0, ddof=1), rtol=1e-9)
     for end, expected in zip(
-        ("low", "high"), interval(found["norm"], replicates, drawn.samples, (0, np.inf)), strict=True
+        ("low", "high"),
+        interval(found["norm"], replicates, drawn.samples, (0, np.inf)),
+        strict=True,
     ):
         assert_allclose(found[f"norm_{end}"], expected, rtol=1e-9)
 
 
 def test_standard_errors_are_the_deviation_over_fresh_captures():
-    """150 of them, so that the deviation itself is sure to 6 %; of the state that is far from a ball."""
-    found = [geometry.compute(capture_of(seed), resamples=200).isel(state=1) for seed in range(1000, 1150)]
+    """150 of them, so that the deviation itself is sure to 6 %; of the state that is far from a
+    ball.
+    """
+    found = [
+        geometry.compute(capture_of(seed), resamples=200).isel(state=1)
+        for seed in range(1000, 1150)
+    ]
     for name in ("norm", "effective_rank", "participation_ratio", "anisotropy"):
         values = [one[name].item() for one in found]
         errors = [one[f"{name}_standard_error"].item() for one in found]
-        assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values, ddof=1), rel=0.2), name
+        assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(
+            np.std(values, ddof=1), rel=0.2
+        ), name
 
 
 def test_fewer_dimensions_are_seen():
@@ -124,7 +148,9 @@ def test_names():
 
 def test_plot_draws_a_panel_for_each_number():
     found = geometry.compute(random_capture(lengths=LENGTHS), resamples=10)
-    figure = geometry.plot(found, geometry.compute(random_capture(lengths=LENGTHS, states=6), resamples=10))
+    figure = geometry.plot(
+        found, geometry.compute(random_capture(lengths=LENGTHS, states=6), resamples=10)
+    )
     assert [axes.get_ylabel() for axes in figure.axes[:5]] == list(geometry.LABELS.values())
     assert [len(axes.lines) for axes in figure.axes[:5]] == [2] * 5
 

@@ -16,7 +16,11 @@ def test_by_hand():
     assert_allclose(result["low"], 0)  # two samples say next to nothing
     assert (result["high"] > 2 * result["norm"]).all()
     # drawn are both samples, the first twice or the second twice
-    assert_allclose(result["standard_error"], [np.std([2.5, 2, 2, 1]), np.std([6, 14 / 3, 14 / 3, 2])], rtol=0.05)
+    assert_allclose(
+        result["standard_error"],
+        [np.std([2.5, 2, 2, 1]), np.std([6, 14 / 3, 14 / 3, 2])],
+        rtol=0.05,
+    )
     assert (result.attrs["tokens"], result.attrs["samples"]) == (3, 2)
 
 
@@ -28,11 +32,16 @@ def test_equals_numpy_on_float16_states():
 
 def test_standard_error_and_interval_are_those_of_an_explicit_loop_over_resamples():
     capture = random_capture()
-    sums = [np.array([sum(map(np.linalg.norm, state)) for state in states]) for states in sample_states(capture)]
+    sums = [
+        np.array([sum(map(np.linalg.norm, state)) for state in states])
+        for states in sample_states(capture)
+    ]
     replicates = resampled(sums, capture.sizes)
     result = norms.compute(capture)
     assert_allclose(result["standard_error"], replicates.std(0, ddof=1), rtol=1e-10)
-    for name, expected in zip(("low", "high"), interval(result["norm"], replicates, 4, (0, np.inf)), strict=True):
+    for name, expected in zip(
+        ("low", "high"), interval(result["norm"], replicates, 4, (0, np.inf)), strict=True
+    ):
         assert_allclose(result[name], expected, rtol=1e-10)
 
 

@@ -10,7 +10,9 @@ NOTEBOOK = Path(__file__).parents[2] / "analyses" / "explore.ipynb"
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_capture_to_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_from_capture_to_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In an empty folder, so that it captures anew; the converted model is taken from the cache."""
     models = cache_folder().absolute() / "models"
     models.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,14 @@ from repsim import measures
 from repsim.analyses import similarity
 from repsim.errors import RepsimError
 from repsim.stats import subsample
-from support.captures import Stored, interval, random_capture, resampled, sample_states, without_sinks
+from support.captures import (
+    Stored,
+    interval,
+    random_capture,
+    resampled,
+    sample_states,
+    without_sinks,
+)
 
 MEASURES = get_args(similarity.Measure)
 ON_ITEMS = [measure for measure in MEASURES if measure != "minibatch-cka"]
@@ -31,14 +38,16 @@ PAIR = {
 
 
 def mixture(seed=0, samples=40, tokens=6, states=3, units=8):
-    """Each state the one before and noise, half of it shared by a sample's tokens: samples matter, not tokens alone."""
+    """Each state the one before and noise, half of it shared by a sample's tokens: samples matter,
+    not tokens alone.
+    """
     generator = np.random.default_rng(seed)
 
     def noise():
         shared = np.repeat(generator.normal(size=(samples, 1, units)), tokens, axis=1)
-        return (shared + generator.normal(size=(samples, tokens, units))).reshape(-1, units) * np.linspace(
-            0.5, 1.5, units
-        )
+        return (shared + generator.normal(size=(samples, tokens, units))).reshape(
+            -1, units
+        ) * np.linspace(0.5, 1.5, units)
 
     array = [noise()]
     while len(array) < states:
@@ -57,8 +66,9 @@ def test_by_hand():
     corners = np.array([[9, 9], [0, 0], [0, 1], [1, 0], [1, 1]], float)  # the first is a sink
     line = np.array([[9, 9], [0, 0], [0, 0], [1, 0], [1, 0]], float)  # the corners' first unit
     result = similarity.compute(Stored([corners, line], (5,)), measure="minibatch-cka")
-    # distances squared 1, 1, 2, 2, 1, 1 in the order 12 13 14 23 24 34, and 0, 1, 1, 1, 1, 0; each less the mean of the
-    # two disjoint pairs' means, as U-centring does: opposite pairs (12, 34), (13, 24), (14, 23) have 1, 1, 2 | 0, 1, 1
+    # distances squared 1, 1, 2, 2, 1, 1 in the order 12 13 14 23 24 34, and 0, 1, 1, 1, 1, 0; each
+    # less the mean of the two disjoint pairs' means, as U-centring does: opposite pairs (12, 34),
+    # (13, 24), (14, 23) have 1, 1, 2 | 0, 1, 1
     a, b = np.array([1, 1, 2]) - 4 / 3, np.array([0, 1, 1]) - 2 / 3
     expected = a @ b / np.sqrt((a @ a) * (b @ b))
     assert result["similarity"][0, 1] == pytest.approx(expected, abs=1e-12)
@@ -87,12 +97,16 @@ def test_equals_the_pair_function_on_the_same_items(measure):
 def test_an_option_of_a_measure(measure, option, pair):
     capture = mixture()
     drawn = subsample.draw_tokens(capture, "baseline", 100, seed=3).states
-    result = similarity.compute(capture, measure=measure, items=100, seed=3, permutations=0, **option)
+    result = similarity.compute(
+        capture, measure=measure, items=100, seed=3, permutations=0, **option
+    )
     assert_allclose(result["similarity"], [[pair(a, b) for b in drawn] for a in drawn], atol=1e-6)
     assert result.attrs.items() >= option.items()
     assert (
         result["similarity"][0, 2]
-        != similarity.compute(capture, measure=measure, items=100, seed=3, permutations=0)["similarity"][0, 2]
+        != similarity.compute(capture, measure=measure, items=100, seed=3, permutations=0)[
+            "similarity"
+        ][0, 2]
     )
 
 
@@ -108,7 +122,10 @@ def test_sinks_count_if_one_insists():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_symmetric_with_a_diagonal_of_one_that_is_sure(measure):
     found = similarity.compute(
-        mixture(tokens=9), measure=measure, resamples=50, permutations=0 if measure in ON_ITEMS else None
+        mixture(tokens=9),
+        measure=measure,
+        resamples=50,
+        permutations=0 if measure in ON_ITEMS else None,
     )
     matrix = found["similarity"].values
     assert_array_equal(matrix, matrix.T)
@@ -127,20 +144,27 @@ def test_a_rotation_a_scale_and_a_shift_of_a_state_change_nothing(measure):
     capture = mixture()
     turned = Stored(capture.array.copy(), capture.sizes)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8))).Q
-    turned.array[1] = 3 * (turned.array[1] if measure == "pwcca" else turned.array[1] @ rotation)  # it weighs units
+    # It weighs units.
+    turned.array[1] = 3 * (turned.array[1] if measure == "pwcca" else turned.array[1] @ rotation)
     ask = {"measure": measure, "resamples": 50, "permutations": 0, "sinks": True}
-    xr.testing.assert_allclose(similarity.compute(turned, **ask), similarity.compute(capture, **ask), atol=1e-8)
+    xr.testing.assert_allclose(
+        similarity.compute(turned, **ask), similarity.compute(capture, **ask), atol=1e-8
+    )
     if measure in ("mutual-knn", "cknna"):  # of directions
         return
     turned.array[1] += 0.7
-    xr.testing.assert_allclose(similarity.compute(turned, **ask), similarity.compute(capture, **ask), atol=1e-8)
+    xr.testing.assert_allclose(
+        similarity.compute(turned, **ask), similarity.compute(capture, **ask), atol=1e-8
+    )
 
 
 def influence_of(monkeypatch, capture, measure):
     """What the bootstrap is told, `(value, influence)`."""
     told = []
     linear = similarity.stats.linearised
-    monkeypatch.setattr(similarity.stats, "linear", lambda *parts: (told.append(parts), linear(*parts))[1])
+    monkeypatch.setattr(
+        similarity.stats, "linear", lambda *parts: (told.append(parts), linear(*parts))[1]
+    )
     similarity.compute(capture, measure=measure, resamples=2, permutations=0)
     return told[0]
 
@@ -158,14 +182,16 @@ def test_influences_of_the_samples_sum_to_zero(monkeypatch, measure):
 def test_the_standard_error_is_the_deviation_over_fresh_captures(measure):
     """40 of them; a deviation of 40 numbers is itself sure to 11 %."""
     found = [
-        similarity.compute(mixture(seed), measure=measure, resamples=200, permutations=0) for seed in range(100, 140)
+        similarity.compute(mixture(seed), measure=measure, resamples=200, permutations=0)
+        for seed in range(100, 140)
     ]
     values = np.array([one["similarity"].values for one in found])
     errors = np.array([one["standard_error"].values for one in found])
     apart = np.triu_indices(3, 1)
 
     ratio = np.sqrt((errors**2).mean(0))[apart] / values.std(0, ddof=1)[apart]
-    assert_allclose(ratio, 1.35 if measure == "mutual-knn" else 1, rtol=0.3)  # too large there, as documented
+    # Too large there, as documented.
+    assert_allclose(ratio, 1.35 if measure == "mutual-knn" else 1, rtol=0.3)
 
 
 def test_the_standard_error_is_that_of_the_influence(monkeypatch):
@@ -173,9 +199,14 @@ def test_the_standard_error_is_that_of_the_influence(monkeypatch):
     value, influence = influence_of(monkeypatch, capture, "cka")
     found = similarity.compute(capture, permutations=0)
     draws = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, 1000)
-    replicates = [value + sum((count - 1) * one for count, one in zip(c, influence, strict=True)) for c in draws]
+    replicates = [
+        value + sum((count - 1) * one for count, one in zip(c, influence, strict=True))
+        for c in draws
+    ]
     assert_allclose(found["standard_error"], np.std(replicates, axis=0, ddof=1), atol=1e-12)
-    assert_allclose(found["low"], interval(found["similarity"], np.array(replicates), 40)[0], atol=1e-12)
+    assert_allclose(
+        found["low"], interval(found["similarity"], np.array(replicates), 40)[0], atol=1e-12
+    )
 
 
 # Minibatch CKA
@@ -207,7 +238,8 @@ def cosines(sums):
 @pytest.mark.parametrize("batch", [8, 256])
 def test_minibatch_cka_equals_a_loop_over_minibatches(monkeypatch, batch):
     monkeypatch.setattr(similarity, "BATCH", batch)
-    capture = random_capture(lengths=(27, 4, 21, 9, 5, 17))  # 26, 3, 20, 8, 4 and 16 without the first
+    # 26, 3, 20, 8, 4 and 16 without the first.
+    capture = random_capture(lengths=(27, 4, 21, 9, 5, 17))
     sums, weights = minibatch_sums(capture, batch)
     assert weights == [24 if batch == 8 else 26, 20, 8, 4, 16]  # rests of 2 and 3 are left out
     result = similarity.compute(capture, measure="minibatch-cka")
@@ -225,7 +257,9 @@ def test_minibatch_cka_needs_no_states(tiny_folder, tmp_path):
         str(tiny_folder), out=tmp_path / "none.zarr", keep="none", statistics="similarity", **asked
     )
     for plan in asked["plan"]:
-        found = [similarity.compute(one, plan=plan, measure="minibatch-cka") for one in (kept, streamed)]
+        found = [
+            similarity.compute(one, plan=plan, measure="minibatch-cka") for one in (kept, streamed)
+        ]
         xr.testing.assert_identical(*found)
     with pytest.raises(RepsimError, match="capture with --keep all"):
         similarity.compute(streamed, measure="cka")
@@ -261,7 +295,9 @@ def test_only_what_is_related_stands_out_of_the_null(measure):
 
 
 def test_the_null_of_a_debiased_measure_is_about_zero():
-    """100 shuffles of 120 items: the mean's deviation is a tenth of a shuffle's, itself about 1 / 120."""
+    """100 shuffles of 120 items: the mean's deviation is a tenth of a shuffle's, itself about 1 /
+    120.
+    """
     null = similarity.compute(unrelated())["null_mean"].values
     assert_allclose(null, 0, atol=0.005)
     biased = similarity.compute(unrelated(), measure="biased-cka")["null_mean"].values
@@ -275,7 +311,9 @@ def test_the_null_is_the_pair_function_s_on_shuffled_items():
     drawn = subsample.draw_tokens(capture, "baseline", 1024)
     orders = list(similarity.stats.permute_samples(drawn.sample, 7))
     for measure in ("cka", "rsa", "procrustes", "cca"):
-        expected = np.mean([PAIR[measure](drawn.states[0], drawn.states[1][order]) for order in orders])
+        expected = np.mean(
+            [PAIR[measure](drawn.states[0], drawn.states[1][order]) for order in orders]
+        )
         null = similarity.compute(capture, measure=measure, permutations=7)["null_mean"]
         assert null[0, 1] == pytest.approx(expected, abs=1e-6)
 
@@ -285,13 +323,17 @@ def test_pairs_of_which_none_is_related_are_called_so_in_one_capture_of_twenty_a
     least = []
     for seed in range(60):
         states = np.random.default_rng(seed).normal(size=(3, 90, 4))
-        result = similarity.compute(Stored(states, (3,) * 30), permutations=19, resamples=2, sinks=True)
+        result = similarity.compute(
+            Stored(states, (3,) * 30), permutations=19, resamples=2, sinks=True
+        )
         least.append(np.nanmin(result["p_value"]))
     assert min(least) >= 1 / 20
     assert np.mean(np.array(least) <= 0.05) <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
 
 
-@pytest.mark.parametrize(("measure", "shuffles"), [("cka", 100), ("procrustes", 0), ("minibatch-cka", 0)])
+@pytest.mark.parametrize(
+    ("measure", "shuffles"), [("cka", 100), ("procrustes", 0), ("minibatch-cka", 0)]
+)
 def test_how_many_permutations_unless_asked(measure, shuffles):
     result = similarity.compute(mixture(samples=12, tokens=9), measure=measure)
     assert result.attrs["permutations"] == shuffles
@@ -304,7 +346,11 @@ def test_how_many_permutations_unless_asked(measure, shuffles):
 def test_names():
     result = similarity.compute(mixture(), plan="baseline", measure="rsa", seed=5)
     assert result["similarity"].dims == ("state", "state_other")
-    assert result["layer"].values.tolist() == result["layer_other"].values.tolist() == ["embed", "0", "1"]
+    assert (
+        result["layer"].values.tolist()
+        == result["layer_other"].values.tolist()
+        == ["embed", "0", "1"]
+    )
     assert result.attrs == {
         "analysis": "similarity",
         "description": "RSA (Spearman, Euclidean)",
@@ -384,7 +430,9 @@ def test_a_state_that_never_changes(measure):
 @pytest.mark.parametrize("measure", ["cca", "pwcca"])
 def test_correlations_that_are_one_by_construction_are_refused(measure):
     """8 units twice are 16 components; of 12 items any 11 are enough."""
-    with pytest.raises(RepsimError, match=r"12 items for 8 and 8 components: .* ask for more items$"):
+    with pytest.raises(
+        RepsimError, match=r"12 items for 8 and 8 components: .* ask for more items$"
+    ):
         similarity.compute(random_capture(lengths=(7, 7), states=3), measure=measure, items=12)
 
 
@@ -399,4 +447,5 @@ def test_neighbours_by_direction_leave_out_zero_vectors_and_count_them(measure, 
     rest = Stored(np.delete(capture.array, [3, 12, 21], axis=1), (8, 8, 8))
     without = similarity.compute(rest, measure=measure, permutations=0, neighbours=3)
     assert_allclose(found["similarity"], without["similarity"], rtol=1e-12)
-    assert similarity.compute(capture, permutations=0).attrs["left_out_tokens"] == 0  # CKA takes them as they are
+    # CKA takes them as they are.
+    assert similarity.compute(capture, permutations=0).attrs["left_out_tokens"] == 0

@@ -100,7 +100,9 @@ def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
             logprobs.append(state.logprob)
 
     for block in blocks_of(model, texts):
-        tracing.Tracer(model).run(trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True)
+        tracing.Tracer(model).run(
+            trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True
+        )
     return [torch.cat(these).numpy() for these in states], torch.cat(logprobs).numpy()
 
 
@@ -142,11 +144,18 @@ def test_states_tokens_and_samples_have_names(mixed, model, texts):
     assert lengths == sorted(lengths, reverse=True)
     hidden = mixed.hidden("skip:start=1")
     assert hidden["layer"].values.tolist() == ["embed", "0", "1", "5"]
-    assert mixed.hidden("looped_parallel:start=1,loops=2")["layer"].values.tolist()[3:5] == ["(2|3|4)"] * 2
+    assert (
+        mixed.hidden("looped_parallel:start=1,loops=2")["layer"].values.tolist()[3:5]
+        == ["(2|3|4)"] * 2
+    )
     assert hidden["plan"].item() == "0, 1, 5"
     for where in (hidden, mixed.tokens, mixed.logprob()):
-        assert_array_equal(where["token_id"], np.concatenate([sample.token_ids for sample in samples]))
-        assert_array_equal(where["position"], np.concatenate([np.arange(length) for length in lengths]))
+        assert_array_equal(
+            where["token_id"], np.concatenate([sample.token_ids for sample in samples])
+        )
+        assert_array_equal(
+            where["position"], np.concatenate([np.arange(length) for length in lengths])
+        )
         assert_array_equal(where["sample"], np.repeat(np.arange(len(samples)), lengths))
     assert set(mixed.tokens.data_vars) == {"token_id", "position", "sample"}
     assert set(hidden.coords) == {"layer", "plan", "token_id", "position", "sample"}
@@ -168,7 +177,11 @@ def test_a_plan_goes_by_any_of_its_forms(mixed):
 
 def test_the_identity_of_a_capture(mixed, model, texts):
     identity = Identity(**mixed.identity)
-    assert (identity.model, identity.corpus, identity.compute_dtype) == ("tiny-llama", "lines", "float32")
+    assert (identity.model, identity.corpus, identity.compute_dtype) == (
+        "tiny-llama",
+        "lines",
+        "float32",
+    )
     assert (identity.weights, identity.tokenizer) == (model.weights_digest, model.tokenizer_digest)
     assert set(identity.versions) >= {"repsim-layers", "torch", "transformers", "nnsight"}
     assert str(Path(texts).parent) not in json.dumps(mixed.dataset.attrs)
@@ -214,7 +227,8 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
         writer.finish()
     hidden = repsim.open(path).hidden("skip:start=1")
     assert hidden.sizes == {"state": 4, "token": 2**20, "unit": 2**14}
-    with pytest.raises(StoreDamaged, match=r"hidden/c/\d+/\d+/0 is missing"):  # declared finished, and not there
+    # Declared finished, and not there.
+    with pytest.raises(StoreDamaged, match=r"hidden/c/\d+/\d+/0 is missing"):
         _ = hidden.isel(token=slice(777_777, 777_779), unit=slice(3)).values
 
 
@@ -222,7 +236,9 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
 
 
 def test_batches_make_no_difference(mixed, model, texts, path):
-    whole = repsim.capture(model, plan=PLANS, corpus=texts, out=path, dtype="float32", batch_tokens=1000)
+    whole = repsim.capture(
+        model, plan=PLANS, corpus=texts, out=path, dtype="float32", batch_tokens=1000
+    )
     for plan in PLANS:
         states, others = mixed.hidden(plan).values, whole.hidden(plan).values
         distance = np.linalg.norm(states - others, axis=-1)
@@ -231,7 +247,9 @@ def test_batches_make_no_difference(mixed, model, texts, path):
 
 def test_progress_counts_tokens(model, texts, path):
     seen: list[Progress] = []
-    done = repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=seen.append)
+    done = repsim.capture(
+        model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=seen.append
+    )
     expected = [0, *np.cumsum(block_tokens(model, texts)).tolist()]
     assert len(expected) > 3
     assert [state.tokens for state in seen] == sorted(state.tokens for state in seen)
@@ -240,34 +258,53 @@ def test_progress_counts_tokens(model, texts, path):
 
 
 def test_an_encoder(tiny_encoder_folder, texts, path):
-    capture = repsim.capture(str(tiny_encoder_folder), plan=["baseline", "drop:layer=1"], corpus=texts, out=path)
+    capture = repsim.capture(
+        str(tiny_encoder_folder), plan=["baseline", "drop:layer=1"], corpus=texts, out=path
+    )
     ids, position = capture.tokens["token_id"], capture.tokens["position"]
     assert (ids[position == 0] == 1).all()  # [CLS]
     assert int((ids == 2).sum()) == len(TEXTS)  # [SEP]
     assert capture.hidden("drop:layer=1").sizes["state"] == T
     assert np.isfinite(capture.hidden().values).all()
     with pytest.raises(RepsimError, match=r"^--logprobs: tiny-bert does not predict a next token$"):
-        repsim.capture(str(tiny_encoder_folder), corpus=texts, logprobs=True, out=path.with_name("d.zarr"))
+        repsim.capture(
+            str(tiny_encoder_folder), corpus=texts, logprobs=True, out=path.with_name("d.zarr")
+        )
     assert not path.with_name("d.zarr").exists()
 
 
 def test_a_model_by_name_and_the_default_path(tiny_folder, texts, tmp_path, monkeypatch):
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
     capture = repsim.capture(
-        str(tiny_folder), plan=("baseline", "skip:start=0..1"), corpus=texts, model_dtype="bfloat16", max_tokens=3
+        str(tiny_folder),
+        plan=("baseline", "skip:start=0..1"),
+        corpus=texts,
+        model_dtype="bfloat16",
+        max_tokens=3,
     )
     assert capture.path == tmp_path / "captures" / "tiny-llama-lines-baseline+skip-start=0..1.zarr"
     assert capture.identity["compute_dtype"] == "bfloat16"
     assert capture.tokens["position"].max() == 2
-    assert repsim.capture(str(tiny_folder), corpus=texts).path.name == "tiny-llama-lines-baseline.zarr"
+    assert (
+        repsim.capture(str(tiny_folder), corpus=texts).path.name == "tiny-llama-lines-baseline.zarr"
+    )
 
 
 @pytest.fixture(scope="module")
 def two_stacks(tiny_folder, tmp_path_factory) -> Path:
     """A folder with an encoder-decoder, three layers each."""
     folder = tmp_path_factory.mktemp("models") / "tiny-t5"
-    config = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "vocab_size": VOCABULARY}
-    transformers.T5Model(transformers.T5Config(**config, decoder_start_token_id=0)).save_pretrained(folder)
+    config = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 3,
+        "num_heads": 4,
+        "vocab_size": VOCABULARY,
+    }
+    transformers.T5Model(transformers.T5Config(**config, decoder_start_token_id=0)).save_pretrained(
+        folder
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_folder / name, folder)
     return folder
@@ -279,17 +316,23 @@ def test_a_stack_that_was_named_is_a_part_of_the_identity(two_stacks, texts, pat
     for options in ({}, {"append": True}, {"repair": True}):
         with pytest.raises(RepsimError) as caught:
             repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path, **options)
-        assert f"{path}: holds another capture: another stack (encoder.block there, decoder.block here); " in str(
-            caught.value
+        assert (
+            f"{path}: holds another capture: another stack (encoder.block there, decoder.block here); "
+            in str(caught.value)
         )
-    decoder = repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path.with_name("d.zarr"))
+    decoder = repsim.capture(
+        two_stacks, corpus=texts, stack="decoder.block", out=path.with_name("d.zarr")
+    )
     assert not np.array_equal(encoder.hidden().values[1], decoder.hidden().values[1])
 
 
-def test_the_default_path_names_the_stack_where_it_was_named(two_stacks, texts, tmp_path, monkeypatch):
+def test_the_default_path_names_the_stack_where_it_was_named(
+    two_stacks, texts, tmp_path, monkeypatch
+):
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
     names = [
-        repsim.capture(two_stacks, corpus=texts, stack=f"{half}.block").path.name for half in ("encoder", "decoder")
+        repsim.capture(two_stacks, corpus=texts, stack=f"{half}.block").path.name
+        for half in ("encoder", "decoder")
     ]
     assert names == [f"tiny-t5-{half}.block-lines-baseline.zarr" for half in ("encoder", "decoder")]
     loaded = models.load(two_stacks, stack="decoder.block")
@@ -297,16 +340,22 @@ def test_the_default_path_names_the_stack_where_it_was_named(two_stacks, texts, 
 
 
 def test_a_stack_that_would_be_found_is_none_that_was_named(tiny_folder, texts, path):
-    """So a store from before stacks were a part of it is gone on with, whether its command named the stack or not."""
+    """So a store from before stacks were a part of it is gone on with, whether its command named
+    the stack or not.
+    """
     named = repsim.capture(tiny_folder, corpus=texts, stack="model.layers", out=path)
     assert "stack" not in named.identity
     for stack in (None, "model.layers"):
-        grown = repsim.capture(tiny_folder, plan="drop:layer=1", corpus=texts, stack=stack, out=path, append=True)
+        grown = repsim.capture(
+            tiny_folder, plan="drop:layer=1", corpus=texts, stack=stack, out=path, append=True
+        )
         assert [plan.name for plan in grown.plans] == ["baseline", "drop:layer=1"]
 
 
 def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks, texts, path):
-    """Before, a store did not say whose states it holds, and a decoder's stood under their neighbours' tokens."""
+    """Before, a store did not say whose states it holds, and a decoder's stood under their
+    neighbours' tokens.
+    """
     repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path)
     described = json.loads((path / "zarr.json").read_text())
     del described["attributes"]["identity"]["stack"]
@@ -314,7 +363,9 @@ def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks
     (path / "zarr.json").write_text(json.dumps(described))
     older = repsim.open(path)
     assert older.hidden().sizes["state"] == 4
-    assert older.info["stack"] == "decoder.block by its command; tokens not checked, capture it again"
+    assert (
+        older.info["stack"] == "decoder.block by its command; tokens not checked, capture it again"
+    )
     with pytest.raises(RepsimError, match=r"another stack \(None there, decoder.block here\)"):
         repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path)
 
@@ -344,7 +395,12 @@ def test_results_are_kept_with_the_capture(model, texts, path):
 
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_a_plan_that_ends_inside_another_is_added(model, texts, path, logprobs, caplog):
-    asked = {"corpus": texts, "dtype": "float32", "logprobs": logprobs, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": logprobs,
+        "batch_tokens": BATCH_TOKENS,
+    }
     repsim.capture(model, plan="baseline", out=path, **asked)
     with pytest.raises(RepsimError, match=r"not plans 0-2; add --append"):
         repsim.capture(model, plan=["baseline", "0-2"], out=path, **asked)
@@ -376,7 +432,9 @@ def test_after_a_power_cut_the_same_command_goes_on(model, texts, path, flags, m
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
 
 
 # Finished, stopped and other stores
@@ -387,7 +445,9 @@ def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts
         raise AssertionError("computed again")
 
     monkeypatch.setattr(tracing, "Tracer", fail)
-    again = repsim.capture(model, plan=PLANS, corpus=texts, out=mixed.path, dtype="float32", logprobs=True)
+    again = repsim.capture(
+        model, plan=PLANS, corpus=texts, out=mixed.path, dtype="float32", logprobs=True
+    )
     xr.testing.assert_identical(again.dataset.load(), mixed.dataset.load())
 
 
@@ -407,7 +467,9 @@ def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts
 def test_another_capture_at_the_same_path_is_refused(mixed, model, texts, options, difference):
     before = {file: file.stat().st_mtime_ns for file in mixed.path.rglob("*")}
     asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, **options}
-    with pytest.raises(RepsimError, match=f"mixed.zarr: holds another capture: {difference}") as caught:
+    with pytest.raises(
+        RepsimError, match=f"mixed.zarr: holds another capture: {difference}"
+    ) as caught:
         repsim.capture(model, out=mixed.path, **asked)
     assert str(caught.value).endswith("; choose another --out or remove it")
     assert {file: file.stat().st_mtime_ns for file in mixed.path.rglob("*")} == before
@@ -417,17 +479,33 @@ def test_another_model_at_the_same_path_is_refused(mixed, model, texts):
     def bend(module):
         module.model.layers[3].mlp.down_proj.weight[0, 0] += 1
 
-    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "out": mixed.path}
-    with pytest.raises(RepsimError, match=r"model \(tiny-llama there, other here\); choose another --out"):
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": True,
+        "out": mixed.path,
+    }
+    with pytest.raises(
+        RepsimError, match=r"model \(tiny-llama there, other here\); choose another --out"
+    ):
         repsim.capture(replace(model, name="other"), **asked)
     with pytest.raises(RepsimError, match=r"other weights \([0-9a-f]{8} there, [0-9a-f]{8} here\)"):
         repsim.capture(changed(model, bend), **asked)
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError])
-def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(mixed, model, texts, path, problem):
+def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(
+    mixed, model, texts, path, problem
+):
     first = block_tokens(model, texts)[0]
-    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "out": path,
+        "dtype": "float32",
+        "batch_tokens": BATCH_TOKENS,
+    }
 
     def stop(progress):
         if progress.tokens > first + 2:
@@ -440,16 +518,23 @@ def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(mixed, model, t
     assert f"complete:  {first} of {mixed.complete} tokens under every plan" in repr(stopped)
     for plan in PLANS:
         part = {"token": slice(first)}
-        xr.testing.assert_identical(stopped.hidden(plan).load(), mixed.hidden(plan).isel(part).load())
-        xr.testing.assert_identical(stopped.logprob(plan).load(), mixed.logprob(plan).isel(part).load())
+        xr.testing.assert_identical(
+            stopped.hidden(plan).load(), mixed.hidden(plan).isel(part).load()
+        )
+        xr.testing.assert_identical(
+            stopped.logprob(plan).load(), mixed.logprob(plan).isel(part).load()
+        )
     seen: list[Progress] = []
     again = repsim.capture(model, progress=seen.append, logprobs=True, **asked)
-    assert seen[-1] == Progress(mixed.complete - first, mixed.complete - first)  # what was finished is not computed
+    # What was finished is not computed.
+    assert seen[-1] == Progress(mixed.complete - first, mixed.complete - first)
     xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
 
 
 def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, path, monkeypatch):
-    """A block's nodes are finished one by one; the rest of them and what leads to it is all that runs."""
+    """A block's nodes are finished one by one; the rest of them and what leads to it is all that
+    runs.
+    """
     asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "logprobs": True}
 
     def stop(self, node, *others):
@@ -468,7 +553,9 @@ def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, 
     assert not {0, 1, 2, 3, 4, 5} & left
     written = []
     monkeypatch.setattr(
-        state_store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+        state_store.Writer,
+        "write",
+        lambda self, node, *rest: (written.append(node), write(self, node, *rest)),
     )
     again = repsim.capture(model, **asked)
     assert set(written) == left
@@ -477,7 +564,9 @@ def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, 
 
 
 def test_a_stop_between_two_states(model, texts, path):
-    """SIGTERM while a block is under way: what is computed is finished and kept, and the message says how to go on."""
+    """SIGTERM while a block is under way: what is computed is finished and kept, and the message
+    says how to go on.
+    """
 
     def stop(progress):
         if progress.tokens and not sent:
@@ -490,7 +579,9 @@ def test_a_stop_between_two_states(model, texts, path):
     ) as caught:
         repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=stop)
     assert caught.value.signal == signal.SIGTERM
-    assert repsim.open(path).dataset["done"].values[:, 0].tolist() == [True, True] + [False] * (T - 1)
+    assert repsim.open(path).dataset["done"].values[:, 0].tolist() == [True, True] + [False] * (
+        T - 1
+    )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS).missing == 0
 
@@ -502,27 +593,39 @@ def test_appended_plans_and_samples_equal_those_captured_at_once(model, texts, t
     (tmp_path / "c").mkdir()
     corpus = tmp_path / "c" / "lines.txt"
     corpus.write_text("\n".join(TEXTS[1:4]))
-    asked = {"corpus": str(corpus), "out": path, "dtype": "float32", "batch_tokens": BATCH_TOKENS, "logprobs": True}
+    asked = {
+        "corpus": str(corpus),
+        "out": path,
+        "dtype": "float32",
+        "batch_tokens": BATCH_TOKENS,
+        "logprobs": True,
+    }
     small = repsim.capture(model, plan=PLANS[:2], **asked)
     before = small.hidden("skip:start=1").load()
     corpus.write_text("\n".join(TEXTS))
     with pytest.raises(
-        RepsimError, match=r"c.zarr: holds baseline, skip:start=1 over 3 samples, not plans .* add --append"
+        RepsimError,
+        match=r"c.zarr: holds baseline, skip:start=1 over 3 samples, not plans .* add --append",
     ):
         repsim.capture(model, plan=PLANS, **asked)
     seen: list[Progress] = []
     grown = repsim.capture(model, plan=PLANS, append=True, progress=seen.append, **asked)
     assert [named.name for named in grown.plans] == list(PLANS)
     assert grown.missing == 0
-    xr.testing.assert_equal(grown.hidden("skip:start=1").isel(token=slice(before.sizes["token"])).load(), before)
-    whole = repsim.capture(model, plan=PLANS, **{**asked, "corpus": texts, "out": path.with_name("w.zarr")})
+    xr.testing.assert_equal(
+        grown.hidden("skip:start=1").isel(token=slice(before.sizes["token"])).load(), before
+    )
+    whole = repsim.capture(
+        model, plan=PLANS, **{**asked, "corpus": texts, "out": path.with_name("w.zarr")}
+    )
     keys = grown.samples.values.tolist()
     assert keys[:3] == small.samples.values.tolist()
     for plan in PLANS:
         for key in keys:
             ours, theirs = (
                 capture.hidden(plan).isel(
-                    token=capture.tokens["sample"].values == capture.samples.values.tolist().index(key)
+                    token=capture.tokens["sample"].values
+                    == capture.samples.values.tolist().index(key)
                 )
                 for capture in (grown, whole)
             )
@@ -538,7 +641,9 @@ def test_only_the_new_nodes_and_tokens_are_computed(model, texts, path, monkeypa
     first = repsim.capture(model, plan="baseline", **asked)
     write, written = state_store.Writer.write, []
     monkeypatch.setattr(
-        state_store.Writer, "write", lambda self, node, *rest: (written.append(node), write(self, node, *rest))
+        state_store.Writer,
+        "write",
+        lambda self, node, *rest: (written.append(node), write(self, node, *rest)),
     )
     grown = repsim.capture(model, plan=["baseline", "drop:layer=4"], append=True, **asked)
     new = set(range(first.dataset.sizes["node"], grown.dataset.sizes["node"]))
@@ -561,10 +666,15 @@ def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, p
     chunk.write_bytes(chunk.read_bytes()[:-9] + b"x" * 9)
     (path / "logprob" / "c" / "6" / "0").unlink()
     found = [str(damage) for damage in repsim.verify(path).damages]
-    assert found == ["damaged: hidden node 3 (hidden/c/3/0/0)", "missing: logprob node 6 (logprob/c/6/0)"]
+    assert found == [
+        "damaged: hidden node 3 (hidden/c/3/0/0)",
+        "missing: logprob node 6 (logprob/c/6/0)",
+    ]
     write, written = state_store.Writer.write, set()
     monkeypatch.setattr(
-        state_store.Writer, "write", lambda self, node, *rest: (written.add(node), write(self, node, *rest))
+        state_store.Writer,
+        "write",
+        lambda self, node, *rest: (written.add(node), write(self, node, *rest)),
     )
     again = repsim.capture(model, repair=True, **asked)
     assert written == {3, 6}
@@ -574,7 +684,13 @@ def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, p
 
 
 def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
-    asked = {"corpus": texts, "out": path, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "corpus": texts,
+        "out": path,
+        "dtype": "float32",
+        "logprobs": True,
+        "batch_tokens": BATCH_TOKENS,
+    }
     repsim.capture(model, plan=PLANS, **asked)
     for name in ("plan/c/0", "token_id/c/0"):
         chunk = path / name
@@ -584,7 +700,9 @@ def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
     assert [damage.array for damage in repsim.verify(path).damages] == ["plan", "token_id"]
     (advice,) = repsim.stores.repair_advice(path, repsim.verify(path))[:1]
     assert "--plan baseline" in advice
-    with pytest.raises(RepsimError, match="plan, token_id damaged, and this is not the command that made the store"):
+    with pytest.raises(
+        RepsimError, match="plan, token_id damaged, and this is not the command that made the store"
+    ):
         repsim.capture(model, plan=PLANS[::-1], repair=True, **asked)
     again = repsim.capture(model, plan=PLANS, repair=True, **asked)
     xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
@@ -604,7 +722,9 @@ def test_other_batches_for_what_is_left(mixed, model, texts, path):
     again = repsim.capture(model, batch_tokens=1, **asked)
     assert np.bincount(again.dataset["block"].values).tolist()[-2:] == [1, 1]
     for plan in PLANS:
-        np.testing.assert_allclose(again.hidden(plan).values, mixed.hidden(plan).values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            again.hidden(plan).values, mixed.hidden(plan).values, rtol=1e-4, atol=1e-5
+        )
 
 
 # What is kept
@@ -613,7 +733,13 @@ def test_other_batches_for_what_is_left(mixed, model, texts, path):
 @pytest.mark.parametrize("rule", ["last", "mean", "every:3"])
 def test_tokens_that_are_kept(mixed, model, texts, path, rule):
     scored = rule != "last"  # nothing follows a sample's last token
-    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": scored, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": scored,
+        "batch_tokens": BATCH_TOKENS,
+    }
     if not scored:
         with pytest.raises(RepsimError, match="--logprobs: nothing follows a sample's last token"):
             repsim.capture(model, out=path, tokens=rule, **{**asked, "logprobs": True})
@@ -628,7 +754,9 @@ def test_tokens_that_are_kept(mixed, model, texts, path, rule):
         else:
             chosen = [row[-1:] if rule == "last" else row[::3] for row in rows]
             expected, scores = states[:, np.concatenate(chosen)], logprob[np.concatenate(chosen)]
-            assert kept.tokens["position"].values.tolist() == position[np.concatenate(chosen)].tolist()
+            assert (
+                kept.tokens["position"].values.tolist() == position[np.concatenate(chosen)].tolist()
+            )
         np.testing.assert_allclose(kept.hidden(plan).values, expected, rtol=1e-6, atol=1e-6)
         if scored:
             np.testing.assert_allclose(kept.logprob(plan).values, scores, rtol=1e-5)
@@ -639,18 +767,32 @@ def test_tokens_that_are_kept(mixed, model, texts, path, rule):
 @pytest.mark.parametrize("rule", ["all", "every:2", "mean"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule):
-    asked = {"plan": PLANS, "corpus": texts, "dtype": dtype, "tokens": rule, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": dtype,
+        "tokens": rule,
+        "batch_tokens": BATCH_TOKENS,
+    }
     stored = repsim.capture(model, out=path, **asked)
-    streamed = repsim.capture(model, out=path.with_name("s.zarr"), keep="none", statistics="cosine,norms", **asked)
+    streamed = repsim.capture(
+        model, out=path.with_name("s.zarr"), keep="none", statistics="cosine,norms", **asked
+    )
     assert streamed.complete == stored.complete
     for plan in PLANS:
         for average in ("token", "sequence"):
-            results = [cosine.compute(capture, plan=plan, average=average) for capture in (stored, streamed)]
+            results = [
+                cosine.compute(capture, plan=plan, average=average)
+                for capture in (stored, streamed)
+            ]
             xr.testing.assert_identical(*results)
-        xr.testing.assert_identical(*(norms.compute(capture, plan=plan) for capture in (stored, streamed)))
+        xr.testing.assert_identical(
+            *(norms.compute(capture, plan=plan) for capture in (stored, streamed))
+        )
     assert repsim.verify(streamed.path).damages == ()
     with pytest.raises(
-        RepsimError, match=r"holds no states, only statistics \(cosine.token, .* capture with --keep all$"
+        RepsimError,
+        match=r"holds no states, only statistics \(cosine.token, .* capture with --keep all$",
     ):
         streamed.hidden()
 
@@ -661,9 +803,15 @@ def test_samples_are_whole_wherever_chunks_end(model, tmp_path, monkeypatch, com
     """Chunks of 64 tokens; samples shorter and longer than that, read past zarr and through it."""
     monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
     corpus = tmp_path / "texts.txt"
-    corpus.write_text("\n".join(" ".join(["the river"] * words) for words in (90, 31, 30, 17, 3, 2, 1)))
+    corpus.write_text(
+        "\n".join(" ".join(["the river"] * words) for words in (90, 31, 30, 17, 3, 2, 1))
+    )
     made = repsim.capture(
-        model, plan=["baseline", "skip:start=1"], corpus=corpus, compression=compression, out=tmp_path / "s"
+        model,
+        plan=["baseline", "skip:start=1"],
+        corpus=corpus,
+        compression=compression,
+        out=tmp_path / "s",
     )
     assert made.chunk_tokens == 64 < made.complete
     whole = np.concatenate([made.hidden(plan).values for plan in plans])
@@ -688,12 +836,20 @@ def test_a_damaged_chunk_is_refused_when_it_is_read(mixed, tmp_path, harm):
         chunk.unlink()
     else:
         chunk.write_bytes(data[:-9] if harm == "cut" else bytes([data[0] ^ 1]) + data[1:])
-    with pytest.raises(RepsimError, match=r"^[^\n]*copy: [^\n]*; repsim verify names it, and the command [^\n]*$"):
+    with pytest.raises(
+        RepsimError, match=r"^[^\n]*copy: [^\n]*; repsim verify names it, and the command [^\n]*$"
+    ):
         cosine.compute(repsim.open(tmp_path / "copy"))
 
 
 def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):
-    asked = {"plan": PLANS, "corpus": texts, "keep": "none", "statistics": ["norms"], "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "keep": "none",
+        "statistics": ["norms"],
+        "batch_tokens": BATCH_TOKENS,
+    }
 
     def stop(progress):
         if progress.tokens > block_tokens(model, texts)[0] + 2:
@@ -709,7 +865,13 @@ def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):
 
 @pytest.mark.parametrize("compression", ["fast", "small"])
 def test_compression_loses_nothing(mixed, model, texts, path, compression):
-    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": True,
+        "batch_tokens": BATCH_TOKENS,
+    }
     packed = repsim.capture(model, out=path, compression=compression, **asked)
     assert_array_equal(packed.dataset["hidden"].values, mixed.dataset["hidden"].values)
     assert repsim.verify(path).damages == ()
@@ -717,7 +879,9 @@ def test_compression_loses_nothing(mixed, model, texts, path, compression):
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 def test_half_precision_computes(tiny_folder, texts, path, compute):
-    half = repsim.capture(str(tiny_folder), corpus=texts, out=path, model_dtype=compute, dtype="float32")
+    half = repsim.capture(
+        str(tiny_folder), corpus=texts, out=path, model_dtype=compute, dtype="float32"
+    )
     own = models.load(str(tiny_folder), dtype=compute)
     ids = torch.from_numpy(half.tokens["token_id"].values[half.tokens["sample"].values == 0]).long()
     with torch.inference_mode():
@@ -737,7 +901,13 @@ def test_states_that_are_not_finite_are_stored_if_one_insists(model, texts, path
 
 def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatch):
     """On a URL, writing goes on beside the computation; an error there stops the capture."""
-    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    asked = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": True,
+        "batch_tokens": BATCH_TOKENS,
+    }
     beside = repsim.capture(model, out="memory://beside/c.zarr", **asked)
     xr.testing.assert_equal(beside.dataset.load(), mixed.dataset.load())
     assert repsim.verify("memory://beside/c.zarr").damages == ()
@@ -753,19 +923,28 @@ def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatc
 
 
 def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypatch):
-    with pytest.raises(RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"):
+    with pytest.raises(
+        RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"
+    ):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
     monkeypatch.setattr("repsim.storage.location.Folder.free_bytes", 100)
-    with pytest.raises(RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"):
+    with pytest.raises(
+        RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"
+    ):
         repsim.capture(model, corpus=texts, out=path)
     assert not path.parent.exists()
 
 
 @pytest.mark.parametrize(
     "problem",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
-def test_too_large_a_block_is_one_line_and_what_is_finished_stays(model, texts, path, monkeypatch, problem):
+def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
+    model, texts, path, monkeypatch, problem
+):
     def run(self, trie, made, consume, **options):
         if len(trie) > model.layers:  # the trial of texts in company runs fewer layers
             if blocks:
@@ -776,7 +955,8 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(model, texts, 
     blocks, whole = [], tracing.Tracer.run
     monkeypatch.setattr(tracing.Tracer, "run", run)
     with pytest.raises(
-        RepsimError, match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on"
+        RepsimError,
+        match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on",
     ):
         repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
     monkeypatch.undo()
@@ -788,7 +968,9 @@ def test_what_info_says(mixed):
     info = mixed.info
     assert info["weights"] == mixed.identity["weights"]
     assert info["blocks"].startswith(f"{info['blocks'].split()[2]} of ")
-    assert info["made by"].startswith("repsim capture tiny-llama --plan baseline --plan skip:start=1 ")
+    assert info["made by"].startswith(
+        "repsim capture tiny-llama --plan baseline --plan skip:start=1 "
+    )
     assert "--corpus lines.txt" in info["made by"]
 
 
@@ -825,9 +1007,17 @@ def test_the_sample_whose_state_does_not_fit_is_named(model, tmp_path, path):
     lines = ["of and to", "is that the", "in the"]  # in one batch with padding
     (tmp_path / "c.txt").write_text("\n".join(["of and to in it", *lines]))
     with pytest.raises(RepsimError) as caught:
-        repsim.capture(changed(model, large_word), plan="skip:start=2", corpus=str(tmp_path / "c.txt"), out=path)
+        repsim.capture(
+            changed(model, large_word),
+            plan="skip:start=2",
+            corpus=str(tmp_path / "c.txt"),
+            out=path,
+        )
     place = f"plan skip:start=2, state 0, sample {key_of(lines[1])}"
-    assert str(caught.value) == f"{place}: 1000000 does not fit float16; use --dtype float32 or --allow-nonfinite"
+    assert (
+        str(caught.value)
+        == f"{place}: 1000000 does not fit float16; use --dtype float32 or --allow-nonfinite"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -836,7 +1026,8 @@ def test_states_that_are_not_finite_are_refused(model, texts, path, dtype):
         repsim.capture(changed(model, undefined_layer), corpus=texts, out=path, dtype=dtype)
     place = f"plan baseline, state 4, sample {key_of(TEXTS[1])}"
     assert (
-        str(caught.value) == f"{place}: not finite in float32; use another --model-dtype or plan, or --allow-nonfinite"
+        str(caught.value)
+        == f"{place}: not finite in float32; use another --model-dtype or plan, or --allow-nonfinite"
     )
     assert not path.exists()
 
@@ -848,7 +1039,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, texts, path, monkeypa
     monkeypatch.setattr("zarr.Array.__setitem__", fail)
     with pytest.raises(RepsimError) as caught:
         repsim.capture(model, corpus=texts, out=path)
-    assert str(caught.value) == f"{path}: cannot be written: No space left on device; choose another --out"
+    assert (
+        str(caught.value)
+        == f"{path}: cannot be written: No space left on device; choose another --out"
+    )
     assert not path.exists()
 
 
@@ -874,9 +1068,14 @@ def test_requests_that_are_refused(model, texts, path, options, message):
 def test_a_target_is_refused_before_a_model_is_loaded(texts, tmp_path):
     (tmp_path / "file").write_text("kept")
     asked = {"model": "no such model", "corpus": texts}
-    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$"):
+    with pytest.raises(
+        RepsimError,
+        match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$",
+    ):
         repsim.capture(**asked, out=tmp_path / "file")
-    with pytest.raises(RepsimError, match=r"file is no folder that can be written to; choose another --out$"):
+    with pytest.raises(
+        RepsimError, match=r"file is no folder that can be written to; choose another --out$"
+    ):
         repsim.capture(**asked, out=tmp_path / "file" / "c.zarr")
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -884,17 +1083,24 @@ def test_a_target_is_refused_before_a_model_is_loaded(texts, tmp_path):
 def test_plans_that_a_capture_does_not_hold(mixed, model, texts, path):
     with pytest.raises(RepsimError) as caught:
         mixed.hidden("drop:layer=5")
-    assert str(caught.value) == f"plan 'drop:layer=5' is not in {mixed.path}; it holds: {', '.join(PLANS)}"
+    assert (
+        str(caught.value)
+        == f"plan 'drop:layer=5' is not in {mixed.path}; it holds: {', '.join(PLANS)}"
+    )
     with pytest.raises(RepsimError, match=r"^drop:layer=1..3: stands for 3 plans; name one$"):
         mixed.hidden("drop:layer=1..3")
     with pytest.raises(RepsimError, match=r"^start=3: a 6-layer model allows 0 to 2$"):
         mixed.plan_name("skip:start=3")
     many = repsim.capture(model, plan="fig2", corpus=texts, out=path, max_tokens=1)
-    with pytest.raises(RepsimError, match=r"it holds: baseline, drop:layer=0, .*, switch:layer=0 and 4 more$"):
+    with pytest.raises(
+        RepsimError, match=r"it holds: baseline, drop:layer=0, .*, switch:layer=0 and 4 more$"
+    ):
         many.hidden("drop:layer=1,part=mlp")
 
 
 def test_log_probabilities_that_a_capture_does_not_hold(model, texts, path):
     capture = repsim.capture(model, corpus=texts, out=path)
-    with pytest.raises(RepsimError, match=r"c.zarr: holds no log-probabilities; capture with --logprobs$"):
+    with pytest.raises(
+        RepsimError, match=r"c.zarr: holds no log-probabilities; capture with --logprobs$"
+    ):
         capture.logprob()

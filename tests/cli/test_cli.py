@@ -43,7 +43,17 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A finished capture of a tiny model."""
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
     done = repsim(
-        "capture", tiny_folder, "--plan", "fig4", "--limit", 8, "--max-tokens", 20, "--out", path, LOGNAME=USER
+        "capture",
+        tiny_folder,
+        "--plan",
+        "fig4",
+        "--limit",
+        8,
+        "--max-tokens",
+        20,
+        "--out",
+        path,
+        LOGNAME=USER,
     )
     assert done.returncode == 0, done.stderr
     return path
@@ -71,7 +81,9 @@ def test_a_store_that_cannot_be_written_is_analysed_all_the_same(
         assert main("analyze", "norms", copied, "--plan", "skip:start=0", "--figures", figures) == 0
     told = capsys.readouterr()
     assert "  result:" not in told.out
-    assert f"result not kept with the store: {copied}: cannot be written: Not a directory" in told.err
+    assert (
+        f"result not kept with the store: {copied}: cannot be written: Not a directory" in told.err
+    )
     assert [Path(name).suffix for name in files(figures)] == [".nc", ".pdf", ".png"]
 
 
@@ -79,7 +91,20 @@ def test_a_store_that_cannot_be_written_is_analysed_all_the_same(
 def deeper(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) -> Path:
     """A finished capture of another model."""
     path = tmp_path_factory.mktemp("store") / "deeper.zarr"
-    assert main("capture", tiny_encoder_folder, "--limit", 8, "--max-tokens", 20, "--out", path, "--quiet") == 0
+    assert (
+        main(
+            "capture",
+            tiny_encoder_folder,
+            "--limit",
+            8,
+            "--max-tokens",
+            20,
+            "--out",
+            path,
+            "--quiet",
+        )
+        == 0
+    )
     return path
 
 
@@ -110,7 +135,15 @@ OF_CAPTURES = [name for name in ANALYSES if name not in OF_SCORES]
 
 
 def test_every_analysis_is_installed() -> None:
-    assert OF_CAPTURES == ["blocks", "clusters", "cosine", "drift", "geometry", "norms", "similarity"]
+    assert OF_CAPTURES == [
+        "blocks",
+        "clusters",
+        "cosine",
+        "drift",
+        "geometry",
+        "norms",
+        "similarity",
+    ]
     assert sorted(OF_CAPTURES + OF_SCORES) == ANALYSES
 
 
@@ -137,7 +170,12 @@ def test_every_analysis_draws_a_figure_and_writes_the_data_next_to_it(
 def test_two_stores_share_a_figure_and_have_a_data_file_each(
     analysis: str, store: Path, deeper: Path, tmp_path: Path
 ) -> None:
-    assert main("analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet") == 0
+    assert (
+        main(
+            "analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet"
+        )
+        == 0
+    )
     data = [name for name in files(tmp_path) if name.endswith(".nc")]
     figures = [name for name in files(tmp_path) if not name.endswith(".nc")]
     assert len(data) == 2
@@ -151,7 +189,12 @@ def test_two_stores_share_a_figure_and_have_a_data_file_each(
 def test_two_stores_have_a_figure_each_where_an_analysis_draws_one(
     analysis: str, store: Path, deeper: Path, tmp_path: Path
 ) -> None:
-    assert main("analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet") == 0
+    assert (
+        main(
+            "analyze", analysis, store, deeper, "--resamples", 20, "--figures", tmp_path, "--quiet"
+        )
+        == 0
+    )
     assert [Path(name).suffix for name in files(tmp_path)] == [".nc", ".pdf", ".png"] * 2
     assert sum("tiny-bert" in name for name in files(tmp_path)) == 3
 
@@ -165,7 +208,9 @@ def test_stores_of_the_same_model_and_corpus_do_not_overwrite_each_other(
     for copy in copies:
         shutil.copytree(store, copy)
     figures = tmp_path / "figures"
-    assert main("analyze", analysis, *copies, "--resamples", 20, "--figures", figures, "--quiet") == 0
+    assert (
+        main("analyze", analysis, *copies, "--resamples", 20, "--figures", figures, "--quiet") == 0
+    )
 
     assert sum(name.endswith(".nc") for name in files(figures)) == len(names)
     drawn = 1 if analysis == "norms" else len(names)
@@ -182,7 +227,19 @@ def test_several_plans_of_two_stores_are_drawn_plan_by_plan(store: Path, tmp_pat
 
 def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path) -> None:
     assert main("analyze", "norms", store, "--figures", tmp_path / "plain", "--quiet") == 0
-    assert main("analyze", "norms", store, "--figures", tmp_path / "styled", "--style", "ggplot", "--quiet") == 0
+    assert (
+        main(
+            "analyze",
+            "norms",
+            store,
+            "--figures",
+            tmp_path / "styled",
+            "--style",
+            "ggplot",
+            "--quiet",
+        )
+        == 0
+    )
     assert files(tmp_path / "plain") == files(tmp_path / "styled")
     for name in files(tmp_path / "plain"):
         plain, styled = ((tmp_path / folder / name).read_bytes() for folder in ("plain", "styled"))
@@ -192,10 +249,19 @@ def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["norms", "{store}", "--style", "nonesuch"], "style 'nonesuch': no such file, and matplotlib knows"),
+        (
+            ["norms", "{store}", "--style", "nonesuch"],
+            "style 'nonesuch': no such file, and matplotlib knows",
+        ),
         (["similarity", "{store}", "--measure", "ckaa"], "--measure"),
-        (["similarity", "{store}", "--measure", "minibatch-cka", "--items", "50"], "holds no items"),
-        (["similarity", "{store}", "--measure", "mutual-knn", "--neighbours", "5000"], "5000 neighbours of"),
+        (
+            ["similarity", "{store}", "--measure", "minibatch-cka", "--items", "50"],
+            "holds no items",
+        ),
+        (
+            ["similarity", "{store}", "--measure", "mutual-knn", "--neighbours", "5000"],
+            "5000 neighbours of",
+        ),
         (["clusters", "{store}", "--of", "cosine"], "--of"),
         (["clusters", "{store}", "--groups", "1"], "groups=1: 7 states allow 2 to 6"),
         (["blocks", "{store}", "--tokens", "first"], "--tokens"),
@@ -210,10 +276,20 @@ def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path
     ],
 )
 def test_wrong_input_to_an_analysis_is_one_line_and_status_2(
-    arguments: list[str], says: str, store: Path, deeper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    store: Path,
+    deeper: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
-    places = {"store": store, "deeper": deeper, "none": tmp_path / "none.zarr", "file": tmp_path / "file"}
+    places = {
+        "store": store,
+        "deeper": deeper,
+        "none": tmp_path / "none.zarr",
+        "file": tmp_path / "file",
+    }
     options = [] if "--figures" in arguments else ["--figures", tmp_path / "figures"]
     assert main("analyze", *(argument.format(**places) for argument in arguments), *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -228,11 +304,27 @@ def test_models_in_which_a_plan_stands_for_different_numbers_of_plans(
     shutil.copytree(store, tmp_path / "b.zarr")
     layers = repsim_library.Capture.layers.fget
     monkeypatch.setattr(
-        repsim_library.Capture, "layers", property(lambda self: layers(self) + 4 * (self.path.stem == "b"))
+        repsim_library.Capture,
+        "layers",
+        property(lambda self: layers(self) + 4 * (self.path.stem == "b")),
     )
-    assert main("analyze", "norms", store, tmp_path / "b.zarr", "--plan", "fig4", "--figures", tmp_path / "f") == 2
+    assert (
+        main(
+            "analyze",
+            "norms",
+            store,
+            tmp_path / "b.zarr",
+            "--plan",
+            "fig4",
+            "--figures",
+            tmp_path / "f",
+        )
+        == 2
+    )
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"repsim: --plan fig4: \d+ for .*, \d+ for .* plans; name plans that every model has", line)
+    assert re.fullmatch(
+        r"repsim: --plan fig4: \d+ for .*, \d+ for .* plans; name plans that every model has", line
+    )
     assert not (tmp_path / "f").exists()
 
 
@@ -240,7 +332,9 @@ def test_models_in_which_a_plan_stands_for_different_numbers_of_plans(
 def test_help_says_something_of_every_option(analysis: str) -> None:
     (entry,) = entry_points(group="repsim.analyses", name=analysis)
     command = cli.analysis_command(analysis, entry.load())
-    options = [parameter for parameter in command.params if parameter.name not in ("help", "stores")]
+    options = [
+        parameter for parameter in command.params if parameter.name not in ("help", "stores")
+    ]
     own = {"metric"} if analysis in OF_SCORES else {"plan"}
     assert {option.name for option in options} >= {"resamples", "figures", "style", "quiet"} | own
     for option in options:
@@ -272,15 +366,30 @@ WRONG = {
         "start=20: a 6-layer model allows 0 to 2",
     ),
     "malformed plan": (["capture", "{model}", "--plan", "0-3, (4|"], "(4|"),
-    "layer out of range": (["capture", "{model}", "--plan", "0-9"], "a 6-layer model allows 0 to 5"),
+    "layer out of range": (
+        ["capture", "{model}", "--plan", "0-9"],
+        "a 6-layer model allows 0 to 5",
+    ),
     "missing corpus": (["capture", "{model}", "--corpus", "{here}/none.txt"], "no such file"),
     "empty corpus": (["capture", "{model}", "--corpus", "{here}/empty.txt"], "no text in it"),
     "binary corpus": (["capture", "{model}", "--corpus", "{here}/binary.txt"], "binary"),
-    "unwritable output": (["capture", "{model}", "--out", "/proc/nowhere/a.zarr"], "choose another --out"),
-    "output below a file": (["capture", "{model}", "--out", "{here}/empty.txt/a.zarr"], "choose another --out"),
-    "output is a file": (["capture", "{model}", "--out", "{here}/empty.txt"], "not a repsim capture"),
+    "unwritable output": (
+        ["capture", "{model}", "--out", "/proc/nowhere/a.zarr"],
+        "choose another --out",
+    ),
+    "output below a file": (
+        ["capture", "{model}", "--out", "{here}/empty.txt/a.zarr"],
+        "choose another --out",
+    ),
+    "output is a file": (
+        ["capture", "{model}", "--out", "{here}/empty.txt"],
+        "not a repsim capture",
+    ),
     "output is a folder": (["capture", "{model}", "--out", "{here}"], "not a repsim capture"),
-    "store of another model": (["capture", "{other}", "--plan", "fig4", "--out", "{store}"], "model ("),
+    "store of another model": (
+        ["capture", "{other}", "--plan", "fig4", "--out", "{store}"],
+        "model (",
+    ),
     "store of another corpus": (
         ["capture", "{model}", "--plan", "fig4", "--out", "{store}"],
         "other texts or --max-tokens (",
@@ -293,7 +402,10 @@ WRONG = {
     "bad model dtype": (["capture", "{model}", "--model-dtype", "int8"], "bfloat16"),
     "bad device": (["capture", "{model}", "--device", "gpu"], "gpu"),
     "bad size": (["capture", "{model}", "--max-bytes", "much"], "write e.g. 500MB"),
-    "does not fit": (["capture", "{model}", "--max-bytes", "1kB"], "GB are needed, --max-bytes allows"),
+    "does not fit": (
+        ["capture", "{model}", "--max-bytes", "1kB"],
+        "GB are needed, --max-bytes allows",
+    ),
     "bad rule": (["capture", "{model}", "--tokens", "first"], "all, last, mean or every:N"),
     "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast, small"),
     "nothing kept": (["capture", "{model}", "--keep", "none"], "add --statistics"),
@@ -302,7 +414,10 @@ WRONG = {
         ["capture", "{model}", "--keep", "none", "--statistics", "cosines"],
         "no such analysis; there are blocks, cosine, norms, similarity",
     ),
-    "a URL of no kind": (["capture", "{model}", "--out", "ftp://here/a.zarr"], "s3://, gs:// or az:// URL"),
+    "a URL of no kind": (
+        ["capture", "{model}", "--out", "ftp://here/a.zarr"],
+        "s3://, gs:// or az:// URL",
+    ),
     "nothing to verify": (["verify", "{here}/none.zarr"], "no such store"),
     "nothing to tell": (["info", "{here}"], "not a repsim capture"),
     "limit of nothing": (["capture", "{model}", "--limit", "0"], "--limit"),
@@ -314,36 +429,58 @@ WRONG = {
     "no decoder": (["evaluate", "{other}"], "benchmarks need a decoder"),
     "no data": (["evaluate", "{model}", "--data-dir", "{here}/none"], "--data-dir"),
     "bad contexts": (["evaluate", "{model}", "--contexts", "some"], "choose auto, trees or rows"),
-    "scores in a capture": (["evaluate", "{model}", "--tasks", "grammar", "--out", "{store}"], "a capture, not scores"),
+    "scores in a capture": (
+        ["evaluate", "{model}", "--tasks", "grammar", "--out", "{store}"],
+        "a capture, not scores",
+    ),
     "scores wanted": (["analyze", "degradation", "{store}"], "made by repsim evaluate"),
     "no store": (["analyze", "cosine", "{here}/none.zarr"], "no such store"),
     "not a store": (["analyze", "cosine", "{here}"], "not a repsim capture"),
-    "plan not captured": (["analyze", "cosine", "{store}", "--plan", "reverse:start=0"], "is not in"),
+    "plan not captured": (
+        ["analyze", "cosine", "{store}", "--plan", "reverse:start=0"],
+        "is not in",
+    ),
     "unknown average": (["analyze", "cosine", "{store}", "--average", "tokens"], "--average"),
     "plans show": (["plans", "show", "skip:start=99"], "start=99: a 30-layer model allows 0 to 14"),
-    "empty out": (["capture", "{model}", "--out", ""], "--out: an empty value; give one, or leave it out"),
+    "empty out": (
+        ["capture", "{model}", "--out", ""],
+        "--out: an empty value; give one, or leave it out",
+    ),
     "empty out of scores": (["evaluate", "{model}", "--out="], "--out: an empty value"),
     "empty corpus name": (["capture", "{model}", "--corpus", " "], "--corpus: an empty value"),
     "empty data folder": (["evaluate", "{model}", "--data-dir", ""], "--data-dir: an empty value"),
-    "empty figures": (["analyze", "cosine", "{store}", "--figures", ""], "--figures: an empty value"),
+    "empty figures": (
+        ["analyze", "cosine", "{store}", "--figures", ""],
+        "--figures: an empty value",
+    ),
     "empty style": (["analyze", "cosine", "{store}", "--style", ""], "--style: an empty value"),
     "empty model": (["capture", ""], "an argument: an empty value"),
     "empty store": (["info", ""], "an argument: an empty value"),
-    "a label too few": (["analyze", "norms", "{store}", "{store}", "--label", "a"], "--label: 1 for 2 stores"),
+    "a label too few": (
+        ["analyze", "norms", "{store}", "{store}", "--label", "a"],
+        "--label: 1 for 2 stores",
+    ),
     "a label twice": (
         ["analyze", "norms", "{store}", "{store}", "--label", "a", "--label", "a"],
         "--label 'a': it names two stores",
     ),
-    "too many plans": (["plans", "show", "random:start=0,seed=0..100000"], "stands for 100,001 plans"),
+    "too many plans": (
+        ["plans", "show", "random:start=0,seed=0..100000"],
+        "stands for 100,001 plans",
+    ),
     "too long a plan": (["plans", "show", "0*1000000000"], "a plan of 1,000,000,000 steps"),
     "too many layers": (["plans", "show", "baseline", "--layers", "1000000000"], "--layers"),
-    "escapes in an argument": (["info", "{here}/\x1b[31mred.zarr"], "/\\x1b[31mred.zarr: no such store"),
+    "escapes in an argument": (
+        ["info", "{here}/\x1b[31mred.zarr"],
+        "/\\x1b[31mred.zarr: no such store",
+    ),
 }
 IN_A_PROCESS_OF_ITS_OWN = ("layer out of range", "unknown option", "no store")
 
 
 @pytest.mark.parametrize(
-    ("name", "own_process"), [*((name, False) for name in WRONG), *((name, True) for name in IN_A_PROCESS_OF_ITS_OWN)]
+    ("name", "own_process"),
+    [*((name, False) for name in WRONG), *((name, True) for name in IN_A_PROCESS_OF_ITS_OWN)],
 )
 def test_wrong_input_is_one_line_and_status_2_and_leaves_nothing(
     name: str,
@@ -374,7 +511,17 @@ def test_wrong_input_is_one_line_and_status_2_and_leaves_nothing(
 def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scores") / "some.zarr"
     plans = ("--plan", "fig2", "--plan", "fig4")
-    done = repsim("evaluate", tiny_folder, *plans, "--tasks", "grammar,knowledge", "--limit", 12, "--out", path)
+    done = repsim(
+        "evaluate",
+        tiny_folder,
+        *plans,
+        "--tasks",
+        "grammar,knowledge",
+        "--limit",
+        12,
+        "--out",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     assert "contexts: trees" in done.stderr
     assert f"Next: repsim analyze degradation {path}" in done.stdout
@@ -382,14 +529,19 @@ def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_degradation_draws_what_the_plans_give(
-    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scores: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A tiny random model is not above chance on anything; here it is taken to be."""
 
     @functools.wraps(degradation.compute)
     def lenient(*args: Any, **options: Any) -> xr.Dataset:
         found = compute(*args, **options)
-        numbers = {name: values.fillna(0) for name, values in found.items() if values.dtype.kind == "f"}
+        numbers = {
+            name: values.fillna(0) for name, values in found.items() if values.dtype.kind == "f"
+        }
         return found.assign({**numbers, "valid": ("task", [1, 1])})
 
     compute = degradation.compute
@@ -409,16 +561,30 @@ def test_latency_times_the_model(
 ) -> None:
     options = ("--resamples", 20, "--repeats", 1, "--tokens", 8, "--figures", tmp_path)
     assert main("analyze", "latency", scores, "--model", tiny_folder, *options) == 2
-    assert capsys.readouterr().err == "repsim: latency: none of 15 variants has a normalised score\n"
+    assert (
+        capsys.readouterr().err == "repsim: latency: none of 15 variants has a normalised score\n"
+    )
     (name,) = files(tmp_path)  # the numbers are there, though there is nothing to draw
     with xr.open_dataset(tmp_path / name, engine="scipy") as data:
         assert (data["milliseconds"] > 0).all()
         assert data["critical_path"].values[0] == 6
 
 
-def test_kinds_of_tasks_can_be_given(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kinds_of_tasks_can_be_given(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = "grammar"
-    asked = ("analyze", "degradation", scores, "--resamples", 20, "--figure", 2, "--figures", tmp_path)
+    asked = (
+        "analyze",
+        "degradation",
+        scores,
+        "--resamples",
+        20,
+        "--figure",
+        2,
+        "--figures",
+        tmp_path,
+    )
     main(*asked, "--kinds", f"{task}=knowledge")
     (data,) = tmp_path.glob("*.nc")
     with xr.open_dataset(data, engine="scipy") as found:
@@ -434,14 +600,21 @@ def test_info_and_verify_of_scores(call: Call, scores: Path, tmp_path: Path) -> 
     shutil.copytree(scores, copy)
     told = call("info", copy)
     assert told.returncode == 0, told.stderr
-    for fact in ("tiny-llama", "grammar version 1.0, 0-shot, 12 examples", "complete:       yes", "--tasks grammar,kn"):
+    for fact in (
+        "tiny-llama",
+        "grammar version 1.0, 0-shot, 12 examples",
+        "complete:       yes",
+        "--tasks grammar,kn",
+    ):
         assert fact in told.stdout
     chunk = copy / "log_likelihood" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     damaged = call("verify", copy)
     assert damaged.returncode == 1
     assert damaged.stdout.splitlines()[0].startswith("damaged: log_likelihood")
-    assert damaged.stdout.splitlines()[-1].startswith("Repair: repsim evaluate tiny-llama --plan fig2 --plan fig4")
+    assert damaged.stdout.splitlines()[-1].startswith(
+        "Repair: repsim evaluate tiny-llama --plan fig2 --plan fig4"
+    )
     assert damaged.stdout.splitlines()[-1].endswith("--repair")
 
 
@@ -476,7 +649,9 @@ def test_info_and_verify(call: Call, store: Path, tmp_path: Path) -> None:
     assert advice.endswith(f"--out {copy} --repair")
 
 
-def test_the_advised_command_repairs(call: Call, store: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_advised_command_repairs(
+    call: Call, store: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.zarr"
     shutil.copytree(store, copy)
     next((copy / "hidden" / "c" / "2").rglob("0/0")).unlink()
@@ -484,13 +659,14 @@ def test_the_advised_command_repairs(call: Call, store: Path, tiny_folder: Path,
     done = call(*(str(tiny_folder) if word == "tiny-llama" else word for word in command[1:]))
     assert done.returncode == 0, done.stderr
     assert call("verify", copy).returncode == 0
-    assert tree(copy) == {copy / path.relative_to(store) for path in tree(store) if "analyses/" not in str(path)} | {
-        path for path in tree(copy) if "analyses/" in str(path)
-    }
+    assert tree(copy) == {
+        copy / path.relative_to(store) for path in tree(store) if "analyses/" not in str(path)
+    } | {path for path in tree(copy) if "analyses/" in str(path)}
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("12", 12), ("500MB", 500_000_000), ("1.5 GiB", 3 << 29), ("2tb", 2 * 10**12), ("3k", 3000)]
+    ("text", "count"),
+    [("12", 12), ("500MB", 500_000_000), ("1.5 GiB", 3 << 29), ("2tb", 2 * 10**12), ("3k", 3000)],
 )
 def test_sizes(text: str, count: int) -> None:
     assert cli.byte_count(text) == count
@@ -506,8 +682,13 @@ def test_an_unforeseen_error_is_one_line_too(
     monkeypatch.setattr("repsim.plans.plan.draw", broken)
     assert cli.main(["plans", "show", "baseline"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("repsim: unforeseen KeyError: 'something\\nodd' - a fault of repsim's: please report it ")
-    assert "with the command, this line and what the same command prints with REPSIM_DEBUG=1 before it (repsim" in line
+    assert line.startswith(
+        "repsim: unforeseen KeyError: 'something\\nodd' - a fault of repsim's: please report it "
+    )
+    assert (
+        "with the command, this line and what the same command prints with REPSIM_DEBUG=1 before it (repsim"
+        in line
+    )
     for name in ("repsim-layers", "torch", "transformers", "nnsight", "lm-eval"):
         assert f"{name} {version(name)}" in line
 
@@ -530,7 +711,9 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
         f"import sys, repsim; assert not {heavy} & set(sys.modules)",
         f"import sys; from repsim.cli.main import main; main(['--help']); assert not {heavy} & set(sys.modules)",
     ):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -547,13 +730,17 @@ def test_plans_that_look_alike_have_names_of_their_own():
     assert len(cli._short("x" * 1000)) < 200 < len("x" * 1000)
 
 
-def test_lines_that_go_into_a_pipe_are_not_wrapped(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_go_into_a_pipe_are_not_wrapped(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     listed = call("plans").stdout.splitlines()
     for family in FAMILIES.values():
         (line,) = [line for line in listed if line.startswith(f"{family.usage} ")]
         assert line.rstrip().split("  ")[-1].strip() == family.summary
-    drawn = call("plans", "show", ", ".join(map(str, range(0, 100, 2))), "--layers", 100).stdout.splitlines()
+    drawn = call(
+        "plans", "show", ", ".join(map(str, range(0, 100, 2))), "--layers", 100
+    ).stdout.splitlines()
     (summary,) = [line for line in drawn if "never run" in line]
     assert summary.endswith("95, 97, 99")
 
@@ -631,7 +818,9 @@ def stranger(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "stranger.zarr"
 
 
-def test_names_of_strangers_reach_no_terminal_as_they_are(call: Call, stranger: Path, tmp_path: Path) -> None:
+def test_names_of_strangers_reach_no_terminal_as_they_are(
+    call: Call, stranger: Path, tmp_path: Path
+) -> None:
     for arguments in (
         ("info", stranger),
         ("verify", stranger),
@@ -640,7 +829,9 @@ def test_names_of_strangers_reach_no_terminal_as_they_are(call: Call, stranger: 
     ):
         done = call(*arguments)
         for text in (done.stdout, done.stderr):
-            assert all(character.isprintable() or character == "\n" for character in text), arguments
+            assert all(character.isprintable() or character == "\n" for character in text), (
+                arguments
+            )
     told = call("info", stranger).stdout
     assert r"model:          a\x1b[31m\x07[red]<img src=x>\u202e\nb (6 layers" in told
     assert len(told.splitlines()) == len(repsim_library.open(stranger).info)
@@ -675,19 +866,41 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(store: Path, tmp_p
     copies = [tmp_path / run / "checkpoint-500.zarr" for run in ("run1", "run2")]
     for copy in copies:
         shutil.copytree(store, copy)
-    assert main("analyze", "norms", *copies, "--resamples", 20, "--figures", tmp_path / "f", "--quiet") == 0
+    assert (
+        main("analyze", "norms", *copies, "--resamples", 20, "--figures", tmp_path / "f", "--quiet")
+        == 0
+    )
     assert labels_in(tmp_path / "f") == ["tiny-llama (run1)", "tiny-llama (run2)"]
     data = [name for name in files(tmp_path / "f") if name.endswith(".nc")]
     assert [name.removesuffix(".nc").split("-")[-1] for name in data] == ["run1", "run2"]
     (result,) = (xr.open_zarr(copies[0] / "analyses" / "norms-baseline", consolidated=False),)
-    assert "label" not in result.attrs  # what a store holds does not depend on what it was drawn with
+    # What a store holds does not depend on what it was drawn with.
+    assert "label" not in result.attrs
 
 
-def test_a_model_on_two_corpora_is_told_apart_by_them(store: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_model_on_two_corpora_is_told_apart_by_them(
+    store: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "wiki.txt").write_text("the of and\nto in the\n")
     other = tmp_path / "other.zarr"
-    assert main("capture", tiny_folder, "--corpus", tmp_path / "wiki.txt", "--out", other, "--quiet") == 0
-    assert main("analyze", "norms", store, other, "--resamples", 20, "--figures", tmp_path / "f", "--quiet") == 0
+    assert (
+        main("capture", tiny_folder, "--corpus", tmp_path / "wiki.txt", "--out", other, "--quiet")
+        == 0
+    )
+    assert (
+        main(
+            "analyze",
+            "norms",
+            store,
+            other,
+            "--resamples",
+            20,
+            "--figures",
+            tmp_path / "f",
+            "--quiet",
+        )
+        == 0
+    )
     assert labels_in(tmp_path / "f") == ["tiny-llama (builtin)", "tiny-llama (wiki)"]
 
 

@@ -54,14 +54,18 @@ def file(tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """A hub with `glue/sst2`, `org/name` and `org/name/config`; records what was asked for."""
-    rows = datasets.Dataset.from_dict({"sentence": ["one", "", "two"], "label": [0, 1, 0], "gap": ["one", None, "two"]})
+    rows = datasets.Dataset.from_dict(
+        {"sentence": ["one", "", "two"], "label": [0, 1, 0], "gap": ["one", None, "two"]}
+    )
     there = {("glue", "sst2"), ("org/name", None), ("org/name", "config")}
     asked = []
 
     def load_dataset(repository, configuration=None, *, split):
         asked.append((repository, configuration, split))
         if (repository, configuration) not in there:
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{repository}'\ndoesn't exist on the Hub")
+            raise datasets.exceptions.DatasetNotFoundError(
+                f"Dataset '{repository}'\ndoesn't exist on the Hub"
+            )
         if split != "train":
             raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
         return rows
@@ -98,7 +102,9 @@ def test_the_built_in_passages():
     assert corpus.notes == ()
     assert len(corpus.texts) >= 64
     assert all(40 <= len(text.split()) <= 200 for text in texts_of(corpus))
-    assert len({text.key for text in corpus.texts}) == len(set(texts_of(corpus))) == len(corpus.texts)
+    assert (
+        len({text.key for text in corpus.texts}) == len(set(texts_of(corpus))) == len(corpus.texts)
+    )
     assert read_corpus() == corpus
     assert read_corpus(limit=3).texts == corpus.texts[:3]
 
@@ -115,7 +121,9 @@ def test_a_text_file_has_a_text_a_line(file):
 
 
 def test_a_jsonl_file_has_a_text_a_field(tmp_path):
-    path = write_jsonl(tmp_path / "c.jsonl", [{"text": "one", "body": "eins"}, {"text": " ", "body": "zwei\ndrei"}])
+    path = write_jsonl(
+        tmp_path / "c.jsonl", [{"text": "one", "body": "eins"}, {"text": " ", "body": "zwei\ndrei"}]
+    )
     assert texts_of(read_corpus(path)) == ["one"]
     assert read_corpus(path).notes == ("1 empty texts left out",)
     assert texts_of(read_corpus(path, field="body")) == ["eins", "zwei\ndrei"]
@@ -146,9 +154,17 @@ def test_only_line_ends_end_a_line(tmp_path, file, separator):
 @pytest.mark.parametrize(
     ("source", "name", "asked"),
     [
-        ("hf:glue/sst2:train:sentence", "glue-sst2-train", [("glue/sst2", None, "train"), ("glue", "sst2", "train")]),
+        (
+            "hf:glue/sst2:train:sentence",
+            "glue-sst2-train",
+            [("glue/sst2", None, "train"), ("glue", "sst2", "train")],
+        ),
         ("hf:org/name:train:sentence", "org-name-train", [("org/name", None, "train")]),
-        ("hf:org/name/config:train:sentence", "org-name-config-train", [("org/name", "config", "train")]),
+        (
+            "hf:org/name/config:train:sentence",
+            "org-name-config-train",
+            [("org/name", "config", "train")],
+        ),
     ],
 )
 def test_a_data_set_of_the_hub(hub, source, name, asked):
@@ -167,13 +183,20 @@ def test_a_missing_value_of_the_hub_is_no_text(hub):
 def test_samples_are_longest_first(words):
     samples, notes = tokenize(corpus_of("the of", "the", "", "of and the", "and"), words, 9)
     assert [sample.key for sample in samples] == ["key3", "key0", "key1", "key4"]
-    assert [words.decode(sample.token_ids) for sample in samples] == ["of and the", "the of", "the", "and"]
+    assert [words.decode(sample.token_ids) for sample in samples] == [
+        "of and the",
+        "the of",
+        "the",
+        "and",
+    ]
     assert notes == ("1 texts without a token left out",)
     assert all(sample.token_ids.dtype == np.int32 for sample in samples)
 
 
 def test_special_tokens_stay_when_a_sample_is_cut(marked_words):
-    samples, notes = tokenize(corpus_of("the of", "the of and the of and", "the the the the"), marked_words, 5)
+    samples, notes = tokenize(
+        corpus_of("the of", "the of and the of and", "the the the the"), marked_words, 5
+    )
     the, of, end = marked_words.convert_tokens_to_ids(["the", "of", "and"])
     assert [sample.token_ids.tolist() for sample in samples] == [
         [1, the, of, end, 2],
@@ -186,7 +209,9 @@ def test_special_tokens_stay_when_a_sample_is_cut(marked_words):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_first_tokens_are_kept_whatever_side_the_tokenizer_cuts(tiny_encoder_folder, side):
-    words = transformers.AutoTokenizer.from_pretrained(tiny_encoder_folder, truncation_side=side, padding_side=side)
+    words = transformers.AutoTokenizer.from_pretrained(
+        tiny_encoder_folder, truncation_side=side, padding_side=side
+    )
     (sample,), _ = tokenize(corpus_of("the of and in"), words, 4)
     assert words.decode(sample.token_ids) == "[CLS] the of [SEP]"
     assert words.truncation_side == side
@@ -197,7 +222,10 @@ def test_a_tokenizer_that_cuts_and_pads_by_itself_does_not_here(tiny_encoder_fol
     words.backend_tokenizer.enable_truncation(3, direction="left")
     words.backend_tokenizer.enable_padding(length=12)
     samples, notes = tokenize(corpus_of("the of and in", "the"), words, 9)
-    assert [words.decode(sample.token_ids) for sample in samples] == ["[CLS] the of and in [SEP]", "[CLS] the [SEP]"]
+    assert [words.decode(sample.token_ids) for sample in samples] == [
+        "[CLS] the of and in [SEP]",
+        "[CLS] the [SEP]",
+    ]
     assert notes == ()
 
 
@@ -222,14 +250,19 @@ def test_batches_by_hand():
 
 
 def test_batches_of_one_length_by_hand():
-    samples = [sample_of(key, *range(length)) for key, length in zip("abcdef", (3, 3, 2, 4, 4, 4), strict=True)]
+    samples = [
+        sample_of(key, *range(length))
+        for key, length in zip("abcdef", (3, 3, 2, 4, 4, 4), strict=True)
+    ]
     costs = {"overhead": 1000, "waste": 1}
     assert [batch.mask.shape for batch in batches(samples, 0, **costs)] == [(6, 4)]
     equal = batches(samples, 0, **costs, company=Company.EQUAL)
     assert [batch.mask.shape for batch in equal] == [(2, 3), (1, 2), (3, 4)]
     assert all(batch.mask.all() for batch in equal)
     alone = batches(samples, 0, **costs, company=Company.NONE)
-    assert [batch.token_ids.tolist() for batch in alone] == [[sample.token_ids.tolist()] for sample in samples]
+    assert [batch.token_ids.tolist() for batch in alone] == [
+        [sample.token_ids.tolist()] for sample in samples
+    ]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +339,11 @@ def test_the_beginning_of_a_long_text_gives_the_same_first_tokens(pieces, short,
     assert max(counting.given) <= 512 * max(1, max_tokens // 5)
 
 
-@given(st.lists(st.sampled_from(["the ", "of", " and", "in\n", "e", "  ", "."]), min_size=30, max_size=600))
+@given(
+    st.lists(
+        st.sampled_from(["the ", "of", " and", "in\n", "e", "  ", "."]), min_size=30, max_size=600
+    )
+)
 def test_no_long_text_gives_other_tokens(pieces, items):
     text = "".join(items).strip() or "the"
     with pytest.MonkeyPatch.context() as patch:
@@ -348,7 +385,9 @@ def test_many_texts_are_tokenized_a_few_at_a_time(words, short):
 def test_keys_stay_when_a_file_is_reordered_or_grows(tmp_path, suffix):
     def keys(*texts):
         path = tmp_path / f"c{suffix}"
-        path.write_text("".join((json.dumps({"text": t}) if suffix == ".jsonl" else t) + "\n" for t in texts))
+        path.write_text(
+            "".join((json.dumps({"text": t}) if suffix == ".jsonl" else t) + "\n" for t in texts)
+        )
         return {text.text: text.key for text in read_corpus(str(path)).texts}
 
     before = keys("one", "two", "three")
@@ -411,8 +450,12 @@ def test_no_other_way_to_cut_a_block_costs_less(lengths, overhead):
         return sum(max(lengths[a:b]) * (b - a) + overhead for a, b in pairwise((0, *ends)))
 
     count = len(lengths)
-    every = [(*cuts, count) for size in range(count) for cuts in combinations(range(1, count), size)]
-    found = np.cumsum([len(batch.mask) for batch in batches(samples, 0, overhead=overhead, waste=1)]).tolist()
+    every = [
+        (*cuts, count) for size in range(count) for cuts in combinations(range(1, count), size)
+    ]
+    found = np.cumsum(
+        [len(batch.mask) for batch in batches(samples, 0, overhead=overhead, waste=1)]
+    ).tolist()
     assert cost(found) <= min(map(cost, every)) + 1e-9
 
 
@@ -422,7 +465,14 @@ def _rows(batch: Batch) -> list[list[int]]:
 
 # Bad input
 
-NOT_TEXT = {"3": "a number", "0.5": "a number", "true": "a boolean", "null": "null", "[1]": "a list", "{}": "an object"}
+NOT_TEXT = {
+    "3": "a number",
+    "0.5": "a number",
+    "true": "a boolean",
+    "null": "null",
+    "[1]": "a list",
+    "{}": "an object",
+}
 REFUSED_FIELDS = [
     (
         "c.jsonl",
@@ -436,7 +486,11 @@ REFUSED_FIELDS = [
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.csv", b"one\n", "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field"),
+        (
+            "c.csv",
+            b"one\n",
+            "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field",
+        ),
         ("c", b"one\n", "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field"),
         ("c.txt", b"PK\x03\x04\0\0one\n", "a binary file; expected text in UTF-8"),
         ("c.txt", "one\n".encode("utf-16"), "a binary file; expected text in UTF-8"),
@@ -453,8 +507,16 @@ REFUSED_FIELDS = [
             "line 1: no field 'text'; name a text field with --field (found: body, id)",
         ),
         *REFUSED_FIELDS,
-        ("c.jsonl", b'["one"]\n', 'line 1: holds a list, not an object with fields; write {"text": ...}'),
-        ("c.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}\n', "text 2 is not valid Unicode; mend or remove it"),
+        (
+            "c.jsonl",
+            b'["one"]\n',
+            'line 1: holds a list, not an object with fields; write {"text": ...}',
+        ),
+        (
+            "c.jsonl",
+            b'{"text": "one"}\n{"text": "\\ud800"}\n',
+            "text 2 is not valid Unicode; mend or remove it",
+        ),
     ],
 )
 def test_files_that_are_refused(file, name, content, message):
@@ -470,7 +532,10 @@ def test_files_that_are_refused(file, name, content, message):
     [
         ("absent.txt", "corpus 'absent.txt': no such file"),
         ("absent", "corpus 'absent': there is builtin, a .txt"),
-        ("hf:glue", "corpus 'hf:glue': write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence"),
+        (
+            "hf:glue",
+            "corpus 'hf:glue': write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence",
+        ),
         ("hf:glue/sst2:train", "corpus 'hf:glue/sst2:train': write hf:name/config:split:field"),
         ("hf:glue/sst2::text", "corpus 'hf:glue/sst2::text': write hf:name/config:split:field"),
         ("hf:a:b:c:d", "corpus 'hf:a:b:c:d': write hf:name/config:split:field"),
@@ -486,8 +551,14 @@ def test_files_that_are_refused(file, name, content, message):
             "hf:absent:train:text",
             "corpus 'hf:absent:train:text': not to be had from the hub or its cache: Dataset 'absent' doesn't exist",
         ),
-        ("hf:glue/sst2:test:text", "corpus 'hf:glue/sst2:test:text': not to be had from the hub or its cache: Unknown"),
-        ("hf:org/name:test:text", "corpus 'hf:org/name:test:text': not to be had from the hub or its cache: Unknown"),
+        (
+            "hf:glue/sst2:test:text",
+            "corpus 'hf:glue/sst2:test:text': not to be had from the hub or its cache: Unknown",
+        ),
+        (
+            "hf:org/name:test:text",
+            "corpus 'hf:org/name:test:text': not to be had from the hub or its cache: Unknown",
+        ),
     ],
 )
 def test_sources_that_are_refused(hub, source, message):
@@ -497,13 +568,17 @@ def test_sources_that_are_refused(hub, source, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("problem", [RuntimeError, ConnectionError, datasets.exceptions.DatasetGenerationError])
+@pytest.mark.parametrize(
+    "problem", [RuntimeError, ConnectionError, datasets.exceptions.DatasetGenerationError]
+)
 def test_whatever_the_data_set_library_raises_is_one_line(monkeypatch, problem):
     def fail(*_args, **_options):
         raise problem("no\nluck " * 200)
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(RepsimError, match=r"^corpus 'hf:a/b:c:d': not to be had .*: no luck no luck") as caught:
+    with pytest.raises(
+        RepsimError, match=r"^corpus 'hf:a/b:c:d': not to be had .*: no luck no luck"
+    ) as caught:
         read_corpus("hf:a/b:c:d")
     assert len(str(caught.value)) < 300
 

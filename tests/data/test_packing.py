@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from repsim.data import packing
 from repsim.data.corpus import Company
-from repsim.data.packing import ROW_TOKENS, TREE_TOKENS, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
+from repsim.data.packing import (
+    ROW_TOKENS,
+    TREE_TOKENS,
+    Window,
+    cut_prefix_trees,
+    pack_prefix_trees,
+    pack_rows,
+)
 
 PAD = 99
 COSTS = {"overhead": 8.0, "waste": 0.25}
@@ -23,7 +30,9 @@ def window(*tokens, targets=1):
 
 @st.composite
 def windows_of(draw):
-    """Few ids, so that much is shared: some windows begin alike, some are the same, some score nothing."""
+    """Few ids, so that much is shared: some windows begin alike, some are the same, some score
+    nothing.
+    """
     shared = [1, 2, 1, 2, 1, 2][: draw(st.sampled_from([0, 3, 6]))]
     inputs = [*shared, *draw(st.lists(st.integers(1, 3), min_size=1, max_size=14))]
     length = draw(st.integers(0, len(inputs)))
@@ -36,7 +45,9 @@ many_windows = st.lists(windows_of(), min_size=1, max_size=12)
 
 def prefixes(windows):
     """Every beginning of every text: what has to be computed once, at the least."""
-    return {tuple(one.inputs[:end].tolist()) for one in windows for end in range(1, len(one.inputs) + 1)}
+    return {
+        tuple(one.inputs[:end].tolist()) for one in windows for end in range(1, len(one.inputs) + 1)
+    }
 
 
 def contexts(packed):
@@ -51,7 +62,8 @@ def contexts(packed):
                 seen = np.flatnonzero(batch.sees[row, place])
                 assert mask[seen].all()
                 seen = seen[np.argsort(batch.depth[row, seen], kind="stable")]
-                assert batch.depth[row, seen].tolist() == list(range(len(seen)))  # one token at each depth
+                # One token at each depth.
+                assert batch.depth[row, seen].tolist() == list(range(len(seen)))
                 assert seen[-1] == place
                 found.append(ids[seen].tolist())
     return found
@@ -76,7 +88,8 @@ def check(packed, windows):
         assert (np.diff(batch.mask.astype(int)) <= 0).all()  # padded on the right
         if batch.sees is not None:
             assert (
-                batch.sees[~batch.mask] == np.eye(batch.mask.shape[1], dtype=bool)[np.nonzero(~batch.mask)[1]]
+                batch.sees[~batch.mask]
+                == np.eye(batch.mask.shape[1], dtype=bool)[np.nonzero(~batch.mask)[1]]
             ).all()
 
 
@@ -121,7 +134,12 @@ def test_texts_that_share_nothing_lie_side_by_side():
     (batch,) = pack_prefix_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
     assert batch.token_ids.tolist() == [[5, 6, 8, 9]]
     assert batch.depth.tolist() == [[0, 1, 0, 1]]
-    assert batch.sees[0].astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert batch.sees[0].astype(int).tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 1, 1],
+    ]
 
 
 def test_padding_sees_only_itself_and_nobody_sees_it():
@@ -153,7 +171,9 @@ def test_rows_of_one_length_run_together():
     packed = pack_rows(windows, PAD, overhead=100, waste=1, company=Company.EQUAL)
     assert [batch.token_ids.tolist() for batch in packed.batches] == [[[5, 6, 7]], [[5], [1]]]
     check(packed, windows)
-    assert [len(batch.mask) for batch in pack_rows(windows, PAD, **COSTS, company=Company.NONE).batches] == [1, 1, 1]
+    assert [
+        len(batch.mask) for batch in pack_rows(windows, PAD, **COSTS, company=Company.NONE).batches
+    ] == [1, 1, 1]
 
 
 # Identities
@@ -180,7 +200,9 @@ def test_trees_and_rows_predict_the_same_after_the_same(windows):
     trees, rows = (pack(windows, PAD, **COSTS) for pack in (pack_prefix_trees, pack_rows))
     assert trees.target.tolist() == rows.target.tolist()
     assert trees.window.tolist() == rows.window.tolist()
-    after = [np.array(contexts(packed), dtype=object)[packed.token].tolist() for packed in (trees, rows)]
+    after = [
+        np.array(contexts(packed), dtype=object)[packed.token].tolist() for packed in (trees, rows)
+    ]
     assert after[0] == after[1]
     assert trees.tokens <= rows.tokens
 
@@ -197,7 +219,9 @@ def test_a_tree_computes_each_beginning_once(windows, row_tokens):
         own = [one for one, (where, _) in zip(windows, ends, strict=True) if where is tree]
         assert len(tree) == len(prefixes(own)) > 0
         assert (tree.sees().sum(1) == np.array(tree.depths) + 1).all()
-    assert pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens).tokens == sum(map(len, trees))
+    assert pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens).tokens == sum(
+        map(len, trees)
+    )
 
 
 @given(many_windows, st.sampled_from([1, 4, 6, 20]))
@@ -213,11 +237,16 @@ def test_only_a_single_tree_makes_a_row_longer_than_asked(windows, row_tokens):
 
 @given(many_windows)
 def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
-    there, back = pack_prefix_trees(windows, PAD, **COSTS), pack_prefix_trees(windows[::-1], PAD, **COSTS)
+    there, back = (
+        pack_prefix_trees(windows, PAD, **COSTS),
+        pack_prefix_trees(windows[::-1], PAD, **COSTS),
+    )
     for one, other in zip(there.batches, back.batches, strict=True):
         assert np.array_equal(one.token_ids, other.token_ids)
         assert np.array_equal(one.sees, other.sees)
-    assert sorted(zip(there.token, there.target, strict=True)) == sorted(zip(back.token, back.target, strict=True))
+    assert sorted(zip(there.token, there.target, strict=True)) == sorted(
+        zip(back.token, back.target, strict=True)
+    )
 
 
 # Special cases
@@ -267,7 +296,9 @@ def test_a_tree_ends_where_it_would_be_too_long():
 
 
 def test_texts_that_share_little_do_not_make_long_trees():
-    """Sixty tokens in common out of two hundred are computed again rather than seen by a row twice as long."""
+    """Sixty tokens in common out of two hundred are computed again rather than seen by a row twice
+    as long.
+    """
     windows = [window(*range(1, 61), *(first,) * 140, 1) for first in range(1, 4)]
     packed = pack_prefix_trees(windows, PAD, **COSTS)
     check(packed, windows)
@@ -277,7 +308,10 @@ def test_texts_that_share_little_do_not_make_long_trees():
 def test_one_long_text_makes_one_long_row():
     windows = [window(*range(1, 402)), window(7, 8)]
     packed = pack_prefix_trees(windows, PAD, **COSTS)
-    assert sorted(int(length) for batch in packed.batches for length in batch.mask.sum(1)) == [1, 400]
+    assert sorted(int(length) for batch in packed.batches for length in batch.mask.sum(1)) == [
+        1,
+        400,
+    ]
 
 
 # Cutting
@@ -297,7 +331,12 @@ def test_blocks_are_full_and_not_too_full(texts, tokens):
 
 
 def test_blocks_count_what_is_shared_once():
-    texts = [[window(1, 2, 3, 4, 9), window(1, 2, 3, 5, 9)], [window(1, 2, 3, 6, 9)], [window(8, 9)], [window(1, 9)]]
+    texts = [
+        [window(1, 2, 3, 4, 9), window(1, 2, 3, 5, 9)],
+        [window(1, 2, 3, 6, 9)],
+        [window(8, 9)],
+        [window(1, 9)],
+    ]
     assert cut_prefix_trees(texts, 6) == [2, 2]
     assert cut_prefix_trees(texts, 5) == [1, 3]  # 1 2 3 4 5, then 1 2 3 6 8
     assert cut_prefix_trees(texts, 4) == [1, 1, 2]

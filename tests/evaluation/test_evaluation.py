@@ -1,4 +1,6 @@
-"""Evaluations with a tiny random model: the same numbers as lm-eval's own, however they were put together."""
+"""Evaluations with a tiny random model: the same numbers as lm-eval's own, however they were put
+together.
+"""
 
 import copy
 import json
@@ -29,7 +31,17 @@ from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.schema import NOT_FINITE
-from support.evaluation import LIMIT, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
+from support.evaluation import (
+    LIMIT,
+    PLANS,
+    SHOTS,
+    TASKS,
+    WRITTEN,
+    asked_of,
+    close,
+    of_plan,
+    write_data,
+)
 from support.models import VOCABULARY, T, made, make
 
 
@@ -54,7 +66,9 @@ def data(tmp_path_factory) -> Path:
 def whole(model, data, tmp_path_factory) -> Scores:
     """All plans on all tasks, not to be changed."""
     out = tmp_path_factory.mktemp("scores") / "whole.zarr"
-    return repsim.evaluate(model, plan=PLANS, tasks=TASKS, limit=LIMIT, shots=SHOTS, data_dir=data, out=out)
+    return repsim.evaluate(
+        model, plan=PLANS, tasks=TASKS, limit=LIMIT, shots=SHOTS, data_dir=data, out=out
+    )
 
 
 @pytest.fixture
@@ -93,7 +107,9 @@ def nothing_runs(patch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_that_finds_every_word_equally_likely(model, data, path):
     even = changed(model, lambda module: module.lm_head.weight.zero_())
-    scores = repsim.evaluate(even, tasks=("recall", "wikitext"), limit=LIMIT, shots=1, data_dir=data, out=path)
+    scores = repsim.evaluate(
+        even, tasks=("recall", "wikitext"), limit=LIMIT, shots=1, data_dir=data, out=path
+    )
     benchmarks = tasks.load(["recall", "wikitext"], even, data_dir=data, limit=LIMIT, shots=1)
     targets = [
         sum(len(window.targets) for window in request.windows)
@@ -104,7 +120,9 @@ def test_a_model_that_finds_every_word_equally_likely(model, data, path):
     expected = -np.array(targets) * math.log(VOCABULARY)
     np.testing.assert_allclose(scores.dataset["log_likelihood"].values[0], expected, rtol=1e-6)
     about = {(task, metric): value for task, metric, value in aggregates(scores, "baseline")}
-    assert about["recall", "perplexity"] == pytest.approx(VOCABULARY ** np.mean(targets[:LIMIT]), rel=1e-4)
+    assert about["recall", "perplexity"] == pytest.approx(
+        VOCABULARY ** np.mean(targets[:LIMIT]), rel=1e-4
+    )
     assert about["recall", "acc"] == 0
 
 
@@ -131,8 +149,12 @@ def harness_says(model: models.Model, plan: str, data: Path, names: Any = TASKS)
 
 def check_as_harness(scores: Scores, plan: str, said: dict[str, Any]) -> None:
     data = of_plan(scores, plan)
-    requests = list(zip(data["request_task"].values.tolist(), data["request_doc"].values.tolist(), strict=True))
-    examples = list(zip(data["example_task"].values.tolist(), data["example_doc"].values.tolist(), strict=True))
+    requests = list(
+        zip(data["request_task"].values.tolist(), data["request_doc"].values.tolist(), strict=True)
+    )
+    examples = list(
+        zip(data["example_task"].values.tolist(), data["example_doc"].values.tolist(), strict=True)
+    )
     seen = 0
     for task, samples in said["samples"].items():
         for sample in samples:
@@ -144,22 +166,33 @@ def check_as_harness(scores: Scores, plan: str, said: dict[str, Any]) -> None:
                 assert (data["is_greedy"].values[own] == -1).all()
             else:
                 sums = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
-                np.testing.assert_allclose(data["log_likelihood"].values[own], sums, rtol=1e-6, atol=1e-4)
+                np.testing.assert_allclose(
+                    data["log_likelihood"].values[own], sums, rtol=1e-6, atol=1e-4
+                )
             if isinstance(answers[0], tuple):
-                assert data["is_greedy"].values[own].tolist() == [int(greedy) for _, greedy in answers]
+                assert data["is_greedy"].values[own].tolist() == [
+                    int(greedy) for _, greedy in answers
+                ]
             score = data["score"].values[examples.index((task, sample["doc_id"]))]
             suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
             for metric in sample["metrics"]:
                 found = score[data["metric"].values.tolist().index(f"{metric}{suffix}")]
                 value = sample[metric]
-                if isinstance(value, tuple):  # of wikitext: log-likelihood, and of how many words or bytes
+                # Of wikitext: log-likelihood, and of how many words or bytes.
+                if isinstance(value, tuple):
                     each = -value[0] / value[1]
                     value = each / math.log(2) if metric == "bits_per_byte" else math.exp(each)
                 assert found == pytest.approx(value, rel=1e-4), (task, metric)
                 seen += 1
-        own = {key: value for key, value in said["results"][task].items() if "," in key and "_stderr" not in key}
+        own = {
+            key: value
+            for key, value in said["results"][task].items()
+            if "," in key and "_stderr" not in key
+        }
         found = {metric: value for name, metric, value in aggregates(scores, plan) if name == task}
-        assert {key.removesuffix(",none") for key in own} == {key for key, value in found.items() if value == value}
+        assert {key.removesuffix(",none") for key in own} == {
+            key for key, value in found.items() if value == value
+        }
         for key, value in own.items():
             assert found[key.removesuffix(",none")] == pytest.approx(value, rel=1e-4), (task, key)
     assert seen == int(np.isfinite(data["score"].values).sum()) > LIMIT * len(TASKS)
@@ -183,7 +216,10 @@ def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(model, data, p
     other = replace(model, module=other.module, stack=other.stack, name="mistral")
     names = ("recall", "arc_easy")
     asked = {"tasks": names, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "out": path}
-    with pytest.raises(RepsimError, match=r"^contexts 'trees': mistral does not take trees of texts; leave it to auto"):
+    with pytest.raises(
+        RepsimError,
+        match=r"^contexts 'trees': mistral does not take trees of texts; leave it to auto",
+    ):
         repsim.evaluate(other, contexts="trees", **asked)
     assert not path.exists()
     scores = repsim.evaluate(other, plan=("baseline", "reverse:start=1"), **asked)
@@ -192,8 +228,15 @@ def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(model, data, p
         [value for task, metric, value in aggregates(scores, "reverse:start=1") if metric == "acc"],
         [said["results"][name]["acc,none"] for name in names],
     )
-    sums = [answer[0] for name in names for sample in said["samples"][name] for (answer,) in sample["resps"]]
-    np.testing.assert_allclose(of_plan(scores, "reverse:start=1")["log_likelihood"], sums, atol=1e-4)
+    sums = [
+        answer[0]
+        for name in names
+        for sample in said["samples"][name]
+        for (answer,) in sample["resps"]
+    ]
+    np.testing.assert_allclose(
+        of_plan(scores, "reverse:start=1")["log_likelihood"], sums, atol=1e-4
+    )
 
 
 def test_layers_taken_out_of_the_model_are_a_skip(whole, model, data, path):
@@ -214,9 +257,18 @@ def test_layers_taken_out_of_the_model_are_a_skip(whole, model, data, path):
 # However it is put together
 
 
-@pytest.mark.parametrize("options", [{"contexts": "rows"}, {"contexts": "trees"}, {"batch_tokens": 40}])
+@pytest.mark.parametrize(
+    "options", [{"contexts": "rows"}, {"contexts": "trees"}, {"batch_tokens": 40}]
+)
 def test_how_texts_are_packed_makes_no_difference(whole, model, data, path, options):
-    asked = {"plan": PLANS, "tasks": TASKS, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "out": path}
+    asked = {
+        "plan": PLANS,
+        "tasks": TASKS,
+        "limit": LIMIT,
+        "shots": SHOTS,
+        "data_dir": data,
+        "out": path,
+    }
     close(repsim.evaluate(model, **asked, **options).dataset, whole.dataset)
 
 
@@ -245,9 +297,17 @@ def test_a_finished_evaluation_is_opened_and_not_computed_again(model, data, pat
     scores = repsim.evaluate(model, **asked).dataset.load()
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     nothing_runs(monkeypatch)
-    parts = ({}, {"limit": 2}, {"plan": PLANS[2]}, {"tasks": "arc_easy"}, {"plan": PLANS[1], "tasks": "gsm8k"})
+    parts = (
+        {},
+        {"limit": 2},
+        {"plan": PLANS[2]},
+        {"tasks": "arc_easy"},
+        {"plan": PLANS[1], "tasks": "gsm8k"},
+    )
     for part in (*parts, {"append": True}, {"batch_tokens": 1000}):
-        xr.testing.assert_identical(repsim.evaluate(model, **{**asked, **part}).dataset.load(), scores)
+        xr.testing.assert_identical(
+            repsim.evaluate(model, **{**asked, **part}).dataset.load(), scores
+        )
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
@@ -264,7 +324,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, data, path, texts):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(
-        Interrupted, match=r"^stopped by SIGTERM; 3 of \d+ blocks of examples by plan .*; the same command"
+        Interrupted,
+        match=r"^stopped by SIGTERM; 3 of \d+ blocks of examples by plan .*; the same command",
     ):
         repsim.evaluate(model, progress=stop, **asked)
     stopped = repsim.open(path)
@@ -302,7 +363,10 @@ def test_appended_plans_equal_those_computed_at_once(model, data, path):
     more = {**asked, "plan": PLANS[:5]}
     with pytest.raises(RepsimError) as caught:
         repsim.evaluate(model, **more)
-    held, lacks = f"baseline, skip:start=1 on {2 * LIMIT} examples", "plans reverse:start=0, middle_repeat:start=1"
+    held, lacks = (
+        f"baseline, skip:start=1 on {2 * LIMIT} examples",
+        "plans reverse:start=0, middle_repeat:start=1",
+    )
     assert str(caught.value).startswith(f"{path}: holds {held}, not {lacks}")
     assert str(caught.value).endswith("add --append, or choose another --out")
     grown = repsim.evaluate(model, append=True, **more).dataset.load()
@@ -317,7 +381,9 @@ def test_appended_tasks_and_examples_equal_those_computed_at_once(model, data, p
     steps = [{"tasks": ("recall", "arc_easy")}, {"tasks": TASKS, "limit": 9, "plan": PLANS[:6]}]
     repsim.evaluate(model, **first)
     for step in steps:
-        with pytest.raises(RepsimError, match=r"s.zarr: holds baseline.* examples, not .*; add --append, or choose"):
+        with pytest.raises(
+            RepsimError, match=r"s.zarr: holds baseline.* examples, not .*; add --append, or choose"
+        ):
             repsim.evaluate(model, **{**first, **step})
         grown = repsim.evaluate(model, append=True, **{**first, **step})
         assert not grown.remark
@@ -329,7 +395,9 @@ def test_appended_tasks_and_examples_equal_those_computed_at_once(model, data, p
 
 
 def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
-    """Neither for a plan that more examples were not asked of, nor where their computing was cut short."""
+    """Neither for a plan that more examples were not asked of, nor where their computing was cut
+    short.
+    """
     asked = asked_of(path, tasks="recall", plan=PLANS[:2], batch_tokens=20, limit=3)
     few = repsim.evaluate(model, **asked).dataset["aggregate"].values
     assert np.isfinite(few).all()
@@ -360,8 +428,14 @@ def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
         ("dtype", r"compute_dtype \(float32 there, float16 here\)"),
         ("paper_cache", r"--paper-cache"),
         ("shots", r"version [\d.]+, 2-shot there, version [\d.]+, 1-shot here"),
-        ("question", r"example 4 of arc_easy asks something else there; other data or another lm-eval\?"),
-        ("answer", r"example 4 of arc_easy asks something else there; other data or another lm-eval\?"),
+        (
+            "question",
+            r"example 4 of arc_easy asks something else there; other data or another lm-eval\?",
+        ),
+        (
+            "answer",
+            r"example 4 of arc_easy asks something else there; other data or another lm-eval\?",
+        ),
     ],
 )
 def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, option, difference):
@@ -384,7 +458,9 @@ def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, o
         file = rows / "arc_easy.test.jsonl"
         lines = file.read_text().splitlines()
         row = json.loads(lines[4])
-        row |= {"question": f"{row['question']} the"} if option == "question" else {"answerKey": "C"}
+        row |= (
+            {"question": f"{row['question']} the"} if option == "question" else {"answerKey": "C"}
+        )
         lines[4] = json.dumps(row)
         file.write_text("\n".join(lines))
     with pytest.raises(RepsimError, match=difference) as caught:
@@ -397,7 +473,9 @@ def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, o
 def test_new_plans_need_the_examples_that_the_store_holds(model, path):
     asked = asked_of(path, batch_tokens=2048)
     repsim.evaluate(model, **asked)
-    with pytest.raises(RepsimError, match=r"^the store holds more examples .*ask for at least as many \(--limit\)$"):
+    with pytest.raises(
+        RepsimError, match=r"^the store holds more examples .*ask for at least as many \(--limit\)$"
+    ):
         repsim.evaluate(model, append=True, **{**asked, "plan": PLANS[:4], "limit": 2})
     assert repsim.verify(path).damages == ()
     assert len(repsim.open(path).plans) == 3
@@ -434,13 +512,16 @@ def test_a_plan_whose_states_are_not_finite_has_no_score(model, data, path, capl
     assert (lost["is_greedy"].values == NOT_FINITE).all()
     assert set(lost["response"].values.tolist()) == {""}
     sound = scores.dataset.isel(plan=[0, 2]).load()
-    alone = repsim.evaluate(large, **{**asked, "plan": plans[::2], "out": path.with_name("alone.zarr")})
+    alone = repsim.evaluate(
+        large, **{**asked, "plan": plans[::2], "out": path.with_name("alone.zarr")}
+    )
     close(sound, alone.dataset, 0)
     assert np.isfinite(sound["score"].values).any(-1).all()
 
 
 @pytest.mark.parametrize(
-    ("task", "advice"), [("arc_easy", "fewer --batch-tokens"), ("gsm8k", "more memory: texts are written 8 at a time")]
+    ("task", "advice"),
+    [("arc_easy", "fewer --batch-tokens"), ("gsm8k", "more memory: texts are written 8 at a time")],
 )
 def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, task, advice):
     def full(*_args: Any, **_options: Any) -> None:
@@ -448,7 +529,9 @@ def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, t
 
     monkeypatch.setattr(tracing.Tracer, "predict", full)
     monkeypatch.setattr(HFLM, "_model_generate", full)
-    with pytest.raises(RepsimError, match=rf"^block 0 of 1 \({task} 0, ...\): out of memory on cpu; .* {advice}$"):
+    with pytest.raises(
+        RepsimError, match=rf"^block 0 of 1 \({task} 0, ...\): out of memory on cpu; .* {advice}$"
+    ):
         repsim.evaluate(model, tasks=task, limit=2, data_dir=data, out=path)
 
 
@@ -459,15 +542,24 @@ def test_the_paper_s_cache_changes_only_what_runs_in_parallel(model, data, path)
     plans = ("baseline", "repeat:layer=3,times=2", "parallel:start=0", "0, (1|2|3|4)*4, 5")
     asked = written_of(path, data, plan=plans, limit=8)
     exact = repsim.evaluate(model, **asked)
-    other = repsim.evaluate(model, paper_cache=True, **{**asked, "out": path.with_name("paper.zarr")})
+    other = repsim.evaluate(
+        model, paper_cache=True, **{**asked, "out": path.with_name("paper.zarr")}
+    )
     texts = [one.dataset["response"].values for one in (exact, other)]
-    assert [(one == two).all() for one, two in zip(*texts, strict=True)] == [True, True, False, False]
+    assert [(one == two).all() for one, two in zip(*texts, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert exact.dataset.attrs["paper_cache"] is False
     assert other.dataset.attrs["paper_cache"] == "one past per parallel step"
     averaged = "keys and values averaged over the layers of each parallel step, as in the paper"
     assert (exact.info["cache"], other.info["cache"]) == ("exact", averaged)
     assert "--paper-cache" in other.commands[0]
-    np.testing.assert_array_equal(exact.dataset["log_likelihood"].values, other.dataset["log_likelihood"].values)
+    np.testing.assert_array_equal(
+        exact.dataset["log_likelihood"].values, other.dataset["log_likelihood"].values
+    )
 
 
 @pytest.mark.parametrize("paper_cache", [False, True])
@@ -475,16 +567,30 @@ def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(model, data, path,
     """Such a store says `paper_cache: true`; neither exact texts nor the paper's may join it."""
     asked = written_of(path, data, tasks="gsm8k", plan="baseline", limit=2)
     repsim.evaluate(model, **asked)
-    zarr.open_group(path).attrs.update(paper_cache=True, repsim_schema=2)  # for whose attributes nothing vouches
-    assert repsim.open(path).info["cache"].startswith("keys and values averaged over the rounds of loops")
+    # For whose attributes nothing vouches.
+    zarr.open_group(path).attrs.update(paper_cache=True, repsim_schema=2)
+    assert (
+        repsim.open(path)
+        .info["cache"]
+        .startswith("keys and values averaged over the rounds of loops")
+    )
     asked |= {"plan": ("baseline", "parallel:start=1"), "append": True, "paper_cache": paper_cache}
-    with pytest.raises(RepsimError, match=r"\(--paper-cache: .* rounds of loops, .* there, .* here\); choose another"):
+    with pytest.raises(
+        RepsimError,
+        match=r"\(--paper-cache: .* rounds of loops, .* there, .* here\); choose another",
+    ):
         repsim.evaluate(model, **asked)
 
 
 def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, path):
     recurrent = replace(made("granitemoehybrid"), tokenizer=model.tokenizer)
-    asked = written_of(path, data, tasks=("recall", "gsm8k"), plan=("baseline", "parallel:start=1"), paper_cache=True)
+    asked = written_of(
+        path,
+        data,
+        tasks=("recall", "gsm8k"),
+        plan=("baseline", "parallel:start=1"),
+        paper_cache=True,
+    )
     with pytest.raises(RepsimError, match=r"\(LinearAttentionLayer\) .*; leave out --paper-cache$"):
         repsim.evaluate(recurrent, **asked)
     assert not path.exists()
@@ -502,7 +608,10 @@ def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, p
         ({"plan": []}, "no plan: name at least one, e.g. baseline"),
         ({"plan": ["baseline", "skip:start=3"]}, "start=3: a 6-layer model allows 0 to 2"),
         ({"tasks": ""}, "no task: name at least one, e.g. offline or arc_easy"),
-        ({"model_dtype": "float16"}, "model_dtype: tiny-llama is loaded already; give them to repsim.models.load"),
+        (
+            {"model_dtype": "float16"},
+            "model_dtype: tiny-llama is loaded already; give them to repsim.models.load",
+        ),
     ],
 )
 def test_requests_that_are_refused(model, path, options, message):
@@ -515,9 +624,13 @@ def test_requests_that_are_refused(model, path, options, message):
 def test_plans_tasks_and_models_that_are_not_there(model, tiny_encoder_folder, data, path):
     with pytest.raises(RepsimError, match=r"^[^\n]*skipp[^\n]*$"):
         repsim.evaluate(model, **asked_of(path, plan="skipp:start=1"))
-    with pytest.raises(RepsimError, match=r"^task 'recal': neither lm-eval's nor repsim's; did you mean recall"):
+    with pytest.raises(
+        RepsimError, match=r"^task 'recal': neither lm-eval's nor repsim's; did you mean recall"
+    ):
         repsim.evaluate(model, **asked_of(path, tasks="recal"))
-    with pytest.raises(RepsimError, match=r"^task piqa: none of its files is there: .*piqa\.\w+\.jsonl$"):
+    with pytest.raises(
+        RepsimError, match=r"^task piqa: none of its files is there: .*piqa\.\w+\.jsonl$"
+    ):
         repsim.evaluate(model, **asked_of(path, tasks="piqa", data_dir=data))
     needs = r"^tiny-bert: does not predict a next token; benchmarks need a decoder$"
     with pytest.raises(RepsimError, match=needs):
@@ -535,26 +648,36 @@ def short(model: models.Model, positions: int) -> models.Model:
 
 
 def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data, path):
-    """lm-eval stops at an assertion where a text is to be written, and so where much is to be scored together."""
+    """lm-eval stops at an assertion where a text is to be written, and so where much is to be
+    scored together.
+    """
     asked = {"data_dir": data, "out": path, "limit": 2, "shots": 0}
     wants = "up to 8 tokens are to be written, and short reads 8, prompt included; leave the task out, or take a model "
     with pytest.raises(RepsimError, match=f"^task gsm8k: {wants}with a longer context$"):
         repsim.evaluate(short(model, WRITTEN), tasks="gsm8k", **asked)
-    with pytest.raises(RepsimError, match=r"^task arc_easy: 2 tokens are to be scored together, and short reads 1; "):
+    with pytest.raises(
+        RepsimError,
+        match=r"^task arc_easy: 2 tokens are to be scored together, and short reads 1; ",
+    ):
         repsim.evaluate(short(model, 1), tasks="arc_easy", **asked)
     assert not path.parent.exists()
-    written = repsim.evaluate(short(model, WRITTEN + 1), tasks="gsm8k", **asked)  # as lm-eval: one token of the prompt
+    # As lm-eval: one token of the prompt.
+    written = repsim.evaluate(short(model, WRITTEN + 1), tasks="gsm8k", **asked)
     assert written.dataset["response"].shape == (1, 2)
 
 
-def test_the_tasks_that_fit_are_scored_where_another_does_not(model, data, path, caplog, monkeypatch):
+def test_the_tasks_that_fit_are_scored_where_another_does_not(
+    model, data, path, caplog, monkeypatch
+):
     monkeypatch.setattr(HFLM, "max_gen_toks", 64)
     asked = {"data_dir": data, "limit": 2, "shots": 0}
     both = repsim.evaluate(short(model, 64), tasks="gsm8k,grammar", out=path, **asked)
     assert both.tasks == ["grammar"]
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [line.partition(" tokens")[0] for line in said] == ["left out: task gsm8k: up to 64"]
-    alone = repsim.evaluate(short(model, 64), tasks="grammar", out=path.with_name("b.zarr"), **asked)
+    alone = repsim.evaluate(
+        short(model, 64), tasks="grammar", out=path.with_name("b.zarr"), **asked
+    )
     close(both.dataset, alone.dataset)
 
 
@@ -562,8 +685,13 @@ def test_the_tasks_that_fit_are_scored_where_another_does_not(model, data, path,
 def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(model, data, path, task):
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.bos_token = tokenizer.eos_token = None
-    with pytest.raises(RepsimError, match=f"^task {task}: tiny-llama's tokenizer names no token that begins or ends"):
-        repsim.evaluate(replace(model, tokenizer=tokenizer), tasks=task, data_dir=data, limit=2, out=path)
+    with pytest.raises(
+        RepsimError,
+        match=f"^task {task}: tiny-llama's tokenizer names no token that begins or ends",
+    ):
+        repsim.evaluate(
+            replace(model, tokenizer=tokenizer), tasks=task, data_dir=data, limit=2, out=path
+        )
     assert not path.exists()
 
 
@@ -582,9 +710,14 @@ def test_scores_of_a_stack_that_was_named_are_other_scores(model, path):
 
 def test_a_target_is_refused_before_a_model_is_loaded(mixed_capture, tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(RepsimError, match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$"):
+    with pytest.raises(
+        RepsimError,
+        match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$",
+    ):
         repsim.evaluate("no such model", out=tmp_path / "file")
-    with pytest.raises(RepsimError, match=r"file is no folder that can be written to; choose another --out$"):
+    with pytest.raises(
+        RepsimError, match=r"file is no folder that can be written to; choose another --out$"
+    ):
         repsim.evaluate("no such model", out=tmp_path / "file" / "s.zarr")
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -595,7 +728,9 @@ def mixed_capture(model, tmp_path) -> repsim.Capture:
 
 
 def test_a_capture_is_no_place_for_scores(mixed_capture, model):
-    with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
+    with pytest.raises(
+        RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"
+    ):
         repsim.evaluate(model, **asked_of(mixed_capture.path))
     assert repsim.verify(mixed_capture.path).damages == ()
 
@@ -605,7 +740,13 @@ def test_new_plans_may_be_of_some_of_the_tasks(model, path):
     asked = asked_of(path, batch_tokens=2048)
     repsim.evaluate(model, **asked)
     found = repsim.evaluate(model, append=True, **{**asked, "plan": PLANS[3], "tasks": "grammar"})
-    finished = dict(zip(found.dataset["task"].values, np.isfinite(found.dataset["aggregate"].values[3]), strict=True))
+    finished = dict(
+        zip(
+            found.dataset["task"].values,
+            np.isfinite(found.dataset["aggregate"].values[3]),
+            strict=True,
+        )
+    )
     assert finished["grammar"].any()
     assert not finished["recall"].any()
 
@@ -618,18 +759,31 @@ def test_a_model_that_is_all_wrong_has_infinite_perplexity(model, path):
 
 def test_a_text_that_makes_states_infinite_spoils_no_other(model, data, path):
     """In a row of trees it would: attention takes nothing of what is not seen, and 0 x NaN is NaN."""
-    rows = [json.loads(line) for line in (data / "arc_easy.test.jsonl").read_text().splitlines()[:3]]
+    rows = [
+        json.loads(line) for line in (data / "arc_easy.test.jsonl").read_text().splitlines()[:3]
+    ]
     rows[1]["question"] += " on"
     (unlucky,) = model.tokenizer("on", add_special_tokens=False)["input_ids"]
     own = path.parent / "rows"
     own.mkdir(parents=True)
     (own / "arc_easy.test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    broken = changed(model, lambda module: module.get_input_embeddings().weight[unlucky].fill_(torch.nan))
+    broken = changed(
+        model, lambda module: module.get_input_embeddings().weight[unlucky].fill_(torch.nan)
+    )
     found = repsim.evaluate(broken, tasks="arc_easy", data_dir=own, out=path, shots=0)
-    assert np.isnan(found.dataset["score"].sel(metric="acc").values[0]).tolist() == [False, True, False]
-    sound = repsim.evaluate(model, tasks="arc_easy", data_dir=own, out=path.with_name("sound.zarr"), shots=0)
+    assert np.isnan(found.dataset["score"].sel(metric="acc").values[0]).tolist() == [
+        False,
+        True,
+        False,
+    ]
+    sound = repsim.evaluate(
+        model, tasks="arc_easy", data_dir=own, out=path.with_name("sound.zarr"), shots=0
+    )
     rest = found.dataset["request_doc"].values != 1
-    apart = found.dataset["log_likelihood"].values[0, rest] - sound.dataset["log_likelihood"].values[0, rest]
+    apart = (
+        found.dataset["log_likelihood"].values[0, rest]
+        - sound.dataset["log_likelihood"].values[0, rest]
+    )
     assert np.abs(apart).max() < 1e-4
 
 

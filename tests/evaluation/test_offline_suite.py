@@ -37,7 +37,10 @@ def right(document):
 
 
 def test_known_items():
-    facts = {document["text"]: right(document) for document in offline_suite.documents("knowledge", items=290)}
+    facts = {
+        document["text"]: right(document)
+        for document in offline_suite.documents("knowledge", items=290)
+    }
     assert facts["The capital of France is"] == "Paris"
     assert facts["The opposite of hot is"] == "cold"
     assert facts["The month after December is"] == "January"
@@ -46,9 +49,14 @@ def test_known_items():
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_items_change_only_with_the_version(name):
-    """Scores of one version can be compared: whoever changes an item raises `VERSION`, then these digests."""
+    """Scores of one version can be compared: whoever changes an item raises `VERSION`, then these
+    digests.
+    """
     text = json.dumps(offline_suite.documents(name), sort_keys=True)
-    assert (offline_suite.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1.0, DIGESTS[name])
+    assert (offline_suite.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (
+        1.0,
+        DIGESTS[name],
+    )
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
@@ -56,7 +64,9 @@ def test_items_are_distinct_and_follow_from_the_seed(name):
     first = offline_suite.documents(name)
     assert len(first) == offline_suite.ITEMS >= 200
     assert len({json.dumps(document, sort_keys=True) for document in first}) == offline_suite.ITEMS
-    asked = Counter((one["text"], one.get("target"), *sorted(one.get("choices", ()))) for one in first)
+    asked = Counter(
+        (one["text"], one.get("target"), *sorted(one.get("choices", ()))) for one in first
+    )
     assert max(asked.values()) == 1
     assert offline_suite.documents(name) == first
     assert offline_suite.documents(name, seed=1) != first
@@ -75,7 +85,9 @@ def test_the_first_items_are_a_fair_sample(name):
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_place_is_right_equally_often(name):
     for items in (offline_suite.ITEMS, 50):
-        counts = Counter(document["gold"] for document in offline_suite.documents(name, items=items))
+        counts = Counter(
+            document["gold"] for document in offline_suite.documents(name, items=items)
+        )
         assert set(counts) == set(range(CHOICES[name]))
         assert max(counts.values()) - min(counts.values()) <= 1
     for document in documents(name):
@@ -100,7 +112,9 @@ def test_the_recalled_word_is_in_the_passage_and_often_not_the_last_of_its_sort(
 
 
 def test_the_recalled_word_is_what_the_passage_says():
-    """What was said of two things is read off the passage again, and the one asked for is looked up."""
+    """What was said of two things is read off the passage again, and the one asked for is looked
+    up.
+    """
     said = {
         "owner": (r"The (\w+) belongs to (\w+)\.", r"that the (\w+) belongs"),
         "trade": (r"The (\w+) is called (\w+)\.", r"that the (\w+) is"),
@@ -116,7 +130,11 @@ def test_the_recalled_word_is_what_the_passage_says():
             assert len(known) == 2
             assert dict(known)[re.search(question, text)[1]] == target
         elif document["kind"] == "giver":
-            assert target == re.search(r"(\w+) was looking", text)[1] != re.search(r"(\w+) gave", text)[1]
+            assert (
+                target
+                == re.search(r"(\w+) was looking", text)[1]
+                != re.search(r"(\w+) gave", text)[1]
+            )
         else:
             assert document["kind"] == "letter"
             assert target == re.search(r"letter to (\w+)", text)[1]
@@ -132,7 +150,9 @@ def test_minimal_pairs_differ_in_one_word():
 
 
 def test_the_grammatical_sentence_is_the_right_one():
-    """By rules of the number of a noun, written again; the tables of the suite say only which word is which."""
+    """By rules of the number of a noun, written again; the tables of the suite say only which word
+    is which.
+    """
     plurals = {plural for _, plural in (*offline_suite.PEOPLE, *offline_suite.OBJECTS)} | {
         "kings",
         "boys",
@@ -145,7 +165,11 @@ def test_the_grammatical_sentence_is_the_right_one():
             verb = next(word for word in words if word in ("is", "are", "was", "were"))
             assert (verb in ("are", "were")) == (words[1] in plurals)
         elif kind == "relative_clause":
-            assert (words[-2] in ("are", "were")) == (words[1] in plurals) == (not words[3].endswith("s"))
+            assert (
+                (words[-2] in ("are", "were"))
+                == (words[1] in plurals)
+                == (not words[3].endswith("s"))
+            )
         elif kind == "verb_agreement":
             assert words[2].endswith("s") == (words[1] not in plurals)
         elif kind == "determiner":
@@ -153,7 +177,9 @@ def test_the_grammatical_sentence_is_the_right_one():
         elif kind == "quantifier":
             assert (words[4] in plurals) == (words[3] in ("many", "several", "both"))
         elif kind == "anaphor":
-            assert (words[3] == "herself") == (words[1] in ("queen", "girl", "mother", "woman", "sister"))
+            assert (words[3] == "herself") == (
+                words[1] in ("queen", "girl", "mother", "woman", "sister")
+            )
         elif kind == "anaphor_number":
             assert (words[4] == "themselves") == (words[2] in plurals)
         elif kind == "article":
@@ -193,7 +219,9 @@ def test_arithmetic_is_right_and_cannot_be_copied():
             question, answer = example.rsplit(" ", 1)
             assert int(answer) == computed(question) != computed(problem)
             assert question != problem
-    default = [document["text"].split("\n")[-1] for document in offline_suite.documents("arithmetic")]
+    default = [
+        document["text"].split("\n")[-1] for document in offline_suite.documents("arithmetic")
+    ]
     assert len(set(default)) == offline_suite.ITEMS
 
 
@@ -207,7 +235,9 @@ def test_the_rank_of_an_answer_does_not_give_it_away():
 
 
 def test_knowledge_has_one_answer():
-    """No question is in two tables or answered twice, and every answer is of the question's own table."""
+    """No question is in two tables or answered twice, and every answer is of the question's own
+    table.
+    """
     known = {}
     for prompt, table in offline_suite.KNOWLEDGE.items():
         assert len({answer for _, answer in table}) >= 4
@@ -219,7 +249,10 @@ def test_knowledge_has_one_answer():
         answers = {answer for _, answer in offline_suite.KNOWLEDGE[document["kind"]]}
         assert right(document) == known[document["text"]]
         assert set(document["choices"]) <= answers
-    assert len({document["text"] for document in offline_suite.documents("knowledge")}) == offline_suite.ITEMS
+    assert (
+        len({document["text"] for document in offline_suite.documents("knowledge")})
+        == offline_suite.ITEMS
+    )
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
@@ -233,19 +266,31 @@ def test_lm_eval_takes_it(name):
     assert sorted({instance.doc_id for instance in task.instances}) == list(range(5))
     asked = [instance.args for instance in task.instances if instance.doc_id == 0]
     space = "" if name == "grammar" else " "
-    expected = [f"{space}{choice}" for choice in first["choices"]] if "choices" in first else [first["target"]]
+    expected = (
+        [f"{space}{choice}" for choice in first["choices"]]
+        if "choices" in first
+        else [first["target"]]
+    )
     assert asked == [(first["text"], answer) for answer in expected]
 
 
 def test_lm_eval_scores_it():
-    tasks = {name: ConfigurableTask(config=offline_suite.config(name, items=4)) for name in offline_suite.NAMES}
+    tasks = {
+        name: ConfigurableTask(config=offline_suite.config(name, items=4))
+        for name in offline_suite.NAMES
+    }
     for name, number in CHOICES.items():
         document = tasks[name].eval_docs[0]
         for place in range(number):
             answers = [(-1.0 if place == one else -2.0, False) for one in range(number)]
-            assert tasks[name].process_results(document, answers) == {"acc": float(place == document["gold"])}
+            assert tasks[name].process_results(document, answers) == {
+                "acc": float(place == document["gold"])
+            }
     recall = tasks["recall"]
-    assert recall.process_results(recall.eval_docs[0], [(-0.5, True)]) == {"perplexity": -0.5, "acc": 1}
+    assert recall.process_results(recall.eval_docs[0], [(-0.5, True)]) == {
+        "perplexity": -0.5,
+        "acc": 1,
+    }
     assert recall.higher_is_better() == {"perplexity": False, "acc": True}
     assert recall.aggregation()["perplexity"]([-1.0, -3.0]) == pytest.approx(7.389056)
 
@@ -259,13 +304,20 @@ def test_nothing_heavy_is_imported():
 
 @pytest.mark.parametrize("call", [offline_suite.documents, offline_suite.config])
 def test_bad_requests_are_told_in_one_line(call):
-    with pytest.raises(RepsimError, match=r"^task 'recal': the offline suite has recall, grammar, .*knowledge$"):
+    with pytest.raises(
+        RepsimError, match=r"^task 'recal': the offline suite has recall, grammar, .*knowledge$"
+    ):
         call("recal")
     for items in (0, -1, offline_suite.MOST_ITEMS + 1):
-        with pytest.raises(RepsimError, match=rf"^items={items}: the offline suite has 1 to 10000$"):
+        with pytest.raises(
+            RepsimError, match=rf"^items={items}: the offline suite has 1 to 10000$"
+        ):
             call("recall", items=items)
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_the_largest_suite_is_there(name):
-    assert len(offline_suite.documents(name, items=offline_suite.MOST_ITEMS)) == offline_suite.MOST_ITEMS
+    assert (
+        len(offline_suite.documents(name, items=offline_suite.MOST_ITEMS))
+        == offline_suite.MOST_ITEMS
+    )

@@ -38,7 +38,13 @@ def winogrande(sentence, option1, option2, answer):
 
 
 def hellaswag(number, activity, ctx_a, ctx_b, endings, label):
-    ctx = {"ind": number, "activity_label": activity, "ctx_a": ctx_a, "ctx_b": ctx_b, "ctx": f"{ctx_a} {ctx_b}"}
+    ctx = {
+        "ind": number,
+        "activity_label": activity,
+        "ctx_a": ctx_a,
+        "ctx_b": ctx_b,
+        "ctx": f"{ctx_a} {ctx_b}",
+    }
     return ctx | {"endings": endings, "label": label}
 
 
@@ -47,16 +53,29 @@ def gsm8k(question, answer):
 
 
 ARC_EASY = [
-    arc(0, "Which of these gives the earth its light?", ["the sun", "the moon", "a lake", "sand"], "A"),
+    arc(
+        0,
+        "Which of these gives the earth its light?",
+        ["the sun", "the moon", "a lake", "sand"],
+        "A",
+    ),
     arc(1, "What do plants need to grow?", ["salt and oil", "iron", "water and light"], "C"),
-    arc(2, "Which animal can fly?", ["a dog", "an eagle in the sky", "a fish", "a horse"], "2", "1234"),
+    arc(
+        2,
+        "Which animal can fly?",
+        ["a dog", "an eagle in the sky", "a fish", "a horse"],
+        "2",
+        "1234",
+    ),
     arc(3, "Water that is very cold becomes", ["steam", "gas", "stone", "ice"], "D"),
-    arc(4, " ".join((WORDS * 3)[:2100]), ["the water", "one of them", "no", "a house"], "B"),  # too long a prompt
+    # Too long a prompt.
+    arc(4, " ".join((WORDS * 3)[:2100]), ["the water", "one of them", "no", "a house"], "B"),
 ]
 FILES = {
     "arc_easy.test": ARC_EASY,
     "arc_easy.train": [
-        arc(10 + i, f"How many are {i} and {i}?", ["one", str(2 * i), "none"], "B") for i in range(1, 7)
+        arc(10 + i, f"How many are {i} and {i}?", ["one", str(2 * i), "none"], "B")
+        for i in range(1, 7)
     ],
     "arc_challenge.test": ARC_EASY[1:4],
     "hellaswag.validation": [
@@ -65,20 +84,44 @@ FILES = {
             "Washing dishes",
             "[header] How to wash [title] Fill the sink.",
             "the man",
-            ["turns on the water.", "flies to the moon.", "[step] is a dog.", "reads a book  to the plate."],
+            [
+                "turns on the water.",
+                "flies to the moon.",
+                "[step] is a dog.",
+                "reads a book  to the plate.",
+            ],
             "0",
         ),
-        hellaswag(9, "Running", "A woman is at the start.", "she", ["runs.", "sleeps.", "swims.", "eats a car."], "0"),
         hellaswag(
-            5, "Music", "A band is on the stage.", "", ["it rains.", "they play.", "no.", "the end is red."], "1"
+            9,
+            "Running",
+            "A woman is at the start.",
+            "she",
+            ["runs.", "sleeps.", "swims.", "eats a car."],
+            "0",
         ),
         hellaswag(
-            7, "Snow", "The boy has a shovel.", "he", ["sings it.", "is a tree.", "clears the way.", "eats."], "2"
+            5,
+            "Music",
+            "A band is on the stage.",
+            "",
+            ["it rains.", "they play.", "no.", "the end is red."],
+            "1",
+        ),
+        hellaswag(
+            7,
+            "Snow",
+            "The boy has a shovel.",
+            "he",
+            ["sings it.", "is a tree.", "clears the way.", "eats."],
+            "2",
         ),
     ],
     "winogrande.validation": [
         winogrande("The man saw the dog because _ was in the house.", "the man", "the dog", "1"),
-        winogrande("The cup did not fit in the box because _ was too small.", "the cup", "the box", "2"),
+        winogrande(
+            "The cup did not fit in the box because _ was too small.", "the cup", "the box", "2"
+        ),
         winogrande("Sarah gave the book to Mary and _ read it to the end.", "Sarah", "Mary", "2"),
         winogrande("The tree fell on the car, so the _ was new again.", "tree", "car", "2"),
     ],
@@ -87,15 +130,23 @@ FILES = {
         for start, length in ((0, 12), (40, 25), (90, 18), (130, 30), (200, 9))
     ],
     "gsm8k.train": [
-        gsm8k(f"What is {i} and {i}?", f"It is {i}+{i}=<<{i}+{i}={2 * i}>>\n#### {2 * i}") for i in range(9)
+        gsm8k(f"What is {i} and {i}?", f"It is {i}+{i}=<<{i}+{i}={2 * i}>>\n#### {2 * i}")
+        for i in range(9)
     ],
     "gsm8k.test": [
         gsm8k("Anna has 3 books and buys 4. How many has she?", "3+4=<<3+4=7>>7\n#### 7"),
-        gsm8k("A house costs $1,000 and a car $200. What do both cost?", "The sum is 1,200.\n#### 1,200"),
+        gsm8k(
+            "A house costs $1,000 and a car $200. What do both cost?",
+            "The sum is 1,200.\n#### 1,200",
+        ),
         gsm8k("Ten men leave and two stay. How many were there?", "10+2=12\n#### 12"),
         gsm8k("It was 3 degrees and fell by 5. How cold is it?", "3-5=-2\n#### -2"),
     ],
-    "wikitext.test": [{"page": f" = One = \n {' '.join(WORDS[:90])} . \n"}, {"page": PAGE}, {"page": "It is so ."}],
+    "wikitext.test": [
+        {"page": f" = One = \n {' '.join(WORDS[:90])} . \n"},
+        {"page": PAGE},
+        {"page": "It is so ."},
+    ],
 }
 OWN = ("arc_easy", "hellaswag", "winogrande", "lambada_openai", "gsm8k", "wikitext")
 LIMIT = 4  # of the offline suite
@@ -114,7 +165,8 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
-    tasks._manager.cache_clear()  # some hundred thousand objects, through which other tests would look for theirs
+    # Some hundred thousand objects, through which other tests would look for theirs.
+    tasks._manager.cache_clear()
     gc.collect()
 
 
@@ -140,11 +192,17 @@ def offline(tiny):
 
 
 class Watched(HFLM):
-    """lm-eval's own model, one request at a time; notes what it is called on and which tokens it scores."""
+    """lm-eval's own model, one request at a time; notes what it is called on and which tokens it
+    scores.
+    """
 
     def __init__(self, model):
         super().__init__(
-            pretrained=model.module, tokenizer=model.tokenizer, backend="causal", batch_size=1, logits_cache=False
+            pretrained=model.module,
+            tokenizer=model.tokenizer,
+            backend="causal",
+            batch_size=1,
+            logits_cache=False,
         )
         self.inputs, self.ran = [], {}
 
@@ -163,13 +221,20 @@ class Watched(HFLM):
 
 
 def lm_eval_on(model, config, limit=None, shots=None):
-    """lm-eval's own evaluation of one task: its samples, aggregates, and what it ran for each request."""
+    """lm-eval's own evaluation of one task: its samples, aggregates, and what it ran for each
+    request.
+    """
     lm = Watched(model)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lm-eval about itself
         found = simple_evaluate(
-            lm, tasks=[config], task_manager=tasks._manager(), limit=limit, num_fewshot=shots, bootstrap_iters=0
+            lm,
+            tasks=[config],
+            task_manager=tasks._manager(),
+            limit=limit,
+            num_fewshot=shots,
+            bootstrap_iters=0,
         )
     (name,) = found["samples"]
     return found["samples"][name], found["results"][name], lm.ran
@@ -249,10 +314,17 @@ def check_against(benchmark, reference):
 
 
 def test_a_choice_by_hand(tiny, offline):
-    """`text + " " + choice`, one token each in a word-level vocabulary; the last is predicted, not read."""
+    """`text + " " + choice`, one token each in a word-level vocabulary; the last is predicted, not
+    read.
+    """
     (document, *_) = offline_suite.documents("arithmetic")
     example = offline["arithmetic"].examples[0]
-    assert (example.task, example.doc, example.choices, example.gold) == ("arithmetic", 0, 4, document["gold"])
+    assert (example.task, example.doc, example.choices, example.gold) == (
+        "arithmetic",
+        0,
+        4,
+        document["gold"],
+    )
     for request, choice in zip(example.requests, document["choices"], strict=True):
         ids = tiny.tokenizer(f"{document['text']} {choice}")["input_ids"]
         ((inputs, targets),) = pairs(request)
@@ -287,7 +359,12 @@ def test_scores_by_hand(offline):
 def test_the_offline_suite_is_all_of_its_tasks_in_order(tiny, offline):
     assert tuple(offline) == offline_suite.NAMES
     (one,) = tasks.load(["grammar", "grammar", ""], tiny, limit=2)
-    assert (one.name, one.version, one.shots, one.generates) == ("grammar", str(offline_suite.VERSION), 0, False)
+    assert (one.name, one.version, one.shots, one.generates) == (
+        "grammar",
+        str(offline_suite.VERSION),
+        0,
+        False,
+    )
     assert [example.doc for example in one.examples] == [0, 1]
     assert [one.name for one in tasks.load(["recall", "offline"], tiny, limit=1)] == [
         "recall",
@@ -297,10 +374,14 @@ def test_the_offline_suite_is_all_of_its_tasks_in_order(tiny, offline):
 
 @slow
 def test_choices_and_right_ones(own):
-    found = {name: [(example.choices, example.gold) for example in one.examples] for name, one in own.items()}
+    found = {
+        name: [(example.choices, example.gold) for example in one.examples]
+        for name, one in own.items()
+    }
     assert found["arc_easy"] == [(4, 0), (3, 2), (4, 1), (4, 3), (4, 1)]
     assert found["hellaswag"] == [(4, 0), (4, 0), (4, 1), (4, 2)]
-    assert found["winogrande"] == [(2, 0), (2, 1), (2, 1), (2, 1)]  # lm-eval keeps them where prompts are
+    # Lm-eval keeps them where prompts are.
+    assert found["winogrande"] == [(2, 0), (2, 1), (2, 1), (2, 1)]
     assert found["lambada_openai"] == [(0, -1)] * 5
     assert found["gsm8k"] == [(0, -1)] * 4
     assert found["wikitext"] == [(0, -1)] * 3
@@ -315,8 +396,17 @@ def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp
     assert own["hellaswag"].gold_count == (2, 1, 1, 0)
     assert own["winogrande"].gold_count == (1, 3)
     assert own["arc_easy"].gold_count == ()  # of three and of four choices
-    assert own["lambada_openai"].gold_count == offline["recall"].gold_count == own["gsm8k"].gold_count == ()
-    rows = [ARC_EASY[0], ARC_EASY[2], {"id": "Mercury_9", "question": None, "choices": None, "answerKey": None}]
+    assert (
+        own["lambada_openai"].gold_count
+        == offline["recall"].gold_count
+        == own["gsm8k"].gold_count
+        == ()
+    )
+    rows = [
+        ARC_EASY[0],
+        ARC_EASY[2],
+        {"id": "Mercury_9", "question": None, "choices": None, "answerKey": None},
+    ]
     write(tmp_path, {"arc_easy.test": rows, "arc_easy.train": FILES["arc_easy.train"]})
     (found,) = tasks.load(["arc_easy"], tiny, data_dir=tmp_path, limit=2)
     assert len(found.examples) == 2
@@ -341,7 +431,12 @@ def test_filters_name_the_metrics(own):
     assert gsm.shots == 5
     names = ("exact_match,strict-match", "exact_match,flexible-extract")
     assert gsm.metrics == dict.fromkeys(names, ("mean", True))
-    answers = {"It is 7.\n#### 7": (1, 1), "Is it 8? No, 7": (0, 1), "#### 8, not 7": (0, 1), "I do not know.": (0, 0)}
+    answers = {
+        "It is 7.\n#### 7": (1, 1),
+        "Is it 8? No, 7": (0, 1),
+        "#### 8, not 7": (0, 1),
+        "I do not know.": (0, 0),
+    }
     for text, scores in answers.items():
         assert gsm.score(0, [text]) == dict(zip(names, scores, strict=True))
     assert gsm.score(1, ["#### 1200"]) == dict.fromkeys(names, 1.0)  # commas do not count
@@ -356,7 +451,9 @@ def test_a_metric_that_needs_many_is_aggregated_over_one(own):
     words = len(FILES["wikitext.test"][2]["page"].split())
     scores = wiki.score(2, [-10.0])
     assert scores["word_perplexity"] == (-10.0, words)
-    assert wiki.number("word_perplexity", scores["word_perplexity"]) == pytest.approx(math.exp(10 / words))
+    assert wiki.number("word_perplexity", scores["word_perplexity"]) == pytest.approx(
+        math.exp(10 / words)
+    )
     both = wiki.aggregate("word_perplexity", [(-10.0, 4), (-2.0, 2)])
     assert both == pytest.approx(math.exp(12 / 6))
 
@@ -367,7 +464,9 @@ def test_a_metric_that_needs_many_is_aggregated_over_one(own):
 @slow
 @pytest.mark.parametrize("name", [*OWN, *offline_suite.NAMES])
 def test_everything_equals_lm_evals_own_evaluation(name, own, offline, references):
-    """What the model is run on, which tokens are scored, metrics of every example and aggregates of all."""
+    """What the model is run on, which tokens are scored, metrics of every example and aggregates of
+    all.
+    """
     check_against(benchmark_of(name, own, offline), references(name))
 
 
@@ -396,7 +495,9 @@ def test_texts_are_those_that_lm_eval_lets_the_model_write(own, references, tiny
     _, said = expected(samples)
     docs = [example.doc for example in own["gsm8k"].examples]
     assert own["gsm8k"].generate(docs, tiny.module) == [said[doc] for doc in docs]
-    assert [own["gsm8k"].generate([doc], tiny.module)[0] for doc in docs[::-1]] == [said[doc] for doc in docs[::-1]]
+    assert [own["gsm8k"].generate([doc], tiny.module)[0] for doc in docs[::-1]] == [
+        said[doc] for doc in docs[::-1]
+    ]
 
 
 @slow
@@ -404,12 +505,16 @@ def test_an_example_is_not_among_its_own_solved_ones(tiny, tmp_path):
     """Where the only split is the one that is asked; all others are shown."""
     rows = FILES["arc_easy.test"][:4]
     for name, split in (("arc_easy", "test"), ("arc_challenge", "validation")):
-        (one,) = tasks.load([name], tiny, data_dir=write(tmp_path, {f"{name}.{split}": rows}), shots=3)
+        (one,) = tasks.load(
+            [name], tiny, data_dir=write(tmp_path, {f"{name}.{split}": rows}), shots=3
+        )
         for example, row in zip(one.examples, rows, strict=True):
             context = example.requests[0].windows[0]
             counts = Counter(
                 {
-                    other["id"]: _times(context.inputs.tolist(), tiny.tokenizer(other["question"])["input_ids"])
+                    other["id"]: _times(
+                        context.inputs.tolist(), tiny.tokenizer(other["question"])["input_ids"]
+                    )
                     for other in rows
                 }
             )
@@ -428,7 +533,10 @@ def test_a_tag_stands_for_its_tasks_and_limit_and_shots_for_all(tiny, folder, tm
     twice = tasks.load(["arc_easy", "ai2_arc"], tiny, data_dir=folder, limit=2)
     assert [one.name for one in twice] == ["arc_easy", "arc_challenge"]
     mixed = tasks.load(["winogrande", "recall"], tiny, data_dir=folder, limit=3, shots=1)
-    assert [(one.name, one.shots, len(one.examples)) for one in mixed] == [("winogrande", 1, 3), ("recall", 0, 3)]
+    assert [(one.name, one.shots, len(one.examples)) for one in mixed] == [
+        ("winogrande", 1, 3),
+        ("recall", 0, 3),
+    ]
     whole = tasks.load(["winogrande"], tiny, data_dir=folder, limit=100)
     assert len(whole[0].examples) == 4
 
@@ -445,8 +553,11 @@ def test_digests_of_the_suite_follow_its_version(tiny, monkeypatch):
     (longer,) = tasks.load(["grammar"], tiny, limit=5)
     assert digests(longer)[:6] == digests(before)
     assert longer.digest == before.digest
-    asked = [json.dumps(pairs(request)) for example in longer.examples for request in example.requests]
-    assert len(set(digests(longer))) == len(set(asked)) > 6  # words that the tiny tokenizer does not know are one
+    asked = [
+        json.dumps(pairs(request)) for example in longer.examples for request in example.requests
+    ]
+    # Words that the tiny tokenizer does not know are one.
+    assert len(set(digests(longer))) == len(set(asked)) > 6
     assert all(len(digest) == 16 for digest in [*digests(before), before.digest])
     monkeypatch.setattr(offline_suite, "VERSION", 1.5)
     (after,) = tasks.load(["grammar"], tiny, limit=3)
@@ -457,7 +568,10 @@ def test_digests_of_the_suite_follow_its_version(tiny, monkeypatch):
 @slow
 @pytest.mark.parametrize("name", OWN)
 def test_digests_do_not_depend_on_where_data_lie(name, tiny, own, tmp_path):
-    again = write(tmp_path / "elsewhere", {file: rows for file, rows in FILES.items() if file.startswith(f"{name}.")})
+    again = write(
+        tmp_path / "elsewhere",
+        {file: rows for file, rows in FILES.items() if file.startswith(f"{name}.")},
+    )
     (moved,) = tasks.load([name], tiny, data_dir=again)
     assert digests(moved) == digests(own[name])
     assert moved.digest == own[name].digest
@@ -465,7 +579,9 @@ def test_digests_do_not_depend_on_where_data_lie(name, tiny, own, tmp_path):
 
 @slow
 def test_digests_are_the_same_in_another_process(tiny_folder, own, folder):
-    """Else an evaluation could not be gone on with: HellaSwag, WinoGrande and WikiText bring functions of their own."""
+    """Else an evaluation could not be gone on with: HellaSwag, WinoGrande and WikiText bring
+    functions of their own.
+    """
     program = (
         "import json, sys; from pathlib import Path; from repsim import models, tasks; "
         "folder, model, names = sys.argv[1:]; tiny = models.load(model, device='cpu'); "
@@ -480,7 +596,9 @@ def test_digests_are_the_same_in_another_process(tiny_folder, own, folder):
 
 @slow
 def test_digests_follow_the_tokens_and_nothing_else(tiny, own, tmp_path):
-    """A question of other tokens, or with another right answer, has other digests; a remark asks nothing else."""
+    """A question of other tokens, or with another right answer, has other digests; a remark asks
+    nothing else.
+    """
     rows = json.loads(json.dumps(ARC_EASY))
     rows[0]["answerKey"], rows[3]["id"] = "B", "other"
     rows[1]["choices"]["text"][2] = "water and the"
@@ -494,7 +612,11 @@ def test_digests_follow_the_tokens_and_nothing_else(tiny, own, tmp_path):
         for choice, (one, two) in enumerate(zip(example.requests, before.requests, strict=True))
         if one.digest != two.digest
     }
-    assert changed == {*((0, choice) for choice in range(4)), (1, 2), *((2, choice) for choice in range(4))}
+    assert changed == {
+        *((0, choice) for choice in range(4)),
+        (1, 2),
+        *((2, choice) for choice in range(4)),
+    }
     assert found.examples[0].gold == 1
 
 
@@ -525,7 +647,9 @@ def test_nothing_asked_for(tiny):
 
 def test_an_encoder_predicts_nothing(tiny_encoder_folder):
     encoder = models.load(str(tiny_encoder_folder), device="cpu")
-    assert "does not predict a next token; benchmarks need a decoder" in refused(["recall"], encoder)
+    assert "does not predict a next token; benchmarks need a decoder" in refused(
+        ["recall"], encoder
+    )
 
 
 @slow
@@ -543,10 +667,12 @@ def test_data_that_are_not_there(tiny, tmp_path):
     for split in ("train", "validation", "test"):
         assert str(tmp_path / f"arc_easy.{split}.jsonl") in said
     write(tmp_path, {"arc_easy.train": FILES["arc_easy.train"]})
-    assert "none of its files is there" in refused(["arc_easy"], tiny, data_dir=tmp_path)  # nothing to ask
+    # Nothing to ask.
+    assert "none of its files is there" in refused(["arc_easy"], tiny, data_dir=tmp_path)
     write(tmp_path, {"arc_easy.test": ARC_EASY})
     assert "task arc_challenge: none" in refused(["ai2_arc"], tiny, data_dir=tmp_path)
-    assert "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" in refused(["arc_easy"], tiny)  # without a network
+    # Without a network.
+    assert "--data-dir DIR reads DIR/TASK.SPLIT.jsonl instead" in refused(["arc_easy"], tiny)
 
 
 @slow
@@ -580,13 +706,33 @@ LINES = [json.dumps(row) for row in ARC_EASY[:4]]
 @pytest.mark.parametrize(
     ("lines", "number", "says"),
     [
-        ([*LINES[:2], "", '{"id": "a", "question": "What'], 4, "not JSON; write one object per line"),
-        ([LINES[0], " " * (1 << 24) + LINES[1]], 2, "characters, at most 16,777,216 are read; shorten it"),
+        (
+            [*LINES[:2], "", '{"id": "a", "question": "What'],
+            4,
+            "not JSON; write one object per line",
+        ),
+        (
+            [LINES[0], " " * (1 << 24) + LINES[1]],
+            2,
+            "characters, at most 16,777,216 are read; shorten it",
+        ),
         ([LINES[0], "[1, 2]"], 2, "holds a list, not an object with the task's fields"),
         (["3"], 1, "holds a number, not an object"),
-        ([LINES[0], json.dumps(without(ARC_EASY[1], "question"))], 2, "no field 'question', which line 1 has"),
-        ([json.dumps(without(ARC_EASY[0], "id")), *LINES[1:]], 1, "no field 'id', which line 2 has"),
-        ([*LINES[:3], "", json.dumps(ARC_EASY[3] | {"answerKey": "E"})], 5, "does the line have the task's fields?"),
+        (
+            [LINES[0], json.dumps(without(ARC_EASY[1], "question"))],
+            2,
+            "no field 'question', which line 1 has",
+        ),
+        (
+            [json.dumps(without(ARC_EASY[0], "id")), *LINES[1:]],
+            1,
+            "no field 'id', which line 2 has",
+        ),
+        (
+            [*LINES[:3], "", json.dumps(ARC_EASY[3] | {"answerKey": "E"})],
+            5,
+            "does the line have the task's fields?",
+        ),
         (
             [LINES[0], json.dumps(ARC_EASY[1] | {"choices": "salt"})],
             2,
@@ -628,7 +774,13 @@ def test_an_error_in_a_task_s_data_names_file_and_line(lines, number, says, tiny
 
 @slow
 def test_an_error_in_solved_examples_names_their_file(tiny, tmp_path):
-    write(tmp_path, {"arc_easy.test": ARC_EASY[:2], "arc_easy.train": [ARC_EASY[2], ARC_EASY[3] | {"answerKey": "E"}]})
+    write(
+        tmp_path,
+        {
+            "arc_easy.test": ARC_EASY[:2],
+            "arc_easy.train": [ARC_EASY[2], ARC_EASY[3] | {"answerKey": "E"}],
+        },
+    )
     said = refused(["arc_easy"], tiny, data_dir=tmp_path, shots=2)
     assert said.startswith(f"task arc_easy: {tmp_path / 'arc_easy.train.jsonl'} line 2: ")
 
@@ -650,7 +802,9 @@ def test_an_answer_that_is_none_of_the_choices(tiny, tmp_path):
 
 @slow
 def test_more_solved_examples_than_there_are(tiny, tmp_path):
-    said = refused(["arc_easy"], tiny, data_dir=write(tmp_path, {"arc_easy.test": ARC_EASY[:3]}), shots=3)
+    said = refused(
+        ["arc_easy"], tiny, data_dir=write(tmp_path, {"arc_easy.test": ARC_EASY[:3]}), shots=3
+    )
     assert said.startswith("task arc_easy: ")
 
 
@@ -668,7 +822,10 @@ def test_a_text_without_tokens_is_refused(tiny):
         request_type = "loglikelihood"
         args = ("The sun is", "")
 
-    with pytest.raises(RepsimError, match="a request without a token before or in what is to be scored; mend the data"):
+    with pytest.raises(
+        RepsimError,
+        match="a request without a token before or in what is to be scored; mend the data",
+    ):
         tasks.LmEvalModel(tiny).windows(Instance())
 
 

@@ -1,4 +1,5 @@
-"""Captures that are killed, starved, raced and watched: what is finished stays, and what comes out is what was asked.
+"""Captures that are killed, starved, raced and watched: what is finished stays, and what comes out
+is what was asked.
 
 `benchmarks/faults.py` does the same with the embedded model.
 """
@@ -100,7 +101,9 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
-    """Interrupted before its first write, before the last that makes the store, at flags, states and its last write."""
+    """Interrupted before its first write, before the last that makes the store, at flags, states
+    and its last write.
+    """
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
         whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes
@@ -111,11 +114,16 @@ def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
 def test_a_network_that_fails_now_and_then(nursery):
     """One request of 24 does not come through at once, of whatever kind it is."""
     chance = random.Random(0)
-    fates = [chance.choice((fault, *[None] * 23)) for fault in ("lost", "unanswered", "late", "refused") * 100]
+    fates = [
+        chance.choice((fault, *[None] * 23))
+        for fault in ("lost", "unanswered", "late", "refused") * 100
+    ]
     with amazon() as url:
         whole = Whole.of(nursery, {**SMALL, "out": f"{url}/whole.zarr"})
         call = {**SMALL, "out": f"{url}/c.zarr"}
-        with Network(os.environ["AWS_ENDPOINT_URL"], lambda number, _: fates[number % len(fates)]) as network:
+        with Network(
+            os.environ["AWS_ENDPOINT_URL"], lambda number, _: fates[number % len(fates)]
+        ) as network:
             assert nursery.run(call, endpoint=network.url).status == FINISHED
         assert network.requests > 150
         assert digests(call["out"]) == whole.digests
@@ -148,7 +156,8 @@ def test_a_server_that_forgets(nursery):
         ) as network:
             outcome = nursery.run(call, endpoint=network.url)
         assert outcome.status == REFUSED
-        noticed = "damaged|moved or removed while it was written; this one stops"  # reading, or writing
+        # Reading, or writing.
+        noticed = "damaged|moved or removed while it was written; this one stops"
         assert re.match(f"{call['out']}: ({noticed})", outcome.message)
         with pytest.raises(repsim.RepsimError, match=r"no such store|; choose another place$"):
             repsim.open(call["out"])
@@ -163,7 +172,10 @@ def disk(tmp_path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mount.returncode:
         pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
@@ -173,12 +185,16 @@ def disk(tmp_path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("at", [0, 100])
 def test_a_disk_that_fills_up(nursery, whole, disk, at):
-    """The check of what is free passes, something else fills the disk, and once it is gone the same call goes on."""
+    """The check of what is free passes, something else fills the disk, and once it is gone the same
+    call goes on.
+    """
     out, other = disk / "c.zarr", disk / "other"
     call = {**ASKED, "out": str(out)}
     refused = nursery.run(call, fill=str(other), at=at)
     assert refused.status == REFUSED
-    assert refused.message == f"{out}: cannot be written: No space left on device; {state_store.GO_ON}"
+    assert (
+        refused.message == f"{out}: cannot be written: No space left on device; {state_store.GO_ON}"
+    )
     assert not (out / locks.KEY).exists()
     assert not leftovers(out)
     assert other.stat().st_size > 1 << 20
@@ -192,9 +208,13 @@ def test_a_disk_that_fills_up(nursery, whole, disk, at):
 # Others at the same store
 
 
-@pytest.mark.parametrize("second", ["at the same time", "later", "later, after one that was killed"])
+@pytest.mark.parametrize(
+    "second", ["at the same time", "later", "later, after one that was killed"]
+)
 def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
-    """They come to a store that is not there, at the same time or not, or to one whose writer was killed."""
+    """They come to a store that is not there, at the same time or not, or to one whose writer was
+    killed.
+    """
     short = {**ASKED, "limit": 20}
     whole = Whole.of(nursery, {**short, "out": str(tmp_path / "whole.zarr")})
     out = tmp_path / "c.zarr"
@@ -205,12 +225,15 @@ def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
         attempt.kill()
         assert (out / locks.KEY).exists()
     together = second == "at the same time"
-    attempts = [nursery.start(call, [locks.KEY, 10] if together else [10]) for _ in range(1 + together)]
+    attempts = [
+        nursery.start(call, [locks.KEY, 10] if together else [10]) for _ in range(1 + together)
+    ]
     for attempt in attempts if together else []:
         assert attempt.stops()
     for attempt in attempts if together else []:
         attempt.go_on()
-    stopped = [attempt.stops() for attempt in attempts]  # the writer holds the lock until the other one is through
+    # The writer holds the lock until the other one is through.
+    stopped = [attempt.stops() for attempt in attempts]
     assert sorted(stopped) == [False] * together + [True]
     writer = attempts[stopped.index(True)]
     other = attempts[stopped.index(False)] if together else nursery.start(call)
@@ -270,21 +293,29 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, whole, tmp_pat
 
 
 def test_signals_to_the_command(tiny_folder, tmp_path):
-    """SIGINT and SIGTERM: the exit status says so, the message says how to go on, and the same command goes on."""
+    """SIGINT and SIGTERM: the exit status says so, the message says how to go on, and the same
+    command goes on.
+    """
     corpus = tmp_path / "texts.txt"
-    corpus.write_text("\n".join(" ".join(text.text.split()[:40]) for text in read_corpus().texts[:12]))
+    corpus.write_text(
+        "\n".join(" ".join(text.text.split()[:40]) for text in read_corpus().texts[:12])
+    )
     plans = [word for plan in MORE_PLANS for word in ("--plan", plan)]
     words = ["capture", tiny_folder, *plans, "--corpus", corpus, "--batch-tokens", "64"]
     # while blocks are written, and while the store is made
     cases = [(signal.SIGINT, "hidden/c/3"), (signal.SIGTERM, "zarr.json")]
     outs = [tmp_path / str(row) / "c.zarr" for row in range(len(cases))]
-    running = [start_command(words, out, moment) for out, (_, moment) in zip(outs, cases, strict=True)]
+    running = [
+        start_command(words, out, moment) for out, (_, moment) in zip(outs, cases, strict=True)
+    ]
     for process, out, (number, moment) in zip(running, outs, cases, strict=True):
         lines = end_command(process, number)[1]
         assert process.returncode == 128 + number, lines
         assert "Traceback" not in lines
         counts = rf" with [\d,]+ of [\d,]+ tokens finished in {out}"
-        stopped = rf"repsim: stopped by {number.name}({counts})?; the same command goes on( from there)?"
+        stopped = (
+            rf"repsim: stopped by {number.name}({counts})?; the same command goes on( from there)?"
+        )
         found = re.fullmatch(stopped, lines.splitlines()[-1])
         assert found, lines
         assert (found[1] is not None) == (moment != "zarr.json"), lines

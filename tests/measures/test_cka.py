@@ -1,4 +1,6 @@
-"""CKA and HSIC: by hand, invariances, other formulas for the same number, and values known from theory."""
+"""CKA and HSIC: by hand, invariances, other formulas for the same number, and values known from
+theory.
+"""
 
 from itertools import permutations
 
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.distance import pdist, squareform
 
-from repsim.measures import debiased_linear_cka, hsic, linear_cka, minibatch_cka, minibatch_hsic, rbf_cka
+from repsim.measures import (
+    debiased_linear_cka,
+    hsic,
+    linear_cka,
+    minibatch_cka,
+    minibatch_hsic,
+    rbf_cka,
+)
 from repsim.measures.cka import centre, gram, rbf_gram, u_centre
 
 
@@ -38,7 +47,9 @@ def related_views(items=50, units=6, other=9, seed=0):
 
 
 def shear(x):
-    """An invertible map that is no rotation: the first unit grows fivefold and leaks into the second."""
+    """An invertible map that is no rotation: the first unit grows fivefold and leaks into the
+    second.
+    """
     sheared = x.copy()
     sheared[:, 0] *= 5
     sheared[:, 1] += sheared[:, 0]
@@ -52,8 +63,12 @@ def without_diagonal(kernel):
 def song_hsic(kernel, other):
     """Song et al. 2012, eq. 5, literally."""
     n, one = len(kernel), np.ones(len(kernel))
-    k, l = without_diagonal(kernel), without_diagonal(other)  # noqa: E741
-    sums = np.trace(k @ l) + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)
+    k, l = without_diagonal(kernel), without_diagonal(other)
+    sums = (
+        np.trace(k @ l)
+        + (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (one @ k @ l @ one)
+    )
     return sums / (n * (n - 3))
 
 
@@ -71,7 +86,9 @@ def cka_of(estimate, kernel, other):
 
 
 def test_linear_cka_by_hand():
-    """Centred x: (-1, 0, 1); centred y: (-1, 2, -1), (-1, 0, 1). |xᵀy|² = 4, |xᵀx| = 2, yᵀy = diag(6, 2)."""
+    """Centred x: (-1, 0, 1); centred y: (-1, 2, -1), (-1, 0, 1). |xᵀy|² = 4, |xᵀx| = 2, yᵀy =
+    diag(6, 2).
+    """
     x, y = np.array([[1.0], [2], [3]]), np.array([[0.0, 1], [3, 2], [0, 3]])
     assert linear_cka(x, y) == pytest.approx(4 / (2 * 40**0.5), rel=1e-14)
 
@@ -79,8 +96,8 @@ def test_linear_cka_by_hand():
 def test_debiased_cka_by_hand():
     """x puts items 0 and 1 together, y items 0 and 2.
 
-    U-centred, with n = 4, each pair has minus its complement's share: (01|23) gives x (2, -1, -1) over the three ways
-    to pair, y (-1, 2, -1); their cosine is -3 / 6.
+    U-centred, with n = 4, each pair has minus its complement's share: (01|23) gives x (2, -1, -1)
+    over the three ways to pair, y (-1, 2, -1); their cosine is -3 / 6.
     """
     x, y = np.array([[1.0], [1], [0], [0]]), np.array([[1.0], [0], [1], [0]])
     assert debiased_linear_cka(x, y) == pytest.approx(-1 / 2, rel=1e-14)
@@ -128,7 +145,9 @@ def test_centring_a_kernel_is_centring_the_view():
 @pytest.mark.parametrize("centred", [centre, u_centre])
 def test_kernels_of_a_stack_are_each_its_own_views(centred):
     views = np.random.default_rng(0).normal(size=(3, 8, 5))
-    assert_allclose(centred(gram(views)), [centred(gram(view)) for view in views], rtol=1e-12, atol=1e-12)
+    assert_allclose(
+        centred(gram(views)), [centred(gram(view)) for view in views], rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -176,11 +195,18 @@ def test_units_that_are_zero_change_nothing(measure):
     assert measure(np.pad(x, ((0, 0), (0, 60))), y) == pytest.approx(measure(x, y), rel=1e-12)
 
 
-@given(seed=st.integers(0, 2**32 - 1), items=st.integers(4, 12), units=st.integers(1, 12), other=st.integers(1, 12))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    items=st.integers(4, 12),
+    units=st.integers(1, 12),
+    other=st.integers(1, 12),
+)
 def test_feature_form_equals_gram_form(seed, items, units, other):
     x, y = related_views(items, units, other, seed)
     kernels = gram(x), gram(y)
-    assert linear_cka(x, y) == pytest.approx(cka_of(lambda k, o: (centre(k) * centre(o)).sum(), *kernels), rel=1e-10)
+    assert linear_cka(x, y) == pytest.approx(
+        cka_of(lambda k, o: (centre(k) * centre(o)).sum(), *kernels), rel=1e-10
+    )
     assert debiased_linear_cka(x, y) == pytest.approx(cka_of(song_hsic, *kernels), abs=1e-8)
 
 
@@ -189,7 +215,9 @@ def test_feature_form_equals_gram_form_far_from_the_origin():
     x, y = related_views(items=300)
     kernels = gram(x), gram(y)
     assert debiased_linear_cka(x + 1000, y) == pytest.approx(cka_of(song_hsic, *kernels), abs=1e-9)
-    assert linear_cka(x + 1000, y) == pytest.approx(cka_of(lambda k, o: (centre(k) * centre(o)).sum(), *kernels))
+    assert linear_cka(x + 1000, y) == pytest.approx(
+        cka_of(lambda k, o: (centre(k) * centre(o)).sum(), *kernels)
+    )
 
 
 @pytest.mark.parametrize("bandwidth", [0.3, 1.0, 2.0])
@@ -198,7 +226,9 @@ def test_rbf_cka_equals_a_plain_computation(bandwidth):
     kernels = []
     for view in (views := related_views(items=30)):
         distances = pdist(view)
-        kernels.append(np.exp(-(squareform(distances) ** 2) / (2 * (bandwidth * np.median(distances)) ** 2)))
+        kernels.append(
+            np.exp(-(squareform(distances) ** 2) / (2 * (bandwidth * np.median(distances)) ** 2))
+        )
     centring = np.eye(30) - 1 / 30
     biased = cka_of(lambda k, o: np.trace(k @ centring @ o @ centring), *kernels)
     assert rbf_cka(*views, bandwidth=bandwidth) == pytest.approx(biased, rel=1e-10)
@@ -210,7 +240,9 @@ def test_a_wide_rbf_kernel_gives_linear_cka():
     """To second order exp(-d²) is 1 - d², whose centred Gram matrix is the linear one."""
     x, y = related_views()
     assert rbf_cka(x, y, bandwidth=1000) == pytest.approx(linear_cka(x, y), abs=1e-5)
-    assert rbf_cka(x, y, bandwidth=1000, debiased=True) == pytest.approx(debiased_linear_cka(x, y), abs=1e-5)
+    assert rbf_cka(x, y, bandwidth=1000, debiased=True) == pytest.approx(
+        debiased_linear_cka(x, y), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(("items", "units"), [(1000, 768), (100, 4096)])
@@ -233,7 +265,10 @@ def test_minibatch_hsic_is_each_minibatches_hsic_times_its_tokens(rest):
     states = np.random.default_rng(0).normal(size=(3, 32 + rest, 5))
     cuts = [states[:, :16], states[:, 16:32]] + [states[:, 32:]] * (rest >= 4)
     expected = [
-        [sum(part.shape[1] * song_hsic(gram(part[i]), gram(part[j])) for part in cuts) for j in range(3)]
+        [
+            sum(part.shape[1] * song_hsic(gram(part[i]), gram(part[j])) for part in cuts)
+            for j in range(3)
+        ]
         for i in range(3)
     ]
     assert_allclose(minibatch_hsic(states, batch=16), expected, rtol=1e-10, atol=1e-10)
@@ -242,7 +277,9 @@ def test_minibatch_hsic_is_each_minibatches_hsic_times_its_tokens(rest):
 def test_sums_of_whole_minibatches_add_up_to_the_whole():
     states = np.random.default_rng(0).normal(size=(4, 100, 6))
     pieces = [minibatch_hsic(states[:, first : first + 48], batch=16) for first in (0, 48, 96)]
-    assert_allclose(np.sum(pieces, axis=0), minibatch_hsic(states, batch=16), rtol=1e-10, atol=1e-12)
+    assert_allclose(
+        np.sum(pieces, axis=0), minibatch_hsic(states, batch=16), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
@@ -261,12 +298,16 @@ def test_minibatch_hsic_is_symmetric_and_leaves_the_states_as_they_are():
 def test_one_minibatch_of_all_items_is_debiased_cka():
     x, y = related_views()
     assert minibatch_cka(x, y, batch=len(x)) == pytest.approx(debiased_linear_cka(x, y), rel=1e-10)
-    assert minibatch_cka(x, y, batch=10 * len(x)) == pytest.approx(debiased_linear_cka(x, y), rel=1e-10)
+    assert minibatch_cka(x, y, batch=10 * len(x)) == pytest.approx(
+        debiased_linear_cka(x, y), rel=1e-10
+    )
 
 
 def test_minibatch_cka_is_a_ratio_of_means_and_no_mean_of_ratios():
     x, y = related_views(items=48)
-    kernels = [(gram(x[first : first + 8]), gram(y[first : first + 8])) for first in range(0, 48, 8)]
+    kernels = [
+        (gram(x[first : first + 8]), gram(y[first : first + 8])) for first in range(0, 48, 8)
+    ]
     both, within_x, within_y = np.mean(
         [[song_hsic(k, o), song_hsic(k, k), song_hsic(o, o)] for k, o in kernels], axis=0
     )
@@ -282,7 +323,9 @@ def test_float16_views_are_compared_in_float64(measure, shape):
     """Values near float16's largest, whose squares it cannot hold."""
     x, y = (np.asarray(3000 * view, np.float16) for view in related_views(*shape))
     assert np.isfinite(x).all()
-    assert measure(x, y) == pytest.approx(measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14)
+    assert measure(x, y) == pytest.approx(
+        measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

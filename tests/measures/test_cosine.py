@@ -98,7 +98,9 @@ def test_float16_sums_are_exact_to_a_millionth():
     states[:, 0] = 65504
     flat = states.astype(np.float64).reshape(len(states), -1)
     norm = np.linalg.norm(flat, axis=1)
-    assert_allclose(grams(states) / np.outer(norm, norm), flat @ flat.T / np.outer(norm, norm), atol=1e-6)
+    assert_allclose(
+        grams(states) / np.outer(norm, norm), flat @ flat.T / np.outer(norm, norm), atol=1e-6
+    )
     unit = states.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=2, keepdims=True)
     exact = np.einsum("itu,jtu->ij", unit, unit)
@@ -122,7 +124,9 @@ def test_a_zero_vector_is_left_out_of_its_state_s_sums_and_not_counted(dtype):
     for i, j in np.ndindex(3, 3):
         there = states[i].any(-1) & states[j].any(-1)
         assert counts[i, j] == there.sum()
-        assert sums[i, j] == pytest.approx(token_cosine_sums(states[[i, j]][:, there])[0, 1], abs=1e-4)
+        assert sums[i, j] == pytest.approx(
+            token_cosine_sums(states[[i, j]][:, there])[0, 1], abs=1e-4
+        )
     assert_array_equal(token_cosine_sums(states), sums)
 
 
@@ -151,26 +155,35 @@ def test_a_state_that_overflowed_is_undefined():
 
 
 @pytest.mark.parametrize(
-    ("states", "units"), [(1, 16), (2, 16), (5, 3), (6, 700), (40, 4096), (40, 4099)], ids=lambda value: str(value)
+    ("states", "units"),
+    [(1, 16), (2, 16), (5, 3), (6, 700), (40, 4096), (40, 4099)],
+    ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_products_are_float32_whatever_the_runs(states, units, dtype):
-    """Also where the units are multiplied in pieces (4096), and where no number of pieces divides them (4099).
+    """Also where the units are multiplied in pieces (4096), and where no number of pieces divides
+    them (4099).
 
     A last block of one run and a token more.
     """
     run = max(1, RUN_BYTES // ((states + 1) * units * 4))
     tokens = min(run, BLOCK_TOKENS) + 1
-    values = random_states(states, tokens + (BLOCK_TOKENS if states < 40 else 0), units).astype(dtype)
+    values = random_states(states, tokens + (BLOCK_TOKENS if states < 40 else 0), units).astype(
+        dtype
+    )
     found = np.concatenate(list(cosine._products(values)))
     assert found.dtype == np.float32
     for first in range(0, len(found), 64):  # float64 of all at once is too much
         wide = values[:, first : first + 64].astype(np.float64)
-        assert_allclose(found[first : first + 64], np.einsum("itu,jtu->tij", wide, wide), atol=1e-5 * units)
+        assert_allclose(
+            found[first : first + 64], np.einsum("itu,jtu->tij", wide, wide), atol=1e-5 * units
+        )
 
 
 def test_products_of_every_finite_float16():
-    """Squares, each against itself in float64: shifting the bits gives each number as it is, the subnormal ones too."""
+    """Squares, each against itself in float64: shifting the bits gives each number as it is, the
+    subnormal ones too.
+    """
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)].reshape(1, -1, 1)
     squares = np.concatenate(list(cosine._products(finite))).ravel()
@@ -193,7 +206,9 @@ def test_what_is_not_finite_in_float16_makes_its_own_state_undefined(kernel, val
 def test_token_cosines_by_hand():
     states = np.array([[[1, 0], [0, 2]], [[3, 3], [0, -5]]])
     diagonal = np.sqrt(0.5)
-    assert_allclose(token_cosines(states), [[[1, diagonal], [diagonal, 1]], [[1, -1], [-1, 1]]], rtol=1e-6)
+    assert_allclose(
+        token_cosines(states), [[[1, diagonal], [diagonal, 1]], [[1, -1], [-1, 1]]], rtol=1e-6
+    )
 
 
 def test_angular_distances_by_hand():
@@ -210,7 +225,9 @@ def test_token_cosines_are_each_tokens_cosines():
 
 def test_token_cosines_add_up_to_their_sums():
     states = random_states()
-    assert_allclose(token_cosines(states).sum(0), token_cosine_sums(states), atol=1e-6 * states.shape[1])
+    assert_allclose(
+        token_cosines(states).sum(0), token_cosine_sums(states), atol=1e-6 * states.shape[1]
+    )
 
 
 def test_pieces_of_token_cosines_follow_each_other():
@@ -268,7 +285,9 @@ def test_kernels_of_tokens_leave_the_states_as_they_are(kernel):
 
 
 def test_sink_tokens_by_hand():
-    """Norms 5, 1, 30, 1, 2: the median is 2, so that 30 exceeds ten of them, and the first is a sink anyway."""
+    """Norms 5, 1, 30, 1, 2: the median is 2, so that 30 exceeds ten of them, and the first is a
+    sink anyway.
+    """
     states = np.array([[[3, 4], [0, 1], [0, 30], [1, 0], [2, 0]]])
     assert_array_equal(sink_tokens(states, multiple=10), [True, False, True, False, False])
     assert_array_equal(sink_tokens(states, multiple=15), [True, False, False, False, False])

@@ -1,4 +1,6 @@
-"""The shape of one view: known spectra and dimensions by hand, invariances, plain loops, and what each item does."""
+"""The shape of one view: known spectra and dimensions by hand, invariances, plain loops, and what
+each item does.
+"""
 
 import numpy as np
 import pytest
@@ -38,7 +40,9 @@ def of_singular_values(values, items=30, units=12):
     generator = np.random.default_rng(0)
     normal = generator.normal(size=(items, len(values)))
     left = np.linalg.qr(normal - normal.mean(0)).Q
-    return left * np.asarray(values, float) @ rotation_of(units)[: len(values)] + generator.normal(size=units)
+    return left * np.asarray(values, float) @ rotation_of(units)[: len(values)] + generator.normal(
+        size=units
+    )
 
 
 def ratios(x):
@@ -48,7 +52,9 @@ def ratios(x):
 
 
 def singular_values(x, weight):
-    return np.linalg.svd(np.sqrt(weight)[:, None] * (x - weight @ x / weight.sum()), compute_uv=False)
+    return np.linalg.svd(
+        np.sqrt(weight)[:, None] * (x - weight @ x / weight.sum()), compute_uv=False
+    )
 
 
 def weighted_participation_ratio(x, weight):
@@ -131,7 +137,9 @@ def test_spectrum_is_that_of_the_covariance(items, units):
 def test_dimensions_of_any_singular_values(values):
     x = of_singular_values(values)
     variances, share = np.square(values), np.array(values) / sum(values)
-    assert participation_ratio(x) == pytest.approx(variances.sum() ** 2 / (variances**2).sum(), rel=1e-9)
+    assert participation_ratio(x) == pytest.approx(
+        variances.sum() ** 2 / (variances**2).sum(), rel=1e-9
+    )
     assert effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
     assert participation_ratio(x) <= effective_rank(x) * (1 + 1e-9)
 
@@ -180,7 +188,8 @@ def test_anisotropy_of_one_direction_and_of_all():
     x = np.random.default_rng(0).normal(size=(2000, 30))
     assert anisotropy(x) == pytest.approx(0, abs=5e-4)
     assert anisotropy(np.arange(1, 20)[:, None] * x[0]) == pytest.approx(1, rel=1e-12)
-    assert anisotropy(np.concatenate([x, -x])) == pytest.approx(-1 / 3999, rel=1e-9)  # a sum of zero, less 4000 selves
+    # A sum of zero, less 4000 selves.
+    assert anisotropy(np.concatenate([x, -x])) == pytest.approx(-1 / 3999, rel=1e-9)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])
@@ -239,7 +248,9 @@ def test_the_value_of_the_parts_is_the_measure(name):
         "anisotropy": anisotropy,
     }[name]
     x = some_view()
-    assert PARTS[name](x)[0] == measure(x) == pytest.approx(WEIGHTED[name](x, np.ones(60)), rel=1e-10)
+    assert (
+        PARTS[name](x)[0] == measure(x) == pytest.approx(WEIGHTED[name](x, np.ones(60)), rel=1e-10)
+    )
 
 
 @pytest.mark.parametrize(("items", "units"), [(60, 5), (8, 30)])
@@ -257,7 +268,10 @@ def test_influence_is_the_slope(name, items, units):
     x, step = some_view(items, units), 1e-4
     value, influence = PARTS[name](x)
     nudges = step * np.eye(items)
-    slopes = [(WEIGHTED[name](x, 1 + nudge) - WEIGHTED[name](x, 1 - nudge)) / (2 * step) for nudge in nudges]
+    slopes = [
+        (WEIGHTED[name](x, 1 + nudge) - WEIGHTED[name](x, 1 - nudge)) / (2 * step)
+        for nudge in nudges
+    ]
     assert_allclose(influence, slopes, atol=1e-7 * value)
 
 

@@ -1,4 +1,6 @@
-"""Neighbours and dissimilarities: by hand, literal loops, other libraries, and what leaves them alone."""
+"""Neighbours and dissimilarities: by hand, literal loops, other libraries, and what leaves them
+alone.
+"""
 
 from itertools import product
 
@@ -22,14 +24,19 @@ CORRELATIONS = {"spearman": spearmanr, "pearson": pearsonr}
 def directions(*degrees):
     """Vectors in the plane at these angles, of several lengths."""
     angle = np.radians(degrees)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.linspace(0.5, 3, len(degrees))[:, None]
+    return (
+        np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        * np.linspace(0.5, 3, len(degrees))[:, None]
+    )
 
 
 def views(items=40, units=5, other=7, seed=0):
     """Two views that share something, off centre."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(items, units)) * np.linspace(0.5, 3, units) + 0.5
-    return x, x @ generator.normal(size=(units, other)) / 2 + generator.normal(size=(items, other)) - 0.2
+    return x, x @ generator.normal(size=(units, other)) / 2 + generator.normal(
+        size=(items, other)
+    ) - 0.2
 
 
 def rotation_of(units, seed=0):
@@ -37,7 +44,9 @@ def rotation_of(units, seed=0):
 
 
 def shear(x):
-    """An invertible map that is no rotation: the first unit grows fivefold and leaks into the second."""
+    """An invertible map that is no rotation: the first unit grows fivefold and leaks into the
+    second.
+    """
     sheared = x.copy()
     sheared[:, 0] *= 5
     sheared[:, 1] += sheared[:, 0]
@@ -46,7 +55,9 @@ def shear(x):
 
 def neighbour_sets(x, k):
     """The k nearest others by scikit-learn."""
-    found = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x).kneighbors(return_distance=False)
+    found = (
+        NearestNeighbors(n_neighbors=k, metric="cosine").fit(x).kneighbors(return_distance=False)
+    )
     return [set(row.tolist()) for row in found]
 
 
@@ -79,10 +90,14 @@ def test_mutual_knn_by_hand():
 
 
 def test_cknna_by_hand():
-    """Only 0 and 1 are neighbours in both; x's rows have mean 0, y's (1.5 - √3/2) / 4 and (0.5 - √3/2) / 4."""
+    """Only 0 and 1 are neighbours in both; x's rows have mean 0, y's (1.5 - √3/2) / 4 and (0.5 -
+    √3/2) / 4.
+    """
     x, y = directions(0, 60, 180, 240), directions(0, 60, 150, 270)
     near, far = 0.5 - (1.5 - 0.75**0.5) / 4, 0 - (0.5 - 0.75**0.5) / 4
-    assert cknna(x, y, k=1) == pytest.approx(2 * 0.5 * near / (2 * near**2 + 2 * far**2) ** 0.5, rel=1e-12)
+    assert cknna(x, y, k=1) == pytest.approx(
+        2 * 0.5 * near / (2 * near**2 + 2 * far**2) ** 0.5, rel=1e-12
+    )
     assert cknna(x, x[[0, 2, 1, 3]], k=1) == 0
 
 
@@ -115,13 +130,17 @@ def test_an_item_is_not_its_own_neighbour_and_each_has_k():
 @pytest.mark.parametrize("k", [1, 5, 39])
 def test_nearest_equals_a_search_by_scikit_learn(k):
     for view in views():
-        assert [set(np.flatnonzero(row).tolist()) for row in nearest(view, k)] == neighbour_sets(view, k)
+        assert [set(np.flatnonzero(row).tolist()) for row in nearest(view, k)] == neighbour_sets(
+            view, k
+        )
 
 
 @pytest.mark.parametrize("k", [1, 5, 39])
 def test_mutual_knn_equals_a_loop(k):
     x, y = views()
-    shares = [len(a & b) / k for a, b in zip(neighbour_sets(x, k), neighbour_sets(y, k), strict=True)]
+    shares = [
+        len(a & b) / k for a, b in zip(neighbour_sets(x, k), neighbour_sets(y, k), strict=True)
+    ]
     assert mutual_knn(x, y, k) == pytest.approx(np.mean(shares), rel=1e-14)
 
 
@@ -201,9 +220,13 @@ def test_a_view_holds_its_items_apart_as_itself(metric, correlation):
 def test_euclidean_rsa_ignores_rotation_scale_and_shift_but_no_shear(correlation):
     x, y = views()
     turned = 7 * x @ rotation_of(5) + 3
-    assert rsa(turned, y, correlation=correlation) == pytest.approx(rsa(x, y, correlation=correlation), rel=1e-10)
+    assert rsa(turned, y, correlation=correlation) == pytest.approx(
+        rsa(x, y, correlation=correlation), rel=1e-10
+    )
     assert rsa(shear(x), x, correlation=correlation) < 0.98
-    assert abs(rsa(shear(x), y, correlation=correlation) - rsa(x, y, correlation=correlation)) > 0.01
+    assert (
+        abs(rsa(shear(x), y, correlation=correlation) - rsa(x, y, correlation=correlation)) > 0.01
+    )
 
 
 @pytest.mark.parametrize("correlation", CORRELATIONS)
@@ -211,7 +234,9 @@ def test_cosine_rsa_ignores_rotations_and_lengths_but_no_shift(correlation):
     x, y = views()
     scale = np.random.default_rng(1).uniform(0.01, 100, size=(len(x), 1))
     expected = rsa(x, y, "cosine", correlation)
-    assert rsa(scale * x @ rotation_of(5), y, "cosine", correlation) == pytest.approx(expected, rel=1e-10)
+    assert rsa(scale * x @ rotation_of(5), y, "cosine", correlation) == pytest.approx(
+        expected, rel=1e-10
+    )
     assert abs(rsa(x + 3, y, "cosine", correlation) - expected) > 0.001
 
 
@@ -226,7 +251,9 @@ def test_correlation_rsa_ignores_each_items_mean_and_scale_but_no_rotation(corre
 
 
 def test_spearman_asks_for_the_order_of_distances_alone():
-    """Vertices of a simplex moved out by more and more: the order of the distances stays, their values do not."""
+    """Vertices of a simplex moved out by more and more: the order of the distances stays, their
+    values do not.
+    """
     x, y = np.diag(np.arange(1.0, 5)), np.diag(10 ** np.arange(1.0, 5))
     x, y = np.append(x, np.zeros((1, 4)), axis=0), np.append(y, np.zeros((1, 4)), axis=0)
     assert np.array_equal(np.argsort(pdist(x)), np.argsort(pdist(y)))
@@ -248,7 +275,9 @@ def test_float16_views_are_compared_in_float64(measure):
     """Values near float16's largest, whose squares it cannot hold."""
     x, y = (np.asarray(3000 * view, np.float16) for view in views())
     assert np.isfinite(y).all()
-    assert measure(x, y) == pytest.approx(measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14)
+    assert measure(x, y) == pytest.approx(
+        measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14
+    )
 
 
 def test_a_view_whose_items_are_equally_far_apart_has_no_rsa():
@@ -272,7 +301,9 @@ def test_more_neighbours_than_others(measure, k):
 
 
 def test_an_unknown_metric_or_correlation():
-    with pytest.raises(ValueError, match="metric 'cityblock': choose euclidean, cosine, correlation"):
+    with pytest.raises(
+        ValueError, match="metric 'cityblock': choose euclidean, cosine, correlation"
+    ):
         rsa(*views(), metric="cityblock")
     with pytest.raises(ValueError, match="correlation 'kendall': choose spearman or pearson"):
         rsa(*views(), correlation="kendall")

@@ -1,4 +1,6 @@
-"""Procrustes and canonical correlations: by hand, what leaves them alone, other libraries, and what each item does."""
+"""Procrustes and canonical correlations: by hand, what leaves them alone, other libraries, and what
+each item does.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ def views(items=80, units=5, other=7, seed=0):
     """Two views that share something, off centre."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(items, units)) * np.linspace(0.5, 3, units) + 2
-    return x, x @ generator.normal(size=(units, other)) / 2 + generator.normal(size=(items, other)) - 1
+    return x, x @ generator.normal(size=(units, other)) / 2 + generator.normal(
+        size=(items, other)
+    ) - 1
 
 
 def rotation_of(units, seed=0):
@@ -41,7 +45,9 @@ def centred(x):
 
 
 def weighted(x, weight):
-    """The view whose plain moments are the weighted moments of `x`, each item counted `weight` times."""
+    """The view whose plain moments are the weighted moments of `x`, each item counted `weight`
+    times.
+    """
     return np.sqrt(weight)[:, None] * (x - weight @ x / weight.sum())
 
 
@@ -65,7 +71,9 @@ def slopes(statistic, x, y, step=1e-4):
 
 
 def test_procrustes_by_hand():
-    """x: a square's corners; y: a line through two of them. xᵀy keeps one axis: 1 / √2, an eighth of a turn."""
+    """x: a square's corners; y: a line through two of them. xᵀy keeps one axis: 1 / √2, an eighth
+    of a turn.
+    """
     x = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
     y = np.array([[0.0], [0], [3], [-3]])
     assert procrustes_similarity(x, y) == pytest.approx(0.5**0.5, rel=1e-14)
@@ -73,11 +81,14 @@ def test_procrustes_by_hand():
 
 
 def test_canonical_correlations_by_hand():
-    """x spans units 0 and 1 of an orthonormal basis; y: unit 0, and unit 2 with as much of unit 1: 1 and 1 / √2."""
+    """x spans units 0 and 1 of an orthonormal basis; y: unit 0, and unit 2 with as much of unit 1:
+    1 and 1 / √2.
+    """
     units = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 2
     x, y = units[:, :2] * [4, 1], np.stack([units[:, 0], units[:, 1] + units[:, 2]], axis=1)
     assert mean_cca(x, y) == pytest.approx((1 + 0.5**0.5) / 2, rel=1e-14)
-    assert pwcca(x, y) == pytest.approx((4 + 0.5**0.5) / 5, rel=1e-14)  # x is four times as long along the first
+    # X is four times as long along the first.
+    assert pwcca(x, y) == pytest.approx((4 + 0.5**0.5) / 5, rel=1e-14)
     assert svcca(x, y, variance=0.9) == pytest.approx(mean_cca(x[:, :1], y), rel=1e-14)
 
 
@@ -104,7 +115,9 @@ def test_procrustes_of_rotated_views_is_the_same(items, units, other):
     assert procrustes_similarity(*turned) == pytest.approx(procrustes_similarity(x, y), rel=1e-11)
 
 
-@pytest.mark.parametrize("change", [np.diag([1.0, 1, 1, 1, 5]), np.eye(5) + 2 * np.eye(5, k=1)], ids=["scale", "shear"])
+@pytest.mark.parametrize(
+    "change", [np.diag([1.0, 1, 1, 1, 5]), np.eye(5) + 2 * np.eye(5, k=1)], ids=["scale", "shear"]
+)
 def test_a_map_that_is_no_rotation_changes_procrustes(change):
     x, y = views()
     assert procrustes_distance(x @ change, x) > 0.1
@@ -124,7 +137,9 @@ def test_procrustes_distance_satisfies_the_triangle_inequality(seed, items, unit
     assert procrustes_distance(x, z) <= procrustes_distance(x, y) + procrustes_distance(y, z) + 1e-6
 
 
-@pytest.mark.parametrize("measure", [mean_cca, svcca, svcca_of_all, procrustes_similarity, procrustes_distance])
+@pytest.mark.parametrize(
+    "measure", [mean_cca, svcca, svcca_of_all, procrustes_similarity, procrustes_distance]
+)
 def test_symmetric(measure):
     x, y = views()
     assert measure(x, y) == pytest.approx(measure(y, x), rel=1e-12)
@@ -175,9 +190,13 @@ def test_the_second_of_two_views_may_be_a_map_of_the_first():
         assert measure(x, x @ invertible(5)[:, :2]) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(("items", "units", "other"), [(80, 5, 7), (80, 7, 5), (20, 50, 30), (20, 6, 50)])
+@pytest.mark.parametrize(
+    ("items", "units", "other"), [(80, 5, 7), (80, 7, 5), (20, 50, 30), (20, 6, 50)]
+)
 def test_procrustes_is_scipys(items, units, other):
-    """The scale of scipy's solution is the nuclear norm; more units than items need no other form of the formula."""
+    """The scale of scipy's solution is the nuclear norm; more units than items need no other form
+    of the formula.
+    """
     x, y = views(items, units, other)
     wide = max(units, other)
     padded = [np.pad(centred(view), ((0, 0), (0, wide - view.shape[1]))) for view in (x, y)]
@@ -210,12 +229,16 @@ def test_mean_cca_is_scipys(units, other):
 def test_mean_cca_is_sklearns():
     x, y = views(items=300, units=2, other=3)
     scores = CCA(n_components=2, tol=1e-12, max_iter=5000).fit_transform(x, y)
-    expected = [np.corrcoef(*columns)[0, 1] for columns in zip(*(score.T for score in scores), strict=True)]
+    expected = [
+        np.corrcoef(*columns)[0, 1] for columns in zip(*(score.T for score in scores), strict=True)
+    ]
     assert mean_cca(x, y) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_pwcca_equals_its_definition():
-    """Morcos et al.: weights Σ_j |<h_i, x_j>| of the canonical variables h of x, by whitening both covariances."""
+    """Morcos et al.: weights Σ_j |<h_i, x_j>| of the canonical variables h of x, by whitening both
+    covariances.
+    """
     x, y = (centred(view) for view in views())
     root_x, root_y = (np.linalg.inv(np.linalg.cholesky(view.T @ view)).T for view in (x, y))
     left, rho, _ = np.linalg.svd((x @ root_x).T @ (y @ root_y), full_matrices=False)
@@ -242,7 +265,9 @@ def test_svcca_takes_the_components_that_hold_the_share_of_variance():
     shares = {0.01: 1, 0.49: 1, 0.5: 1, 0.51: 2, 0.8: 2, 0.81: 3, 0.95: 3, 0.96: 4, 1: 4}
     assert {share: basis(x, share).shape[1] for share in shares} == shares
     y = views(items=40)[1]
-    assert svcca(x, y, variance=0.8) == pytest.approx(canonical(left[:, :2], basis(y, 0.8)).value, rel=1e-10)
+    assert svcca(x, y, variance=0.8) == pytest.approx(
+        canonical(left[:, :2], basis(y, 0.8)).value, rel=1e-10
+    )
 
 
 def test_a_basis_is_orthonormal_and_centred():
@@ -255,9 +280,13 @@ def test_a_basis_is_orthonormal_and_centred():
 @pytest.mark.parametrize("weigh", [False, True])
 def test_influences_sum_to_zero(weigh):
     x, y = views()
-    assert canonical(basis(x), basis(y), centred(x) if weigh else None).influence.sum() == pytest.approx(0, abs=1e-13)
+    assert canonical(
+        basis(x), basis(y), centred(x) if weigh else None
+    ).influence.sum() == pytest.approx(0, abs=1e-13)
     assert rotation(unit_norm(x), unit_norm(y)).influence.sum() == pytest.approx(0, abs=1e-13)
-    assert rotation(unit_norm(x), unit_norm(y)).value == pytest.approx(procrustes_similarity(x, y), rel=1e-13)
+    assert rotation(unit_norm(x), unit_norm(y)).value == pytest.approx(
+        procrustes_similarity(x, y), rel=1e-13
+    )
 
 
 @pytest.mark.parametrize(("units", "other"), [(5, 7), (7, 5)])
@@ -285,7 +314,9 @@ def test_influence_on_pwcca_is_the_slope_at_fixed_weights():
     x, y = views()
     p, q = basis(x), basis(y)
     weight = np.abs(np.linalg.svd(p.T @ q, full_matrices=False).U.T @ p.T @ centred(x)).sum(1)
-    expected = slopes(lambda a, b: np.sort(np.cos(subspace_angles(a, b)))[::-1] @ weight / weight.sum(), x, y)
+    expected = slopes(
+        lambda a, b: np.sort(np.cos(subspace_angles(a, b)))[::-1] @ weight / weight.sum(), x, y
+    )
     assert_allclose(canonical(p, q, centred(x)).influence, expected, atol=1e-8)
 
 
@@ -293,9 +324,16 @@ def test_influence_on_pwcca_is_the_slope_at_fixed_weights():
 def test_an_item_twice_in_a_large_sample_adds_its_influence(measure):
     """What is left is of second order: the influence's own share of the sample."""
     x, y = views(items=2000)
-    pair = rotation(unit_norm(x), unit_norm(y)) if measure is procrustes_similarity else canonical(basis(x), basis(y))
+    pair = (
+        rotation(unit_norm(x), unit_norm(y))
+        if measure is procrustes_similarity
+        else canonical(basis(x), basis(y))
+    )
     chosen = np.argsort(np.abs(pair.influence))[[-1, -20, 1000]]
-    added = [measure(np.append(x, x[[i]], axis=0), np.append(y, y[[i]], axis=0)) - measure(x, y) for i in chosen]
+    added = [
+        measure(np.append(x, x[[i]], axis=0), np.append(y, y[[i]], axis=0)) - measure(x, y)
+        for i in chosen
+    ]
     assert_allclose(added, pair.influence[chosen], atol=0.02 * np.abs(pair.influence).max())
 
 
@@ -305,7 +343,9 @@ def test_float16_views_are_compared_in_float64(measure, items, units):
     """Values near float16's largest, whose squares it cannot hold."""
     x, y = (np.asarray(2000 * view, np.float16) for view in views(items, units))
     assert np.isfinite(y).all()
-    assert measure(x, y) == pytest.approx(measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14)
+    assert measure(x, y) == pytest.approx(
+        measure(x.astype(np.float64), y.astype(np.float64)), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -1,4 +1,6 @@
-"""What layers hand on besides the state: the right values come from hand-written loops over the models' own layers."""
+"""What layers hand on besides the state: the right values come from hand-written loops over the
+models' own layers.
+"""
 
 from collections.abc import Sequence
 
@@ -38,18 +40,26 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
         layer.register_forward_hook(lambda _m, _a, output: states.append(state_of(output)))
     with torch.inference_mode():
         model.module(
-            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long(), **inputs
+            input_ids=torch.from_numpy(batch.token_ids),
+            attention_mask=torch.from_numpy(batch.mask).long(),
+            **inputs,
         )
     return [state[torch.from_numpy(batch.mask)] for state in states]
 
 
 def looped(model: Model, plan: str, batch: Batch) -> list[Tensor]:
-    """A loop as the models write it: each layer's second output is what the next layer of the plan is given."""
+    """A loop as the models write it: each layer's second output is what the next layer of the plan
+    is given.
+    """
     slot = HANDED_ON[model.name]
     calls = recorded_calls(model, batch, **no_cache(model))
     first = calls[0]
     state = first.state
-    passed = first.kwargs.get(slot.argument) if isinstance(slot.argument, str) else first.args[slot.argument]
+    passed = (
+        first.kwargs.get(slot.argument)
+        if isinstance(slot.argument, str)
+        else first.args[slot.argument]
+    )
     states = [state]
     for step in resolve(plan, T)[0].plan.steps:
         call = calls[step.members[0].layer]
@@ -88,7 +98,9 @@ def test_what_is_handed_on_follows_the_plan(name: str, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 5], [2, 3, 4]])
-def test_zaya_without_layers_is_zaya_from_which_they_were_taken(kept: list[int], batch: Batch) -> None:
+def test_zaya_without_layers_is_zaya_from_which_they_were_taken(
+    kept: list[int], batch: Batch
+) -> None:
     (states,) = traced(carrier("zaya"), [Plan.from_steps(kept)], batch)
     smaller = carrier("zaya")
     for layer in sorted(set(range(T)) - set(kept), reverse=True):
@@ -110,18 +122,24 @@ def test_most_layers_hand_on_the_state_alone(name: str) -> None:
 
 def test_a_mean_of_what_is_handed_on_is_refused(batch: Batch) -> None:
     plan = resolve("0, (1|2), 5", T)[0].plan
-    with pytest.raises(RepsimError, match=r"step \(1\|2\) averages layers, and layer 1 hands on prev_router_hidden"):
+    with pytest.raises(
+        RepsimError, match=r"step \(1\|2\) averages layers, and layer 1 hands on prev_router_hidden"
+    ):
         traced(carrier("zaya"), [plan], batch)
 
 
 def test_a_layer_without_the_one_it_depends_on_is_refused_by_name(batch: Batch) -> None:
     """Layer 1 reads the tokens that layer 0 or 3 chose."""
-    with pytest.raises(RepsimError, match=r"glm_moe_dsa: layer 1 takes prev_topk_indices .* no layer before it"):
+    with pytest.raises(
+        RepsimError, match=r"glm_moe_dsa: layer 1 takes prev_topk_indices .* no layer before it"
+    ):
         traced(carrier("glm_moe_dsa"), [Plan.from_steps([1, 2])], batch)
 
 
 def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Batch) -> None:
-    """T5's first layer makes them for all, from positions alone; they are needed where the layer is dropped, too."""
+    """T5's first layer makes them for all, from positions alone; they are needed where the layer is
+    dropped, too.
+    """
     model = model_of(*T5)
     assert Tracer(model)._slots == ()
     (states,) = traced(model, [Plan.from_steps([1, 2, 5])], batch)
@@ -131,7 +149,9 @@ def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Ba
         call = calls[layer].on(state)
         with torch.inference_mode():
             state = model.stack.layers[layer](*call.args, **call.kwargs)[0]
-    torch.testing.assert_close(states[-1], state[torch.from_numpy(batch.mask)], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        states[-1], state[torch.from_numpy(batch.mask)], rtol=1e-6, atol=1e-6
+    )
 
 
 # Which values are carried, on records made by hand
@@ -165,8 +185,12 @@ def test_what_every_layer_makes_is_carried_and_what_is_passed_through_unchanged_
     "observed",
     [
         pytest.param([seen(BIAS), seen(OTHER), seen(extra=BIAS)], id="of a layer further back"),
-        pytest.param([seen(BIAS), seen(OTHER, extra={"a": BIAS}), seen(extra=None)], id="inside a dictionary"),
-        pytest.param([seen(BIAS), seen(None, OTHER, extra=BIAS), seen(extra=OTHER)], id="from another place"),
+        pytest.param(
+            [seen(BIAS), seen(OTHER, extra={"a": BIAS}), seen(extra=None)], id="inside a dictionary"
+        ),
+        pytest.param(
+            [seen(BIAS), seen(None, OTHER, extra=BIAS), seen(extra=OTHER)], id="from another place"
+        ),
     ],
 )
 def test_what_cannot_be_carried_is_refused(observed: list[Observed]) -> None:
@@ -183,7 +207,9 @@ def test_a_container_that_layers_change_is_refused() -> None:
         model.module.model.register_forward_pre_hook(
             lambda _m, args, kwargs: (args, {**kwargs, "shared": held}), with_kwargs=True
         ),
-        model.stack.layers[0].self_attn.register_forward_hook(lambda _m, _a, out: held.update(key=out[0])),
+        model.stack.layers[0].self_attn.register_forward_hook(
+            lambda _m, _a, out: held.update(key=out[0])
+        ),
     ]
     try:
         with pytest.raises(RepsimError, match="layer 0 changes its argument shared in place"):
@@ -198,13 +224,17 @@ def test_a_container_that_layers_change_is_refused() -> None:
 
 def last_states(model: Model, batches: Sequence[Batch]) -> Tensor:
     found: list[Tensor] = []
-    Tracer(model).run(BASELINE, batches, lambda state: found.append(state.hidden.clone()), nodes=BASELINE.ends)
+    Tracer(model).run(
+        BASELINE, batches, lambda state: found.append(state.hidden.clone()), nodes=BASELINE.ends
+    )
     return found[0]
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_each_batch_runs_as_the_model_takes_it(order: list[int]) -> None:
-    """BigBird's attention is sparse for long texts and full for short ones; it stays as it was found."""
+    """BigBird's attention is sparse for long texts and full for short ones; it stays as it was
+    found.
+    """
     batches = [(batch_of((32, 32)), batch_of((9, 9), seed=1))[number] for number in order]
     model = model_of(*BIG_BIRD)
     states = last_states(model, batches)
@@ -214,5 +244,7 @@ def test_each_batch_runs_as_the_model_takes_it(order: list[int]) -> None:
     full = model_of(*BIG_BIRD)
     full.module.set_attention_type("original_full")
     assert not torch.allclose(
-        own_states(full, batches[order.index(0)])[-1], own_states(model, batches[order.index(0)])[-1], atol=1e-3
+        own_states(full, batches[order.index(0)])[-1],
+        own_states(model, batches[order.index(0)])[-1],
+        atol=1e-3,
     )

@@ -1,4 +1,6 @@
-"""Whether a text's states depend on others: right values are the model's own forward on each text alone, fresh."""
+"""Whether a text's states depend on others: right values are the model's own forward on each text
+alone, fresh.
+"""
 
 import copy
 from itertools import pairwise
@@ -41,7 +43,10 @@ UNMASKED = {
     ),
 }
 ROTARY = {
-    "dynamic": ("LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC}),
+    "dynamic": (
+        "LlamaForCausalLM",
+        {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC},
+    ),
     "longrope": (
         "Phi3ForCausalLM",
         {**DECODER, "max_position_embeddings": 512, "original_max_position_embeddings": 16}
@@ -56,7 +61,18 @@ FORESEEING = {
     ),
 }
 MASKED = {name: found[:2] for name, found in {**ARCHITECTURES, **MORE}.items()}
-SOME = ("llama", "gemma3_text", "gpt2", "bert", "modernbert", "mixtral", "deberta_v2", "jamba", "bloom", "lfm2")
+SOME = (
+    "llama",
+    "gemma3_text",
+    "gpt2",
+    "bert",
+    "modernbert",
+    "mixtral",
+    "deberta_v2",
+    "jamba",
+    "bloom",
+    "lfm2",
+)
 COSTS = {"overhead": 16.0, "waste": 0.5}
 LENGTHS = (40, 33, 20, 20, 17, 16, 12, 5, 5, 2)
 
@@ -76,9 +92,13 @@ def tried(model: Model, *lengths: int) -> Company:
 
 
 def alone(model: Model, text: np.ndarray) -> torch.Tensor:
-    """The states that the model itself gives a text, `[state, token, unit]`; the last one of the stack is left out."""
+    """The states that the model itself gives a text, `[state, token, unit]`; the last one of the
+    stack is left out.
+    """
     with torch.inference_mode():
-        output = copy.deepcopy(model.module)(torch.from_numpy(text)[None].long(), output_hidden_states=True)
+        output = copy.deepcopy(model.module)(
+            torch.from_numpy(text)[None].long(), output_hidden_states=True
+        )
     return torch.cat(output.hidden_states[:T])
 
 
@@ -99,7 +119,9 @@ def test_states_are_those_of_each_text_alone(name):
     assert tried(model, *LENGTHS) is Company.EQUAL
     for company, right in ((Company.EQUAL, True), (Company.ANY, False)):
         pairs = zip(captured(model, texts, company), wanted, strict=True)
-        errors = [((found - own).norm(dim=-1) / own.norm(dim=-1)).max().item() for found, own in pairs]
+        errors = [
+            ((found - own).norm(dim=-1) / own.norm(dim=-1)).max().item() for found, own in pairs
+        ]
         assert (max(errors) < 1e-5) is right
 
 
@@ -125,15 +147,20 @@ def test_texts_of_one_length_are_never_padded(lengths):
 
 def test_a_model_that_takes_no_such_text_is_refused_in_one_line():
     """Where landmarks are means of segments, texts have one length only."""
-    model = model_of("NystromformerModel", {**SMALL, "num_landmarks": 4, "segment_means_seq_len": 32})
+    model = model_of(
+        "NystromformerModel", {**SMALL, "num_landmarks": 4, "segment_means_seq_len": 32}
+    )
     with pytest.raises(
-        RepsimError, match=r"^NystromformerModel: its forward fails on texts of 2 tokens \(shape .*\); "
+        RepsimError,
+        match=r"^NystromformerModel: its forward fails on texts of 2 tokens \(shape .*\); ",
     ):
         tried(model, *LENGTHS)
 
 
 class Crowd(nn.Module):
-    """Adds to each state the mean of the batch, as a router with room for so many tokens of a batch does."""
+    """Adds to each state the mean of the batch, as a router with room for so many tokens of a batch
+    does.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -154,13 +181,19 @@ def test_a_layer_of_another_kind_is_tried_as_well():
     """Only layer 4 does not mask padding."""
     model = model_of(*MASKED["bert"])
     attention = model.module.encoder.layer[4].attention.self
-    attention.forward = lambda states, *_args, **_kwargs: (states.mean(1, keepdim=True).expand_as(states), None)
+    attention.forward = lambda states, *_args, **_kwargs: (
+        states.mean(1, keepdim=True).expand_as(states),
+        None,
+    )
     attention.is_another = True
     assert tried(model, *LENGTHS) is Company.EQUAL
 
 
 def test_a_trial_says_what_it_found():
-    assert str(Trial(Company.ANY, 3e-7)) == "texts of any length, padded (tried: the same states to 3e-07)"
+    assert (
+        str(Trial(Company.ANY, 3e-7))
+        == "texts of any length, padded (tried: the same states to 3e-07)"
+    )
     assert str(Trial(Company.EQUAL, 0.3)) == (
         "texts of one length, unpadded (padding or a longer text beside it changes a text's states, by 0.3)"
     )
@@ -171,7 +204,9 @@ def test_a_trial_costs_few_tokens():
     model = model_of("LlamaForCausalLM", {**DECODER, "num_hidden_layers": 31})
     positions = []
     for layer in model.stack.layers:
-        layer.mlp.register_forward_hook(lambda _m, _a, output: positions.append(output.shape[:2].numel()))
+        layer.mlp.register_forward_hook(
+            lambda _m, _a, output: positions.append(output.shape[:2].numel())
+        )
     tracer, texts = Tracer(model), texts_of(*range(220, 29, -2))
     for text in (texts[0], texts[-1]):  # the proof of the replay comes first
         made = batches([Sample("", text), Sample("", texts[-1])], 0, overhead=1e9, waste=1.0)
@@ -194,7 +229,9 @@ def test_a_model_that_sees_what_follows_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "jamba", "qwen3_next", "gpt_oss", "bloom"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3_text", "mixtral", "jamba", "qwen3_next", "gpt_oss", "bloom"]
+)
 def test_causal_models_see_nothing_of_what_follows(name):
     model = model_of(*MASKED[name])
     for lengths in (LENGTHS, (1,), (2, 1), (3,)):
@@ -223,7 +260,12 @@ class Numbers:
         (
             (
                 "RwkvForCausalLM",
-                {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "rescale_every": 0},
+                {
+                    "vocab_size": VOCABULARY,
+                    "hidden_size": 32,
+                    "num_hidden_layers": 2,
+                    "rescale_every": 0,
+                },
             ),
             False,
         ),
@@ -265,10 +307,18 @@ def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, li
     logprobs = name in ROTARY
     with caplog.at_level("INFO", "repsim"):
         capture = repsim.capture(
-            model, corpus=lines, out=tmp_path / "c.zarr", dtype="float32", logprobs=logprobs, max_tokens=40
+            model,
+            corpus=lines,
+            out=tmp_path / "c.zarr",
+            dtype="float32",
+            logprobs=logprobs,
+            max_tokens=40,
         )
     if name != "dynamic":  # no text is longer than its context, where it changes
-        assert "batches: texts of one length, unpadded (padding or a longer text beside it" in caplog.text
+        assert (
+            "batches: texts of one length, unpadded (padding or a longer text beside it"
+            in caplog.text
+        )
         assert capture.info["batches"] == "texts of one length, unpadded"
     assert model.module.training
     lengths = [min(length, model.positions) for length in LENGTHS]
@@ -281,16 +331,22 @@ def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, li
             text = torch.from_numpy(ids[first:last]).long()
             logits = copy.deepcopy(fresh.module)(text[None]).logits[0, :-1].log_softmax(-1)
             own = logits.gather(1, text[1:, None])[:, 0].detach()
-            assert np.allclose(capture.logprob("baseline").values[first : last - 1], own, rtol=1e-5, atol=1e-5)
+            assert np.allclose(
+                capture.logprob("baseline").values[first : last - 1], own, rtol=1e-5, atol=1e-5
+            )
 
 
 def test_statistics_are_those_of_texts_alone(tiny_folder, tmp_path, lines):
     model = with_words(tiny_folder, *ROTARY["longrope"])
     asked = {"corpus": lines, "dtype": "float32"}
     states = repsim.capture(model, out=tmp_path / "states.zarr", **asked)
-    kept = repsim.capture(model, out=tmp_path / "none.zarr", keep="none", statistics="norms", **asked)
+    kept = repsim.capture(
+        model, out=tmp_path / "none.zarr", keep="none", statistics="norms", **asked
+    )
     (statistic,) = statistics_of(["norms"])
-    for (_, found), own in zip(kept.per_sample("baseline", statistic), states.each_sample("baseline"), strict=True):
+    for (_, found), own in zip(
+        kept.per_sample("baseline", statistic), states.each_sample("baseline"), strict=True
+    ):
         assert np.allclose(found, statistic.kernel(own))
 
 
@@ -303,25 +359,35 @@ def test_settings_of_the_configuration_change_nothing(tiny_folder, tmp_path, lin
     setattr(other.module.config, setting, value)
     found = repsim.capture(other, corpus=lines, out=tmp_path / "found.zarr", logprobs=True)
     for name in ("hidden", "logprob"):
-        assert np.array_equal(found.dataset[name].values, wanted.dataset[name].values, equal_nan=True)
+        assert np.array_equal(
+            found.dataset[name].values, wanted.dataset[name].values, equal_nan=True
+        )
     assert getattr(other.module.config, setting) is value
 
 
-def test_more_tokens_than_the_tokenizer_likes_are_kept_where_they_are_asked_for(tiny_folder, tmp_path, lines):
+def test_more_tokens_than_the_tokenizer_likes_are_kept_where_they_are_asked_for(
+    tiny_folder, tmp_path, lines
+):
     model = with_words(tiny_folder, *MASKED["llama"])
     model.tokenizer.model_max_length = 7
     for asked, longest in ((None, 7), (20, 20), (9999, max(LENGTHS))):
-        capture = repsim.capture(model, corpus=lines, out=tmp_path / f"{asked}.zarr", max_tokens=asked)
+        capture = repsim.capture(
+            model, corpus=lines, out=tmp_path / f"{asked}.zarr", max_tokens=asked
+        )
         assert capture.dataset.length.values.max() == longest
 
 
 def test_a_capture_without_causal_attention_has_no_log_probabilities(tiny_folder, tmp_path, lines):
     model = with_words(tiny_folder, *FORESEEING["bert_lm"])
-    with pytest.raises(RepsimError, match=r"^--logprobs: BertLMHeadModel lets a token see those after it"):
+    with pytest.raises(
+        RepsimError, match=r"^--logprobs: BertLMHeadModel lets a token see those after it"
+    ):
         repsim.capture(model, corpus=lines, out=tmp_path / "c.zarr", logprobs=True)
     assert not (tmp_path / "c.zarr").exists()
     assert repsim.capture(model, corpus=lines, out=tmp_path / "c.zarr").missing == 0
-    with pytest.raises(RepsimError, match=r"^benchmarks: BertLMHeadModel lets a token see those after it"):
+    with pytest.raises(
+        RepsimError, match=r"^benchmarks: BertLMHeadModel lets a token see those after it"
+    ):
         repsim.evaluate(model, tasks="grammar", limit=3, out=tmp_path / "s.zarr")
 
 
@@ -329,14 +395,22 @@ def test_log_likelihoods_are_those_of_each_text_alone(tiny_folder, tmp_path):
     model = with_words(tiny_folder, *ROTARY["longrope"])
     fresh = copy.deepcopy(model)
     (task,) = tasks.load(["recall"], model, limit=6)
-    found = repsim.evaluate(model, tasks="recall", limit=6, out=tmp_path / "s.zarr").dataset["log_likelihood"].values
+    found = (
+        repsim.evaluate(model, tasks="recall", limit=6, out=tmp_path / "s.zarr")
+        .dataset["log_likelihood"]
+        .values
+    )
     requests = [request for example in task.examples for request in example.requests]
     wanted = []
     for request in requests:
         (window,) = request.windows
         with torch.inference_mode():
-            logits = copy.deepcopy(fresh.module)(torch.from_numpy(window.inputs)[None].long()).logits[0]
+            logits = copy.deepcopy(fresh.module)(
+                torch.from_numpy(window.inputs)[None].long()
+            ).logits[0]
         scored = logits[-len(window.targets) :].log_softmax(-1)
-        wanted.append(scored.gather(1, torch.from_numpy(window.targets)[:, None].long()).sum().item())
+        wanted.append(
+            scored.gather(1, torch.from_numpy(window.targets)[:, None].long()).sum().item()
+        )
     assert len({len(request.windows[0].inputs) for request in requests}) > 1
     assert np.allclose(found[0], wanted, rtol=1e-5)

@@ -1,4 +1,6 @@
-"""Halves of layers: against their mathematics written by hand, and what the proof lets pass and refuses."""
+"""Halves of layers: against their mathematics written by hand, and what the proof lets pass and
+refuses.
+"""
 
 import copy
 import functools
@@ -43,7 +45,8 @@ from support.oracles import last_states, recorded_calls, traced
 
 SEQ2SEQ = {**TOKENS, "decoder_start_token_id": 1}
 LONGCAT = {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2}
-# Layers that are more than one attention and one MLP: (model class, configuration, where the layers are).
+# Layers that are more than one attention and one MLP: (model class, configuration, where the layers
+# are).
 COMPOSED = {
     "mobilebert": (
         "MobileBertModel",
@@ -89,7 +92,9 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
     module = copy.deepcopy(model.module).to(dtype)
     path = model.stack.path
     owner = module.get_submodule(path.rpartition(".")[0])
-    return replace(model, module=module, stack=Stack(path, owner, module.get_submodule(path), None, None))
+    return replace(
+        model, module=module, stack=Stack(path, owner, module.get_submodule(path), None, None)
+    )
 
 
 def calls_of(model: Model, batch: Batch) -> list[LayerCall]:
@@ -104,7 +109,8 @@ def run(model: Model, layer: int, half: str, call: LayerCall) -> Tensor:
         return state_of(apply_layer(model.stack, Application(layer, half), call))
 
 
-# The halves of a layer, written by hand. `attend` calls the layer's own attention with the layer's arguments.
+# The halves of a layer, written by hand. `attend` calls the layer's own attention with the layer's
+# arguments.
 Attend = Callable[..., Tensor]
 Half = Callable[[nn.Module, Attend, Tensor], Tensor]
 
@@ -183,8 +189,13 @@ def t5_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
 
 def bart_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
     x = layer.self_attn_layer_norm(x + attend(layer.self_attn, x))
-    encoder = {"key_value_states": "encoder_hidden_states", "attention_mask": "encoder_attention_mask"}
-    return layer.final_layer_norm(layer.encoder_attn_layer_norm(x + attend(layer.encoder_attn, x, **encoder)))
+    encoder = {
+        "key_value_states": "encoder_hidden_states",
+        "attention_mask": "encoder_attention_mask",
+    }
+    return layer.final_layer_norm(
+        layer.encoder_attn_layer_norm(x + attend(layer.encoder_attn, x, **encoder))
+    )
 
 
 def bart_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
@@ -219,13 +230,22 @@ SEQUENTIAL = {
         lambda layer, attend, x: x + opt_mlp(layer, layer.final_layer_norm(x)),
     ),
     "gemma3_text": (
-        lambda layer, attend, x: x + layer.post_attention_layernorm(attend(layer.self_attn, layer.input_layernorm(x))),
-        lambda layer, attend, x: x + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x))),
+        lambda layer, attend, x: (
+            x + layer.post_attention_layernorm(attend(layer.self_attn, layer.input_layernorm(x)))
+        ),
+        lambda layer, attend, x: (
+            x + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x)))
+        ),
     ),
-    "gpt_neox_sequential": pre_norm("input_layernorm", "attention", "post_attention_layernorm", "mlp"),
-    "falcon_alibi": pre_norm("input_layernorm", "self_attention", "post_attention_layernorm", "mlp"),
+    "gpt_neox_sequential": pre_norm(
+        "input_layernorm", "attention", "post_attention_layernorm", "mlp"
+    ),
+    "falcon_alibi": pre_norm(
+        "input_layernorm", "self_attention", "post_attention_layernorm", "mlp"
+    ),
     "bloom": (
-        lambda layer, attend, x: attend(layer.self_attention, layer.input_layernorm(x)),  # adds the residual itself
+        # Adds the residual itself.
+        lambda layer, attend, x: attend(layer.self_attention, layer.input_layernorm(x)),
         lambda layer, attend, x: layer.mlp(layer.post_attention_layernorm(x), x),
     ),
     "mpt": (
@@ -233,7 +253,9 @@ SEQUENTIAL = {
         lambda layer, attend, x: layer.ffn(layer.norm_2(x), x),
     ),
     "granitemoehybrid": (
-        lambda layer, attend, x: x + attend(layer.mamba, layer.input_layernorm(x)) * layer.residual_multiplier,
+        lambda layer, attend, x: (
+            x + attend(layer.mamba, layer.input_layernorm(x)) * layer.residual_multiplier
+        ),
         lambda layer, attend, x: (
             x
             + (layer.block_sparse_moe(h := layer.post_attention_layernorm(x)) + layer.shared_mlp(h))
@@ -252,7 +274,9 @@ POST = {
     "roberta": (bert_attention, bert_mlp),
     "distilbert": (distilbert_attention, distilbert_mlp),
     "opt_post_norm": (
-        lambda layer, attend, x: layer.final_layer_norm(layer.self_attn_layer_norm(x + attend(layer.self_attn, x))),
+        lambda layer, attend, x: layer.final_layer_norm(
+            layer.self_attn_layer_norm(x + attend(layer.self_attn, x))
+        ),
         opt_post_mlp,
     ),
 }
@@ -271,7 +295,9 @@ BY_HAND |= {
 def test_halves_by_hand(name: str, batch: Batch) -> None:
     model, index = composed(name), 2
     layer, call = model.stack.layers[index], calls_of(model, batch)[index]
-    arguments = inspect.signature(type(layer).forward).bind(layer, *call.args, **call.kwargs).arguments
+    arguments = (
+        inspect.signature(type(layer).forward).bind(layer, *call.args, **call.kwargs).arguments
+    )
     for name in ("self", "hidden_states", "x"):
         arguments.pop(name, None)
     arguments |= arguments.pop("kwargs", {})
@@ -279,7 +305,9 @@ def test_halves_by_hand(name: str, batch: Batch) -> None:
     def attend(module: nn.Module, *states: Tensor, **renamed: str) -> Tensor:
         accepted = inspect.signature(type(module).forward).parameters
         named = arguments | {name: arguments[theirs] for name, theirs in renamed.items()}
-        own = {name: value for name, value in named.items() if name in accepted or "kwargs" in accepted}
+        own = {
+            name: value for name, value in named.items() if name in accepted or "kwargs" in accepted
+        }
         if "residual" in accepted:
             own["residual"] = call.state
         return state_of(module(*states, **own))
@@ -306,9 +334,13 @@ def test_parallel_halves_add_up_to_the_layer(name: str, batch: Batch) -> None:
     torch.testing.assert_close(whole - x, (attn - x) + (mlp - x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_HALVES)])
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_HALVES)]
+)
 def test_halves_of_every_layer(name: str, batch: Batch) -> None:
-    """Without attention a position does not see the others; without both halves a pre-norm layer changes nothing."""
+    """Without attention a position does not see the others; without both halves a pre-norm layer
+    changes nothing.
+    """
     model = made(name)
     for index, call in enumerate(calls_of(model, batch)):
         other = call.state.clone()
@@ -316,14 +348,21 @@ def test_halves_of_every_layer(name: str, batch: Batch) -> None:
         elsewhere = torch.arange(9) != 2
         here = call.state.clone()
         alone, alone_other = (run(model, index, "mlp", call.on(state)) for state in (here, other))
-        torch.testing.assert_close(alone[0, elsewhere], alone_other[0, elsewhere], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            alone[0, elsewhere], alone_other[0, elsewhere], rtol=1e-6, atol=1e-6
+        )
         mixed, mixed_other = (run(model, index, "attn", call.on(state)) for state in (here, other))
-        assert not torch.allclose(mixed[0, elsewhere], mixed_other[0, elsewhere], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(
+            mixed[0, elsewhere], mixed_other[0, elsewhere], rtol=1e-4, atol=1e-4
+        )
         assert torch.equal(here, call.state), "a layer wrote into its input"
         if name in POST_NORM:
             continue
         layer = shared_copy(model.stack.layers[index])
-        paths = [halves.half_paths(layer, patterns) for patterns in (halves.ATTENTION_PATHS, halves.MLP_PATHS)]
+        paths = [
+            halves.half_paths(layer, patterns)
+            for patterns in (halves.ATTENTION_PATHS, halves.MLP_PATHS)
+        ]
         for path in (*paths[0], *paths[1]):
             layer.set_submodule(path, halves.Silenced(layer.get_submodule(path)))
         with torch.inference_mode():
@@ -335,7 +374,9 @@ def test_halves_of_every_layer(name: str, batch: Batch) -> None:
 def test_an_unknown_half(half: str, batch: Batch) -> None:
     """The same line from a trace, where layers are envoys, and from the planned stack."""
     plan, lost = f"0-1, 2.{half}, 3-5", {"attn": "mlp", "mlp": "attention"}[half]
-    message = f"MambaBlock has no half `{half}`: no {lost} module is known in it (seen: norm, mixer)"
+    message = (
+        f"MambaBlock has no half `{half}`: no {lost} module is known in it (seen: norm, mixer)"
+    )
     with pytest.raises(RepsimError, match=re.escape(message)):
         last_states(made("mamba"), plan, batch)
     with pytest.raises(RepsimError, match=re.escape(message)):
@@ -354,7 +395,9 @@ def prove(model: Model, layer: int, call: LayerCall) -> None:
 
 @pytest.mark.parametrize("name", HALVED)
 def test_the_proof_passes_what_is_right(name: str, batch: Batch) -> None:
-    """Every layer of every architecture, with padding, under inference mode, and leaves no hook behind."""
+    """Every layer of every architecture, with padding, under inference mode, and leaves no hook
+    behind.
+    """
     model = composed(name)
     with torch.inference_mode():
         for layer, call in enumerate(calls_of(model, batch)):
@@ -362,7 +405,9 @@ def test_the_proof_passes_what_is_right(name: str, batch: Batch) -> None:
     assert not any(module._forward_hooks for module in model.module.modules())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_oss", "qwen3_next", "mobilebert", "jamba", "falcon_h1", "bert"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt_oss", "qwen3_next", "mobilebert", "jamba", "falcon_h1", "bert"]
+)
 def test_the_proof_in_bfloat16(name: str, batch: Batch) -> None:
     model = in_dtype(composed(name), torch.bfloat16)
     for layer, call in enumerate(calls_of(model, batch)):
@@ -371,7 +416,9 @@ def test_the_proof_in_bfloat16(name: str, batch: Batch) -> None:
 
 @pytest.mark.parametrize("padding", ["left", "right", "none"])
 def test_the_proof_under_any_mask(padding: str) -> None:
-    """Padding stands where a token would heed others; one token alone hides nothing that is remembered."""
+    """Padding stands where a token would heed others; one token alone hides nothing that is
+    remembered.
+    """
     model, batch = made("llama"), batch_of((9, 3, 1))
     if padding == "left":
         batch = Batch(batch.token_ids[:, ::-1].copy(), batch.mask[:, ::-1].copy())
@@ -391,22 +438,68 @@ def test_the_proof_of_offloaded_layers(batch: Batch, tmp_path: Path) -> None:
 
 
 PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
-    "the residual is zeroed": ("mpnet", ("attention",), ("output.dense",), "tokens no longer heed their own states"),
-    "the other half's residual is": ("bert", ("attention.output.dense",), ("output",), "no longer heed their own"),
+    "the residual is zeroed": (
+        "mpnet",
+        ("attention",),
+        ("output.dense",),
+        "tokens no longer heed their own states",
+    ),
+    "the other half's residual is": (
+        "bert",
+        ("attention.output.dense",),
+        ("output",),
+        "no longer heed their own",
+    ),
     "an MLP is left running": ("mobilebert", None, ("output.dense",), "still acts"),
-    "experts are left running": ("granitemoehybrid", None, ("shared_mlp",), "block_sparse_moe.* still acts"),
-    "what never runs is dropped": ("llama", ("self_attn.idle",), None, "tokens still heed each other"),
+    "experts are left running": (
+        "granitemoehybrid",
+        None,
+        ("shared_mlp",),
+        "block_sparse_moe.* still acts",
+    ),
+    "what never runs is dropped": (
+        "llama",
+        ("self_attn.idle",),
+        None,
+        "tokens still heed each other",
+    ),
     "what never runs is the MLP": ("llama", None, ("mlp.idle",), "mlp.gate_proj still acts"),
-    "the halves are swapped": ("llama", ("mlp",), ("self_attn",), "without mlp tokens still heed each other"),
-    "attention takes the MLP along": ("llama", ("self_attn", "mlp"), None, "self_attn, mlp mlp has no effect"),
-    "the MLP takes attention along": ("llama", None, ("self_attn", "mlp"), "no longer heed each other"),
-    "one of two mixers is left": ("falcon_h1", ("self_attn",), None, "tokens still heed each other"),
+    "the halves are swapped": (
+        "llama",
+        ("mlp",),
+        ("self_attn",),
+        "without mlp tokens still heed each other",
+    ),
+    "attention takes the MLP along": (
+        "llama",
+        ("self_attn", "mlp"),
+        None,
+        "self_attn, mlp mlp has no effect",
+    ),
+    "the MLP takes attention along": (
+        "llama",
+        None,
+        ("self_attn", "mlp"),
+        "no longer heed each other",
+    ),
+    "one of two mixers is left": (
+        "falcon_h1",
+        ("self_attn",),
+        None,
+        "tokens still heed each other",
+    ),
     "cross-attention is left": ("bart_decoder", ("self_attn",), None, "encoder_attn.* still acts"),
-    "one of two sublayers is left": ("longcat_flash", ("self_attn.0",), None, "tokens still heed each other"),
+    "one of two sublayers is left": (
+        "longcat_flash",
+        ("self_attn.0",),
+        None,
+        "tokens still heed each other",
+    ),
 }
 
 
-# What MobileBERT's inner networks add to bottlenecks that are linear is lost in bfloat16's rounding.
+# What MobileBERT's inner networks add to bottlenecks that are linear is lost in bfloat16's
+# rounding.
 LOW = [(fault, torch.bfloat16) for fault in PLANTED if fault != "an MLP is left running"]
 
 
@@ -434,13 +527,25 @@ def test_the_proof_refuses_what_is_wrong(
     [
         (
             "RwkvForCausalLM",
-            {**TOKENS, "hidden_size": 32, "num_hidden_layers": T, "attention_hidden_size": 32, "rescale_every": 0},
+            {
+                **TOKENS,
+                "hidden_size": 32,
+                "num_hidden_layers": T,
+                "attention_hidden_size": 32,
+                "rescale_every": 0,
+            },
             "rwkv.blocks",
-            "without attention tokens still heed each other",  # its other half mixes each token with the last one
+            # Its other half mixes each token with the last one.
+            "without attention tokens still heed each other",
         ),
         (
             "Gemma4ForCausalLM",
-            {**HEAD, "layer_types": MIXED, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+            {
+                **HEAD,
+                "layer_types": MIXED,
+                "hidden_size_per_layer_input": 8,
+                "num_kv_shared_layers": 0,
+            }
             | {"vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 8},
             "model.layers",
             "per_layer_input_gate still acts",  # a third sublayer
@@ -452,12 +557,16 @@ def test_layers_without_halves(
 ) -> None:
     module = build(class_name, config)
     owner = module.get_submodule(path.rpartition(".")[0])
-    model = Model(module, None, "odd", None, Stack(path, owner, module.get_submodule(path), None, None))
+    model = Model(
+        module, None, "odd", None, Stack(path, owner, module.get_submodule(path), None, None)
+    )
     with pytest.raises(RepsimError, match=message):
         prove(model, 1, calls_of(model, batch)[1])
 
 
-def test_each_kind_of_layer_is_proven_once_for_a_model(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_layer_is_proven_once_for_a_model(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Jamba has three kinds: attention and Mamba, each with an MLP, and Mamba with experts."""
     model, proven = in_dtype(made("jamba"), torch.float32), []
     monkeypatch.setattr(layer_call, "prove_halves", lambda layer, *_: proven.append(layer))

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import repsim
 from repsim.errors import RepsimError
@@ -16,16 +22,26 @@ from repsim.plans.plan import Plan, parse_plan
 from support.models import DECODER, DECODERS, MORE_DECODERS, T, made
 
 NEW_TOKENS = 6
-PROMPT = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64], [3, 4, 5, 6, 7]])  # left padding, as generate wants it
-SETTINGS = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "output_logits": True, "eos_token_id": None}
+# Left padding, as generate wants it.
+PROMPT = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64], [3, 4, 5, 6, 7]])
+SETTINGS = {
+    "max_new_tokens": NEW_TOKENS,
+    "do_sample": False,
+    "output_logits": True,
+    "eos_token_id": None,
+}
 
 
 def plan_of(text: str) -> Plan:
     return resolve(text, T)[0].plan
 
 
-def generate(module: nn.Module, plan: Plan | str, *, averaging: bool, prompt: Tensor = PROMPT) -> tuple[Tensor, Tensor]:
-    """What a model writes under a plan, `[sample, token]`, and its logits there, `[token, sample, vocabulary]`."""
+def generate(
+    module: nn.Module, plan: Plan | str, *, averaging: bool, prompt: Tensor = PROMPT
+) -> tuple[Tensor, Tensor]:
+    """What a model writes under a plan, `[sample, token]`, and its logits there, `[token, sample,
+    vocabulary]`.
+    """
     plan = plan_of(plan) if isinstance(plan, str) else plan
     with repsim.planned(module, plan) as follower:
         cache = AveragingCache(follower, plan) if averaging else None
@@ -44,9 +60,11 @@ def generate(module: nn.Module, plan: Plan | str, *, averaging: bool, prompt: Te
 
 def test_a_pass_remembers_the_mean_of_its_layers(llama: Model) -> None:
     """Keys are numbers: slot s brings s first, 100 + s next; values are the negative."""
-    plan = parse_plan("0, (1|2)*2, 3*2, (4|5.mlp), (1|2.mlp|3.attn), 5", T)  # slots 0, 1-2, 3-4, 5, 6, 7-8, 9-11, 12
+    # Slots 0, 1-2, 3-4, 5, 6, 7-8, 9-11, 12.
+    plan = parse_plan("0, (1|2)*2, 3*2, (4|5.mlp), (1|2.mlp|3.attn), 5", T)
     means = [0.0, 1.5, 1.5, 3.5, 3.5, 5.0, 6.0, 7.0, 8.0, 10.0, 10.0, 10.0, 12.0]
-    # Slot 10 is 2.mlp, without its attention: the mean of slots 9 and 11 happens to be what it is given
+    # Slot 10 is 2.mlp, without its attention: the mean of slots 9 and 11 happens to be what it is
+    # given
     with repsim.planned(llama, plan) as module:
         cache = AveragingCache(module, plan)
 
@@ -68,8 +86,9 @@ def test_a_pass_remembers_the_mean_of_its_layers(llama: Model) -> None:
 
 # Against the paper's code
 
-# What the paper's code writes (github.com/floatingbigcat/transformer_layers_as_painters at 6246104, transformers
-# 4.41.2) with the weights of `waves`, for loop_parallel with start_layer 1. The best logit is 0.05 above the next.
+# What the paper's code writes (github.com/floatingbigcat/transformer_layers_as_painters at 6246104,
+# transformers 4.41.2) with the weights of `waves`, for loop_parallel with start_layer 1. The best
+# logit is 0.05 above the next.
 PAPER_PROMPT = torch.tensor([[20, 34, 6, 81, 60], [0, 0, 26, 92, 18]])
 PAPER_TEXTS = {
     "parallel:start=1": [[66, 7, 53, 44, 7, 83], [7, 7, 7, 0, 62, 54]],
@@ -90,7 +109,9 @@ def waves() -> nn.Module:
 @pytest.mark.parametrize("plan", PAPER_TEXTS)
 def test_it_writes_what_the_paper_s_code_writes(plan: str) -> None:
     module = waves()
-    assert generate(module, plan, averaging=True, prompt=PAPER_PROMPT)[0].tolist() == PAPER_TEXTS[plan]
+    assert (
+        generate(module, plan, averaging=True, prompt=PAPER_PROMPT)[0].tolist() == PAPER_TEXTS[plan]
+    )
     exact = generate(module, plan, averaging=False, prompt=PAPER_PROMPT)[0].tolist()
     assert all(text != other for text, other in zip(exact, PAPER_TEXTS[plan], strict=True))
 
@@ -111,12 +132,20 @@ def heads_of(states: Tensor, heads: int) -> Tensor:
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def appended(past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return (key, value) if past is None else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
+def appended(
+    past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    return (
+        (key, value)
+        if past is None
+        else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
+    )
 
 
 def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's decoding of a Llama with 4 heads and 2 of keys, with one past per step, written out."""
+    """The paper's decoding of a Llama with 4 heads and 2 of keys, with one past per step, written
+    out.
+    """
     real = prompt != 0
     pasts: list[tuple[Tensor, Tensor] | None] = [None] * len(plan.steps)
     ids, texts, logits = prompt, [], []
@@ -140,7 +169,9 @@ def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tenso
                     own.append((key, value))
                     past = pasts[number]
                     keys, values = (
-                        (key, value) if past is None else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
+                        (key, value)
+                        if past is None
+                        else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
                     )
                     scores = query @ keys.repeat_interleave(2, 1).mT / math.sqrt(query.shape[-1])
                     weights = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1)
@@ -153,7 +184,9 @@ def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tenso
             if own:
                 key, value = (sum(states) / len(own) for states in zip(*own, strict=True))
                 pasts[number] = (
-                    (key, value) if past is None else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
+                    (key, value)
+                    if past is None
+                    else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
                 )
         logits.append(module.lm_head(module.model.norm(state[:, -1])))
         ids = logits[-1].argmax(-1, keepdim=True)
@@ -187,9 +220,13 @@ def test_it_decodes_as_a_plain_loop_with_one_past_per_pass(llama: Model, plan: s
 RECURRENT = {"qwen3_next", "granitemoehybrid", "bamba", "mamba", "jamba", "falcon_h1", "lfm2"}
 
 
-@pytest.mark.parametrize("architecture", [name for name in (*DECODERS, *MORE_DECODERS) if name not in RECURRENT])
+@pytest.mark.parametrize(
+    "architecture", [name for name in (*DECODERS, *MORE_DECODERS) if name not in RECURRENT]
+)
 def test_every_architecture_attends_to_the_mean(architecture: str) -> None:
-    """Against a cache of whole pasts into which the means are put by hand after each forward; with windows of 4."""
+    """Against a cache of whole pasts into which the means are put by hand after each forward; with
+    windows of 4.
+    """
     plan = parse_plan("0, (1|2|3)*2, (4|5), 2", T)
     passes = ((1, 2, 3), (4, 5, 6), (7, 8))
     forwards = [PROMPT[::2], *torch.tensor([[12, 13], [50, 60], [33, 3]])[..., None]]
@@ -208,7 +245,8 @@ def test_every_architecture_attends_to_the_mean(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", ["baseline", "repeat:layer=2,times=3", "reverse:start=0", "0, (1|2.mlp), 3.attn, 4.mlp, 5"]
+    "plan",
+    ["baseline", "repeat:layer=2,times=3", "reverse:start=0", "0, (1|2.mlp), 3.attn, 4.mlp, 5"],
 )
 def test_without_layers_that_share_a_past_it_is_the_model_s_own(llama: Model, plan: str) -> None:
     found, own = (generate(llama.module, plan, averaging=averaging) for averaging in (True, False))
@@ -225,29 +263,40 @@ def test_layers_that_remember_more_than_keys_and_values_are_refused(architecture
     with (
         repsim.planned(made(architecture), plan) as module,
         pytest.raises(
-            RepsimError, match=r"^0, \(1\|2\|3\|4\|5\): .*\(LinearAttention\w+\).*; leave out --paper-cache$"
+            RepsimError,
+            match=r"^0, \(1\|2\|3\|4\|5\): .*\(LinearAttention\w+\).*; leave out --paper-cache$",
         ),
     ):
         AveragingCache(module, plan)
 
 
 def test_layers_that_keep_their_own_past_may_remember_anything() -> None:
-    plan = parse_plan("0, 1, (2|5), 3, 4", T)  # granitemoehybrid's layers 1 and 4 attend, the others are recurrent
+    # Granitemoehybrid's layers 1 and 4 attend, the others are recurrent.
+    plan = parse_plan("0, 1, (2|5), 3, 4", T)
     with repsim.planned(made("granitemoehybrid"), parse_plan("0, (1|4), 2, 3, 5", T)) as module:
         AveragingCache(module, parse_plan("0, (1|4), 2, 3, 5", T))
-    with repsim.planned(made("granitemoehybrid"), plan) as module, pytest.raises(RepsimError, match="LinearAttention"):
+    with (
+        repsim.planned(made("granitemoehybrid"), plan) as module,
+        pytest.raises(RepsimError, match="LinearAttention"),
+    ):
         AveragingCache(module, plan)
 
 
 def test_what_has_no_mean_is_refused(llama: Model) -> None:
     plan = parse_plan("0, (1|2), 3", T)
-    sequence_to_sequence = T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2))
-    with pytest.raises(RepsimError, match=r"^T5ForConditionalGeneration: .*; leave out --paper-cache$"):
+    sequence_to_sequence = T5ForConditionalGeneration(
+        T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2)
+    )
+    with pytest.raises(
+        RepsimError, match=r"^T5ForConditionalGeneration: .*; leave out --paper-cache$"
+    ):
         AveragingCache(sequence_to_sequence, plan)
     with pytest.raises(RepsimError, match=r"^0, \(1\|2\), 3: runs 4 layers, .* has 6 slots"):
         AveragingCache(llama.module, plan)
     with repsim.planned(llama, plan) as module:
         cache = AveragingCache(module, plan)
     cache.update(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8), 1)
-    with pytest.raises(RepsimError, match=r"^parallel layers with different heads \(2 of 8 units, 4 of 8 units\)"):
+    with pytest.raises(
+        RepsimError, match=r"^parallel layers with different heads \(2 of 8 units, 4 of 8 units\)"
+    ):
         cache.update(torch.ones(1, 4, 3, 8), torch.ones(1, 4, 3, 8), 2)

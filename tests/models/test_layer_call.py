@@ -38,11 +38,14 @@ def test_the_mean_of_one_is_that_very_state() -> None:
     ("dtype", "values", "expected"),
     [
         (torch.float16, [60000.0, 60000.0, -60000.0], 20000.0),  # the sum would overflow
-        (torch.bfloat16, [256.0, 1.0, 1.0, 1.0, 1.0], 52.0),  # 256 + 1 is 256 in bfloat16, and the mean 51.25
+        # 256 + 1 is 256 in bfloat16, and the mean 51.25.
+        (torch.bfloat16, [256.0, 1.0, 1.0, 1.0, 1.0], 52.0),
         (torch.float64, [1.0, 2.0**-40], (1.0 + 2.0**-40) / 2),
     ],
 )
-def test_sums_are_wide_and_rounded_once(dtype: torch.dtype, values: list[float], expected: float) -> None:
+def test_sums_are_wide_and_rounded_once(
+    dtype: torch.dtype, values: list[float], expected: float
+) -> None:
     *_, mean = joined(join_of(len(values)), *torch.tensor(values, dtype=dtype)[:, None])
     assert mean is not None
     assert mean.dtype == dtype

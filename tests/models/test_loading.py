@@ -48,14 +48,26 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 def pickle(folder: Path, name: str = "pytorch_model.bin", scale: float = 1.0) -> Path:
-    torch.save({key: tensor * scale for key, tensor in load_file(folder / WEIGHTS).items()}, folder / name)
+    torch.save(
+        {key: tensor * scale for key, tensor in load_file(folder / WEIGHTS).items()}, folder / name
+    )
     return folder / name
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:
     model, made = models.load(str(tiny_folder), device="cpu"), make("llama")
-    assert (model.name, model.revision, model.device.type, model.dtype) == ("tiny-llama", None, "cpu", "float32")
-    assert (model.layers, model.units, model.context_length, model.predicts_next_token) == (6, 32, 2048, True)
+    assert (model.name, model.revision, model.device.type, model.dtype) == (
+        "tiny-llama",
+        None,
+        "cpu",
+        "float32",
+    )
+    assert (model.layers, model.units, model.context_length, model.predicts_next_token) == (
+        6,
+        32,
+        2048,
+        True,
+    )
     assert not model.module.training
     assert model.weights_digest == made.weights_digest
     assert models.load(f"{tiny_folder}/", device="cpu").name == "tiny-llama"
@@ -65,8 +77,15 @@ def test_a_local_folder(tiny_folder: Path) -> None:
 def test_a_decoder_that_also_takes_images(tiny_folder: Path, tmp_path: Path) -> None:
     """It keeps its head, and its stack is the one for text."""
     text = {**DECODER, "head_dim": 8}
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.Gemma3Config(text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8})
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8}
+    )
     transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "tiny")
     shutil.copy(tiny_folder / "tokenizer.json", tmp_path / "tiny")
     shutil.copy(tiny_folder / "tokenizer_config.json", tmp_path / "tiny")
@@ -77,12 +96,18 @@ def test_a_decoder_that_also_takes_images(tiny_folder: Path, tmp_path: Path) -> 
 
 def test_an_encoder(tiny_encoder_folder: Path) -> None:
     model = models.load(str(tiny_encoder_folder), device="cpu")
-    assert (model.layers, model.predicts_next_token, model.stack.path) == (6, False, "encoder.layer")
+    assert (model.layers, model.predicts_next_token, model.stack.path) == (
+        6,
+        False,
+        "encoder.layer",
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", torch.float16])
 def test_dtypes(tiny_folder: Path, dtype: str | torch.dtype) -> None:
-    assert models.load(str(tiny_folder), dtype=dtype, device="cpu").dtype == str(dtype).removeprefix("torch.")
+    assert models.load(str(tiny_folder), dtype=dtype, device="cpu").dtype == str(
+        dtype
+    ).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("dtype", ["float33", "int8", "nn", "float8_e4m3fn", torch.int64])
@@ -101,7 +126,9 @@ def test_bad_devices(tiny_folder: Path, device: str) -> None:
 
 def test_unknown_names() -> None:
     line = failure("nobody/nothing")
-    assert line.startswith("model 'nobody/nothing': not embedded (smollm2-135m, minilm-l6), no local folder, and not ")
+    assert line.startswith(
+        "model 'nobody/nothing': not embedded (smollm2-135m, minilm-l6), no local folder, and not "
+    )
     assert line.endswith("check the name and the connection, and `hf auth login` for a gated model")
     assert "not embedded" in failure("no such model")
     for name in ("./nowhere", "/nowhere/at/all", "../no"):
@@ -132,11 +159,17 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         (unlink("config.json"), "no config.json; is it a Hugging Face model, and whole?"),
         (unlink(WEIGHTS), "no weights in safetensors; is it a Hugging Face model, and whole?"),
         (
-            put("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'),
+            put(
+                "adapter_config.json",
+                '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}',
+            ),
             "it holds an adapter (LORA) of org/base; move adapter_config.json away for the model without it, or merge ",
         ),
         (
-            lambda folder: [put("adapter_config.json", "[")(folder), unlink("config.json", WEIGHTS)(folder)],
+            lambda folder: [
+                put("adapter_config.json", "[")(folder),
+                unlink("config.json", WEIGHTS)(folder),
+            ],
             "it holds an adapter (kind unknown) of another model; merge it first (peft: PeftModel.from_pretrained(",
         ),
         (
@@ -157,14 +190,18 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             lambda folder: [
-                put("model.safetensors.index.json", '{"weight_map": {"a": "b-2.safetensors", "c": "b-1.safetensors"}}')(
-                    folder
-                ),
+                put(
+                    "model.safetensors.index.json",
+                    '{"weight_map": {"a": "b-2.safetensors", "c": "b-1.safetensors"}}',
+                )(folder),
                 unlink(WEIGHTS)(folder),
             ],
             "it has only the index of 2 files, e.g. b-1.safetensors; download those too",
         ),
-        (unlink("tokenizer.json", "tokenizer_config.json"), "there is no tokenizer among its files"),
+        (
+            unlink("tokenizer.json", "tokenizer_config.json"),
+            "there is no tokenizer among its files",
+        ),
         (put("tokenizer.json", "{"), "tokenizer cannot be read: "),
         (put("tokenizer.json", "{}"), "tokenizer cannot be read: KeyError("),
         (put("config.json", "{"), "configuration cannot be read: "),
@@ -180,7 +217,10 @@ def put(name: str, text: str) -> Callable[[Path], object]:
             lambda folder: edit(folder, hidden_size="wide"),
             "configuration cannot be read: Validation error",
         ),
-        (lambda folder: edit(folder, num_attention_heads=0), "configuration cannot be read: integer modulo by zero"),
+        (
+            lambda folder: edit(folder, num_attention_heads=0),
+            "configuration cannot be read: integer modulo by zero",
+        ),
         (
             lambda folder: edit(folder, intermediate_size=40),
             "down_proj.weight has shape (32, 48) in its files and (",
@@ -203,18 +243,34 @@ def test_damaged_folders(folder: Path, spoil: Callable[[Path], None], message: s
 
 
 def test_a_folder_of_folders(folder: Path, tmp_path: Path) -> None:
-    """Sentence transformers and trainers keep a model one folder further in, pipelines one of several."""
+    """Sentence transformers and trainers keep a model one folder further in, pipelines one of
+    several.
+    """
     (tmp_path / "run").mkdir()
     folder.rename(tmp_path / "run" / "checkpoint-500")
-    assert failure(tmp_path / "run").endswith("models are in the folders in it: checkpoint-500; name one of them")
+    assert failure(tmp_path / "run").endswith(
+        "models are in the folders in it: checkpoint-500; name one of them"
+    )
     put("model_index.json", "{}")(tmp_path / "run")
     assert failure(tmp_path / "run").endswith(
         "pipeline of models; name the folder of its text encoder (checkpoint-500)"
     )
 
 
-PATCHES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
-SPEECH = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY, "pad_token_id": 0}
+PATCHES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
+SPEECH = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+}
 SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
 
 
@@ -222,12 +278,26 @@ SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     ("class_name", "config", "message"),
     [
         ("ViTModel", PATCHES, "a model of pictures (vit): it reads pixel_values, not text"),
-        ("ViTForImageClassification", PATCHES, "a model of pictures (vit): it reads pixel_values, not text"),
-        ("CLIPVisionModel", PATCHES, "a model of pictures (clip_vision_model): it reads pixel_values, not text"),
-        ("WhisperForConditionalGeneration", SPEECH, "a model of sound (whisper): it reads input_features, not text"),
+        (
+            "ViTForImageClassification",
+            PATCHES,
+            "a model of pictures (vit): it reads pixel_values, not text",
+        ),
+        (
+            "CLIPVisionModel",
+            PATCHES,
+            "a model of pictures (clip_vision_model): it reads pixel_values, not text",
+        ),
+        (
+            "WhisperForConditionalGeneration",
+            SPEECH,
+            "a model of sound (whisper): it reads input_features, not text",
+        ),
     ],
 )
-def test_models_of_pictures_and_sound(class_name: str, config: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_models_of_pictures_and_sound(
+    class_name: str, config: dict[str, object], message: str, tmp_path: Path
+) -> None:
     """They have no tokenizer, and none is asked for."""
     cls = getattr(transformers, class_name)
     cls(cls.config_class(**config)).save_pretrained(tmp_path / "odd")
@@ -241,7 +311,14 @@ def with_tokenizer(tiny_folder: Path, module: torch.nn.Module, folder: Path) -> 
     return folder
 
 
-T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4, "vocab_size": VOCABULARY}
+T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": T,
+    "num_heads": 4,
+    "vocab_size": VOCABULARY,
+}
 
 
 def test_an_encoder_that_is_half_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
@@ -249,7 +326,11 @@ def test_an_encoder_that_is_half_of_a_model(tiny_folder: Path, tmp_path: Path) -
     module = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
     folder = with_tokenizer(tiny_folder, module, tmp_path / "t5")
     model = models.load(folder, device="cpu")
-    assert (model.stack.path, model.layers, model.predicts_next_token) == ("encoder.block", T, False)
+    assert (model.stack.path, model.layers, model.predicts_next_token) == (
+        "encoder.block",
+        T,
+        False,
+    )
     capture = repsim.capture(model, limit=1, dtype="float32", out=tmp_path / "a.zarr")
     ids = torch.tensor(capture.dataset["token_id"].values, dtype=torch.long)[None]
     with torch.no_grad():
@@ -258,14 +339,31 @@ def test_an_encoder_that_is_half_of_a_model(tiny_folder: Path, tmp_path: Path) -
 
 
 def test_a_model_that_reads_pictures_between_its_layers(tiny_folder: Path, tmp_path: Path) -> None:
-    """Mllama skips layers where there is no picture, so a plan over all of them is none of the model's."""
+    """Mllama skips layers where there is no picture, so a plan over all of them is none of the
+    model's.
+    """
     text = {**DECODER, "num_hidden_layers": 5, "cross_attention_layers": [1, 3]}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
-    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 4}
-    vision |= {"image_size": 16, "patch_size": 8, "intermediate_layers_indices": [0], "vision_output_dim": 64}
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 4,
+    }
+    vision |= {
+        "image_size": 16,
+        "patch_size": 8,
+        "intermediate_layers_indices": [0],
+        "vision_output_dim": 64,
+    }
     config = transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=5)
-    folder = with_tokenizer(tiny_folder, transformers.MllamaForConditionalGeneration(config), tmp_path / "mllama")
-    assert "model.language_model.layers: its 5 entries run in the order 0, 2, 4; layers that a plan" in failure(folder)
+    folder = with_tokenizer(
+        tiny_folder, transformers.MllamaForConditionalGeneration(config), tmp_path / "mllama"
+    )
+    assert (
+        "model.language_model.layers: its 5 entries run in the order 0, 2, 4; layers that a plan"
+        in failure(folder)
+    )
 
 
 @pytest.mark.parametrize("given", [None, 7, ["tiny"], torch.nn.Linear(1, 1)])
@@ -292,8 +390,12 @@ def test_a_model_in_memory_is_told_what_to_hand_over(tiny_folder: Path, tmp_path
     assert not (tmp_path / "a.zarr").exists()
 
 
-@pytest.mark.parametrize(("positions", "tokenizer", "longest"), [(-1, 1000, 1000), (0, 50, 50), (64, 0, 64)])
-def test_a_length_below_one_is_no_limit(tiny_folder: Path, positions: int, tokenizer: int, longest: int) -> None:
+@pytest.mark.parametrize(
+    ("positions", "tokenizer", "longest"), [(-1, 1000, 1000), (0, 50, 50), (64, 0, 64)]
+)
+def test_a_length_below_one_is_no_limit(
+    tiny_folder: Path, positions: int, tokenizer: int, longest: int
+) -> None:
     """XLNet's configuration says -1 of a length that it does not limit."""
     model = models.load(tiny_folder, device="cpu")
     model.module.config.max_position_embeddings = positions
@@ -304,29 +406,42 @@ def test_a_length_below_one_is_no_limit(tiny_folder: Path, positions: int, token
 def test_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**{**DECODER, "vocab_size": 20})
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    for run in (repsim.capture, lambda *args, **options: repsim.evaluate(*args, tasks="grammar", **options)):
-        with pytest.raises(RepsimError, match=r"^tiny: its tokenizer gives the token \d+, and the model knows 20; is"):
+    for run in (
+        repsim.capture,
+        lambda *args, **options: repsim.evaluate(*args, tasks="grammar", **options),
+    ):
+        with pytest.raises(
+            RepsimError,
+            match=r"^tiny: its tokenizer gives the token \d+, and the model knows 20; is",
+        ):
             run(folder, limit=4, out=tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 
 
 def test_files_that_are_no_models(folder: Path) -> None:
     for name in (WEIGHTS, "config.json"):
-        assert "a file that is neither GGUF nor pickled weights; name its folder" in failure(folder / name)
+        assert "a file that is neither GGUF nor pickled weights; name its folder" in failure(
+            folder / name
+        )
     (folder / "folder.gguf").mkdir()
     assert failure(folder / "folder.gguf").endswith("no such file")
 
 
 def test_pickled_weights_only_by_name(folder: Path) -> None:
     path = pickle(folder, scale=2.0)
-    assert models.load(str(folder), device="cpu").weights_digest == make("llama").weights_digest  # safetensors first
+    # Safetensors first.
+    assert models.load(str(folder), device="cpu").weights_digest == make("llama").weights_digest
     doubled = models.load(str(path), device="cpu")
     assert torch.equal(doubled.module.lm_head.weight, make("llama").module.lm_head.weight * 2)
     assert doubled.name == "tiny"
     (folder / WEIGHTS).unlink()
-    assert failure(folder).endswith("to load pickled weights, name the file (.../pytorch_model.bin)")
+    assert failure(folder).endswith(
+        "to load pickled weights, name the file (.../pytorch_model.bin)"
+    )
     other = path.rename(folder / "weights.pt")
-    assert failure(other).endswith("pickled weights are read from pytorch_model.bin only; rename the file")
+    assert failure(other).endswith(
+        "pickled weights are read from pytorch_model.bin only; rename the file"
+    )
     path.write_bytes(b"not a pickle")
     assert "weights cannot be read" in failure(path)
 
@@ -351,12 +466,18 @@ def test_unused_weights_that_no_file_has_are_nought(
     """transformers would fill them with random numbers, and no two loads had the same digest."""
     folder = Path(shutil.copytree(tiny_encoder_folder, tmp_path / "tiny"))
     edit(folder, architectures=[architecture])
-    weights = {key: tensor for key, tensor in load_file(folder / WEIGHTS).items() if "pooler" not in key}
+    weights = {
+        key: tensor for key, tensor in load_file(folder / WEIGHTS).items() if "pooler" not in key
+    }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     first, second = (models.load(str(folder), device="cpu") for _ in range(2))
     assert type(first.module).__name__ == architecture
     assert first.weights_digest == second.weights_digest
-    behind = first.module.pooler if architecture == "BertModel" else first.module.cls.predictions.transform
+    behind = (
+        first.module.pooler
+        if architecture == "BertModel"
+        else first.module.cls.predictions.transform
+    )
     assert not behind.dense.weight.any()
     del weights["encoder.layer.3.output.dense.bias"]
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -374,7 +495,10 @@ def test_a_missing_shard(folder: Path) -> None:
 def test_a_stack_by_its_path(tiny_folder: Path) -> None:
     assert models.load(str(tiny_folder), stack="model.layers", device="cpu").layers == 6
     line = failure(tiny_folder, stack="model.blocks")
-    assert line == "stack=model.blocks: LlamaForCausalLM has no such module list; seen: model.layers (6)"
+    assert (
+        line
+        == "stack=model.blocks: LlamaForCausalLM has no such module list; seen: model.layers (6)"
+    )
 
 
 def test_the_weights_digest_is_of_the_weights() -> None:
@@ -397,13 +521,18 @@ def test_the_tokenizer_digest(tiny_folder: Path, tiny_encoder_folder: Path, fold
     folders = (tiny_folder, folder, tiny_encoder_folder)
     first, copy, other = (models.load(str(path), device="cpu").tokenizer_digest for path in folders)
     assert first == copy != other
-    slow = [Model(None, SimpleNamespace(get_vocab=lambda v=v: v), "", None, None) for v in ({"a": 0}, {"a": 1})]
+    slow = [
+        Model(None, SimpleNamespace(get_vocab=lambda v=v: v), "", None, None)
+        for v in ({"a": 0}, {"a": 1})
+    ]
     assert slow[0].tokenizer_digest != slow[1].tokenizer_digest
 
 
 def limited(architecture: str, tokens: int) -> Model:
     made = make(architecture)
-    return Model(made.module, SimpleNamespace(model_max_length=tokens), architecture, None, made.stack)
+    return Model(
+        made.module, SimpleNamespace(model_max_length=tokens), architecture, None, made.stack
+    )
 
 
 def test_context_length() -> None:
@@ -423,7 +552,11 @@ def test_context_length() -> None:
 
 
 # What a GGUF file calls the weights of a Llama.
-GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"} | {
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+} | {
     f"model.layers.{layer}.{ours}": f"blk.{layer}.{theirs}"
     for layer in range(6)
     for ours, theirs in {
@@ -441,7 +574,9 @@ GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "
 
 
 def write_gguf(path: Path, scale: float = 1.0) -> Path:
-    """The tiny Llama with its final norm scaled, behind a megabyte of metadata as real vocabularies are."""
+    """The tiny Llama with its final norm scaled, behind a megabyte of metadata as real vocabularies
+    are.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_description("x" * 2**20)
     writer.add_block_count(6)
@@ -480,14 +615,22 @@ def test_a_gguf_file_is_converted_once(
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     first = models.load(str(path), device="cpu")
-    assert (first.name, first.layers, first.dtype, first.context_length) == ("tiny.gguf", 6, "float32", 64)
+    assert (first.name, first.layers, first.dtype, first.context_length) == (
+        "tiny.gguf",
+        6,
+        "float32",
+        64,
+    )
     assert first.predicts_next_token
     assert torch.equal(first.module.lm_head.weight, make("llama").module.lm_head.weight)
     assert first.tokenizer("abc").input_ids == [3, 70]
     (folder,) = cache.iterdir()
     monkeypatch.setattr(models, "GgufConfig", None)  # converting again would fail
     second = models.load(str(path), device="cpu")
-    assert (second.weights_digest, second.tokenizer_digest) == (first.weights_digest, first.tokenizer_digest)
+    assert (second.weights_digest, second.tokenizer_digest) == (
+        first.weights_digest,
+        first.tokenizer_digest,
+    )
     assert list(cache.iterdir()) == [folder]
     assert capfd.readouterr().err == ""
 
@@ -558,7 +701,9 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "distribution", missing)
     assert failure("minilm-l6") == message
     monkeypatch.setattr(
-        metadata, "distribution", lambda _: SimpleNamespace(locate_file=lambda path: f"/nowhere/{path}")
+        metadata,
+        "distribution",
+        lambda _: SimpleNamespace(locate_file=lambda path: f"/nowhere/{path}"),
     )
     assert failure("minilm-l6") == message
 
@@ -566,7 +711,12 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_minilm() -> None:
     model = models.load("minilm-l6", device="cpu")
-    assert (model.name, model.layers, model.units, model.context_length) == ("minilm-l6", 6, 384, 512)
+    assert (model.name, model.layers, model.units, model.context_length) == (
+        "minilm-l6",
+        6,
+        384,
+        512,
+    )
     assert not model.predicts_next_token
     assert model.tokenizer("hello").input_ids == [101, 7592, 102]
 
@@ -574,7 +724,12 @@ def test_minilm() -> None:
 @pytest.mark.slow
 def test_smollm2() -> None:
     model = models.load(device="cpu")
-    assert (model.name, model.revision, model.layers, model.units) == ("smollm2-135m", None, 30, 576)
+    assert (model.name, model.revision, model.layers, model.units) == (
+        "smollm2-135m",
+        None,
+        30,
+        576,
+    )
     assert (model.dtype, model.context_length, model.predicts_next_token) == ("float32", 8192, True)
     ids = model.tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -584,12 +739,20 @@ def test_smollm2() -> None:
 
 
 def test_layers_that_wait_on_a_disk(tmp_path):
-    """A model larger than its devices, as `device_map="auto"` lays it out: same digests, same states."""
+    """A model larger than its devices, as `device_map="auto"` lays it out: same digests, same
+    states.
+    """
     model = make("llama")
-    parts = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    parts = {
+        name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    }
     parts |= {f"model.layers.{layer}": "disk" if layer > 2 else "cpu" for layer in range(T)}
     module = accelerate.dispatch_model(
-        copy.deepcopy(model.module), parts, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+        copy.deepcopy(model.module),
+        parts,
+        main_device="cpu",
+        offload_dir=tmp_path,
+        force_hooks=True,
     )
     assert {parameter.device.type for parameter in module.parameters()} == {"cpu", "meta"}
     offloaded = replace(model, module=module, stack=find_stack(module))
@@ -598,7 +761,9 @@ def test_layers_that_wait_on_a_disk(tmp_path):
     trie = PlanTrie.build([Plan.from_steps(range(T)), Plan.from_steps((0, 5, 4))])
     states: list[list[torch.Tensor]] = [[], []]
     for one, found in zip((model, offloaded), states, strict=True):
-        Tracer(one).run(trie, [batch_of((5, 3))], lambda state, found=found: found.append(state.hidden.clone()))
+        Tracer(one).run(
+            trie, [batch_of((5, 3))], lambda state, found=found: found.append(state.hidden.clone())
+        )
     assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
 
 

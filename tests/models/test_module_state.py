@@ -12,7 +12,12 @@ from repsim.models.stack import find_stack
 from support.models import DECODER, VOCABULARY, build
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-BIGBIRD = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+BIGBIRD = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 class Remembering(nn.Module):
@@ -76,7 +81,12 @@ def test_hooks_stay():
 @pytest.mark.parametrize(
     ("class_name", "config", "first", "then"),
     [
-        ("LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC}, 60, 20),
+        (
+            "LlamaForCausalLM",
+            {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC},
+            60,
+            20,
+        ),
         (
             "BigBirdModel",
             {**BIGBIRD, "vocab_size": VOCABULARY, "block_size": 2, "num_random_blocks": 1}
@@ -88,10 +98,15 @@ def test_hooks_stay():
 )
 @torch.inference_mode()
 def test_a_forward_gives_what_a_fresh_model_gives(class_name, config, first, then):
-    """`then` tokens after `first` tokens: rotary frequencies that grew, attention that was switched."""
+    """`then` tokens after `first` tokens: rotary frequencies that grew, attention that was
+    switched.
+    """
     module = build(class_name, config)
     fresh = copy.deepcopy(module)
-    ids = torch.arange(3, 3 + first)[None] % VOCABULARY, torch.arange(5, 5 + then)[None] % VOCABULARY
+    ids = (
+        torch.arange(3, 3 + first)[None] % VOCABULARY,
+        torch.arange(5, 5 + then)[None] % VOCABULARY,
+    )
     state = ModuleState(module)
     module(ids[0])
     wanted = fresh(ids[1])[0]
@@ -102,7 +117,9 @@ def test_a_forward_gives_what_a_fresh_model_gives(class_name, config, first, the
 
 @torch.inference_mode()
 def test_a_lent_model_runs_as_new_and_stays_as_it_is():
-    module = build("LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC})
+    module = build(
+        "LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC}
+    )
     fresh = copy.deepcopy(module)
     module.train()
     module.model.layers[1].eval()

@@ -27,8 +27,21 @@ from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states
 
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-# Dense, mixtures and hybrids; old loops that collect hidden states themselves (falcon, gptj, bloom) and hooks that do.
-KINDS = ("llama", "gemma3_text", "gpt2", "gpt_neox", "falcon", "gptj", "bloom", "opt", "mixtral", "qwen2_moe", "jamba")
+# Dense, mixtures and hybrids; old loops that collect hidden states themselves (falcon, gptj, bloom)
+# and hooks that do.
+KINDS = (
+    "llama",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "falcon",
+    "gptj",
+    "bloom",
+    "opt",
+    "mixtral",
+    "qwen2_moe",
+    "jamba",
+)
 KINDS += ("granitemoehybrid", "qwen3_next", "bert", "modernbert")
 MIXED_PLAN = "0, 2.mlp, (1|2|4)*2, 3*2, 1.attn, 5"
 
@@ -49,7 +62,9 @@ def fresh(name: str) -> Model:
 def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) -> None:
     (states,) = traced(model, [resolve(plan, T)[0].plan], batch)
     assert torch.equal(last_states(model, plan, batch), states[-1])
-    assert_equal_but_for_rounding(last_states(model, plan, batch), states[-1], layers=len(states) - 1)
+    assert_equal_but_for_rounding(
+        last_states(model, plan, batch), states[-1], layers=len(states) - 1
+    )
 
 
 @pytest.mark.parametrize("plan", FAMILIES)
@@ -58,8 +73,16 @@ def test_generation_with_the_cache_equals_generation_without(decoder: Model, pla
     prompt = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])  # left padding, as generate wants it
     planned = repsim.planned(decoder, plan, check=False)  # which would leave out a wrong cache
-    settings = {"max_new_tokens": NEW_TOKENS, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
-    runs = [planned.generate(prompt, attention_mask=mask, use_cache=cached, **settings) for cached in (True, False)]
+    settings = {
+        "max_new_tokens": NEW_TOKENS,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        **GREEDY,
+    }
+    runs = [
+        planned.generate(prompt, attention_mask=mask, use_cache=cached, **settings)
+        for cached in (True, False)
+    ]
     assert runs[0].sequences.shape == (2, 5 + NEW_TOKENS)
     assert torch.equal(runs[0].sequences, runs[1].sequences)
     for cached, plain in zip(runs[0].logits, runs[1].logits, strict=True):
@@ -68,7 +91,9 @@ def test_generation_with_the_cache_equals_generation_without(decoder: Model, pla
 
 def test_every_application_has_a_cache_slot(llama: Model, batch: Batch) -> None:
     with torch.inference_mode():
-        cache = repsim.planned(llama, "0, (1|2)*2, 3*2, 5")(input_ids=ids_of(batch), use_cache=True).past_key_values
+        cache = repsim.planned(llama, "0, (1|2)*2, 3*2, 5")(
+            input_ids=ids_of(batch), use_cache=True
+        ).past_key_values
     assert len(cache) == 1 + 4 + 2 + 1
     assert all(layer.get_seq_length() == batch.token_ids.shape[1] for layer in cache.layers)
 
@@ -77,7 +102,9 @@ def test_every_application_has_a_cache_slot(llama: Model, batch: Batch) -> None:
 
 
 def everything(module: Any) -> dict[str, Any]:
-    """What using a model could change: its tree, each module's attributes and hooks, its configuration, its weights."""
+    """What using a model could change: its tree, each module's attributes and hooks, its
+    configuration, its weights.
+    """
     return {
         "modules": [(name, type(child), id(child)) for name, child in module.named_modules()],
         "attributes": [(name, sorted(vars(child))) for name, child in module.named_modules()],
@@ -95,7 +122,10 @@ def everything(module: Any) -> dict[str, Any]:
         ],
         "config": (module.config.to_dict(), type(module.config)),
         "generation": module.generation_config.to_dict() if module.can_generate() else None,
-        "tensors": {name: tensor.clone() for name, tensor in [*module.named_parameters(), *module.named_buffers()]},
+        "tensors": {
+            name: tensor.clone()
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+        },
     }
 
 
@@ -141,7 +171,9 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_used_under_plans_is_as_one_that_never_was(name: str, batch: Batch) -> None:
-    """Every use there is, on planned models of three plans; then the model they were made from against a fresh one."""
+    """Every use there is, on planned models of three plans; then the model they were made from
+    against a fresh one.
+    """
     model, ids = fresh(name), ids_of(batch)[:, :4]
     before = everything(model.module)
     for plan in ("0-3, 2-5", "0-1, (2|3|4), 5", "0-1, 2.mlp, 3.attn, 4-5"):
@@ -178,7 +210,10 @@ def test_the_lent_model_is_itself_inside_the_block(llama: Model, batch: Batch) -
     own = traced(llama, [resolve("baseline", T)[0].plan], batch)[0]
     with torch.inference_mode():
         logits = llama.module(input_ids=ids_of(batch)).logits
-        with repsim.planned(llama, "0-1, (2|3|4), 5") as planned, repsim.planned(llama, "skip:start=1") as other:
+        with (
+            repsim.planned(llama, "0-1, (2|3|4), 5") as planned,
+            repsim.planned(llama, "skip:start=1") as other,
+        ):
             assert torch.equal(llama.module(input_ids=ids_of(batch)).logits, logits)
             again = traced(llama, [resolve("baseline", T)[0].plan], batch)[0]
             assert not torch.allclose(planned(input_ids=ids_of(batch)).logits, logits, atol=1e-2)
@@ -203,18 +238,28 @@ def test_a_planned_model_is_freed(llama: Model) -> None:
 
 
 def last_hidden(model: Model, plan: str, ids: Tensor) -> list[Tensor]:
-    """The residual stream under a plan by the trace, `[state][sample, position, unit]`, unpadded texts."""
-    (states,) = traced(model, [resolve(plan, T)[0].plan], Batch(ids.numpy(), np.ones(ids.shape, bool)))
+    """The residual stream under a plan by the trace, `[state][sample, position, unit]`, unpadded
+    texts.
+    """
+    (states,) = traced(
+        model, [resolve(plan, T)[0].plan], Batch(ids.numpy(), np.ones(ids.shape, bool))
+    )
     return [state.reshape(*ids.shape, -1) for state in states]
 
 
-@pytest.mark.parametrize("plan", ["0-3, 2-5", "0-1, (2|3|4), 5", "(0|1), 2, (3|4)*2, 5", "0, 3-5", "0-1, 2.mlp, 3-5"])
+@pytest.mark.parametrize(
+    "plan", ["0-3, 2-5", "0-1, (2|3|4), 5", "(0|1), 2, (3|4)*2, 5", "0, 3-5", "0-1, 2.mlp, 3-5"]
+)
 @pytest.mark.parametrize("name", KINDS)
 def test_hidden_states_are_the_plans_states(name: str, plan: str, batch: Batch) -> None:
-    """One for each state of the plan, the mean of a parallel step among them; the last one may be normed."""
+    """One for each state of the plan, the mean of a parallel step among them; the last one may be
+    normed.
+    """
     model, ids = made(name), ids_of(batch)[:, :4]
     with torch.inference_mode():
-        found = repsim.planned(model, plan, check=False)(input_ids=ids, output_hidden_states=True).hidden_states
+        found = repsim.planned(model, plan, check=False)(
+            input_ids=ids, output_hidden_states=True
+        ).hidden_states
     states = last_hidden(model, plan, ids)
     assert len(found) == len(states)
     for ours, theirs in zip(found[:-1], states[:-1], strict=True):
@@ -235,7 +280,10 @@ def test_some_hidden_states(llama: Model, batch: Batch) -> None:
 def test_hidden_states_of_a_loop_that_collects_them(return_dict: bool, batch: Batch) -> None:
     with torch.inference_mode():
         output = repsim.planned(made("gptj"), "0-1, (2|3|4), 5")(
-            input_ids=ids_of(batch), output_hidden_states=True, use_cache=False, return_dict=return_dict
+            input_ids=ids_of(batch),
+            output_hidden_states=True,
+            use_cache=False,
+            return_dict=return_dict,
         )
     assert len(output.hidden_states if return_dict else output[-1]) == 5
 
@@ -264,7 +312,9 @@ class Mean(nn.Module):
 
 
 def by_hand(plan: str) -> tuple[Any, dict[str, nn.Parameter]]:
-    """A Llama whose module list holds just what the plan runs, put together by hand, and all of its parameters."""
+    """A Llama whose module list holds just what the plan runs, put together by hand, and all of its
+    parameters.
+    """
     module = make("llama").module.requires_grad_(True)
     parameters = dict(module.named_parameters())
     layers = module.model.layers
@@ -282,10 +332,14 @@ def by_hand(plan: str) -> tuple[Any, dict[str, nn.Parameter]]:
 BY_HAND = ("0-1, 2.mlp, 3-5", "0-1, 2.attn, 3-5", "0-1, (2|3|4)*2, 5", "0-3, 2-5")
 
 
-@pytest.mark.parametrize("reentrant", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
+@pytest.mark.parametrize(
+    "reentrant", [None, False, True], ids=["plain", "checkpointing", "reentrant"]
+)
 @pytest.mark.parametrize("plan", BY_HAND)
 def test_gradients(plan: str, reentrant: bool | None, batch: Batch) -> None:
-    """They arrive at the shared parameters, with checkpointing as without it; none where nothing runs."""
+    """They arrive at the shared parameters, with checkpointing as without it; none where nothing
+    runs.
+    """
     ids, model = ids_of(batch), make("llama")
     model.module.requires_grad_(True)
     planned = repsim.planned(model, plan).train()
@@ -303,7 +357,9 @@ def test_gradients(plan: str, reentrant: bool | None, batch: Batch) -> None:
 
 @pytest.mark.parametrize("plan", BY_HAND)
 def test_compiled(plan: str, batch: Batch) -> None:
-    """As a whole, and made of a model whose layers were compiled; several plans one after the other."""
+    """As a whole, and made of a model whose layers were compiled; several plans one after the
+    other.
+    """
     ids, model = ids_of(batch), make("llama")
     with torch.inference_mode():
         expected = repsim.planned(model, plan)(input_ids=ids, use_cache=False).logits
@@ -314,13 +370,17 @@ def test_compiled(plan: str, batch: Batch) -> None:
         for layer in model.module.model.layers:
             layer.compile(backend="eager")
         layered = repsim.planned(model, plan)(input_ids=ids, use_cache=False).logits
-        of_compiled = repsim.planned(torch.compile(model.module, backend="eager"), plan)(input_ids=ids).logits
+        of_compiled = repsim.planned(torch.compile(model.module, backend="eager"), plan)(
+            input_ids=ids
+        ).logits
     for logits in (compiled, layered, of_compiled):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "jamba", "mamba"])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda planned: pickle.loads(pickle.dumps(planned))])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda planned: pickle.loads(pickle.dumps(planned))]
+)
 def test_copies_and_pickles(name: str, copied: Callable[[Any], Any], batch: Batch) -> None:
     planned = repsim.planned(made(name), "0-1, (2|3|4), 1, 5")
     other = copied(planned)
@@ -336,7 +396,10 @@ def test_copies_and_pickles(name: str, copied: Callable[[Any], Any], batch: Batc
 def test_several_threads_generate() -> None:
     """Each of them gets what it gets alone."""
     planned = repsim.planned(make("llama"), "0-1, (2|3|4)*2, 2-5")
-    prompts = [torch.randint(3, 90, (1, 7), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    prompts = [
+        torch.randint(3, 90, (1, 7), generator=torch.Generator().manual_seed(seed))
+        for seed in range(4)
+    ]
     expected = [planned.generate(prompt, max_new_tokens=8, **GREEDY) for prompt in prompts]
     wrong: list[str] = []
 
@@ -360,12 +423,16 @@ def test_speculative_decoding_with_its_own_first_layers() -> None:
     """transformers sets the configuration's depth for the draft and back again."""
     planned, ids = repsim.planned(make("llama"), "0-3, 2-5"), torch.arange(3, 14)[None]
     expected = planned.generate(ids, max_new_tokens=8, **GREEDY)
-    assert torch.equal(planned.generate(ids, max_new_tokens=8, assistant_early_exit=2, **GREEDY), expected)
+    assert torch.equal(
+        planned.generate(ids, max_new_tokens=8, assistant_early_exit=2, **GREEDY), expected
+    )
     assert planned.config.num_hidden_layers == 8
 
 
 def test_hooks_are_copied_with_their_layer(batch: Batch) -> None:
-    """A steering hook acts wherever its layer runs; taking it off the model later leaves the planned one as it is."""
+    """A steering hook acts wherever its layer runs; taking it off the model later leaves the
+    planned one as it is.
+    """
     model, ids = make("llama"), ids_of(batch)
     handle = model.module.model.layers[2].register_forward_hook(lambda _m, _a, output: output + 1)
     with torch.inference_mode():
@@ -383,7 +450,9 @@ def test_hooks_are_copied_with_their_layer(batch: Batch) -> None:
 def test_offloaded_weights(offload: Callable[..., Any], tmp_path: Path, batch: Batch) -> None:
     expected, ids = repsim.planned(make("llama"), MIXED_PLAN), ids_of(batch)
     model = make("llama")
-    offload(model.module, **({"offload_dir": tmp_path} if offload is accelerate.disk_offload else {}))
+    offload(
+        model.module, **({"offload_dir": tmp_path} if offload is accelerate.disk_offload else {})
+    )
     planned = repsim.planned(model, MIXED_PLAN)
     with torch.inference_mode():
         assert torch.equal(planned(input_ids=ids).logits, expected(input_ids=ids).logits)
@@ -396,7 +465,9 @@ def test_offloaded_weights(offload: Callable[..., Any], tmp_path: Path, batch: B
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "mixtral", "bert", "lfm2"])
 @pytest.mark.parametrize("plan", ["0-3, 2-5", "drop:layer=2", "reverse:start=1"])
-def test_a_saved_folder_loads_as_the_planned_model(name: str, plan: str, tmp_path: Path, batch: Batch) -> None:
+def test_a_saved_folder_loads_as_the_planned_model(
+    name: str, plan: str, tmp_path: Path, batch: Batch
+) -> None:
     planned, ids = repsim.planned(made(name), plan), ids_of(batch)
     planned.save_pretrained(tmp_path)
     loaded = type(made(name).module).from_pretrained(tmp_path).eval()
@@ -414,7 +485,9 @@ def test_a_saved_folder_loads_as_the_planned_model(name: str, plan: str, tmp_pat
         ("deepseek_v3", "5, 0-4", "would "),  # and here the first two are dense
     ],
 )
-def test_what_a_folder_cannot_say_is_not_saved(name: str, plan: str, message: str, tmp_path: Path) -> None:
+def test_what_a_folder_cannot_say_is_not_saved(
+    name: str, plan: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(RepsimError, match=message) as caught:
         repsim.planned(made(name), plan).save_pretrained(tmp_path / "folder")
     assert "\n" not in str(caught.value)
@@ -442,7 +515,9 @@ def test_a_model_that_minds_a_layer_s_place_is_refused(batch: Batch) -> None:
 
 
 def test_a_cache_that_minds_a_layer_s_place_is_not_used() -> None:
-    """A planted one: the second slot forgets; text is then generated without it, and the log says so."""
+    """A planted one: the second slot forgets; text is then generated without it, and the log says
+    so.
+    """
     model = make("llama")
     attention = type(model.module.model.layers[0].self_attn).forward
 
@@ -479,7 +554,9 @@ def test_a_loop_that_changes_where_layers_begin_to_share_runs_a_longer_plan() ->
 
 
 def test_the_proof_s_short_texts_leave_no_trace() -> None:
-    """BigBird attends fully for good once it has read a short text; a long one must still be read in blocks."""
+    """BigBird attends fully for good once it has read a short text; a long one must still be read
+    in blocks.
+    """
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, 40, (1, 40)))
     expected = build_survey("big_bird")(ids).logits
     with repsim.planned(build_survey("big_bird"), "0-5") as planned:
@@ -493,7 +570,9 @@ def test_the_bound_on_rounding_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["jamba", "bamba", "lfm2"])
 def test_a_hybrid_s_plan_without_attention(name: str, batch: Batch) -> None:
-    """transformers' cache cannot do without an attention layer; the text is the same without a cache."""
+    """transformers' cache cannot do without an attention layer; the text is the same without a
+    cache.
+    """
     model = made(name)
     kinds = model.module.config.layer_types
     plan = repsim.Plan.from_steps(
@@ -501,7 +580,9 @@ def test_a_hybrid_s_plan_without_attention(name: str, batch: Batch) -> None:
     )
     planned, ids = repsim.planned(model, plan), ids_of(batch)[:, :4]
     (states,) = traced(model, [plan], batch)
-    torch.testing.assert_close(last_states(model, plan.text, batch), states[-1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        last_states(model, plan.text, batch), states[-1], rtol=1e-6, atol=1e-6
+    )
     written = planned.generate(ids, max_new_tokens=3, **GREEDY)
     literal = ids
     for _ in range(3):
@@ -516,7 +597,9 @@ def test_a_hybrid_s_plan_without_attention(name: str, batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mamba", "jamba"])
 def test_a_planned_model_says_how_deep_it_is(name: str) -> None:
-    """Depth and kinds of layers, also where a configuration derives them (Mamba, Jamba) or calls them otherwise."""
+    """Depth and kinds of layers, also where a configuration derives them (Mamba, Jamba) or calls
+    them otherwise.
+    """
     model = made(name)
     kinds = getattr(model.module.config, "layer_types", None)
     config = repsim.planned(model, "0, 4*2, 2").config
@@ -539,5 +622,7 @@ def test_bad_plans(llama: Model) -> None:
         repsim.planned(llama, "skip:start=0..2")
     with pytest.raises(RepsimError, match=r"start=9: a 6-layer model allows 0 to 2"):
         repsim.planned(llama, "skip:start=9")
-    with pytest.raises(RepsimError, match=r"the model follows the plan 0, 1, 5; plan the model it was made from"):
+    with pytest.raises(
+        RepsimError, match=r"the model follows the plan 0, 1, 5; plan the model it was made from"
+    ):
         repsim.planned(repsim.planned(llama, "skip:start=1"), "0-2")

@@ -1,4 +1,6 @@
-"""The verdict's arithmetic, and that a replay which is not the model is refused wherever it is used."""
+"""The verdict's arithmetic, and that a replay which is not the model is refused wherever it is
+used.
+"""
 
 from pathlib import Path
 
@@ -12,10 +14,29 @@ from repsim.data.corpus import Batch
 from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
 from repsim.models import Model
-from repsim.models.proof import PROOF_TOKENS, ReplayProof, distance, excerpt, kind_of, parting, rounding
+from repsim.models.proof import (
+    PROOF_TOKENS,
+    ReplayProof,
+    distance,
+    excerpt,
+    kind_of,
+    parting,
+    rounding,
+)
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from support.models import ARCHITECTURES, FSMT, INKLING2, MORE, VOCABULARY, T, batch_of, made, make, model_of
+from support.models import (
+    ARCHITECTURES,
+    FSMT,
+    INKLING2,
+    MORE,
+    VOCABULARY,
+    T,
+    batch_of,
+    made,
+    make,
+    model_of,
+)
 from support.oracles import windows_that_share
 
 BASELINE = PlanTrie.build([Plan.from_steps(range(T))])
@@ -45,7 +66,8 @@ def test_parting_names_the_first_layer_beyond_rounding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "shape"), [((300, 300), (1, PROOF_TOKENS)), ((9,) * 9, (1, 9)), ((1, 1, 1), (2, 1)), ((1,), (1, 1))]
+    ("lengths", "shape"),
+    [((300, 300), (1, PROOF_TOKENS)), ((9,) * 9, (1, 9)), ((1, 1, 1), (2, 1)), ((1,), (1, 1))],
 )
 def test_an_excerpt_without_padding(lengths: tuple[int, ...], shape: tuple[int, int]) -> None:
     batch = batch_of(lengths)
@@ -56,7 +78,8 @@ def test_an_excerpt_without_padding(lengths: tuple[int, ...], shape: tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("lengths", "rows"), [((300, 200), [24, 16]), ((9, 7, 4), [9, 6]), ((2, 1), [2, 1, 1]), ((5, 4, 4, 4, 4), [5, 3])]
+    ("lengths", "rows"),
+    [((300, 200), [24, 16]), ((9, 7, 4), [9, 6]), ((2, 1), [2, 1, 1]), ((5, 4, 4, 4, 4), [5, 3])],
 )
 def test_an_excerpt_with_padding_has_other_numbers_of_rows_and_positions(
     lengths: tuple[int, ...], rows: list[int]
@@ -93,7 +116,8 @@ def test_what_a_proof_says() -> None:
     proof = ReplayProof().adding(batch_of((9,)), 3e-7)
     assert proof.verdict.text == "proven to 3e-07 (plain)"
     assert (
-        proof.adding(batch_of((9, 7)), 1e-7).with_logits(0.0).verdict.text == "proven to 3e-07 (plain, padded, logits)"
+        proof.adding(batch_of((9, 7)), 1e-7).with_logits(0.0).verdict.text
+        == "proven to 3e-07 (plain, padded, logits)"
     )
     assert ReplayProof().adding(batch_of((9,)), 0.0).verdict.text == "proven bit for bit (plain)"
 
@@ -102,7 +126,8 @@ def test_what_a_proof_says() -> None:
 
 
 def plant(model: Model, layer: int, size: float, *, padded: bool = False) -> None:
-    """A layer whose second half gives more by a share while the model's own forward runs, and only then.
+    """A layer whose second half gives more by a share while the model's own forward runs, and only
+    then.
 
     With `padded` only on batches with padding.
     """
@@ -126,11 +151,16 @@ def plant(model: Model, layer: int, size: float, *, padded: bool = False) -> Non
 
 @pytest.mark.parametrize("lengths", [(9, 7, 4), (9, 9)], ids=["padded", "plain"])
 @pytest.mark.parametrize("size", [0.5, 1e-3])
-def test_a_layer_that_replays_otherwise_is_refused_by_name(lengths: tuple[int, ...], size: float) -> None:
+def test_a_layer_that_replays_otherwise_is_refused_by_name(
+    lengths: tuple[int, ...], size: float
+) -> None:
     model = make("llama")
     plant(model, 3, size)
     states: list[object] = []
-    with pytest.raises(RepsimError, match=r"llama: replayed layers are not the model: at layer 3 .* cannot be traced"):
+    with pytest.raises(
+        RepsimError,
+        match=r"llama: replayed layers are not the model: at layer 3 .* cannot be traced",
+    ):
         Tracer(model).run(BASELINE, [batch_of(lengths)], states.append)
     assert not states
 
@@ -149,8 +179,12 @@ def test_logits_that_use_more_than_the_last_state_are_refused() -> None:
     """States can be captured; log-probabilities cannot be made of them."""
     model = make("llama")
     embedded: list[Tensor] = []
-    model.module.model.embed_tokens.register_forward_hook(lambda _m, _a, output: embedded.append(output))
-    model.module.model.norm.register_forward_hook(lambda _m, _a, output: output + 0.1 * embedded[-1])
+    model.module.model.embed_tokens.register_forward_hook(
+        lambda _m, _a, output: embedded.append(output)
+    )
+    model.module.model.norm.register_forward_hook(
+        lambda _m, _a, output: output + 0.1 * embedded[-1]
+    )
     tracer = Tracer(model)
     states: list[object] = []
     tracer.run(BASELINE, [batch_of((9, 7))], states.append)
@@ -178,7 +212,9 @@ def test_random_forwards_are_no_fault_of_the_replay() -> None:
     model, generator = make("llama"), torch.Generator().manual_seed(0)
 
     def jitter(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        return output + 1e-4 * output.norm() / output.numel() ** 0.5 * torch.randn(output.shape, generator=generator)
+        return output + 1e-4 * output.norm() / output.numel() ** 0.5 * torch.randn(
+            output.shape, generator=generator
+        )
 
     model.stack.layers[1].mlp.register_forward_hook(jitter)
     tracer = Tracer(model)
@@ -195,7 +231,9 @@ def test_a_capture_keeps_the_proof_as_it_grows(tiny_folder: Path, tmp_path: Path
     found = repsim.capture(str(tiny_folder), corpus=corpus, out=out, logprobs=True)
     assert found.info["replay"].startswith("proven")
     assert found.info["replay"].endswith("logits)")
-    grown = repsim.capture(str(tiny_folder), corpus=corpus, out=out, logprobs=True, plan="skip:start=1", append=True)
+    grown = repsim.capture(
+        str(tiny_folder), corpus=corpus, out=out, logprobs=True, plan="skip:start=1", append=True
+    )
     assert grown.info["replay"].startswith("proven")
 
 

@@ -66,31 +66,43 @@ def test_find_stack(name: str) -> None:
     assert find_stack(made(name).module, stack.path) == stack
 
 
-@pytest.mark.parametrize("name", [name for name in (*ARCHITECTURES, *MORE) if name != "opt_post_norm"])
-def test_the_final_norm_is_all_there_is_between_the_stack_and_the_last_hidden_state(name: str, batch: Batch) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in (*ARCHITECTURES, *MORE) if name != "opt_post_norm"]
+)
+def test_the_final_norm_is_all_there_is_between_the_stack_and_the_last_hidden_state(
+    name: str, batch: Batch
+) -> None:
     """Post-norm OPT alone widens its states behind the stack."""
     model = made(name)
     ends: list[Tensor] = []
-    hook = model.stack.layers[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
+    hook = model.stack.layers[-1].register_forward_hook(
+        lambda _m, _a, output: ends.append(state_of(output))
+    )
     base = getattr(model.module, model.module.base_model_prefix, model.module)
     with torch.inference_mode():
         output = base(
-            input_ids=torch.from_numpy(batch.token_ids), attention_mask=torch.from_numpy(batch.mask).long()
+            input_ids=torch.from_numpy(batch.token_ids),
+            attention_mask=torch.from_numpy(batch.mask).long(),
         ).last_hidden_state
         hook.remove()
-        assert torch.equal(ends[0] if model.stack.norm is None else model.stack.norm(ends[0]), output)
+        assert torch.equal(
+            ends[0] if model.stack.norm is None else model.stack.norm(ends[0]), output
+        )
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
-    """The baseline is the model's own, every family the naive loop's, with one trace of one trie: bit for bit.
+    """The baseline is the model's own, every family the naive loop's, with one trace of one trie:
+    bit for bit.
 
     With its cache the model's own forward may round otherwise.
     """
     model = made(name)
     plans = [resolve(text, T)[0].plan for text in FAMILIES if "part" not in text]
     baseline, *others = traced(model, plans, batch)
-    for ours, theirs in zip(baseline, own_states(model, batch, **without_cache(model)), strict=True):
+    for ours, theirs in zip(
+        baseline, own_states(model, batch, **without_cache(model)), strict=True
+    ):
         assert torch.equal(ours, theirs)
     for layers, (ours, theirs) in enumerate(zip(baseline, own_states(model, batch), strict=True)):
         assert_equal_but_for_rounding(ours, theirs, layers)
@@ -103,16 +115,25 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
 def test_planned_more_architectures(name: str, batch: Batch) -> None:
     model = made(name)
     texts = [text for text in PLANS if name not in WITHOUT_HALVES or "part" not in text]
-    for text, states in zip(texts, traced(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True):
+    for text, states in zip(
+        texts, traced(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True
+    ):
         assert torch.equal(last_states(model, text, batch), states[-1])
-        assert_equal_but_for_rounding(last_states(model, text, batch), states[-1], layers=len(states) - 1)
+        assert_equal_but_for_rounding(
+            last_states(model, text, batch), states[-1], layers=len(states) - 1
+        )
 
 
 @pytest.mark.parametrize("name", MORE_DECODERS)
 def test_generation_of_more_architectures(name: str) -> None:
-    """With the cache as without it, step by step, for a plan that is longer than the model and one that is shorter."""
+    """With the cache as without it, step by step, for a plan that is longer than the model and one
+    that is shorter.
+    """
     model = made(name)
-    prompt, settings = torch.tensor([[11, 23, 42, 7, 77]]), {"max_new_tokens": 4, "do_sample": False}
+    prompt, settings = (
+        torch.tensor([[11, 23, 42, 7, 77]]),
+        {"max_new_tokens": 4, "do_sample": False},
+    )
     for text in ("0, (1|2|4)*2, 3*2, 5", "reverse:start=1", "0, 3-5"):
         with repsim.planned(model, text, check=False) as module:
             runs = [
@@ -151,7 +172,9 @@ def test_logprobs_of_more_architectures(name: str, batch: Batch) -> None:
 def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
     model, ids = made(name), torch.from_numpy(batch.token_ids)
     outputs: list[object] = []
-    hook = model.stack.layers[-1].register_forward_hook(lambda _m, _a, output: outputs.append(output))
+    hook = model.stack.layers[-1].register_forward_hook(
+        lambda _m, _a, output: outputs.append(output)
+    )
     with torch.inference_mode():
         logits = model.module(input_ids=ids).logits
         hook.remove()
@@ -162,13 +185,17 @@ def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
 
 
 def test_a_replayed_call_leaves_the_models_cache_alone(llama: Model) -> None:
-    """Some models make a cache whatever they are told (GraniteMoe takes `use_cache` only further in)."""
+    """Some models make a cache whatever they are told (GraniteMoe takes `use_cache` only further
+    in).
+    """
     cache, state = transformers.DynamicCache(), torch.ones(1, 2, 32)
     call = LayerCall((state, cache), {"past_key_values": cache, "use_cache": True}).on(state * 2)
     assert call.args[1] is None
     assert call.kwargs == {"past_key_values": None, "use_cache": True}
     assert torch.equal(call.state, state * 2)
-    assert torch.equal(LayerCall((), {"hidden_states": state, "layer_past": cache}).on(state * 3).state, state * 3)
+    assert torch.equal(
+        LayerCall((), {"hidden_states": state, "layer_past": cache}).on(state * 3).state, state * 3
+    )
 
 
 class Blocks(nn.Module):
@@ -184,7 +211,11 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(
     ("module", "path", "message"),
     [
-        (Blocks(3, blocks=2), None, "no module list fits its layers; seen: blocks (2); no plan can arrange them"),
+        (
+            Blocks(3, blocks=2),
+            None,
+            "no module list fits its layers; seen: blocks (2); no plan can arrange them",
+        ),
         (Blocks(3), None, "no module list fits its layers; seen: none"),
         (
             Blocks(3, a=3, b=3, c=1),
@@ -216,8 +247,18 @@ T5_CONFIG = {
     "vocab_size": VOCABULARY,
     "decoder_start_token_id": 0,
 }
-BART_CONFIG = {"d_model": 32, "encoder_layers": 3, "decoder_layers": 3, "vocab_size": VOCABULARY, "pad_token_id": 0}
-BART_CONFIG |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+BART_CONFIG = {
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+}
+BART_CONFIG |= {
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 BART_CONFIG |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_token_id": 2}
 
 
@@ -248,11 +289,23 @@ BART_CONFIG |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_tok
             "decoder.block.1.layer",
             "it is a part of an entry of decoder.block",
         ),
-        ("HrmTextForCausalLM", DECODER, "model.L_module.layers", "it has 6 entries where the configuration says "),
-        ("T5Model", {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3}, "layers", "has no such module list"),
+        (
+            "HrmTextForCausalLM",
+            DECODER,
+            "model.L_module.layers",
+            "it has 6 entries where the configuration says ",
+        ),
+        (
+            "T5Model",
+            {**T5_CONFIG, "num_layers": 2, "num_decoder_layers": 3},
+            "layers",
+            "has no such module list",
+        ),
     ],
 )
-def test_a_path_that_names_no_layers(class_name: str, config: dict[str, object], path: str, message: str) -> None:
+def test_a_path_that_names_no_layers(
+    class_name: str, config: dict[str, object], path: str, message: str
+) -> None:
     """A list that is named is no better for it: the same tests as for one that is found."""
     with pytest.raises(RepsimError) as caught:
         find_stack(build(class_name, config), path)
@@ -271,7 +324,12 @@ class Runs(nn.Module):
     def __init__(self, order: list[int], shift: int = 0, wrap: Any = lambda state: state) -> None:
         super().__init__()
         self.config = transformers.LlamaConfig(num_hidden_layers=3, vocab_size=VOCABULARY)
-        self.embed, self.order, self.shift, self.wrap = nn.Embedding(VOCABULARY, 4), order, shift, wrap
+        self.embed, self.order, self.shift, self.wrap = (
+            nn.Embedding(VOCABULARY, 4),
+            order,
+            shift,
+            wrap,
+        )
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
         for layer in self.layers:
             layer.register_forward_hook(lambda _layer, _args, output: wrap(output))
@@ -298,7 +356,8 @@ class TwoStates(NamedTuple):
 def test_the_forward_decides_what_is_a_stack() -> None:
     for right in (Runs([0, 1, 2]), Runs([0, 1, 2], wrap=lambda state: (state, None))):
         check_stack(right, find_stack(right))
-        assert [len(layer._forward_hooks) for layer in right.layers] == [1, 1, 1]  # of `Runs`; the check's are gone
+        # Of `Runs`; the check's are gone.
+        assert [len(layer._forward_hooks) for layer in right.layers] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +370,10 @@ def test_the_forward_decides_what_is_a_stack() -> None:
         (Runs([2, 1, 0]), "its 3 entries run in the order 2, 1, 0; "),
         (Runs([0, 2]), "its 3 entries run in the order 0, 2; "),
         (Runs([]), "none of its entries runs on text; "),
-        (Runs([7]), "Runs: its forward does not run on token ids alone (IndexError: index 7 is out of range); "),
+        (
+            Runs([7]),
+            "Runs: its forward does not run on token ids alone (IndexError: index 7 is out of range); ",
+        ),
         (
             Runs([0, 1, 2], shift=1),
             "the state at a place does not depend on the token there, so a store would name the ",
@@ -343,7 +405,9 @@ def test_what_the_forward_shows_to_be_no_stack(module: nn.Module, message: str) 
 def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
     class_name: str, config: dict[str, object], half: str, batch: Batch
 ) -> None:
-    """Each text by itself through plain transformers, the decoder on that very text and not one place behind it."""
+    """Each text by itself through plain transformers, the decoder on that very text and not one
+    place behind it.
+    """
     module = build(class_name, config)
     stack = find_stack(module, half)
     check_stack(module, stack)
@@ -371,21 +435,37 @@ def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
         ),
         (
             "T5ForConditionalGeneration",
-            {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4, "vocab_size": VOCABULARY},
+            {
+                "d_model": 32,
+                "d_kv": 8,
+                "d_ff": 48,
+                "num_layers": T,
+                "num_heads": 4,
+                "vocab_size": VOCABULARY,
+            },
             "several module lists could be the layers; seen: encoder.block (6), encoder.block.*.layer (2), "
             "decoder.block (6), decoder.block.*.layer (3); name one",
         ),
         (
             "Gemma3nForCausalLM",
-            {**HEAD, "num_kv_shared_layers": 2, "layer_types": MIXED, "vocab_size_per_layer_input": VOCABULARY}
+            {
+                **HEAD,
+                "num_kv_shared_layers": 2,
+                "layer_types": MIXED,
+                "vocab_size_per_layer_input": VOCABULARY,
+            }
             | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "intermediate_size": [48] * T}
             | {"activation_sparsity_pattern": [0.0] * T},
             "its last 2 layers read the keys and values of layers before them",
         ),
     ],
 )
-def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, object], message: str) -> None:
-    """ALBERT runs one layer over and over, T5 has two stacks, Gemma 3n's layers share keys and values."""
+def test_models_without_a_stack_of_their_own(
+    class_name: str, config: dict[str, object], message: str
+) -> None:
+    """ALBERT runs one layer over and over, T5 has two stacks, Gemma 3n's layers share keys and
+    values.
+    """
     with pytest.raises(RepsimError) as caught:
         find_stack(build(class_name, config))
     assert message in str(caught.value)
@@ -399,7 +479,11 @@ def test_models_without_a_stack_of_their_own(class_name: str, config: dict[str, 
             {**SMALL, **RELATIVE, "conv_kernel_size": 3},
             "the model itself changes the states between layers 0 and 1",
         ),
-        ("LongformerModel", {**SMALL, "attention_window": 4}, r"takes states of shape \(3, 12, 32\), not \(3, 9, 32\)"),
+        (
+            "LongformerModel",
+            {**SMALL, "attention_window": 4},
+            r"takes states of shape \(3, 12, 32\), not \(3, 9, 32\)",
+        ),
         (
             "XLNetModel",
             {"d_model": 32, "n_layer": T, "n_head": 4, "d_inner": 48, "vocab_size": VOCABULARY},
@@ -412,7 +496,9 @@ def test_models_that_are_more_than_their_layers(
 ) -> None:
     module = build(class_name, config)
     with pytest.raises(RepsimError, match=message):
-        traced(Model(module, None, "odd", None, find_stack(module)), [Plan.from_steps(range(T))], batch)
+        traced(
+            Model(module, None, "odd", None, find_stack(module)), [Plan.from_steps(range(T))], batch
+        )
 
 
 def test_a_batch_of_one_sample(batch: Batch) -> None:
@@ -420,17 +506,22 @@ def test_a_batch_of_one_sample(batch: Batch) -> None:
     single = batch_of((1,))
     for name in ("llama", "falcon", "mpt", "bloom"):
         (states,) = traced(made(name), [Plan.from_steps(range(T))], single)
-        for ours, theirs in zip(states, own_states(made(name), single, **without_cache(made(name))), strict=True):
+        for ours, theirs in zip(
+            states, own_states(made(name), single, **without_cache(made(name))), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 
 def test_a_model_that_divides_its_weights_is_refused_before_it_runs() -> None:
     module, advised = (build_survey("rwkv", rescale_every=every) for every in (3, 0))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(RepsimError, match=r"RwkvForCausalLM: divides its weights .*load it with rescale_every=0"):
+    with pytest.raises(
+        RepsimError, match=r"RwkvForCausalLM: divides its weights .*load it with rescale_every=0"
+    ):
         repsim.planned(module, "0, 2-5")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     ids = torch.arange(3, 12)[None]
-    assert_close(module(ids).logits, advised(ids).logits, rtol=0, atol=1e-3)  # norms add a constant to what is halved
+    # Norms add a constant to what is halved.
+    assert_close(module(ids).logits, advised(ids).logits, rtol=0, atol=1e-3)
     first, second = (one.rwkv.blocks[5].attention.output.weight for one in (module, advised))
     assert torch.equal(2 * first, second)

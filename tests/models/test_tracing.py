@@ -27,9 +27,13 @@ from support.oracles import (
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch, cached: bool) -> None:
-    """Bit for bit where the model's own forward runs without a cache, as the trace does; else but for rounding."""
+    """Bit for bit where the model's own forward runs without a cache, as the trace does; else but
+    for rounding.
+    """
     calls = []
-    hook = model.stack.layers[-1].register_forward_hook(lambda _m, _a, output: calls.append(state_of(output)))
+    hook = model.stack.layers[-1].register_forward_hook(
+        lambda _m, _a, output: calls.append(state_of(output))
+    )
     mask = torch.from_numpy(batch.mask)
     with torch.inference_mode():
         output = model.module(
@@ -56,7 +60,9 @@ def test_every_family_equals_a_naive_loop(model: Model, batch: Batch) -> None:
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("text", "kept"), [("drop:layer=2", [0, 1, 3, 4, 5]), ("skip:start=1", [0, 1, 5])])
+@pytest.mark.parametrize(
+    ("text", "kept"), [("drop:layer=2", [0, 1, 3, 4, 5]), ("skip:start=1", [0, 1, 5])]
+)
 def test_removed_layers(model: Model, batch: Batch, text: str, kept: list[int]) -> None:
     """`drop` and `skip` equal a model from which the layers were physically taken."""
     (states,) = traced(model, [resolve(text, T)[0].plan], batch)
@@ -67,10 +73,16 @@ def test_removed_layers(model: Model, batch: Batch, text: str, kept: list[int]) 
             del smaller.module.config.layer_types[layer]
     smaller.module.config.num_hidden_layers = len(kept)
     ends = []
-    smaller.stack.layers[-1].register_forward_hook(lambda _m, _a, output: ends.append(state_of(output)))
+    smaller.stack.layers[-1].register_forward_hook(
+        lambda _m, _a, output: ends.append(state_of(output))
+    )
     mask = torch.from_numpy(batch.mask)
     with torch.inference_mode():
-        smaller.module(input_ids=torch.from_numpy(batch.token_ids), attention_mask=mask.long(), **without_cache(model))
+        smaller.module(
+            input_ids=torch.from_numpy(batch.token_ids),
+            attention_mask=mask.long(),
+            **without_cache(model),
+        )
     assert torch.equal(states[-1], ends[0][mask])
 
 
@@ -112,7 +124,9 @@ def test_logprobs_are_those_of_the_models_own_logits(architecture: str, batch: B
     expected[:, :-1] = logprobs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
     for row, length in enumerate(mask.sum(1)):
         expected[row, length - 1] = torch.nan
-    torch.testing.assert_close(found[trie.ends[0]], expected[mask], equal_nan=True, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found[trie.ends[0]], expected[mask], equal_nan=True, rtol=1e-5, atol=1e-5
+    )
     assert not torch.allclose(found[trie.ends[1]], expected[mask], equal_nan=True)
 
 
@@ -142,7 +156,9 @@ def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch)
     assert alive(PlanTrie.build(plans[:1])) <= 4
 
 
-def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable(llama: Model, batch: Batch) -> None:
+def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable(
+    llama: Model, batch: Batch
+) -> None:
     class Refused(Exception):
         pass
 
@@ -161,16 +177,26 @@ def test_an_error_in_the_consumer_reaches_the_caller_and_leaves_the_model_usable
 
 
 def test_several_batches_of_a_block_equal_one(model: Model) -> None:
-    """A block in two batches without padding gives the states of one padded batch, in the same order."""
+    """A block in two batches without padding gives the states of one padded batch, in the same
+    order.
+    """
     lengths = (9, 9, 4, 4)
     whole = batch_of(lengths)
-    pieces = [Batch(whole.token_ids[:2], whole.mask[:2]), Batch(whole.token_ids[2:, :4], whole.mask[2:, :4])]
+    pieces = [
+        Batch(whole.token_ids[:2], whole.mask[:2]),
+        Batch(whole.token_ids[2:, :4], whole.mask[2:, :4]),
+    ]
     trie = PlanTrie.build(
-        [resolve(text, T)[0].plan for text in ("baseline", "parallel:start=1", "drop:layer=2,part=attn")]
+        [
+            resolve(text, T)[0].plan
+            for text in ("baseline", "parallel:start=1", "drop:layer=2,part=attn")
+        ]
     )
     together: dict[int, Tensor] = {}
     apart: dict[int, Tensor] = {}
-    Tracer(model).run(trie, [whole], lambda state: together.update({state.node: state.hidden.clone()}))
+    Tracer(model).run(
+        trie, [whole], lambda state: together.update({state.node: state.hidden.clone()})
+    )
     Tracer(model).run(trie, pieces, lambda state: apart.update({state.node: state.hidden.clone()}))
     assert list(apart) == list(together)
     for ours, theirs in zip(apart.values(), together.values(), strict=True):
@@ -194,7 +220,9 @@ def test_wanted_nodes_alone_are_handed_out_and_no_others_are_computed_but_their_
         lambda stack, what, call: (ran.append(what.layer), apply_layer(stack, what, call))[1],
     )
     found: dict[int, Tensor] = {}
-    tracer.run(trie, [batch], lambda state: found.update({state.node: state.hidden.clone()}), nodes=wanted)
+    tracer.run(
+        trie, [batch], lambda state: found.update({state.node: state.hidden.clone()}), nodes=wanted
+    )
     assert set(found) == wanted
     assert all(torch.equal(found[node], every[node]) for node in wanted)
     assert sorted(ran) == [0, 1, 2, 5]  # 0-2 lead to node 3; 0, 1, 5 is skip:start=1
@@ -220,7 +248,9 @@ TAKES_TREES = {
 TREE_PLANS = ("baseline", "0, (1|2|3), 4*3, 5", "drop:layer=2,part=attn")
 
 
-def packed_scores(model: Model, packed: Packed, plans: tuple[str, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def packed_scores(
+    model: Model, packed: Packed, plans: tuple[str, ...]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each plan: the states that predict, `[target, unit]`, and what `predict` makes of them."""
     tracer, trie = Tracer(model), PlanTrie.build([resolve(text, T)[0].plan for text in plans])
     token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
@@ -251,8 +281,12 @@ def test_which_models_take_trees(model: Model) -> None:
 
 
 @pytest.mark.parametrize("row_tokens", [10, 256])
-def test_states_and_scores_of_trees_are_those_of_the_texts_one_by_one(decoder: Model, row_tokens: int) -> None:
-    """Under every plan; where a model was found not to take trees, it refuses them or its numbers are others."""
+def test_states_and_scores_of_trees_are_those_of_the_texts_one_by_one(
+    decoder: Model, row_tokens: int
+) -> None:
+    """Under every plan; where a model was found not to take trees, it refuses them or its numbers
+    are others.
+    """
     windows = windows_that_share()
     costs = {"overhead": 20, "waste": 0.5}
     rows = packed_scores(decoder, pack_rows(windows, 0, **costs), TREE_PLANS)
@@ -271,15 +305,22 @@ def test_states_and_scores_of_trees_are_those_of_the_texts_one_by_one(decoder: M
 
 def test_predictions_are_those_of_the_models_own_logits(decoder: Model) -> None:
     windows = windows_that_share()
-    ((_, logprob, likeliest),) = packed_scores(decoder, pack_rows(windows, 0, overhead=20, waste=0.5), ("baseline",))
+    ((_, logprob, likeliest),) = packed_scores(
+        decoder, pack_rows(windows, 0, overhead=20, waste=0.5), ("baseline",)
+    )
     expected, best = literal(decoder, windows)
     torch.testing.assert_close(logprob, expected, rtol=0, atol=1e-4)
     assert torch.equal(likeliest, best)
 
 
 def test_one_token_predicts_several_targets(llama: Model) -> None:
-    """All ids of the vocabulary at one token: probabilities that sum to one, of which one is the likeliest."""
-    tracer, hidden = Tracer(llama), torch.randn(3, llama.units, generator=torch.Generator().manual_seed(0))
+    """All ids of the vocabulary at one token: probabilities that sum to one, of which one is the
+    likeliest.
+    """
+    tracer, hidden = (
+        Tracer(llama),
+        torch.randn(3, llama.units, generator=torch.Generator().manual_seed(0)),
+    )
     tokens, targets = torch.full((VOCABULARY,), 1), torch.arange(VOCABULARY)
     logprob, likeliest = tracer.predict(hidden, tokens, targets)
     assert logprob.dtype == torch.float32
@@ -291,7 +332,9 @@ def test_one_token_predicts_several_targets(llama: Model) -> None:
     assert not torch.allclose(again[VOCABULARY:], logprob[order], atol=1e-2)
 
 
-def test_predictions_do_not_depend_on_how_many_are_made_at_once(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_do_not_depend_on_how_many_are_made_at_once(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracer, generator = Tracer(llama), torch.Generator().manual_seed(0)
     hidden = torch.randn(20, llama.units, generator=generator)
     tokens = torch.randint(20, (50,), generator=generator)
@@ -312,7 +355,9 @@ def test_texts_longer_than_a_window_of_attention_cannot_share(architecture: str)
     config = type(model.module.config)(**model.module.config.to_dict() | {"sliding_window": 40})
     wide = type(model.module)(config)
     wide.load_state_dict(model.module.state_dict())
-    tracer = Tracer(Model(wide.eval().requires_grad_(False), None, architecture, None, find_stack(wide)))
+    tracer = Tracer(
+        Model(wide.eval().requires_grad_(False), None, architecture, None, find_stack(wide))
+    )
     assert tracer.shares_contexts(40)
     assert not tracer.shares_contexts(41)
 
@@ -322,7 +367,9 @@ def small(class_name: str, **config: object) -> Model:
     cls = getattr(transformers, class_name)
     torch.manual_seed(7)
     module = (
-        cls(cls.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | config)).eval().requires_grad_(False)
+        cls(cls.config_class(**{"vocab_size": VOCABULARY, "pad_token_id": 0} | config))
+        .eval()
+        .requires_grad_(False)
     )
     for parameter in module.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
@@ -330,8 +377,13 @@ def small(class_name: str, **config: object) -> Model:
 
 
 def test_a_window_that_counts_places_in_the_row_cannot_share() -> None:
-    """GPT-Neo's local attention is by place, whatever mask it is given; rows of trees are longer than its texts."""
-    ids = {name: DECODER[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+    """GPT-Neo's local attention is by place, whatever mask it is given; rows of trees are longer
+    than its texts.
+    """
+    ids = {
+        name: DECODER[name]
+        for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    }
     kinds = {"attention_types": [[["global", "local"], T // 2]], "window_size": 50}
     model = small("GPTNeoForCausalLM", hidden_size=32, num_layers=T, num_heads=4, **kinds, **ids)
     generator = np.random.default_rng(3)
@@ -358,7 +410,9 @@ def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(ignored: str) -
     model = make("llama")
     assert Tracer(model).shares_contexts(30)
 
-    def forget(_module: object, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, object]:
+    def forget(
+        _module: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[object, object]:
         return args, {**kwargs, ignored: None}
 
     model.module.model.register_forward_pre_hook(forget, with_kwargs=True)

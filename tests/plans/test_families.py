@@ -102,7 +102,9 @@ def test_a_middle_of_at_most_one_layer_stays_the_baseline(layers):
     start = math.ceil(layers / 2) - 1
     texts = [f"{name}:start={start}" for name in ("reverse", "middle_repeat", "parallel")]
     texts += [f"random:start={start},seed=3", f"looped_parallel:start={start},loops=1"]
-    assert resolve(["baseline", *texts], layers) == (NamedPlan("baseline", Plan.from_steps(range(layers))),)
+    assert resolve(["baseline", *texts], layers) == (
+        NamedPlan("baseline", Plan.from_steps(range(layers))),
+    )
 
 
 @pytest.mark.parametrize("layers", [size for size in SIZES if size > 2])
@@ -293,20 +295,41 @@ def test_plans_that_are_refused():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ("random:start=0,seed=0..100000", "random:start=0,seed=0..100000: stands for 100,001 plans; ask for at most"),
-        ("random:start=..,seed=0..999999999", "random:start=..,seed=0..999999999: stands for 15,000,000,000 plans"),
-        ("looped_parallel:start=..,loops=1..9999", "looped_parallel:start=..,loops=1..9999: stands for 149,985 plans"),
-        (["random:start=0,seed=0..59999", "random:start=1,seed=0..59999"], "random:start=0,seed=0..59999 random:start"),
-        ("looped_parallel:start=0..2,loops=9000..9999", "looped_parallel:start=0,loops="),  # few plans, many steps
-        ("repeat:layer=3,times=1000000", "a plan of 1,000,029 steps: one has at most 100,000; repeat fewer times"),
-        ("looped_parallel:start=14,loops=999999999", "a plan of 1,000,000,029 steps: one has at most 100,000"),
+        (
+            "random:start=0,seed=0..100000",
+            "random:start=0,seed=0..100000: stands for 100,001 plans; ask for at most",
+        ),
+        (
+            "random:start=..,seed=0..999999999",
+            "random:start=..,seed=0..999999999: stands for 15,000,000,000 plans",
+        ),
+        (
+            "looped_parallel:start=..,loops=1..9999",
+            "looped_parallel:start=..,loops=1..9999: stands for 149,985 plans",
+        ),
+        (
+            ["random:start=0,seed=0..59999", "random:start=1,seed=0..59999"],
+            "random:start=0,seed=0..59999 random:start",
+        ),
+        # Few plans, many steps.
+        ("looped_parallel:start=0..2,loops=9000..9999", "looped_parallel:start=0,loops="),
+        (
+            "repeat:layer=3,times=1000000",
+            "a plan of 1,000,029 steps: one has at most 100,000; repeat fewer times",
+        ),
+        (
+            "looped_parallel:start=14,loops=999999999",
+            "a plan of 1,000,000,029 steps: one has at most 100,000",
+        ),
         ("random:start=0,seed=abc", "seed=abc: a 30-layer model allows 0 to 999999999"),
     ],
 )
 def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, texts, message):
     made = []
     original = families._Sweep.__iter__
-    monkeypatch.setattr(families._Sweep, "__iter__", lambda self: made.append(self) or original(self))
+    monkeypatch.setattr(
+        families._Sweep, "__iter__", lambda self: made.append(self) or original(self)
+    )
     monkeypatch.setattr(families, "MOST_STEPS_TOGETHER", 20_000)
     with pytest.raises(RepsimError) as caught:
         resolve(texts, 30)
@@ -320,7 +343,8 @@ def test_the_most_plans_at_once(monkeypatch):
     monkeypatch.setattr(families, "MOST_PLANS", 15)
     assert len(resolve("skip:start=..", 30)) == 15
     with pytest.raises(
-        RepsimError, match=r"^skip:start=\.\. baseline: stands for 16 plans; ask for at most 15 at once$"
+        RepsimError,
+        match=r"^skip:start=\.\. baseline: stands for 16 plans; ask for at most 15 at once$",
     ):
         resolve(["skip:start=..", "baseline"], 30)
     with pytest.raises(RepsimError, match=r"^fig10: stands for 365 plans"):

@@ -70,7 +70,9 @@ def test_text_of_applications_and_steps():
 
 
 def test_trie_of_the_design_page():
-    trie = PlanTrie.build(parse_plan(text, 6) for text in ("0-5", "0-2, 4, 5", "0, 1, (2|3|4)*2, 5"))
+    trie = PlanTrie.build(
+        parse_plan(text, 6) for text in ("0-5", "0-2, 4, 5", "0, 1, (2|3|4)*2, 5")
+    )
     assert trie.parents == (-1, 0, 1, 2, 3, 4, 5, 3, 7, 2, 9, 10)
     assert trie.paths == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (0, 1, 2, 9, 10, 11))
     assert trie.steps[0] is None
@@ -240,7 +242,10 @@ def test_drawing_fits_the_terminal(plan, layers):
             "0-3*2",
             "0-3*2: a range takes no count; write (0-3)*2 for these layers in parallel or list the steps",
         ),
-        ("0*1000000000", "a plan of 1,000,000,000 steps: one has at most 100,000; repeat fewer times"),
+        (
+            "0*1000000000",
+            "a plan of 1,000,000,000 steps: one has at most 100,000; repeat fewer times",
+        ),
         ("(0-29)*999999999", "a plan of 999,999,999 steps: one has at most 100,000"),
         ("0*60000, 1*60000", "a plan of 120,000 steps: one has at most 100,000"),
         ("(3|4|3)", "(3|3|4): 3 is there twice; name it once"),

@@ -4,7 +4,9 @@ import pytest
 
 from repsim.plotting.labels import tell_apart
 
-RUNS = [{"corpus": "builtin", "dtype": "float32", "folder": name} for name in ("run1", "run2", "run3")]
+RUNS = [
+    {"corpus": "builtin", "dtype": "float32", "folder": name} for name in ("run1", "run2", "run3")
+]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Figures of scores: the paper's axes, every number at its place, and nothing drawn that is not in the result."""
+"""Figures of scores: the paper's axes, every number at its place, and nothing drawn that is not in
+the result.
+"""
 
 from functools import cache
 from itertools import combinations
@@ -26,18 +28,33 @@ TASKS = {  # chance, the full model's score, examples
     "lambada_openai": (0.0, 0.36, 5153),
     "gsm8k": (0.0, 0.002, 1319),  # not above chance
 }
-MORE = {"piqa": (0.5, 0.68, 1838), "mmlu_high_school_macroeconomics": (0.25, 0.4, 390), "sciq": (0.25, 0.8, 1000)}
+MORE = {
+    "piqa": (0.5, 0.68, 1838),
+    "mmlu_high_school_macroeconomics": (0.25, 0.4, 390),
+    "sciq": (0.25, 0.8, 1000),
+}
 ONE = {name: TASKS[name] for name in ("arc_easy",)}
 NONE = {name: TASKS[name] for name in ("gsm8k",)}
-HARM = {"skip": 1.3, "middle_repeat": 1.6, "reverse": 1.0, "random": 0.9, "parallel": 0.8, "looped_parallel": 0.6}
+HARM = {
+    "skip": 1.3,
+    "middle_repeat": 1.6,
+    "reverse": 1.0,
+    "random": 0.9,
+    "parallel": 0.8,
+    "looped_parallel": 0.6,
+}
 
 
 def harm(variant, layers):
-    """What a plan costs, 0 to about 1.3: more in wide middles, at the ends of the stack, and far from M/3 loops."""
+    """What a plan costs, 0 to about 1.3: more in wide middles, at the ends of the stack, and far
+    from M/3 loops.
+    """
     values = variant.values
     if "layer" in values:
         depth = values["layer"] / (layers - 1)
-        return (0.6 if "part" in values else 1) * (0.03 + 0.9 * np.exp(-25 * depth) + 0.3 * np.exp(25 * (depth - 1)))
+        return (0.6 if "part" in values else 1) * (
+            0.03 + 0.9 * np.exp(-25 * depth) + 0.3 * np.exp(25 * (depth - 1))
+        )
     if "start" not in values:
         return 0
     middle = layers - 2 * values["start"] - 1
@@ -46,7 +63,11 @@ def harm(variant, layers):
 
 
 def estimates(name, dims, values, error):
-    ends = {"_low": values - 2 * error, "_high": values + 2 * error, "_standard_error": error + 0 * values}
+    ends = {
+        "_low": values - 2 * error,
+        "_high": values + 2 * error,
+        "_standard_error": error + 0 * values,
+    }
     return {name: (dims, values), **{name + end: (dims, found) for end, found in ends.items()}}
 
 
@@ -59,7 +80,9 @@ def result(*plans, tasks=TASKS, layers=T):
 def made_up(plans, tasks, layers):
     tasks = dict(tasks)
     named = resolve(["baseline", *plans], layers)
-    variants = degradation.variants([one.name for one in named], [one.plan.text for one in named], layers)
+    variants = degradation.variants(
+        [one.name for one in named], [one.plan.text for one in named], layers
+    )
     chance, full, examples = (np.array(values) for values in zip(*tasks.values(), strict=True))
     error = np.sqrt(full * (1 - full) / examples)
     valid = full > chance + 2 * error
@@ -91,14 +114,21 @@ def made_up(plans, tasks, layers):
             "variant_seeds": ("variant", seeds),
             "task": np.array(list(tasks), object),
         },
-        attrs={"model": "smollm2-135m", "layers": layers, "interval": "95% of a bootstrap over examples"},
+        attrs={
+            "model": "smollm2-135m",
+            "layers": layers,
+            "interval": "95% of a bootstrap over examples",
+        },
     )
 
 
 def timed(*plans, measured=True, **options):
     """What the analysis latency gives, made up."""
     found = result(*plans, **options)
-    by_name = {one.name: one.plan for one in resolve(["baseline", *PAINTERS, *plans], found.attrs["layers"])}
+    by_name = {
+        one.name: one.plan
+        for one in resolve(["baseline", *PAINTERS, *plans], found.attrs["layers"])
+    }
     first = {name.partition(",seed")[0]: plan for name, plan in reversed(by_name.items())}
     ran = [first.get(name, by_name["baseline"]) for name in found["variant"].values]
     applications = np.array([plan.applications for plan in ran])
@@ -107,7 +137,10 @@ def timed(*plans, measured=True, **options):
         | {
             "applications": ("variant", applications),
             "critical_path": ("variant", np.array([len(plan) for plan in ran])),
-            "milliseconds": ("variant", 0.2 + 0.05 * applications if measured else np.full(len(ran), np.nan)),
+            "milliseconds": (
+                "variant",
+                0.2 + 0.05 * applications if measured else np.full(len(ran), np.nan),
+            ),
         },
         attrs=found.attrs | {"benchmarks": "arc_easy, winogrande, hellaswag, lambada_openai"},
     )
@@ -130,7 +163,9 @@ def curves_x(axes):
 def place(found, family, along="start", **of):
     """Start or layer → variant, worked out from the names."""
     of = {"family": family, "part": "", "loops": -1} | of
-    rows = np.flatnonzero(np.all([found[f"variant_{name}"].values == value for name, value in of.items()], 0))
+    rows = np.flatnonzero(
+        np.all([found[f"variant_{name}"].values == value for name, value in of.items()], 0)
+    )
     return dict(zip(found[f"variant_{along}"].values[rows].tolist(), rows, strict=True))
 
 
@@ -140,18 +175,28 @@ def assert_legible(figure):
     panels = [axes for axes in figure.axes if axes.axison]
     texts = [figure._suptitle]
     for axes in panels:
-        texts += [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label, *axes.yaxis.get_ticklabels()]
+        texts += [
+            *axes.texts,
+            axes.title,
+            axes.xaxis.label,
+            axes.yaxis.label,
+            *axes.yaxis.get_ticklabels(),
+        ]
         for each in (axes, *axes.child_axes):
             texts += [*each.xaxis.get_ticklabels(), each.xaxis.label]
     legends = figure.legends + [axes.get_legend() for axes in panels if axes.get_legend()]
     texts += [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
-    boxes = {text: text.get_window_extent() for text in texts if text.get_text() and text.get_visible()}
+    boxes = {
+        text: text.get_window_extent() for text in texts if text.get_text() and text.get_visible()
+    }
     boxes = {text: box for text, box in boxes.items() if in_view(text, panels)}
     for text, box in boxes.items():
         assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1, text
     assert not [(a, b) for a, b in combinations(boxes, 2) if boxes[a].overlaps(boxes[b])]
-    assert not any(legend.get_window_extent().overlaps(axes.bbox) for legend in legends for axes in panels)
+    assert not any(
+        legend.get_window_extent().overlaps(axes.bbox) for legend in legends for axes in panels
+    )
 
 
 def in_view(text, panels):
@@ -213,12 +258,25 @@ def test_titles_say_model_benchmarks_seeds_and_grid_points():
     assert "standard deviation over seeds" in titles[7]
     assert "366 of 390 cells" in titles[10]  # of M = 1, 1 and 3 loops
     assert "from 0 (chance) to 1 (full model)" in titles[10]
-    assert "starts drawn, of 15: skip 15, middle_repeat 15, reverse 15, random 15 (10 seeds)" in titles[11]
+    assert (
+        "starts drawn, of 15: skip 15, middle_repeat 15, reverse 15, random 15 (10 seeds)"
+        in titles[11]
+    )
     for number in (10, 11):
-        assert "(examples): arc_easy (2376), winogrande (1267), hellaswag (10042), lambada" in titles[number]
-    assert all("not above chance: gsm8k" in title for number, title in titles.items() if number != 2)
+        assert (
+            "(examples): arc_easy (2376), winogrande (1267), hellaswag (10042), lambada"
+            in titles[number]
+        )
+    assert all(
+        "not above chance: gsm8k" in title for number, title in titles.items() if number != 2
+    )
     entries = [text.get_text() for text in drawn(4, *PAINTERS).axes[0].get_legend().get_texts()]
-    assert entries[:4] == ["arc_easy (2376)", "winogrande (1267)", "hellaswag (10042)", "lambada_openai (5153)"]
+    assert entries[:4] == [
+        "arc_easy (2376)",
+        "winogrande (1267)",
+        "hellaswag (10042)",
+        "lambada_openai (5153)",
+    ]
     assert entries[4:] == ["median", "full model", "chance"]
 
 
@@ -226,7 +284,10 @@ def test_seeds_that_differ_between_starts():
     found = result("random:start=3,seed=0..2", "random:start=5,seed=0..8")
     at = list(place(found, "random").values())
     found["variant_seeds"][at] = np.arange(3, 3 + len(at))
-    assert f"{len(at)} of 15 starts · 3 to {2 + len(at)} seeds" in plotting.degradation(found, 7).get_suptitle()
+    assert (
+        f"{len(at)} of 15 starts · 3 to {2 + len(at)} seeds"
+        in plotting.degradation(found, 7).get_suptitle()
+    )
     found["variant_seeds"][at] = 1
     assert f"{len(at)} of 15 starts · 1 seed ·" in plotting.degradation(found, 7).get_suptitle()
 
@@ -245,11 +306,16 @@ def test_figure_2_has_a_panel_for_the_median_and_each_benchmark():
     }
     for label, rows in sweeps.items():
         assert list(rows) == list(range(29 if "switch" in label else 30))
-        for axes, values in ((median, found["median"]), *zip(panels, found["value"].T, strict=True)):
+        for axes, values in (
+            (median, found["median"]),
+            *zip(panels, found["value"].T, strict=True),
+        ):
             drawn_values = curves(axes)[label]
             assert drawn_values[list(rows)].tolist() == values.values[list(rows.values())].tolist()
             assert np.isnan(drawn_values).sum() == 30 - len(rows)
-    for axes, chance, full in zip(panels, found["chance"].values, found["baseline"].values, strict=True):
+    for axes, chance, full in zip(
+        panels, found["chance"].values, found["baseline"].values, strict=True
+    ):
         assert set(curves(axes)["chance"]) == {chance}
         assert set(curves(axes)["full model"]) == {full}
         assert axes.get_ylabel() == "acc"
@@ -275,7 +341,11 @@ def test_figure_2_without_halves_has_two_lines():
 def test_a_benchmark_without_a_score_of_its_own_has_no_panel():
     found = result("fig2")
     found["metric_of"][1] = ""
-    assert [axes.get_title().split(",")[0] for axes in plotting.degradation(found, 2).axes if axes.axison] == [
+    assert [
+        axes.get_title().split(",")[0]
+        for axes in plotting.degradation(found, 2).axes
+        if axes.axison
+    ] == [
         "median of 4 benchmarks",
         "arc_easy",
         "hellaswag",
@@ -318,7 +388,10 @@ def test_each_benchmark_and_the_median_against_the_start(number, family, of):
         if name == "gsm8k":
             assert f"gsm8k ({examples})" not in lines
         else:
-            assert lines[f"{name} ({examples})"].tolist() == found["normalised"].values[at, task].tolist()
+            assert (
+                lines[f"{name} ({examples})"].tolist()
+                == found["normalised"].values[at, task].tolist()
+            )
     assert lines["median"].tolist() == found["median"].values[at].tolist()
     band = axes.collections[-2].get_datalim(axes.transData)
     assert band.y0 == pytest.approx(found["median_low"].values[at].min())
@@ -339,7 +412,10 @@ def test_random_orders_have_whiskers_of_one_standard_deviation():
     assert len(whiskers) == 4
     for task, container in enumerate(whiskers):
         ends = np.array(container.lines[2][0].get_segments())[:, :, 1]
-        middle, spread = found["normalised"].values[at, task], found["normalised_spread"].values[at, task]
+        middle, spread = (
+            found["normalised"].values[at, task],
+            found["normalised_spread"].values[at, task],
+        )
         assert ends == pytest.approx(np.stack([middle - spread, middle + spread], 1))
     asides = [container.lines[2][0].get_segments()[0][0, 0] for container in whiskers]
     assert len(set(np.round(asides, 6))) == 4
@@ -392,7 +468,9 @@ def test_a_score_that_is_missing_is_a_hole():
 
 def grid(values, starts=(3, 4), loops=(1, 2, 3)):
     """A result of these scores, `[loop, start]`, and no others."""
-    found = result(*[f"looped_parallel:start={start},loops={loop}" for loop in loops for start in starts])
+    found = result(
+        *[f"looped_parallel:start={start},loops={loop}" for loop in loops for start in starts]
+    )
     found["mean"][:] = np.nan
     for row, loop in enumerate(loops):
         at = place(found, "looped_parallel", loops=loop)
@@ -425,13 +503,23 @@ def test_loops_by_width_by_hand():
 
 
 def test_of_equal_scores_the_fewest_loops_are_framed():
-    assert frames(plotting.degradation(grid([[0.2, 0.8], [0.5, 0.8], [0.5, 0.8]]), 10).axes[0]) == {(0, 0), (1, 1)}
+    assert frames(plotting.degradation(grid([[0.2, 0.8], [0.5, 0.8], [0.5, 0.8]]), 10).axes[0]) == {
+        (0, 0),
+        (1, 1),
+    }
 
 
 def test_cells_that_are_not_in_the_result_are_grey():
-    figure = plotting.degradation(grid([[0.2, 0.9], [np.nan, 0.8], [0.4, np.nan]], loops=(1, 2, 4)), 10)
+    figure = plotting.degradation(
+        grid([[0.2, 0.9], [np.nan, 0.8], [0.4, np.nan]], loops=(1, 2, 4)), 10
+    )
     axes, bar = figure.axes
-    assert np.isnan(cells(axes)).tolist() == [[False, False], [False, True], [True, True], [True, False]]
+    assert np.isnan(cells(axes)).tolist() == [
+        [False, False],
+        [False, True],
+        [True, True],
+        [True, False],
+    ]
     image = axes.images[0]
     assert image.to_rgba(image.get_array())[2, 0].tolist() == [0.85, 0.85, 0.85, 1]
     assert bar.get_ylabel() == "mean normalised score (grey: no score)"
@@ -440,8 +528,11 @@ def test_cells_that_are_not_in_the_result_are_grey():
 
 
 def test_one_number_of_loops_has_no_best():
-    assert frames(plotting.degradation(grid([[0.2, 0.9], [0.5, np.nan], [0.4, np.nan]]), 10).axes[0]) == {(1, 1)}
-    assert cells(drawn(10, "fig10").axes[0]).shape == (26, 14)  # without M = 1, whose single loop is the baseline
+    assert frames(
+        plotting.degradation(grid([[0.2, 0.9], [0.5, np.nan], [0.4, np.nan]]), 10).axes[0]
+    ) == {(1, 1)}
+    # Without M = 1, whose single loop is the baseline.
+    assert cells(drawn(10, "fig10").axes[0]).shape == (26, 14)
 
 
 def test_the_whole_grid():
@@ -449,7 +540,9 @@ def test_the_whole_grid():
     axes = drawn(10, *PAINTERS).axes[0]
     values = cells(axes)
     for start in range(15):
-        at = {loops: place(found, "looped_parallel", loops=loops).get(start) for loops in range(1, 27)}
+        at = {
+            loops: place(found, "looped_parallel", loops=loops).get(start) for loops in range(1, 27)
+        }
         expected = [np.nan if row is None else float(found["mean"][row]) for row in at.values()]
         np.testing.assert_array_equal(values[:, 14 - start], expected)
         assert (14 - start, np.nanargmax(expected)) in frames(axes)
@@ -462,7 +555,13 @@ def test_the_whole_grid():
 
 @pytest.mark.parametrize(("panel", "cost"), [(0, "critical_path"), (1, "milliseconds")])
 def test_scores_against_what_they_cost(panel, cost):
-    found = timed("fig11", "switch:layer=3", "0-10, 12-29", "drop_block:first=3,last=5", "repeat:layer=3,times=3")
+    found = timed(
+        "fig11",
+        "switch:layer=3",
+        "0-10, 12-29",
+        "drop_block:first=3,last=5",
+        "repeat:layer=3,times=3",
+    )
     axes = plotting.latency(found).axes[panel]
     points = {line.get_label(): line for line in axes.lines}
     relative = found[cost] / found[cost][0]
@@ -473,7 +572,10 @@ def test_scores_against_what_they_cost(panel, cost):
             assert points[label].get_ydata().tolist() == found["mean"].values[own].tolist()
         else:
             assert not own.any() or family == "baseline"
-    assert (points["full model"].get_xdata().tolist(), points["full model"].get_ydata().tolist()) == ([1], [1])
+    assert (
+        points["full model"].get_xdata().tolist(),
+        points["full model"].get_ydata().tolist(),
+    ) == ([1], [1])
     assert points["full model"].get_marker() == "*"
     assert axes.get_xscale() == "linear"
     assert axes.get_xlim()[0] == 0
@@ -512,17 +614,37 @@ def test_plans_that_were_not_timed():
     ("number", "plans", "message"),
     [
         (3, ("skip:start=1",), "figure=3: choose 2 or one of 4, 5, 6, 7, 8, 9, 10, 11"),
-        (2, ("skip:start=1",), "figure 2: no drop or switch among baseline, skip; evaluate with --plan fig2 --append"),
-        (5, ("skip:start=1",), "figure 5: no middle_repeat among baseline, skip; evaluate with --plan fig5 --append"),
+        (
+            2,
+            ("skip:start=1",),
+            "figure 2: no drop or switch among baseline, skip; evaluate with --plan fig2 --append",
+        ),
+        (
+            5,
+            ("skip:start=1",),
+            "figure 5: no middle_repeat among baseline, skip; evaluate with --plan fig5 --append",
+        ),
         (
             9,
             ("looped_parallel:start=1,loops=2",),
             "figure 9: no looped_parallel with loops=3 among baseline, looped_parallel; "
             "evaluate with --plan fig9 --append",
         ),
-        (10, ("fig9",), "figure 10: no looped_parallel with several loops among baseline, looped_parallel; .*fig10"),
-        (10, ("0-5, 7-29",), "figure 10: no looped_parallel with .* among baseline, plans of no family; .*fig10"),
-        (11, ("drop:layer=3",), "figure 11: no skip or middle_repeat or .*loops=3 among baseline, drop; .*fig11"),
+        (
+            10,
+            ("fig9",),
+            "figure 10: no looped_parallel with several loops among baseline, looped_parallel; .*fig10",
+        ),
+        (
+            10,
+            ("0-5, 7-29",),
+            "figure 10: no looped_parallel with .* among baseline, plans of no family; .*fig10",
+        ),
+        (
+            11,
+            ("drop:layer=3",),
+            "figure 11: no skip or middle_repeat or .*loops=3 among baseline, drop; .*fig11",
+        ),
     ],
 )
 def test_what_is_not_in_the_result(number, plans, message):
@@ -536,19 +658,27 @@ def test_what_is_in_the_result_and_has_no_score(number):
     found = result(*PAINTERS)
     for name in ("value", "normalised", "median", "mean"):
         found[name][:] = np.nan
-    with pytest.raises(RepsimError, match=rf"^figure {number}: none of \d+ variants of .* has a score: .* unfinished"):
+    with pytest.raises(
+        RepsimError,
+        match=rf"^figure {number}: none of \d+ variants of .* has a score: .* unfinished",
+    ):
         plotting.degradation(found, number)
 
 
 @pytest.mark.parametrize("number", NUMBERS[1:])
 def test_without_a_valid_benchmark_nothing_is_normalised(number):
-    with pytest.raises(RepsimError, match=f"figure {number}: the full model is not above chance in any of gsm8k; draw"):
+    with pytest.raises(
+        RepsimError,
+        match=f"figure {number}: the full model is not above chance in any of gsm8k; draw",
+    ):
         plotting.degradation(result("painters", tasks=NONE), number)
 
 
 def test_latency_without_the_full_model_or_scores():
     found = timed("fig4")
-    with pytest.raises(RepsimError, match="the full model is not in the result; add --plan baseline"):
+    with pytest.raises(
+        RepsimError, match="the full model is not in the result; add --plan baseline"
+    ):
         plotting.latency(found.isel(variant=slice(1, None)))
     found["mean"][:] = np.nan
     with pytest.raises(RepsimError, match="none of 16 variants has a normalised score"):
@@ -558,7 +688,11 @@ def test_latency_without_the_full_model_or_scores():
 @pytest.mark.parametrize("number", [*NUMBERS, 0])
 def test_the_same_bytes_twice(tmp_path, number):
     for name in "ab":
-        figure = plotting.degradation(result(*PAINTERS), number) if number else plotting.latency(timed(*PAINTERS))
+        figure = (
+            plotting.degradation(result(*PAINTERS), number)
+            if number
+            else plotting.latency(timed(*PAINTERS))
+        )
         plotting.save(figure, tmp_path / name)
     for suffix in (".png", ".pdf"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()

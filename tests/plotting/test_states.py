@@ -16,7 +16,14 @@ from repsim import plotting
 from repsim.analyses import blocks, clusters, drift
 from repsim.errors import RepsimError
 from repsim.stats.bootstrap import Estimate
-from support.figures import LONG, STACKS, assert_nothing_is_clipped_or_overlaps, draw, result, tick_texts
+from support.figures import (
+    LONG,
+    STACKS,
+    assert_nothing_is_clipped_or_overlaps,
+    draw,
+    result,
+    tick_texts,
+)
 
 
 def colour_bar(figure):
@@ -53,7 +60,9 @@ def test_a_step_that_is_not_a_layer_is_named():
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_two_labels_overlap_and_nothing_is_clipped(stack, width):
-    assert_nothing_is_clipped_or_overlaps(plotting.similarity_matrices(result(STACKS[stack], -0.2), width=width))
+    assert_nothing_is_clipped_or_overlaps(
+        plotting.similarity_matrices(result(STACKS[stack], -0.2), width=width)
+    )
 
 
 def test_a_column_wide_with_square_cells_from_the_top_left():
@@ -70,7 +79,9 @@ def test_a_column_wide_with_square_cells_from_the_top_left():
 
 def test_title():
     figure = draw(STACKS["7"], corpus="costs $1 or $2")
-    assert figure.get_suptitle() == ("smollm2-135m · baseline\ncosts $1 or $2 · 12,345 tokens · token average")
+    assert figure.get_suptitle() == (
+        "smollm2-135m · baseline\ncosts $1 or $2 · 12,345 tokens · token average"
+    )
 
 
 @pytest.mark.parametrize("plan", [", ".join(map(str, range(60))), "x" * 200])
@@ -79,7 +90,9 @@ def test_a_long_title_is_wrapped(plan):
     box = figure.get_tightbbox()
     assert box.x0 >= 0
     assert box.x1 <= figure.get_figwidth()
-    assert figure.get_suptitle().replace("\n", "").replace(" ", "").count(plan.replace(" ", "")) == 1
+    assert (
+        figure.get_suptitle().replace("\n", "").replace(" ", "").count(plan.replace(" ", "")) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,9 @@ def test_the_palette_is_even_in_grey():
 
 
 def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
-    """The PNG is written and the PDF half, when the disk is full; then, when the process is stopped."""
+    """The PNG is written and the PDF half, when the disk is full; then, when the process is
+    stopped.
+    """
     figure = draw(STACKS["7"])
     plotting.save(figure, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -137,7 +152,9 @@ def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, m
 
     monkeypatch.setattr(type(figure), "savefig", half)
     problem = OSError(28, "No space left on device")
-    with pytest.raises(RepsimError, match=r"cannot be written \(No space left on device\); choose another folder"):
+    with pytest.raises(
+        RepsimError, match=r"cannot be written \(No space left on device\); choose another folder"
+    ):
         plotting.save(figure, tmp_path / "a")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     problem = KeyboardInterrupt()
@@ -205,20 +222,25 @@ def measured(labels, measure="debiased linear CKA", lowest=0.1, **attrs):
     return result(labels, lowest, description=measure, **attrs).rename(cosine="similarity")
 
 
-@pytest.mark.parametrize("stacks", [("31", "7"), ("31", "81", "looped"), ("2", "random", "7", "81")])
+@pytest.mark.parametrize(
+    "stacks", [("31", "7"), ("31", "81", "looped"), ("2", "random", "7", "81")]
+)
 @pytest.mark.parametrize("width", [None, *plotting.WIDTHS])
 def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
     if width == "column" and len(stacks) > 2:
         width = "page"
     found = [
-        result(STACKS[stack], lowest, model=stack) for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
+        result(STACKS[stack], lowest, model=stack)
+        for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
     ]
     figure = plotting.similarity_matrices(*found, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     *panels, bar = figure.axes
     assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
     assert bar.get_ylim() == (-0.2, 1)
-    assert [axes.images[0].get_array().shape[0] for axes in panels] == [len(STACKS[stack]) for stack in stacks]
+    assert [axes.images[0].get_array().shape[0] for axes in panels] == [
+        len(STACKS[stack]) for stack in stacks
+    ]
     boxes = [axes.get_window_extent() for axes in panels]
     assert all(box.width == pytest.approx(box.height) for box in boxes)
     assert all(box.width == pytest.approx(boxes[0].width, rel=1e-3) for box in boxes)
@@ -236,7 +258,9 @@ def test_the_measure_is_named():
 def test_different_measures_are_not_drawn_on_one_scale():
     other = measured(STACKS["7"], "RSA (Spearman, Euclidean)")
     for one in (measured(STACKS["7"]), result(STACKS["7"])):
-        with pytest.raises(RepsimError, match=r"side by side: .*, RSA .Spearman.*; draw one measure at a time"):
+        with pytest.raises(
+            RepsimError, match=r"side by side: .*, RSA .Spearman.*; draw one measure at a time"
+        ):
             plotting.similarity_matrices(one, other)
 
 
@@ -256,7 +280,12 @@ def profile(labels, names=NAMES, low=1.0, **attrs):
             f"{name}_low": ("state", values - 0.5),
             f"{name}_high": ("state", values + 0.5),
         }
-    attrs = {"model": "smollm2-135m", "plan": "baseline", "corpus": "easel", "tokens": 12345} | attrs
+    attrs = {
+        "model": "smollm2-135m",
+        "plan": "baseline",
+        "corpus": "easel",
+        "tokens": 12345,
+    } | attrs
     return xr.Dataset(data, coords={"layer": ("state", labels)}, attrs=attrs)
 
 
@@ -295,7 +324,9 @@ def test_panels_and_lines(panels, several):
     styles = {(line.get_color(), line.get_marker()) for line in drawn[0].lines}
     assert len(styles) == several
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    assert [text.get_text() for text in legend.get_texts()] == [f"{one.attrs['model']} · baseline" for one in found]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"{one.attrs['model']} · baseline" for one in found
+    ]
     box = legend.get_window_extent()
     assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
     assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
@@ -304,10 +335,19 @@ def test_panels_and_lines(panels, several):
 @pytest.mark.parametrize(
     ("attrs", "names"),
     [
-        ([{"corpus": "easel"}, {"corpus": "wiki"}], ["m · baseline (easel)", "m · baseline (wiki)"]),
-        ([{"tokens": 12}, {"tokens": 34}], ["m · baseline (tokens 12)", "m · baseline (tokens 34)"]),
+        (
+            [{"corpus": "easel"}, {"corpus": "wiki"}],
+            ["m · baseline (easel)", "m · baseline (wiki)"],
+        ),
+        (
+            [{"tokens": 12}, {"tokens": 34}],
+            ["m · baseline (tokens 12)", "m · baseline (tokens 34)"],
+        ),
         ([{}, {}], ["m · baseline (1)", "m · baseline (2)"]),
-        ([{"label": "m (run1)"}, {"label": "m (run2)"}], ["m (run1) · baseline", "m (run2) · baseline"]),
+        (
+            [{"label": "m (run1)"}, {"label": "m (run2)"}],
+            ["m (run1) · baseline", "m (run2) · baseline"],
+        ),
         ([{"plan": "0-3"}, {}, {}], ["m · 0-3", "m · baseline (1)", "m · baseline (2)"]),
     ],
 )
@@ -316,7 +356,9 @@ def test_results_of_one_name_are_told_apart(attrs, names):
     figure = plotting.profiles(found, NAMES)
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == names
-    matrices = plotting.similarity_matrices(*(result(STACKS["7"]).assign_attrs(one.attrs) for one in found))
+    matrices = plotting.similarity_matrices(
+        *(result(STACKS["7"]).assign_attrs(one.attrs) for one in found)
+    )
     titles = [" ".join(axes.get_title().split()) for axes in matrices.axes[: len(names)]]
     assert all(title.startswith(name) for title, name in zip(titles, names, strict=True))
 
@@ -324,13 +366,17 @@ def test_results_of_one_name_are_told_apart(attrs, names):
 def test_no_two_of_many_lines_look_alike():
     found = [profile(STACKS["7"], ["number_0"], model=f"m{row}") for row in range(60)]
     lines = plotting.profiles(found, {"number_0": "quantity"}).axes[0].lines
-    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 60
+    assert (
+        len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 60
+    )
 
 
 def test_a_logarithmic_axis_where_all_values_are_positive():
     names = {"number_0": "quantity"}
     scales = [
-        plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True).axes[0].get_yscale()
+        plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True)
+        .axes[0]
+        .get_yscale()
         for low in (1.0, -10.0)
     ]
     assert scales == ["log", "linear"]
@@ -366,7 +412,12 @@ class Fake:
         plans = [plans] if isinstance(plans, str) else plans
         generator = np.random.default_rng(0)
         for tokens in (5, 9, 7, 6):
-            yield tokens, statistic.kernel(generator.normal(size=(sum(len(self.labels[p]) for p in plans), tokens, 8)))
+            yield (
+                tokens,
+                statistic.kernel(
+                    generator.normal(size=(sum(len(self.labels[p]) for p in plans), tokens, 8))
+                ),
+            )
 
 
 def of_blocks(labels):
@@ -400,7 +451,9 @@ def test_every_figure_of_every_plan_is_legible(drawn, stack):
 
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 def test_blocks_in_both_widths(width):
-    figure = plotting.blocks(blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width)
+    figure = plotting.blocks(
+        blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width
+    )
     assert figure.get_figwidth() == plotting.WIDTHS[width]
     assert_nothing_is_clipped_or_overlaps(figure)
 
@@ -471,7 +524,9 @@ def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path):
         styled = [path.read_bytes() for path in plotting.save(figure, tmp_path / "styled")]
     assert dict(matplotlib.rcParams) == before
     assert all(one != other for one, other in zip(plain, styled, strict=True))
-    assert [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "again")] == plain
+    assert [
+        path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "again")
+    ] == plain
 
 
 def test_a_style_is_undone_after_an_error():

@@ -1,4 +1,6 @@
-"""Bootstrap and permutations: formulas known by hand, slow loops, and how often the promises are kept."""
+"""Bootstrap and permutations: formulas known by hand, slow loops, and how often the promises are
+kept.
+"""
 
 import numpy as np
 import pytest
@@ -53,7 +55,9 @@ PARTS = {
 
 
 def dependent_samples(generator, samples=60):
-    """Values of the tokens of each sample, 2 to 20, around 0; tokens of one sample share half of their variance."""
+    """Values of the tokens of each sample, 2 to 20, around 0; tokens of one sample share half of
+    their variance.
+    """
     tokens = generator.integers(2, 21, size=samples)
     return [generator.normal() + generator.normal(size=size) for size in tokens]
 
@@ -62,7 +66,9 @@ def related_views(generator, items=400):
     """Two views of three units side by side, with canonical correlations of 0.9, 0.6 and 0.4."""
     rho = np.array([0.9, 0.6, 0.4])
     x, noise = generator.normal(size=(2, items, 3))
-    return np.concatenate([x * [1, 2, 3], (rho * x + np.sqrt(1 - rho**2) * noise) * [1, 0.7, 0.5]], axis=1)
+    return np.concatenate(
+        [x * [1, 2, 3], (rho * x + np.sqrt(1 - rho**2) * noise) * [1, 0.7, 0.5]], axis=1
+    )
 
 
 def some_totals(samples=12, seed=0):
@@ -76,14 +82,22 @@ def covers(estimate, truth):
 
 
 def test_ratio_by_hand():
-    """Of totals 3 and 5 with weights 1 and 3: all, each alone, and the first twice beside the second."""
+    """Of totals 3 and 5 with weights 1 and 3: all, each alone, and the first twice beside the
+    second.
+    """
     statistic = ratio_of_sums(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
-    assert_allclose(statistic(np.array([[1.0, 1], [1, 0], [0, 1], [2, 1]])), [8 / 4, 3, 5 / 3, 11 / 5], rtol=1e-15)
+    assert_allclose(
+        statistic(np.array([[1.0, 1], [1, 0], [0, 1], [2, 1]])),
+        [8 / 4, 3, 5 / 3, 11 / 5],
+        rtol=1e-15,
+    )
 
 
 def test_linear_by_hand():
     statistic = linearised(np.array(10.0), np.array([2.0, -3, 1]))
-    assert_allclose(statistic(np.array([[1.0, 1, 1], [2, 1, 0], [0, 0, 3]])), [10, 10 + 2 - 1, 10 - 2 + 3 + 2])
+    assert_allclose(
+        statistic(np.array([[1.0, 1, 1], [2, 1, 0], [0, 0, 3]])), [10, 10 + 2 - 1, 10 - 2 + 3 + 2]
+    )
 
 
 def test_p_values_by_hand():
@@ -93,7 +107,9 @@ def test_p_values_by_hand():
 
 
 def test_calibrated_by_hand():
-    """Chance gives 0.2 and 0.5: then 0.6 is half way from chance to 1, and 0.2 beyond chance on the other side."""
+    """Chance gives 0.2 and 0.5: then 0.6 is half way from chance to 1, and 0.2 beyond chance on the
+    other side.
+    """
     null = np.array([[0.1, 0.4], [0.3, 0.6]])
     assert_allclose(chance_corrected(np.array([0.6, 0.2]), null), [0.5, -0.6], rtol=1e-12)
     assert_allclose(chance_corrected(null.mean(0), null), [0, 0], atol=1e-15)
@@ -109,14 +125,18 @@ def test_shuffles_by_hand():
 
 
 def test_two_sided_by_hand():
-    """One of nine below 0; all above; as many on both sides; on one side but for zeros, which are on both."""
+    """One of nine below 0; all above; as many on both sides; on one side but for zeros, which are
+    on both.
+    """
     columns = [[-1, 1, 2, 3, 4, 5, 6, 7, 8], range(1, 10), [-1, 1] * 4 + [0], [0, 0] + [1] * 7]
     replicates = np.array([list(column) for column in columns], float).T
     assert_allclose(bootstrap_p_value(Estimate(np.zeros(4), replicates)), [0.4, 0.2, 1, 0.6])
 
 
 def test_holm_by_hand():
-    """In order: 4 times 0.005, 3 times 0.01, 2 times 0.03, and 0.04, which may not be less than what came before."""
+    """In order: 4 times 0.005, 3 times 0.01, 2 times 0.03, and 0.04, which may not be less than
+    what came before.
+    """
     assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     assert_allclose(holm(np.array([0.5, 0.6, 0.01])), [1, 1, 0.03])
     assert_allclose(holm(np.array([0.2])), [0.2])
@@ -124,7 +144,9 @@ def test_holm_by_hand():
 
 def test_strata_by_hand():
     """A sum of two strata: value from value, replicate from replicate."""
-    one, other = (Estimate(np.array([1.0, 2]) * k, np.array([[1.0, 2], [3, 4]]) * k) for k in (1, 10))
+    one, other = (
+        Estimate(np.array([1.0, 2]) * k, np.array([[1.0, 2], [3, 4]]) * k) for k in (1, 10)
+    )
     total = strata([one, other]).map(lambda array: array.sum(-1))
     assert_allclose(total.value, [11, 22])
     assert_allclose(total.replicates, [[11, 22], [33, 44]])
@@ -179,9 +201,13 @@ def test_intervals_of_shares_hold_the_truth_as_often_as_they_say(examples):
 
 
 def test_hall_s_interval_by_hand():
-    """The skewness of replicates 0, 0, 0 and 4 is 2 / √3, and cut at 1; of 0, 1 and 2 it is 0, and t is Student's."""
+    """The skewness of replicates 0, 0, 0 and 4 is 2 / √3, and cut at 1; of 0, 1 and 2 it is 0, and
+    t is Student's.
+    """
     even = Estimate(np.array(1.0), np.array([0.0, 1, 2]), 5, skewed=True)
-    assert_allclose(even.interval(), 1 + np.array([-1, 1]) * np.sqrt(5 / 4) * stats.t.ppf(0.975, 4), rtol=1e-5)
+    assert_allclose(
+        even.interval(), 1 + np.array([-1, 1]) * np.sqrt(5 / 4) * stats.t.ppf(0.975, 4), rtol=1e-5
+    )
     skewed = Estimate(np.array(1.0), np.array([0.0, 0, 0, 4]), 5, skewed=True)
     reach = 3 * np.cbrt(5 / 6 + np.array([1, -1]) * stats.t.ppf(0.975, 4)) - 3
     assert_allclose(skewed.interval(), 1 - 2 * np.sqrt(5 / 4) * reach)
@@ -191,7 +217,10 @@ def test_hall_s_interval_by_hand():
 def test_ratios_of_other_weights_equal_loops_over_resamples():
     """Each total by its own tokens; a draw without any is NaN, as is what none has."""
     generator = np.random.default_rng(0)
-    totals, weights = generator.normal(size=(6, 3)), generator.integers(1, 9, size=(6, 3)).astype(float)
+    totals, weights = (
+        generator.normal(size=(6, 3)),
+        generator.integers(1, 9, size=(6, 3)).astype(float),
+    )
     weights[:, 1], weights[1:, 2] = 0, 0
     totals[weights == 0] = 0
     counts = generator.multinomial(6, [1 / 6] * 6, 40)
@@ -203,7 +232,8 @@ def test_ratios_of_other_weights_equal_loops_over_resamples():
         assert_allclose(found[row, column], expected, rtol=1e-12)
     same = np.repeat(weights[:, :1], 3, axis=1)
     assert_allclose(
-        ratio_of_sums(totals, same)(counts.astype(float)), ratio_of_sums(totals, weights[:, 0])(counts.astype(float))
+        ratio_of_sums(totals, same)(counts.astype(float)),
+        ratio_of_sums(totals, weights[:, 0])(counts.astype(float)),
     )
 
 
@@ -222,7 +252,10 @@ def test_a_share_s_interval_is_about_agresti_and_coull_s(right):
 
 def test_shares_of_many_examples_are_resampled_as_means_are():
     outcomes = (np.random.default_rng(0).uniform(size=(2000, 3)) < [0.2, 0.5, 0.7]).astype(float)
-    shares, means = bootstrap_shares(outcomes), bootstrap(ratio_of_sums(outcomes, np.ones(2000)), 2000)
+    shares, means = (
+        bootstrap_shares(outcomes),
+        bootstrap(ratio_of_sums(outcomes, np.ones(2000)), 2000),
+    )
     assert_allclose(shares.value, means.value, rtol=1e-12)
     assert_allclose(shares.standard_error, means.standard_error, rtol=0.06)
     difference = [one.map(lambda array: array[..., 1] - array[..., 0]) for one in (shares, means)]
@@ -230,8 +263,12 @@ def test_shares_of_many_examples_are_resampled_as_means_are():
 
 
 def test_shares_are_paired():
-    """Columns that are equal differ by what four imagined examples, each a coin of its own, may add."""
-    outcomes = np.repeat(np.random.default_rng(0).integers(0, 2, size=(100, 1)), 2, axis=1).astype(float)
+    """Columns that are equal differ by what four imagined examples, each a coin of its own, may
+    add.
+    """
+    outcomes = np.repeat(np.random.default_rng(0).integers(0, 2, size=(100, 1)), 2, axis=1).astype(
+        float
+    )
     difference = bootstrap_shares(outcomes).map(lambda array: array[..., 1] - array[..., 0])
     assert difference.standard_error == pytest.approx(np.sqrt(4 / 2) / 104, rel=0.1)
 
@@ -301,7 +338,8 @@ def test_linear_is_the_ratio_to_first_order():
     first_order = linearised(value, (totals - value * weights[:, None, None]) / weights.sum())
     nudge = np.random.default_rng(1).uniform(-1, 1, size=(5, 12))
     apart = [
-        np.abs(ratio_of_sums(totals, weights)(1 + h * nudge) - first_order(1 + h * nudge)).max() for h in (1e-2, 1e-3)
+        np.abs(ratio_of_sums(totals, weights)(1 + h * nudge) - first_order(1 + h * nudge)).max()
+        for h in (1e-2, 1e-3)
     ]
     assert apart[0] < 1e-3
     assert apart[1] == pytest.approx(apart[0] / 100, rel=0.1)
@@ -316,28 +354,41 @@ def test_linear_has_the_ratios_standard_error_with_many_samples():
 
 
 def test_intervals_of_whole_samples_hold_the_truth_as_often_as_they_say():
-    """200 data sets whose mean is 0, tokens of a sample alike: 95 % intervals, and those that resample tokens."""
+    """200 data sets whose mean is 0, tokens of a sample alike: 95 % intervals, and those that
+    resample tokens.
+    """
     generator = np.random.default_rng(0)
     by_sample, by_token = [], []
     for _ in range(200):
         samples = dependent_samples(generator)
         totals, tokens = np.array([[values.sum(), len(values)] for values in samples]).T
-        by_sample.append(covers(bootstrap(ratio_of_sums(totals, tokens), len(samples), resamples=300), 0))
+        by_sample.append(
+            covers(bootstrap(ratio_of_sums(totals, tokens), len(samples), resamples=300), 0)
+        )
         values = np.concatenate(samples)
-        by_token.append(covers(bootstrap(ratio_of_sums(values, np.ones(len(values))), len(values), resamples=300), 0))
+        by_token.append(
+            covers(
+                bootstrap(ratio_of_sums(values, np.ones(len(values))), len(values), resamples=300),
+                0,
+            )
+        )
     assert 0.90 <= np.mean(by_sample) <= 0.99
     assert np.mean(by_token) < 0.8
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_linear_standard_error_is_the_spread_over_fresh_data(name):
-    """60 data sets of 400 items; within a quarter. Of two_nn it is a sixth too small: items share neighbours."""
+    """60 data sets of 400 items; within a quarter. Of two_nn it is a sixth too small: items share
+    neighbours.
+    """
     generator = np.random.default_rng(0)
     values, errors = [], []
     for _ in range(60):
         value, influence = PARTS[name](related_views(generator))
         values.append(value)
-        errors.append(bootstrap(linearised(np.array(value), influence), 400, resamples=200).standard_error)
+        errors.append(
+            bootstrap(linearised(np.array(value), influence), 400, resamples=200).standard_error
+        )
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.25)
 
 
@@ -371,11 +422,15 @@ def test_a_total_that_was_not_measured_leaves_the_others_alone():
 
 def test_seeds_reproduce_draws_and_others_do_not():
     statistic = ratio_of_sums(*some_totals())
-    first, again, other = (bootstrap(statistic, 12, resamples=20, seed=seed).replicates for seed in (5, 5, 6))
+    first, again, other = (
+        bootstrap(statistic, 12, resamples=20, seed=seed).replicates for seed in (5, 5, 6)
+    )
     assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     samples = np.repeat(np.arange(8), 2)
-    first, again, other = (np.array(list(permute_samples(samples, 20, seed=seed))) for seed in (5, 5, 6))
+    first, again, other = (
+        np.array(list(permute_samples(samples, 20, seed=seed))) for seed in (5, 5, 6)
+    )
     assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -409,7 +464,9 @@ def test_shuffles_exchange_whole_samples(samples):
 
 def test_every_order_of_samples_is_equally_likely():
     """Six orders of three samples, 3000 draws: 500 each, of which the deviation is 20."""
-    orders = [tuple(order[::2].tolist()) for order in permute_samples(np.repeat(np.arange(3), 2), 3000)]
+    orders = [
+        tuple(order[::2].tolist()) for order in permute_samples(np.repeat(np.arange(3), 2), 3000)
+    ]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
     assert min(counts) > 420
@@ -417,15 +474,21 @@ def test_every_order_of_samples_is_equally_likely():
 
 
 def whole_and_single(generator):
-    """p-values of two unrelated views, by shuffles of samples and of items; a sample's four items are alike."""
+    """p-values of two unrelated views, by shuffles of samples and of items; a sample's four items
+    are alike.
+    """
     samples = np.repeat(np.arange(12), 4)
-    x, y = (np.repeat(generator.normal(size=(12, 3)), 4, axis=0) + generator.normal(size=(48, 3)) / 2 for _ in range(2))
+    x, y = (
+        np.repeat(generator.normal(size=(12, 3)), 4, axis=0) + generator.normal(size=(48, 3)) / 2
+        for _ in range(2)
+    )
     value, found = debiased_linear_cka(x, y), []
     kernel, other = u_centre(gram(x)), u_centre(gram(y))
     other /= np.linalg.norm(kernel) * np.linalg.norm(other)
     for each in (samples, np.arange(48)):
         null = [
-            np.vdot(kernel, other[np.ix_(o, o)]) for o in permute_samples(each, 99, seed=int(generator.integers(2**31)))
+            np.vdot(kernel, other[np.ix_(o, o)])
+            for o in permute_samples(each, 99, seed=int(generator.integers(2**31)))
         ]
         found.append(max_statistic_p_values(np.array(value), np.array(null)))
     return found
@@ -446,37 +509,53 @@ def test_p_values_of_unrelated_views_are_uniform_where_samples_are_shuffled():
 
 def test_related_views_have_the_smallest_p_value():
     x, noise = np.random.default_rng(0).normal(size=(2, 40, 3))
-    null = np.array([debiased_linear_cka(x, (x + noise)[order]) for order in permute_samples(np.arange(40), 99)])
+    null = np.array(
+        [debiased_linear_cka(x, (x + noise)[order]) for order in permute_samples(np.arange(40), 99)]
+    )
     assert max_statistic_p_values(np.array(debiased_linear_cka(x, x + noise)), null) == 1 / 100
 
 
 def test_the_largest_statistic_controls_the_error_of_all_measures_together():
-    """Ten views unrelated to one: any p <= 0.05 in about 5 % of draws; of each by itself, in far more."""
+    """Ten views unrelated to one: any p <= 0.05 in about 5 % of draws; of each by itself, in far
+    more.
+    """
     generator = np.random.default_rng(1)
     together, alone = [], []
     for _ in range(200):
         kernels = u_centre(gram(generator.normal(size=(11, 16, 3))))
         kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
         one, others = kernels[0], kernels[1:].reshape(10, -1)
-        null = np.array([others @ one[np.ix_(o, o)].ravel() for o in permute_samples(np.arange(16), 99)])
+        null = np.array(
+            [others @ one[np.ix_(o, o)].ravel() for o in permute_samples(np.arange(16), 99)]
+        )
         value = others @ one.ravel()
         together.append((max_statistic_p_values(value, null) <= 0.05).any())
-        alone.append(any(max_statistic_p_values(v, n) <= 0.05 for v, n in zip(value, null.T, strict=True)))
+        alone.append(
+            any(max_statistic_p_values(v, n) <= 0.05 for v, n in zip(value, null.T, strict=True))
+        )
     assert np.mean(together) <= 0.09
     assert np.mean(alone) > 0.3
 
 
 def test_a_shuffle_that_changes_nothing_is_as_large_as_the_value_whatever_the_rounding():
-    """Two samples stay where they are in every second shuffle; another order of sums tells them from themselves."""
+    """Two samples stay where they are in every second shuffle; another order of sums tells them
+    from themselves.
+    """
     generator, samples = np.random.default_rng(0), np.repeat([0, 1], 8)
     found = []
     for _ in range(20):
         kernels = u_centre(gram(generator.normal(size=(3, 16, 4))))
         kernels /= np.linalg.norm(kernels, axis=(1, 2), keepdims=True)
         flat, apart = kernels.reshape(3, -1), ~np.eye(3, dtype=bool)
-        null = [flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in permute_samples(samples, 99)]
+        null = [
+            flat @ kernels[:, o][:, :, o].reshape(3, -1).T for o in permute_samples(samples, 99)
+        ]
         found.append(
-            np.nanmin(max_statistic_p_values(np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan)))
+            np.nanmin(
+                max_statistic_p_values(
+                    np.where(apart, flat @ flat.T, np.nan), np.where(apart, null, np.nan)
+                )
+            )
         )
     assert min(found) > 0.3
 
@@ -486,7 +565,11 @@ def test_two_sided_p_values_of_no_difference_are_uniform():
     generator, found = np.random.default_rng(0), []
     for seed in range(400):
         values = generator.normal(size=(300, 2)) + np.array([0, 1])
-        found.append(bootstrap_p_value(bootstrap(ratio_of_sums(values, np.ones(300)), 300, resamples=199, seed=seed)))
+        found.append(
+            bootstrap_p_value(
+                bootstrap(ratio_of_sums(values, np.ones(300)), 300, resamples=199, seed=seed)
+            )
+        )
     none, one = np.transpose(found)
     assert kstest(none, "uniform").pvalue > 0.05
     assert 0.02 <= (none <= 0.05).mean() <= 0.09
@@ -501,29 +584,41 @@ def test_a_two_sided_p_value_is_the_level_whose_interval_begins_at_0(samples, sk
     p = float(bootstrap_p_value(estimate))
     ends = [estimate.interval(1 - level)[0] for level in (p - 0.006, p + 0.006)]
     assert ends[0] < 0 < ends[1]
-    assert bootstrap_p_value(Estimate(-estimate.value, -replicates, samples, skewed)) == pytest.approx(p, rel=1e-12)
+    assert bootstrap_p_value(
+        Estimate(-estimate.value, -replicates, samples, skewed)
+    ) == pytest.approx(p, rel=1e-12)
 
 
 def test_what_does_not_vary_differs_from_0_or_does_not():
-    estimate = Estimate(np.array([0.0, 0.5, -2.0]), np.tile([0.0, 0.5, -2.0], (9, 1)), 8, skewed=True)
+    estimate = Estimate(
+        np.array([0.0, 0.5, -2.0]), np.tile([0.0, 0.5, -2.0], (9, 1)), 8, skewed=True
+    )
     assert_allclose(bootstrap_p_value(estimate), [1, 0, 0], atol=1e-12)
     assert_array_equal(np.stack(estimate.interval()), [[0, 0.5, -2]] * 2)
 
 
 def test_a_p_value_of_few_samples_is_that_of_student_s_t():
-    """Replicates as normal as they can be, their deviation that of resamples of n: √((n - 1) / n) of the samples'."""
+    """Replicates as normal as they can be, their deviation that of resamples of n: √((n - 1) / n)
+    of the samples'.
+    """
     quantiles = stats.norm.ppf((np.arange(9999) + 0.5) / 9999)
     for samples, t in ((8, 2.0), (24, 2.5)):
         for skewed in (False, True):
-            estimate = Estimate(np.array(t), t + quantiles * np.sqrt((samples - 1) / samples), samples, skewed)
-            assert bootstrap_p_value(estimate) == pytest.approx(2 * stats.t.sf(t, samples - 1), rel=0.02)
+            estimate = Estimate(
+                np.array(t), t + quantiles * np.sqrt((samples - 1) / samples), samples, skewed
+            )
+            assert bootstrap_p_value(estimate) == pytest.approx(
+                2 * stats.t.sf(t, samples - 1), rel=0.02
+            )
             low, high = estimate.interval()
-            assert_allclose((low, high), t + np.array([-1, 1]) * stats.t.ppf(0.975, samples - 1), rtol=0.02)
+            assert_allclose(
+                (low, high), t + np.array([-1, 1]) * stats.t.ppf(0.975, samples - 1), rtol=0.02
+            )
 
 
 def test_holm_equals_stepping_down():
-    """Of the tests still there, the smallest is rejected where it is at most level / how many; the first that is not
-    ends it."""
+    """Of the tests still there, the smallest is rejected where it is at most level / how many; the
+    first that is not ends it."""
     generator = np.random.default_rng(0)
     for _ in range(50):
         p = np.round(generator.uniform(size=7) ** 4, 3)
@@ -544,11 +639,16 @@ def test_holm_finds_anything_where_nothing_is_in_5_percent():
 
 
 def test_strata_are_independent():
-    """The variance of a sum is the sum of variances; with one seed for both it is that of twice the same."""
+    """The variance of a sum is the sum of variances; with one seed for both it is that of twice the
+    same.
+    """
     values = np.random.default_rng(0).normal(size=200)
 
     def error(*seeds):
-        each = [bootstrap(ratio_of_sums(values, np.ones(200)), 200, resamples=4000, seed=seed) for seed in seeds]
+        each = [
+            bootstrap(ratio_of_sums(values, np.ones(200)), 200, resamples=4000, seed=seed)
+            for seed in seeds
+        ]
         return strata(each).map(lambda array: array.sum(-1)).standard_error
 
     one = values.std() / 200**0.5
@@ -591,7 +691,9 @@ def test_calibrated_keeps_what_was_not_measured():
 
 @pytest.mark.parametrize(("samples", "resamples"), [(0, 10), (5, 1)])
 def test_too_few_samples_or_resamples(samples, resamples):
-    with pytest.raises(ValueError, match=f"{samples} samples, {resamples} resamples: at least 1 and 2"):
+    with pytest.raises(
+        ValueError, match=f"{samples} samples, {resamples} resamples: at least 1 and 2"
+    ):
         bootstrap(lambda counts: counts[:, 0], samples, resamples=resamples)
 
 

@@ -27,7 +27,9 @@ COMPUTE = {
 
 
 def computed(name):
-    states, other = (random_capture(lengths=LENGTHS, states=states, seed=states).array for states in (6, 5))
+    states, other = (
+        random_capture(lengths=LENGTHS, states=states, seed=states).array for states in (6, 5)
+    )
     capture = Stored(states, LENGTHS, other=(["embed", "0", "(1|2)", "3.mlp", "4"], other))
     capture.identity = {"model": "Größe/モデル", "corpus": "hf:a/b:c:d $1"}
     return COMPUTE[name](capture)
@@ -35,7 +37,9 @@ def computed(name):
 
 def test_an_estimate_becomes_four_variables():
     replicates = np.arange(101.0)[:, None] * [1, 2]
-    named = results.variables("norm", ("state",), Estimate(np.array([50.0, 100.0]), replicates), prefix="norm_")
+    named = results.variables(
+        "norm", ("state",), Estimate(np.array([50.0, 100.0]), replicates), prefix="norm_"
+    )
     assert list(named) == ["norm", "norm_standard_error", "norm_low", "norm_high"]
     assert all(dims == ("state",) for dims, _ in named.values())
     assert named["norm"][1].tolist() == [50, 100]
@@ -84,12 +88,16 @@ def test_what_a_result_is_of(name):
     assert {"plan", "plan_text", "corpus", "description", "tokens", "samples"} <= set(attrs)
 
 
-@pytest.mark.parametrize("place", ["/proc/nowhere/a.nc", "{here}/file/a.nc", "{here}/file/below/a.nc", "{here}/folder"])
+@pytest.mark.parametrize(
+    "place", ["/proc/nowhere/a.nc", "{here}/file/a.nc", "{here}/file/below/a.nc", "{here}/folder"]
+)
 def test_a_place_that_cannot_be_written(tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     place = place.format(here=tmp_path)
-    with pytest.raises(RepsimError, match=r"cannot be written .*; choose another --figures") as caught:
+    with pytest.raises(
+        RepsimError, match=r"cannot be written .*; choose another --figures"
+    ) as caught:
         results.save(computed("norms"), results.Path(place))
     assert "\n" not in str(caught.value)
     assert "None" not in str(caught.value)
@@ -120,7 +128,8 @@ def test_a_result_that_is_written_in_part_leaves_the_old_one(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "least"), [("resamples", 1, 2), ("items", 0, 1), ("permutations", -1, 0), ("seed", -1, 0)]
+    ("name", "count", "least"),
+    [("resamples", 1, 2), ("items", 0, 1), ("permutations", -1, 0), ("seed", -1, 0)],
 )
 def test_too_small_a_number(name, count, least):
     with pytest.raises(RepsimError, match=f"^{name}={count}: at least {least}$"):

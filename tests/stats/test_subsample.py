@@ -12,9 +12,17 @@ from support.captures import Stored, random_capture
 
 
 def numbered(lengths, states=3):
-    """States that say what they are: `(100 + sample, 1 + token of the sample, state)`, first tokens included."""
-    tokens = [(100 + sample, 1 + token) for sample, length in enumerate(lengths) for token in range(length)]
-    return Stored([[[sample, token, state] for sample, token in tokens] for state in range(states)], lengths)
+    """States that say what they are: `(100 + sample, 1 + token of the sample, state)`, first tokens
+    included.
+    """
+    tokens = [
+        (100 + sample, 1 + token)
+        for sample, length in enumerate(lengths)
+        for token in range(length)
+    ]
+    return Stored(
+        [[[sample, token, state] for sample, token in tokens] for state in range(states)], lengths
+    )
 
 
 def samples_and_tokens(drawn):
@@ -47,7 +55,8 @@ def test_no_other_number_of_each_sample_gives_more(seed):
 
 def test_equally_many_states_of_every_sample_that_has_enough():
     drawn = draw_tokens(numbered((7, 2, 9, 5)), "baseline", 16)
-    assert drawn.states.shape == (3, 12, 3)  # 4 of each but the second, which has 1 without its sink
+    # 4 of each but the second, which has 1 without its sink.
+    assert drawn.states.shape == (3, 12, 3)
     assert drawn.samples == 3
     assert drawn.sample.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert [sample for sample, _ in samples_and_tokens(drawn)] == [0] * 4 + [2] * 4 + [3] * 4
@@ -75,7 +84,9 @@ def test_per_sample_sums_over_each_sample_s_items():
 
 def test_a_seed_says_what_is_drawn():
     capture = numbered((40, 30, 20, 30))
-    first, again, other = (draw_tokens(capture, "baseline", 16, seed=seed).states for seed in (3, 3, 4))
+    first, again, other = (
+        draw_tokens(capture, "baseline", 16, seed=seed).states for seed in (3, 3, 4)
+    )
     assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -83,11 +94,14 @@ def test_a_seed_says_what_is_drawn():
 def test_every_token_that_is_no_sink_is_drawn_as_often_as_any_other():
     capture = numbered((9, 9, 5))
     drawn = [
-        pair for seed in range(600) for pair in samples_and_tokens(draw_tokens(capture, "baseline", 12, seed=seed))
+        pair
+        for seed in range(600)
+        for pair in samples_and_tokens(draw_tokens(capture, "baseline", 12, seed=seed))
     ]
     count = {pair: drawn.count(pair) for pair in set(drawn)}
     assert len(count) == 8 + 8 + 4
-    # 4 of 8 and of 4 tokens; a standard deviation is sqrt(600 / 4), and the last sample gives all that it has
+    # 4 of 8 and of 4 tokens; a standard deviation is sqrt(600 / 4), and the last sample gives all
+    # that it has
     for (sample, _), times in count.items():
         assert times == 600 if sample == 2 else abs(times - 300) < 4 * 150**0.5
 
@@ -105,11 +119,14 @@ def test_sinks_are_drawn_if_one_insists(sinks):
     drawn = draw_tokens(capture, "baseline", 400, sinks=sinks)
     long = {(0, 0), (1, 0), (2, 0), (0, 3)}
     assert set(samples_and_tokens(drawn)) & long == (long if sinks else set())
-    assert drawn.states.shape[1] == (18 if sinks else 12)  # 4 of each; 5 of the first and the last are no more
+    # 4 of each; 5 of the first and the last are no more.
+    assert drawn.states.shape[1] == (18 if sinks else 12)
 
 
 def test_a_sample_that_sinks_leave_too_few_tokens_of_is_left_out():
-    """Lengths promise five of each; two sinks more leave 3 of the first, and 9 in all are fewer than 10."""
+    """Lengths promise five of each; two sinks more leave 3 of the first, and 9 in all are fewer
+    than 10.
+    """
     capture = numbered((6, 6, 6))
     capture.array[2, 4:6] *= 40
     drawn = draw_tokens(capture, "baseline", 15)
@@ -118,7 +135,9 @@ def test_a_sample_that_sinks_leave_too_few_tokens_of_is_left_out():
 
 
 def test_one_long_sample_does_not_leave_the_others_without_a_comparison():
-    """4 tokens of each of two samples can be compared; 11 of the longest alone, which are more, cannot."""
+    """4 tokens of each of two samples can be compared; 11 of the longest alone, which are more,
+    cannot.
+    """
     drawn = draw_tokens(numbered((5, 1, 12, 3)), "baseline", 100)
     assert (drawn.samples, drawn.states.shape[1]) == (2, 8)
 
@@ -151,10 +170,14 @@ def test_states_that_are_overwritten_once_the_next_are_read():
 def capture(tiny_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("items") / "c.zarr"
     plan = ["baseline", "skip:start=1"]
-    return repsim.capture(str(tiny_folder), plan=plan, limit=8, max_tokens=20, out=out, batch_tokens=32)
+    return repsim.capture(
+        str(tiny_folder), plan=plan, limit=8, max_tokens=20, out=out, batch_tokens=32
+    )
 
 
-def test_how_the_states_are_cut_into_chunks_does_not_matter(capture, tiny_folder, tmp_path, monkeypatch):
+def test_how_the_states_are_cut_into_chunks_does_not_matter(
+    capture, tiny_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
     asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20, "batch_tokens": 16}
     cut = repsim.capture(str(tiny_folder), out=tmp_path / "cut.zarr", **asked)
@@ -168,7 +191,10 @@ def test_a_real_capture_s_own_states(capture):
     drawn = draw_tokens(capture, "baseline", 40)
     hidden = capture.hidden("baseline")
     states, sample = hidden.values, hidden["sample"].values
-    places = [np.flatnonzero((states == item[:, None]).all((0, 2))).item() for item in drawn.states.swapaxes(0, 1)]
+    places = [
+        np.flatnonzero((states == item[:, None]).all((0, 2))).item()
+        for item in drawn.states.swapaxes(0, 1)
+    ]
     assert len(set(places)) == 40
     assert_array_equal(sample[places], drawn.sample)
     assert (hidden["position"].values[places] > 0).all()
@@ -178,7 +204,12 @@ def test_a_real_capture_s_own_states(capture):
     ("lengths", "wanted", "sinks", "message"),
     [
         ((50,), 40, False, "'baseline': 1 tokens of 1 samples without attention sinks"),
-        ((4, 4), 100, False, "6 tokens of 2 samples without attention sinks; comparing takes at least 8 of 2"),
+        (
+            (4, 4),
+            100,
+            False,
+            "6 tokens of 2 samples without attention sinks; comparing takes at least 8 of 2",
+        ),
         ((3, 3), 100, True, "6 tokens of 2 samples; comparing"),
         ((30, 30), 4, False, "4 tokens of 2 samples without"),
         ((1, 1, 1), 40, False, "0 tokens of 0 samples without"),
@@ -189,7 +220,12 @@ def test_a_real_capture_s_own_states(capture):
 )
 def test_too_few_tokens(lengths, wanted, sinks, message):
     with pytest.raises(RepsimError, match=message) as caught:
-        draw_tokens(numbered(lengths) if lengths else Stored(np.zeros((3, 0, 3)), ()), "baseline", wanted, sinks=sinks)
+        draw_tokens(
+            numbered(lengths) if lengths else Stored(np.zeros((3, 0, 3)), ()),
+            "baseline",
+            wanted,
+            sinks=sinks,
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -24,7 +24,11 @@ def values_of(shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
 def by_zarr(path: Path, values: np.ndarray) -> bytes:
     """What zarr writes for an array that is one chunk."""
     array = zarr.create_array(
-        path, shape=values.shape, chunks=values.shape, dtype=values.dtype, compressors=(Crc32cCodec(),)
+        path,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype=values.dtype,
+        compressors=(Crc32cCodec(),),
     )
     array[...] = values
     return Path(path, "c", *["0"] * values.ndim).read_bytes()
@@ -48,7 +52,9 @@ def test_files_are_those_of_zarr(path, tmp_path, dtype, shape):
 
 
 def test_many_sizes_side_by_side(tmp_path):
-    """Each thread's buffer serves chunks smaller and larger than itself; what is there already is replaced."""
+    """Each thread's buffer serves chunks smaller and larger than itself; what is there already is
+    replaced.
+    """
     made = {tmp_path / str(i): values_of((1 + 7 * i % 32, 1024)) + i for i in range(32)}
     (tmp_path / "3").write_bytes(OLD * 100_000)
     chunk_files(tmp_path).put(list(made.items()))
@@ -102,7 +108,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, tmp
 
 @pytest.mark.parametrize("units", [32, 33])
 def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, units, tmp_path):
-    """A limit on the size of files stands for a full disk; a multiple of 4096 goes one way, the rest the other."""
+    """A limit on the size of files stands for a full disk; a multiple of 4096 goes one way, the
+    rest the other.
+    """
     path.parent.mkdir(parents=True)
     path.write_bytes(OLD)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -125,7 +133,9 @@ def test_reads_what_it_wrote(path, shape, tmp_path):
     assert read.tobytes() == values.tobytes()
 
 
-@pytest.mark.parametrize("harm", ["flip", "flip the checksum", "cut", "cut into the checksum", "grow"])
+@pytest.mark.parametrize(
+    "harm", ["flip", "flip the checksum", "cut", "cut into the checksum", "grow"]
+)
 def test_reading_refuses_what_was_not_written(path, harm, tmp_path):
     values = values_of((128, 96))
     chunk_files(tmp_path).put([(path, values)])

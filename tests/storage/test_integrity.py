@@ -13,10 +13,27 @@ import repsim
 from repsim.errors import RepsimError, StoreDamaged
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
-from repsim.storage.integrity import Damage, VerificationReport, check, invalidate, is_metadata, restore
+from repsim.storage.integrity import (
+    Damage,
+    VerificationReport,
+    check,
+    invalidate,
+    is_metadata,
+    restore,
+)
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.results import write_result
-from support.stores import LENGTHS, MORE_LENGTHS, MORE_PLANS, PLANS, SUMS, begin, bytes_in, layout_of, write
+from support.stores import (
+    LENGTHS,
+    MORE_LENGTHS,
+    MORE_PLANS,
+    PLANS,
+    SUMS,
+    begin,
+    bytes_in,
+    layout_of,
+    write,
+)
 
 KINDS = {
     "states": {"logprobs": True},
@@ -28,9 +45,16 @@ RESULT = xr.Dataset(
     {"layer": ("state", np.array(["embed", "0", "1"], object))},
     {"analysis": "own"},
 )
-FRAME = {"path", "plan", "plan_name", "plan_digest", "parent", "step_text", "token_id", "position"} | {
-    *("sample", "sample_key", "length", "block")
-}
+FRAME = {
+    "path",
+    "plan",
+    "plan_name",
+    "plan_digest",
+    "parent",
+    "step_text",
+    "token_id",
+    "position",
+} | {*("sample", "sample_key", "length", "block")}
 FLAGS = {"done", "predicted"}
 
 
@@ -96,12 +120,15 @@ def test_damage_is_named_for_the_eye(place):
 def test_a_whole_store_is_whole(full):
     files = [key for keys in chunk_files(full).values() for key in keys]
     sizes = full.sizes()
-    files = [key for key in files if not key.startswith("analyses/")]  # results have digests of their own
+    # Results have digests of their own.
+    files = [key for key in files if not key.startswith("analyses/")]
     assert check(full) == VerificationReport(len(files), sum(sizes[key] for key in files), ())
 
 
 def test_every_flipped_byte_is_found(full):
-    """100 flips, at least one in every array; ten at once, so that a wrong accusation shows as well."""
+    """100 flips, at least one in every array; ten at once, so that a wrong accusation shows as
+    well.
+    """
     chance, arrays, kept = random.Random(0), chunk_files(full), bytes_in(full)
     assert arrays.keys() >= FRAME | {"done", "logprob", "analyses/own/value", "analyses/own/layer"}
     assert ("hidden" in arrays) != ("statistics/own.sum" in arrays)
@@ -133,7 +160,8 @@ def test_every_missing_chunk_is_found(full):
 
 @pytest.mark.parametrize("left", [0, 1, 3, 4, -1])
 def test_a_file_cut_short_is_found(full, left):
-    flags = ("path/c/0/0", "done/c/0/0", "predicted/c/0/0")  # what says which of the others have to be there
+    # What says which of the others have to be there.
+    flags = ("path/c/0/0", "done/c/0/0", "predicted/c/0/0")
     cut = sorted(keys[0] for keys in chunk_files(full).values() if keys[0] not in flags)
     for key in cut:
         full.write(key, full.read(key)[:left])
@@ -152,7 +180,10 @@ def test_what_is_not_finished_is_not_missing(place, kind):
 
 
 def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monkeypatch):
-    layout, larger = layout_of(units=16, **kind), layout_of(MORE_LENGTHS, MORE_PLANS, units=16, **kind)
+    layout, larger = (
+        layout_of(units=16, **kind),
+        layout_of(MORE_LENGTHS, MORE_PLANS, units=16, **kind),
+    )
     write(place, layout)
     with monkeypatch.context() as patch:
         patch.setattr(state_store, "_attributes", lambda _layout: 1 / 0)
@@ -161,7 +192,9 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
         place.delete("done/c/4/1")  # and it had not come this far
     assert state_store.open_dataset(place).sizes["sample"] == len(LENGTHS)
     assert not check(place).damages
-    victim = next(key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c")))
+    victim = next(
+        key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c"))
+    )
     place.write(victim, b"")
     invalidate(place, check(place).damages)
     begin(place, layout)
@@ -221,13 +254,19 @@ def test_what_describes_the_store_is_restored_to_the_byte(full, kind, beside):
 
 @pytest.mark.parametrize(
     "other",
-    [layout_of(MORE_LENGTHS, units=16), layout_of(plans=MORE_PLANS[1:], units=16), layout_of((90, 49, 8), units=16)],
+    [
+        layout_of(MORE_LENGTHS, units=16),
+        layout_of(plans=MORE_PLANS[1:], units=16),
+        layout_of((90, 49, 8), units=16),
+    ],
 )
 def test_what_describes_another_store_does_not_restore(place, other):
     write(place, layout_of(units=16))
     place.write("position/c/1", b"")
     before = bytes_in(place)
-    with pytest.raises(RepsimError, match="position damaged, and this is not the command that made the store"):
+    with pytest.raises(
+        RepsimError, match="position damaged, and this is not the command that made the store"
+    ):
         restore(place, other, check(place).damages)
     assert bytes_in(place) == before
 
@@ -254,7 +293,9 @@ def test_damage_to_what_describes_the_store_is_not_forgotten(full):
         full.write(key, b"")
         damages = check(full).damages
         before = bytes_in(full)
-        with pytest.raises(RepsimError, match=rf"s\.zarr: damaged: {array} .*; capture again, to another --out$"):
+        with pytest.raises(
+            RepsimError, match=rf"s\.zarr: damaged: {array} .*; capture again, to another --out$"
+        ):
             invalidate(full, damages)
         assert bytes_in(full) == before
         full.write(key, data)
@@ -274,9 +315,14 @@ def test_lost_metadata_is_named_and_mended(tiny_folder, tmp_path, name, content)
     file = tmp_path / "c.zarr" / name / "zarr.json"
     file.unlink() if content is None else file.write_text(content)
     found = [str(damage) for damage in repsim.verify(tmp_path / "c.zarr").damages]
-    assert f"{'missing' if content is None else 'damaged'}: {name} metadata ({name}/zarr.json)" in found
+    assert (
+        f"{'missing' if content is None else 'damaged'}: {name} metadata ({name}/zarr.json)"
+        in found
+    )
     kept = bytes_in(location_of(tmp_path / "c.zarr"))
-    with pytest.raises(RepsimError, match=rf"damaged \({name}/zarr.json\); repsim verify names it, and the command"):
+    with pytest.raises(
+        RepsimError, match=rf"damaged \({name}/zarr.json\); repsim verify names it, and the command"
+    ):
         repsim.capture(**asked)
     assert bytes_in(location_of(tmp_path / "c.zarr")) == kept
     repsim.capture(**asked, repair=True)
@@ -288,9 +334,13 @@ def test_lost_metadata_is_named_and_mended(tiny_folder, tmp_path, name, content)
 
 
 def test_every_flipped_bit_of_metadata_is_noticed(full):
-    """By whoever opens the store, or by name; but for attributes of others, which count for nothing."""
+    """By whoever opens the store, or by name; but for attributes of others, which count for
+    nothing.
+    """
     chance = random.Random(2)
-    for key in chance.choices(sorted(key for key in full.sizes() if key.endswith("zarr.json")), k=40):
+    for key in chance.choices(
+        sorted(key for key in full.sizes() if key.endswith("zarr.json")), k=40
+    ):
         kept = full.read(key)
         data = bytearray(kept)
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -311,7 +361,8 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(place, sizes):
     described["chunk_grid"]["configuration"]["chunk_shape"] = sizes
     place.write(key, json.dumps(described).encode())
     attributes = json.loads(place.read("zarr.json"))
-    attributes["attributes"]["arrays"]["block"] = [digest_of_array(described)]  # by somebody who knows how
+    # By somebody who knows how.
+    attributes["attributes"]["arrays"]["block"] = [digest_of_array(described)]
     attributes["attributes"]["digest"] = digest_of_root(attributes["attributes"])
     place.write("zarr.json", json.dumps(attributes).encode())
     with pytest.raises(StoreDamaged, match=r"block/zarr\.json declares what repsim does not write"):
@@ -338,7 +389,9 @@ def test_what_others_have_added_is_named_and_left_alone(place):
 def test_a_lost_chunk_is_an_error_and_no_fill_value(place, name):
     write(place, layout_of(logprobs=True))
     place.delete(next(key for key in place.sizes() if key.startswith(f"{name}/c/")))
-    with pytest.raises(StoreDamaged, match=rf"{name}/c/[\d/]+ is missing\); repsim verify names it"):
+    with pytest.raises(
+        StoreDamaged, match=rf"{name}/c/[\d/]+ is missing\); repsim verify names it"
+    ):
         state_store.open_dataset(place).load()
 
 

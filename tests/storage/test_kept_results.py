@@ -11,12 +11,16 @@ from repsim.storage.location import location_of
 from repsim.storage.results import write_result
 from support.stores import bytes_in, layout_of, write
 
-OLD, NEW = (xr.Dataset({"value": ("x", np.arange(size))}, attrs={"analysis": "own"}) for size in (3.0, 5.0))
+OLD, NEW = (
+    xr.Dataset({"value": ("x", np.arange(size))}, attrs={"analysis": "own"}) for size in (3.0, 5.0)
+)
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    made = location_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-results")
+    made = location_of(
+        tmp_path / "s.zarr" if request.param == "folder" else "memory://test-results"
+    )
     write(made, layout_of())
     yield made
     made.remove()
@@ -45,7 +49,9 @@ def test_a_result_that_is_cut_short_leaves_the_older_one(tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         write_bytes, count = results.Path.write_bytes, iter(range(100))
         patch.setattr(
-            results.Path, "write_bytes", lambda path, data: 1 / 0 if next(count) == 1 else write_bytes(path, data)
+            results.Path,
+            "write_bytes",
+            lambda path, data: 1 / 0 if next(count) == 1 else write_bytes(path, data),
         )
         with pytest.raises(ZeroDivisionError):
             write_result(place, "own", NEW)
@@ -60,7 +66,9 @@ def test_half_a_result_in_a_bucket_is_named(monkeypatch):
     write(place, layout_of())
     write_result(place, "own", OLD)
     put, count = place.write, iter(range(100))
-    monkeypatch.setattr(place, "write", lambda key, data: 1 / 0 if next(count) == 1 else put(key, data))
+    monkeypatch.setattr(
+        place, "write", lambda key, data: 1 / 0 if next(count) == 1 else put(key, data)
+    )
     with pytest.raises(ZeroDivisionError):
         write_result(place, "own", NEW)
     assert check(place).damages

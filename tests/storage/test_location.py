@@ -27,7 +27,9 @@ from repsim.storage.location import (
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request, tmp_path):
-    made = location_of(tmp_path / "a b" / "s.zarr" if request.param == "folder" else "memory://test-places")
+    made = location_of(
+        tmp_path / "a b" / "s.zarr" if request.param == "folder" else "memory://test-places"
+    )
     yield made
     made.remove()
 
@@ -102,7 +104,12 @@ def test_zarr_sees_the_same_keys(place):
     array = zarr.create_array(place.zarr, name="hidden", shape=(4,), chunks=(2,), dtype="float32")
     array[:] = np.arange(4)
     assert place.sizes().keys() >= {"hidden/zarr.json", "hidden/c/0", "hidden/c/1"}
-    assert zarr.open_array(location_of(place.text).zarr, path="hidden", mode="r")[:].tolist() == [0, 1, 2, 3]
+    assert zarr.open_array(location_of(place.text).zarr, path="hidden", mode="r")[:].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     place.delete("hidden/c/0")
     assert array[:].tolist() == [0, 0, 2, 3]
 
@@ -121,9 +128,13 @@ def test_taking_over_keeps_what_is_finished(place):
     assert other.sizes() == {"hidden/c/0": 1}
 
 
-@pytest.mark.parametrize("act", ["write", "delete", "create", "renew", "exchange", "remove", "take_over"])
+@pytest.mark.parametrize(
+    "act", ["write", "delete", "create", "renew", "exchange", "remove", "take_over"]
+)
 def test_who_was_taken_over_changes_nothing(tmp_path, act):
-    """Whatever a writer does after another has entered and taken over, files of the other stay as they are."""
+    """Whatever a writer does after another has entered and taken over, files of the other stay as
+    they are.
+    """
     first, second = location_of(tmp_path / "s.zarr"), location_of(tmp_path / "s.zarr")
     first.enter("1" * 32)
     first.take_over()
@@ -131,7 +142,12 @@ def test_who_was_taken_over_changes_nothing(tmp_path, act):
     second.enter("2" * 32)
     second.take_over()
     second.write("hidden/c/0", b"new")
-    arguments = {"write": (b"x",), "create": (b"x",), "renew": (b"new", b"x"), "exchange": (b"new", b"x")}
+    arguments = {
+        "write": (b"x",),
+        "create": (b"x",),
+        "renew": (b"new", b"x"),
+        "exchange": (b"new", b"x"),
+    }
     key = {"remove": (), "take_over": (), "create": ("hidden/c/1",)}.get(act, ("hidden/c/0",))
     if act in ("renew", "exchange"):
         with suppress(TakenOver):
@@ -249,16 +265,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(location.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         place.write("zarr.json", b"new")
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("zarr.json", b"old")]
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
+        ("zarr.json", b"old")
+    ]
 
 
 def test_what_describes_a_store_is_on_the_disk_before_it_replaces(tmp_path, monkeypatch):
     happened = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(location.os, "fsync", lambda file: (happened.append("sync"), fsync(file)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (happened.append(Path(to).name), replace(path, to)))
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (happened.append(Path(to).name), replace(path, to))
+    )
     group = zarr.create_group(location_of(tmp_path).zarr)
-    parent, hidden = (group.create_array(name, shape=(2,), dtype="float32") for name in ("parent", "hidden"))
+    parent, hidden = (
+        group.create_array(name, shape=(2,), dtype="float32") for name in ("parent", "hidden")
+    )
     assert happened == ["sync", "zarr.json"] * 3
     parent[:] = 1
     assert happened[6:] == ["sync", "0"]
@@ -271,7 +293,9 @@ def test_what_describes_a_store_is_on_the_disk_before_it_replaces(tmp_path, monk
 
 @pytest.mark.parametrize("url", ["ftp://host/s.zarr", "nonsense://x", "s3:///", "://x"])
 def test_unknown_urls_are_refused_in_one_line(url):
-    with pytest.raises(RepsimError, match=r"; a store is a folder or an s3://, gs:// or az:// URL$") as caught:
+    with pytest.raises(
+        RepsimError, match=r"; a store is a folder or an s3://, gs:// or az:// URL$"
+    ) as caught:
         location_of(url)
     assert str(caught.value).startswith(url.rstrip("/"))
     assert "\n" not in str(caught.value)
@@ -282,7 +306,10 @@ def test_unknown_urls_are_refused_in_one_line(url):
     [
         (PermissionError(13, "Permission denied", "/secret"), "Permission denied"),
         (OSError("odd\nlines"), "odd lines"),
-        (obstore.exceptions.GenericError("refused\n by server\n\nDebug source:\n lots"), "refused by server"),
+        (
+            obstore.exceptions.GenericError("refused\n by server\n\nDebug source:\n lots"),
+            "refused by server",
+        ),
         (obstore.exceptions.BaseError("x" * 999), "x" * 200),
     ],
 )

@@ -18,7 +18,9 @@ from repsim.storage import lock as locks
 from repsim.storage.location import Bucket, location_of
 from repsim.storage.lock import KEY, Owner, WriterLock
 
-ME = Owner(os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff")
+ME = Owner(
+    os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff"
+)
 GONE = replace(ME, process=2**22 + 1)  # beyond what Linux numbers processes by
 FAR = replace(ME, host="far", machine="elsewhere")
 
@@ -31,7 +33,8 @@ def place(request, tmp_path):
 
 
 class Clock:
-    """Stands in for the module `time` while a lock waits for a sign of life: only its waiting makes time pass.
+    """Stands in for the module `time` while a lock waits for a sign of life: only its waiting makes
+    time pass.
 
     slept: called after each wait with the seconds that have passed.
     """
@@ -48,7 +51,9 @@ class Clock:
 
 
 class Pulse:
-    """Stands in for the event between a lock's signs of life: they come when a test says so, in the lock's thread."""
+    """Stands in for the event between a lock's signs of life: they come when a test says so, in the
+    lock's thread.
+    """
 
     def __init__(self):
         self._waiting, self._stop = Semaphore(0), Queue()
@@ -128,12 +133,16 @@ def test_another_process_is_refused(tmp_path):
     command = "import sys; from repsim.storage.lock import Lock; from repsim.storage.location import place_of as at\n"
     command += "with Lock(at(sys.argv[1])): pass"
     with WriterLock(location_of(tmp_path)):
-        found = subprocess.run([sys.executable, "-c", command, tmp_path], capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, "-c", command, tmp_path], capture_output=True, text=True
+        )
     assert f"being written by process {os.getpid()} on" in found.stderr
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == 0
 
 
-@pytest.mark.parametrize("owner", [GONE, replace(ME, started=ME.started - 60)], ids=["gone", "number given anew"])
+@pytest.mark.parametrize(
+    "owner", [GONE, replace(ME, started=ME.started - 60)], ids=["gone", "number given anew"]
+)
 def test_a_dead_process_has_lost_its_lock(place, owner):
     place.write(KEY, owner.bytes)
     with WriterLock(place) as lock:
@@ -171,7 +180,9 @@ def test_a_writer_elsewhere_that_beats_is_alive(place, monkeypatch):
 
     monkeypatch.setattr(locks, "time", Clock(beat))
     with (
-        pytest.raises(RepsimError, match=rf"being written by process {FAR.process} on far, started"),
+        pytest.raises(
+            RepsimError, match=rf"being written by process {FAR.process} on far, started"
+        ),
         WriterLock(place),
     ):
         pass
@@ -197,7 +208,9 @@ def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypat
     assert clock.now < locks.BEAT_SECONDS
 
 
-@pytest.mark.parametrize("data", [b"", b'{"process": 1', b"[]", b"null", b'{"process": 1}', b"\xff\0"])
+@pytest.mark.parametrize(
+    "data", [b"", b'{"process": 1', b"[]", b"null", b'{"process": 1}', b"\xff\0"]
+)
 def test_a_damaged_lock_is_nobodys(place, data):
     if isinstance(place, Bucket) and not data:
         data = b"{"  # an empty one has been released

@@ -1,4 +1,5 @@
-"""Scores on disk: what lies there, what is lost when the process dies or the disk errs, and who may write.
+"""Scores on disk: what lies there, what is lost when the process dies or the disk errs, and who may
+write.
 
 The processes that die are forked from a nursery; see `support.faults`.
 """
@@ -29,8 +30,28 @@ from repsim.storage import lock as locks
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from support import faults
-from support.evaluation import LIMIT, OFFLINE, PLANS, SHOTS, TASKS, WRITTEN, asked_of, close, of_plan, write_data
-from support.faults import FINISHED, REFUSED, Nursery, Whole, digests, end_command, kill_often, start_command
+from support.evaluation import (
+    LIMIT,
+    OFFLINE,
+    PLANS,
+    SHOTS,
+    TASKS,
+    WRITTEN,
+    asked_of,
+    close,
+    of_plan,
+    write_data,
+)
+from support.faults import (
+    FINISHED,
+    REFUSED,
+    Nursery,
+    Whole,
+    digests,
+    end_command,
+    kill_often,
+    start_command,
+)
 
 KILLS, GROWN_KILLS = 6, 3
 DTYPES = {
@@ -85,7 +106,14 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def asked(data) -> dict[str, Any]:
     """Answers of every kind."""
-    return {"plan": PLANS[:2], "tasks": TASKS, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "batch_tokens": 150}
+    return {
+        "plan": PLANS[:2],
+        "tasks": TASKS,
+        "limit": LIMIT,
+        "shots": SHOTS,
+        "data_dir": data,
+        "batch_tokens": 150,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +134,17 @@ def copied(whole, tmp_path) -> Path:
 def test_xarray_opens_it_as_it_is(whole):
     found = xr.open_zarr(whole.path, consolidated=False)
     assert {str(name): (found[name].dims, found[name].dtype.kind) for name in found.variables} == {
-        name: (dims, np.dtype(kind).kind if kind != "T" else "T") for name, (dims, kind) in DTYPES.items()
+        name: (dims, np.dtype(kind).kind if kind != "T" else "T")
+        for name, (dims, kind) in DTYPES.items()
     }
     assert {name: str(found[name].dtype) for name, (_, kind) in DTYPES.items() if kind != "T"} == {
         name: kind for name, (_, kind) in DTYPES.items() if kind != "T"
     }
     assert set(found.data_vars) == set(VALUES)
     assert not list((whole.path / "analyses").glob("*/zarr.json"))
-    found.attrs = {name: value for name, value in found.attrs.items() if name not in ("arrays", "digest")}
+    found.attrs = {
+        name: value for name, value in found.attrs.items() if name not in ("arrays", "digest")
+    }
     xr.testing.assert_identical(found.load(), whole.dataset.load())
     assert set(found.attrs) >= {"identity", "layers", "requests", "extent", "kind"}
     assert found.attrs["repsim_schema"] == SCHEMA_VERSION
@@ -133,8 +164,17 @@ def test_names_and_what_does_not_apply(whole):
     recall = found.sel(task="recall")
     assert recall["aggregation"].values.tolist() == ["perplexity", "mean", *[""] * 6]
     assert recall["higher_is_better"].values.tolist() == [0, 1, *[-1] * 6]
-    for task, choices in {"recall": 0, "grammar": 2, "arithmetic": 4, "arc_easy": 4, "gsm8k": 0, "wikitext": 0}.items():
-        own = found.isel(example=found["example_task"] == task, request=found["request_task"] == task)
+    for task, choices in {
+        "recall": 0,
+        "grammar": 2,
+        "arithmetic": 4,
+        "arc_easy": 4,
+        "gsm8k": 0,
+        "wikitext": 0,
+    }.items():
+        own = found.isel(
+            example=found["example_task"] == task, request=found["request_task"] == task
+        )
         assert own["example_doc"].values.tolist() == list(range(LIMIT))
         assert set(own["example_choices"].values.tolist()) == {choices}
         assert own.sizes["request"] == LIMIT * max(1, choices)
@@ -165,7 +205,8 @@ def test_right_choices_of_the_whole_data_set_are_kept(whole):
         assert {choice: count for choice, count in enumerate(kept[name]) if count >= 0} == golds
     assert set(kept["recall"]) == set(kept["gsm8k"]) == {-1}
     (table, *_), (before, *_) = (
-        score_store.tables(dataset) for dataset in (whole.dataset, whole.dataset.drop_vars("gold_count"))
+        score_store.tables(dataset)
+        for dataset in (whole.dataset, whole.dataset.drop_vars("gold_count"))
     )
     assert [list(counts) for counts in table["gold_count"]] == [
         [n for n in kept[name] if n >= 0] for name in whole.tasks
@@ -183,7 +224,9 @@ def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
     capture = repsim.capture(model, limit=1, max_tokens=4, out=tmp_path / "c.zarr")
     assert isinstance(repsim.open(whole.path), Scores)
     assert isinstance(repsim.open(capture.path), repsim.Capture)
-    with pytest.raises(RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"):
+    with pytest.raises(
+        RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"
+    ):
         open_scores(capture.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
         open_capture(whole.path)
@@ -195,12 +238,22 @@ def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
 
 def test_what_scores_say_of_themselves(whole):
     shown = f"{whole!r} {whole.info}"
-    for fact in ("tiny-llama", "2 plans", f"{LIMIT * len(TASKS)} examples", *PLANS[:2], *TASKS, "float32", "6 layers"):
+    for fact in (
+        "tiny-llama",
+        "2 plans",
+        f"{LIMIT * len(TASKS)} examples",
+        *PLANS[:2],
+        *TASKS,
+        "float32",
+        "6 layers",
+    ):
         assert fact in shown
     assert whole.info["complete"] == "yes"
     assert (whole.info["cache"], whole.info["not finite"]) == ("exact", "no plan")
     (command,) = whole.commands
-    assert command.startswith("repsim evaluate tiny-llama --plan baseline --plan skip:start=1 --tasks recall,grammar,")
+    assert command.startswith(
+        "repsim evaluate tiny-llama --plan baseline --plan skip:start=1 --tasks recall,grammar,"
+    )
     assert whole.layers == 6
     assert {"lm-eval", "datasets", "torch"} <= set(whole.identity["versions"])
 
@@ -218,7 +271,13 @@ def test_results_are_kept_with_the_scores(copied):
 
 @pytest.fixture(scope="module")
 def few(data) -> dict[str, Any]:
-    return {"plan": PLANS[:2], "tasks": ("recall", "gsm8k"), "limit": 2, "shots": 1, "data_dir": data}
+    return {
+        "plan": PLANS[:2],
+        "tasks": ("recall", "gsm8k"),
+        "limit": 2,
+        "shots": 1,
+        "data_dir": data,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +295,10 @@ def broken(small, tmp_path) -> Path:
 def chunks_of(path: Path) -> dict[str, Path]:
     """One chunk of each array."""
     found = {file.parent.name: next(file.rglob("[0-9]*")) for file in sorted(path.glob("*/c"))}
-    return {name: next(one for one in (file, *file.rglob("*")) if one.is_file()) for name, file in found.items()}
+    return {
+        name: next(one for one in (file, *file.rglob("*")) if one.is_file())
+        for name, file in found.items()
+    }
 
 
 def flip(file: Path) -> None:
@@ -248,7 +310,9 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 @pytest.mark.parametrize("name", sorted(DTYPES))
 def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, broken, name, damage):
-    """A damaged answer never passes for a sound one, nor does growing make it one; a damaged description is refused."""
+    """A damaged answer never passes for a sound one, nor does growing make it one; a damaged
+    description is refused.
+    """
     file = chunks_of(broken)[name]
     flip(file) if damage == "flipped" else file.unlink()
     key = file.relative_to(broken)
@@ -263,20 +327,32 @@ def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, bro
     assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
     if name in score_store.FILLED:
         assert str(caught.value).endswith("; add --repair")
-        assert repsim.stores.repair_advice(broken, repsim.verify(broken))[0].endswith(f"--out {broken} --repair")
+        assert repsim.stores.repair_advice(broken, repsim.verify(broken))[0].endswith(
+            f"--out {broken} --repair"
+        )
         mended = repsim.evaluate(model, out=broken, repair=True, **few)
         assert repsim.verify(broken).damages == ()
         xr.testing.assert_equal(mended.dataset.load(), small.dataset.load())
     else:
-        with pytest.raises(RepsimError, match=r": it describes the store; evaluate again, to another --out$"):
+        with pytest.raises(
+            RepsimError, match=r": it describes the store; evaluate again, to another --out$"
+        ):
             repsim.evaluate(model, out=broken, repair=True, **few)
         assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
 
 
 def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monkeypatch):
-    monkeypatch.setitem(score_store.FILLED, "response", (*score_store.FILLED["response"][:3], (64, 20)))
+    monkeypatch.setitem(
+        score_store.FILLED, "response", (*score_store.FILLED["response"][:3], (64, 20))
+    )
     lost = repsim.evaluate(model, out=copied.with_name("t.zarr"), **asked)
-    flip(copied.with_name("t.zarr") / "response" / "c" / "0" / str(whole.dataset.sizes["request"] // 20))
+    flip(
+        copied.with_name("t.zarr")
+        / "response"
+        / "c"
+        / "0"
+        / str(whole.dataset.sizes["request"] // 20)
+    )
     put: list[int] = []
     real = score_store.Writer.put
 
@@ -327,7 +403,10 @@ def test_another_schema_is_refused(copied):
     root = json.loads((copied / "zarr.json").read_text())
     root["attributes"]["repsim_schema"] = SCHEMA_VERSION + 1
     (copied / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(RepsimError, match=rf"s.zarr: schema {SCHEMA_VERSION + 1}, this repsim reads {SCHEMA_VERSION};"):
+    with pytest.raises(
+        RepsimError,
+        match=rf"s.zarr: schema {SCHEMA_VERSION + 1}, this repsim reads {SCHEMA_VERSION};",
+    ):
         repsim.open(copied)
 
 
@@ -384,7 +463,13 @@ def test_an_evaluation_that_is_killed_often(nursery, call, uninterrupted, tmp_pa
 
 def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
     """By plans, tasks and examples at once."""
-    more = {**call, "plan": list(PLANS[:6]), "tasks": [*call["tasks"], "arc_easy"], "limit": 8, "append": True}
+    more = {
+        **call,
+        "plan": list(PLANS[:6]),
+        "tasks": [*call["tasks"], "arc_easy"],
+        "limit": 8,
+        "append": True,
+    }
     reference = tmp_path / "grown.zarr"
     shutil.copytree(uninterrupted[0], reference)
     whole = Whole.of(nursery, {**more, "out": str(reference)})
@@ -423,13 +508,16 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterr
         except RepsimError:
             assert not seen
             return
-        done, values = found["done"].values, found["score"].values  # in this order: finished when read is on disk
+        # In this order: finished when read is on disk.
+        done, values = found["done"].values, found["score"].values
         finished = done[:, expected["block"].values]
         np.testing.assert_array_equal(values[finished], expected["score"].values[finished])
         seen.append(int(done.sum()))
 
     writes = uninterrupted[1].outcome.writes
-    attempt = nursery.start({**call, "out": str(tmp_path / "s.zarr")}, range(1, writes, writes // 30))
+    attempt = nursery.start(
+        {**call, "out": str(tmp_path / "s.zarr")}, range(1, writes, writes // 30)
+    )
     while attempt.stops():
         look()
         attempt.go_on()
@@ -442,7 +530,16 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterr
 def test_a_signal_to_the_command(tiny_folder, tmp_path):
     """The exit status says so, the message how to go on, and the same command goes on."""
     out = tmp_path / "s.zarr"
-    words = ["evaluate", tiny_folder, "--tasks", "recall,knowledge", "--plan", "fig2", "--limit", "20"]
+    words = [
+        "evaluate",
+        tiny_folder,
+        "--tasks",
+        "recall,knowledge",
+        "--plan",
+        "fig2",
+        "--limit",
+        "20",
+    ]
     words += ["--batch-tokens", "64"]
     setting = "from repsim.storage import score_store; score_store.WRITE_SECONDS = -1.0"
     process = start_command(words, out, ("done/c", 3), setting)

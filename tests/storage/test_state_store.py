@@ -56,7 +56,8 @@ def test_sizes_of_a_layout():
     assert replace(layout, dtype="float16").bytes_of(everything) == 8 * 147 * 4 * 2
     assert replace(layout, logprobs=True).bytes_of(everything) == 8 * 147 * 4 * 4 + 4 * 147 * 4
     streamed = replace(layout, keep=False, statistics=(SUMS,))
-    assert streamed.bytes_of(everything) == 8 * 3 * (4 + 3 + 3 + 2)  # a number a state of each plan, of each sample
+    # A number a state of each plan, of each sample.
+    assert streamed.bytes_of(everything) == 8 * 3 * (4 + 3 + 3 + 2)
     assert streamed.wanted.tolist() == [False, False, False, True, True, False, True, True]
     assert layout.bytes_of(np.zeros((8, 3), bool)) == 0
 
@@ -88,7 +89,15 @@ def test_names_and_coordinates(place):
     layout = layout_of((3, 2), requests=({"model": "m", "plan": ["baseline"]},))
     begin(place, layout)
     dataset = state_store.open_dataset(place)
-    assert dataset.sizes == {"node": 8, "token": 5, "unit": 4, "plan": 4, "state": 4, "sample": 2, "block": 2}
+    assert dataset.sizes == {
+        "node": 8,
+        "token": 5,
+        "unit": 4,
+        "plan": 4,
+        "state": 4,
+        "sample": 2,
+        "block": 2,
+    }
     assert {name: array.dims for name, array in dataset.variables.items()} == {
         "hidden": ("node", "token", "unit"),
         "path": ("plan", "state"),
@@ -102,9 +111,23 @@ def test_names_and_coordinates(place):
     assert dataset["plan"].values.tolist() == ["0-2", "0, 2", "(0|1)*2", "0.mlp"]
     assert dataset["plan_name"].values.tolist() == ["baseline", "drop:layer=1", "(0|1)*2", "0.mlp"]
     assert dataset["plan_digest"].values.tolist() == [named.plan.digest for named in layout.plans]
-    assert dataset["path"].values.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1], [0, 5, 6, -1], [0, 7, -1, -1]]
+    assert dataset["path"].values.tolist() == [
+        [0, 1, 2, 3],
+        [0, 1, 4, -1],
+        [0, 5, 6, -1],
+        [0, 7, -1, -1],
+    ]
     assert dataset["parent"].values.tolist() == [-1, 0, 1, 2, 1, 0, 5, 0]
-    assert dataset["step_text"].values.tolist() == ["embed", "0", "1", "2", "2", "(0|1)", "(0|1)", "0.mlp"]
+    assert dataset["step_text"].values.tolist() == [
+        "embed",
+        "0",
+        "1",
+        "2",
+        "2",
+        "(0|1)",
+        "(0|1)",
+        "0.mlp",
+    ]
     assert dataset["token_id"].values.tolist() == [0, 1, 2, 3, 4]
     assert dataset["position"].values.tolist() == [0, 1, 2, 0, 1]
     assert dataset["sample"].values.tolist() == [0, 0, 0, 1, 1]
@@ -161,7 +184,9 @@ def test_the_trie_can_be_read_back(place):
         nodes = row[row >= 0]
         assert (row[len(nodes) :] == -1).all()
         assert dataset["parent"].values[nodes].tolist() == [-1, *nodes[:-1]]
-        assert dataset["step_text"].values[nodes[1:]].tolist() == [step.text for step in named.plan.steps]
+        assert dataset["step_text"].values[nodes[1:]].tolist() == [
+            step.text for step in named.plan.steps
+        ]
 
 
 def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
@@ -178,7 +203,9 @@ def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
 
 @pytest.mark.parametrize("compression", state_store.COMPRESSION)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)])
+@pytest.mark.parametrize(
+    "lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)]
+)
 def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compression, dtype, lengths):
     layout = layout_of(lengths, units=16, dtype=dtype, logprobs=True, compression=compression)
     states = write(place, layout)
@@ -206,7 +233,9 @@ def test_memory_holds_the_same_store(place, small_chunks):
     layout, elsewhere = layout_of(logprobs=True), location_of("memory://test-store")
     write(place, layout)
     write(elsewhere, layout)
-    xr.testing.assert_identical(state_store.open_dataset(place).load(), state_store.open_dataset(elsewhere).load())
+    xr.testing.assert_identical(
+        state_store.open_dataset(place).load(), state_store.open_dataset(elsewhere).load()
+    )
 
 
 def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
@@ -219,7 +248,8 @@ def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
         assert [len(writer.pending(block)) for block in range(3)] == [0, 8, 8]
         writer.begin(1)
         writer.write(0, states[0, 90:140])
-        writer.write(2, states[2, 90:140])  # no neighbour, so node 0 goes to the disk; then the process dies
+        # No neighbour, so node 0 goes to the disk; then the process dies.
+        writer.write(2, states[2, 90:140])
     dataset = state_store.open_dataset(place)
     assert dataset["done"].values.tolist() == [[True, False, False]] * 8
     assert_array_equal(dataset["hidden"][:, :90], states[:, :90])
@@ -257,7 +287,9 @@ def test_statistics_without_states(place):
     found = state_store.read_statistic(StoreGroup.open(place), "own.sum", 2, slice(3))
     assert_array_equal(found[:, :3], whole)
     assert np.isnan(found[:, 3]).all()  # the plan has three states, the deepest four
-    assert_array_equal(state_store.read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), found[1:2])
+    assert_array_equal(
+        state_store.read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), found[1:2]
+    )
 
 
 # Growth
@@ -274,7 +306,9 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
     grown = state_store.open_dataset(place)
     assert grown.sizes["node"] == 9
     assert grown.sizes["state"] == 5
-    within = grown.load().isel({dim: slice(size) for dim, size in layout.extent.items() if dim in grown.dims})
+    within = grown.load().isel(
+        {dim: slice(size) for dim, size in layout.extent.items() if dim in grown.dims}
+    )
     xr.testing.assert_identical(within.drop_attrs(), before.drop_attrs())
     assert grown["done"].values.sum() == layout.wanted.sum() * 3
     states = write(place, larger)
@@ -285,7 +319,9 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
         assert_array_equal(grown["hidden"], states)
     else:
         for plan, samples in ((1, 5), (4, 5)):
-            found = state_store.read_statistic(StoreGroup.open(place), "own.sum", plan, slice(samples))
+            found = state_store.read_statistic(
+                StoreGroup.open(place), "own.sum", plan, slice(samples)
+            )
             expected = np.concatenate([sums_of(larger, plan, block) for block in range(5)])
             assert_array_equal(found[:, : expected.shape[1]], expected)
 
@@ -309,7 +345,9 @@ def _stop(*_args, **_options):
 
 @pytest.mark.parametrize("stop_after", [0, 1, 4, 15, 16, 22, 99])
 @pytest.mark.parametrize("then", ["the same", "more"])
-def test_a_store_whose_growth_was_cut_short_is_as_it_was(place, monkeypatch, small_chunks, stop_after, then):
+def test_a_store_whose_growth_was_cut_short_is_as_it_was(
+    place, monkeypatch, small_chunks, stop_after, then
+):
     layout, larger = layout_of(logprobs=True), layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     write(place, layout, blocks=[0, 1])
     before = state_store.open_dataset(place).load()
@@ -350,7 +388,9 @@ def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
         with pytest.raises(KeyboardInterrupt):
             begin(place, layout_of((400,), plans="painters"))
     assert not state_store.exists(place)
-    with pytest.raises(RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"):
+    with pytest.raises(
+        RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"
+    ):
         state_store.open_dataset(place)
     states = write(place, layout)
     assert_array_equal(state_store.open_dataset(place)["hidden"], states)
@@ -402,14 +442,19 @@ def test_opening_without_options_warns_of_consolidated_metadata_only(place):
         dataset = xr.open_zarr(place.path)
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert str(caught[0].message).startswith("Failed to open Zarr store with consolidated metadata")
-    dataset.attrs = {name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")}
+    dataset.attrs = {
+        name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")
+    }
     xr.testing.assert_identical(dataset, state_store.open_dataset(place))
 
 
 def test_results_are_replaced_and_do_not_disturb_the_store(place):
     write(place, layout_of())
     before = state_store.open_dataset(place).load()
-    first = xr.Dataset({"old": ("state", np.arange(3.0))}, {"layer": ("state", np.array(["embed", "0", "1"], object))})
+    first = xr.Dataset(
+        {"old": ("state", np.arange(3.0))},
+        {"layer": ("state", np.array(["embed", "0", "1"], object))},
+    )
     second = xr.Dataset({"new": ("plan", np.arange(5))}, attrs={"of": "own"})
     for result in (first, second):
         write_result(place, "cosine-baseline", result)
@@ -418,7 +463,10 @@ def test_results_are_replaced_and_do_not_disturb_the_store(place):
         xr.testing.assert_identical(kept.load().astype(result.dtypes), result)
     write_result(place, "other", first)
     xr.testing.assert_identical(state_store.open_dataset(place).load(), before)
-    assert sorted(zarr.open_group(place.path / "analyses", mode="r").group_keys()) == ["cosine-baseline", "other"]
+    assert sorted(zarr.open_group(place.path / "analyses", mode="r").group_keys()) == [
+        "cosine-baseline",
+        "other",
+    ]
 
 
 def test_a_finished_store_is_not_written_again(place):
@@ -435,7 +483,11 @@ def test_a_finished_store_is_not_written_again(place):
 @pytest.mark.parametrize(
     ("states", "logprob", "message"),
     [
-        (np.zeros((7, 3), "float32"), None, r"states float32\[7, 3\] do not fit block 2 of .*: float32\[7, 4\]$"),
+        (
+            np.zeros((7, 3), "float32"),
+            None,
+            r"states float32\[7, 3\] do not fit block 2 of .*: float32\[7, 4\]$",
+        ),
         (np.zeros((7,), "float32"), None, r"states float32\[7\] do not"),
         (np.zeros((1, 7, 4), "float32"), None, r"states float32\[1, 7, 4\] do not"),
         (np.zeros((8, 4), "float32"), None, r"states float32\[8, 4\] do not"),
@@ -446,7 +498,11 @@ def test_a_finished_store_is_not_written_again(place):
             np.zeros(1, "float32"),
             r"log-probabilities float32\[1\] do not fit float32\[7\]",
         ),
-        (np.zeros((7, 4), "float32"), np.zeros(7), r"log-probabilities float64\[7\] do not fit float32\[7\]"),
+        (
+            np.zeros((7, 4), "float32"),
+            np.zeros(7),
+            r"log-probabilities float64\[7\] do not fit float32\[7\]",
+        ),
     ],
 )
 def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logprob, message):
@@ -465,21 +521,29 @@ def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logpr
 def test_what_is_no_store_is_not_replaced(place):
     place.path.mkdir(parents=True)
     (place.path / "letter.txt").write_text("kept")
-    with pytest.raises(RepsimError, match=r"not a repsim capture \(no zarr\.json in it\); choose another place$"):
+    with pytest.raises(
+        RepsimError, match=r"not a repsim capture \(no zarr\.json in it\); choose another place$"
+    ):
         begin(place, layout_of())
     assert [file.name for file in place.path.rglob("*") if file.is_file()] == ["letter.txt"]
 
 
 def test_places_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: Not a directory; choose another --out$"):
+    with pytest.raises(
+        RepsimError, match=r"s\.zarr: cannot be written: Not a directory; choose another --out$"
+    ):
         begin(location_of(tmp_path / "file" / "s.zarr"), layout_of())
-    with pytest.raises(RepsimError, match=r"s\.zarr: cannot be written: File name too long; choose another --out$"):
+    with pytest.raises(
+        RepsimError, match=r"s\.zarr: cannot be written: File name too long; choose another --out$"
+    ):
         begin(location_of(tmp_path / ("x" * 300 + "s.zarr")), layout_of())
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(place, monkeypatch, small_chunks):
+def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(
+    place, monkeypatch, small_chunks
+):
     layout = layout_of((64, 64), units=16)
     write(place, layout, blocks=[0])
 
@@ -539,13 +603,25 @@ def _broken(path):
     ("make", "message"),
     [
         (lambda path: None, "no such store; make one with repsim capture --out "),
-        (lambda path: path.mkdir(parents=True), "no such store; make one with repsim capture --out "),
+        (
+            lambda path: path.mkdir(parents=True),
+            "no such store; make one with repsim capture --out ",
+        ),
         (_file, "not a repsim capture (no zarr.json in it); choose another place"),
-        (lambda path: zarr.create_array(path, shape=(3,), dtype="float32"), "not a repsim capture: an array"),
+        (
+            lambda path: zarr.create_array(path, shape=(3,), dtype="float32"),
+            "not a repsim capture: an array",
+        ),
         (_broken, "not a repsim capture: Expecting property name"),
         (_another_group, "a zarr group, but not a repsim capture (no attribute 'repsim_schema')"),
-        (_changed(repsim_schema=99), f"schema 99, this repsim reads {SCHEMA_VERSION}; capture again, or read it with"),
-        (_changed(repsim_schema=1), "schema 1, this repsim reads 3; capture again, or read it with the repsim that"),
+        (
+            _changed(repsim_schema=99),
+            f"schema 99, this repsim reads {SCHEMA_VERSION}; capture again, or read it with",
+        ),
+        (
+            _changed(repsim_schema=1),
+            "schema 1, this repsim reads 3; capture again, or read it with the repsim that",
+        ),
     ],
 )
 def test_what_is_no_store_is_refused(place, make, message):
@@ -569,7 +645,9 @@ def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
 
 
 def test_a_store_in_a_bucket_grows_and_is_repaired():
-    """Metadata and chunks that a writer has read, it replaces and deletes itself, and is not taken for another."""
+    """Metadata and chunks that a writer has read, it replaces and deletes itself, and is not taken
+    for another.
+    """
     place = location_of("memory://grows")
     write(place, layout_of(logprobs=True), blocks=[0, 1])
     larger = layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)

@@ -11,7 +11,9 @@ LENGTHS = (5, 1, 12, 3)
 
 
 class Stored:
-    """A capture made of arrays `[state, token, unit]`: of one plan, whatever its name, or of several by name."""
+    """A capture made of arrays `[state, token, unit]`: of one plan, whatever its name, or of
+    several by name.
+    """
 
     identity = {"model": "painter", "corpus": "easel"}  # noqa: RUF012
 
@@ -23,7 +25,11 @@ class Stored:
         return self.others[plan][1] if plan in self.others else self.array
 
     def steps(self, plan):
-        return self.others[plan][0] if plan in self.others else ["embed", *map(str, range(len(self.array) - 1))]
+        return (
+            self.others[plan][0]
+            if plan in self.others
+            else ["embed", *map(str, range(len(self.array) - 1))]
+        )
 
     def plan_name(self, plan):
         return f"name of {plan}"
@@ -59,7 +65,12 @@ def sample_states(capture, plan="baseline"):
 
 def naive(states):
     """Token cosines of every two states, `[state, state, token]`."""
-    return np.array([[[1 - cosine_distance(*pair) for pair in zip(a, b, strict=True)] for b in states] for a in states])
+    return np.array(
+        [
+            [[1 - cosine_distance(*pair) for pair in zip(a, b, strict=True)] for b in states]
+            for a in states
+        ]
+    )
 
 
 def flattened(states):
@@ -67,27 +78,38 @@ def flattened(states):
 
 
 def without_sinks(states):
-    """The states of a sample's tokens but the first, and but those three times as long as is usual in some state."""
+    """The states of a sample's tokens but the first, and but those three times as long as is usual
+    in some state.
+    """
     kept = []
     for token in range(1, states.shape[1]):
-        if not any(np.linalg.norm(one[token]) > 3 * np.median([np.linalg.norm(v) for v in one]) for one in states):
+        if not any(
+            np.linalg.norm(one[token]) > 3 * np.median([np.linalg.norm(v) for v in one])
+            for one in states
+        ):
             kept.append(token)
     return states[:, kept]
 
 
 def resampled(sums, weights, resamples=1000):
-    """Sum over sum of samples drawn with replacement, `[resample, ...]`; the same draws as the bootstrap's."""
+    """Sum over sum of samples drawn with replacement, `[resample, ...]`; the same draws as the
+    bootstrap's.
+    """
     samples = len(sums)
     draws = np.random.default_rng(0).multinomial(samples, [1 / samples] * samples, resamples)
     found = []
     for counts in draws:
         total = sum(count * one for count, one in zip(counts, sums, strict=True))
-        found.append(total / sum(count * weight for count, weight in zip(counts, weights, strict=True)))
+        found.append(
+            total / sum(count * weight for count, weight in zip(counts, weights, strict=True))
+        )
     return np.array(found)
 
 
 def interval(value, replicates, samples, bounds=(-1, 1)):
-    """Hall's interval by scipy: where the studentised value, its skewness removed, is as far out as Student's t."""
+    """Hall's interval by scipy: where the studentised value, its skewness removed, is as far out as
+    Student's t.
+    """
     value = np.asarray(value)
     ends = np.full((2, *value.shape), np.nan)
     for place in np.ndindex(value.shape):

@@ -31,7 +31,9 @@ TASKS = (*OFFLINE, "arc_easy", "gsm8k", "wikitext")  # the last three read files
 
 
 LIMIT, SHOTS = 6, 2
-WORDS = "the time of day is in a house and it was one that people see now who with when over about your"
+WORDS = (
+    "the time of day is in a house and it was one that people see now who with when over about your"
+)
 WRITTEN = 8  # tokens that a generated text has
 
 
@@ -44,7 +46,12 @@ def write_data(folder: Path) -> Path:
 
     def arc(row: int) -> dict[str, Any]:
         choices = {"text": [words(2) for _ in "ABCD"], "label": list("ABCD")}
-        return {"id": str(row), "question": words(8), "choices": choices, "answerKey": "ABCD"[row % 4]}
+        return {
+            "id": str(row),
+            "question": words(8),
+            "choices": choices,
+            "answerKey": "ABCD"[row % 4],
+        }
 
     rows = {
         "arc_easy": [arc(row) for row in range(12)],
@@ -60,7 +67,13 @@ def write_data(folder: Path) -> Path:
 
 def asked_of(path: Path, **others: Any) -> dict[str, Any]:
     """A small evaluation in several blocks."""
-    asked = {"plan": PLANS[:3], "tasks": OFFLINE[:2], "limit": LIMIT, "batch_tokens": 60, "out": path}
+    asked = {
+        "plan": PLANS[:3],
+        "tasks": OFFLINE[:2],
+        "limit": LIMIT,
+        "batch_tokens": 60,
+        "out": path,
+    }
     return {**asked, **others}
 
 
@@ -75,16 +88,29 @@ def close(one: xr.Dataset, other: xr.Dataset, tolerance: float = 1e-5) -> None:
     def ordered(dataset: xr.Dataset) -> xr.Dataset:
         dataset = dataset.load()
         columns = ("example_task", "example_doc"), ("request_task", "request_doc", "request_choice")
-        keys = [list(zip(*(dataset[name].values.tolist() for name in names), strict=True)) for names in columns]
+        keys = [
+            list(zip(*(dataset[name].values.tolist() for name in names), strict=True))
+            for names in columns
+        ]
         orders = [sorted(range(len(each)), key=each.__getitem__) for each in keys]
         dataset = dataset.isel(example=orders[0], request=orders[1])
         plans, names = (np.argsort(dataset[name].values) for name in ("plan", "task"))
         return dataset.isel(plan=plans, task=names, metric=np.argsort(dataset["metric"].values))
 
     one, other = ordered(one), ordered(other)
-    for name in ("example_gold", "example_choices", "request_digest", "is_greedy", "metric", "plan", "task"):
+    for name in (
+        "example_gold",
+        "example_choices",
+        "request_digest",
+        "is_greedy",
+        "metric",
+        "plan",
+        "task",
+    ):
         assert one[name].values.tolist() == other[name].values.tolist(), name
     for name in ("log_likelihood", "score", "aggregate"):
-        np.testing.assert_allclose(one[name].values, other[name].values, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            one[name].values, other[name].values, rtol=tolerance, atol=tolerance, err_msg=name
+        )
     if "response" in one or "response" in other:
         assert one["response"].values.tolist() == other["response"].values.tolist()

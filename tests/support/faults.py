@@ -1,9 +1,12 @@
-"""Processes that are stopped or killed at a chosen write, disks that fill up, and an S3 server on this machine.
+"""Processes that are stopped or killed at a chosen write, disks that fill up, and an S3 server on
+this machine.
 
-A test never waits a while and hopes: a process stops itself before a write that the test has named, the test looks
-around, and lets it go on or kills it. So what happens depends on no processor and on nothing else that runs.
+A test never waits a while and hopes: a process stops itself before a write that the test has named,
+the test looks around, and lets it go on or kills it. So what happens depends on no processor and on
+nothing else that runs.
 
-The processes are forked from a nursery, which has the model loaded, so that an attempt costs a fraction of a second.
+The processes are forked from a nursery, which has the model loaded, so that an attempt costs a
+fraction of a second.
 """
 
 import json
@@ -44,17 +47,22 @@ Moment = int | str | tuple[str, int]
 # Moments
 
 
-def stop_before_writes(where: str, moments: Sequence[Moment], error: int | None = None) -> Callable[[], int]:
-    """Has this process stop, as by SIGSTOP, before some of its writes to a store, until it gets SIGCONT.
+def stop_before_writes(
+    where: str, moments: Sequence[Moment], error: int | None = None
+) -> Callable[[], int]:
+    """Has this process stop, as by SIGSTOP, before some of its writes to a store, until it gets
+    SIGCONT.
 
-    A write to a folder counts when a finished file gets its name, so that a half-written one lies there while the
-    process is stopped; a write to a bucket when it is sent.
+    A write to a folder counts when a finished file gets its name, so that a half-written one lies
+    there while the process is stopped; a write to a bucket when it is sent.
 
     Args:
         where: the store's folder or URL.
-        moments: each the number of a write, counted from 1 without the lock's; or the beginning of a key, for the
-            first write to a key that begins so; or such a beginning and a number, for a later one.
-        error: number of an error of the system's; these writes fail with it, and the process does not stop.
+        moments: each the number of a write, counted from 1 without the lock's; or the beginning of
+            a key, for the first write to a key that begins so; or such a beginning and a number,
+            for a later one.
+        error: number of an error of the system's; these writes fail with it, and the process does
+            not stop.
     Returns:
         A function that says how many writes there were, without the lock's.
     """
@@ -79,7 +87,8 @@ def stop_before_writes(where: str, moments: Sequence[Moment], error: int | None 
         if error is not None and not chosen.isdisjoint(reached):
             raise OSError(error, os.strerror(error))
         if not chosen.isdisjoint(reached):
-            # To this thread: sent to the process, another thread may take it, and this one go on for a moment.
+            # To this thread: sent to the process, another thread may take it, and this one go on
+            # for a moment.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     if "://" in where:
@@ -91,7 +100,8 @@ def stop_before_writes(where: str, moments: Sequence[Moment], error: int | None 
             if event not in ("os.rename", "os.link"):
                 return
             target = os.fspath(args[1])
-            if target.startswith(folder) and not OURS.search(Path(target).parent.name):  # not onto the writer's desk
+            # Not onto the writer's desk.
+            if target.startswith(folder) and not OURS.search(Path(target).parent.name):
                 write(target.removeprefix(folder))
 
         sys.addaudithook(audit)
@@ -114,8 +124,11 @@ def _tell_of_requests(write: Callable[[str], None]) -> None:
     obstore.put, obstore.put_async = told, told_async
 
 
-def start_command(words: Sequence[object], out: Path, moment: Moment, setting: str = "") -> subprocess.Popen[str]:
-    """Starts `repsim WORDS --out OUT` and returns when it has stopped before a write; see `stop_before_writes`.
+def start_command(
+    words: Sequence[object], out: Path, moment: Moment, setting: str = ""
+) -> subprocess.Popen[str]:
+    """Starts `repsim WORDS --out OUT` and returns when it has stopped before a write; see
+    `stop_before_writes`.
 
     Args:
         setting: Python code that the process runs before.
@@ -136,8 +149,12 @@ def start_command(words: Sequence[object], out: Path, moment: Moment, setting: s
     return process
 
 
-def end_command(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[str, str]:
-    """Sends a command that has stopped a signal, if any, and lets it go on; what it says to the end."""
+def end_command(
+    process: subprocess.Popen[str], number: signal.Signals | None = None
+) -> tuple[str, str]:
+    """Sends a command that has stopped a signal, if any, and lets it go on; what it says to the
+    end.
+    """
     if number is not None:
         process.send_signal(number)
     process.send_signal(signal.SIGCONT)
@@ -145,7 +162,9 @@ def end_command(process: subprocess.Popen[str], number: signal.Signals | None = 
 
 
 def _paths() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
 
 
 # The nursery
@@ -175,7 +194,9 @@ class Attempt:
         self._status: int | None = None  # of the process, as `waitpid` gives it
 
     def stops(self) -> bool:
-        """Waits until it stops before the next of its moments; False if it has come to its end before."""
+        """Waits until it stops before the next of its moments; False if it has come to its end
+        before.
+        """
         self._status = self._nursery.ask({"wait": self.process})
         return os.WIFSTOPPED(self._status)
 
@@ -200,7 +221,8 @@ class Attempt:
 
 
 class Nursery:
-    """A process with a model loaded that forks a child for each attempt; `with Nursery(model, folder) as nursery`.
+    """A process with a model loaded that forks a child for each attempt; `with Nursery(model,
+    folder) as nursery`.
 
     model: a folder; the embedded model where it is None.
     folder: where attempts leave word of how they ended.
@@ -209,7 +231,11 @@ class Nursery:
     entry = "from support.faults import nurse; nurse()"
 
     def __init__(self, model: str | None, folder: Path) -> None:
-        quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         self._folder, self._attempts = folder, 0
         self._process = subprocess.Popen(
             [sys.executable, "-c", self.entry, *filter(None, [model])],
@@ -249,8 +275,8 @@ class Nursery:
         Args:
             moments: where it stops; see `stop_before_writes`.
             fill: a file; it fills the disk before progress number `at`.
-            machine: another one than this, as far as locks can tell; there, whoever is stopped is taken for dead at
-                once.
+            machine: another one than this, as far as locks can tell; there, whoever is stopped is
+                taken for dead at once.
             error: writes at these moments fail with this error of the system's.
             endpoint: where requests to buckets go instead.
             patience: seconds after which a request is given up.
@@ -260,7 +286,14 @@ class Nursery:
         amazon = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         if endpoint is not None:
             amazon["AWS_ENDPOINT_URL"] = endpoint
-        job = {"call": call, "moments": list(moments), "fill": fill, "at": at, "machine": machine, "error": error}
+        job = {
+            "call": call,
+            "moments": list(moments),
+            "fill": fill,
+            "at": at,
+            "machine": machine,
+            "error": error,
+        }
         job |= {"told": str(told), "environment": amazon, "patience": patience}
         return Attempt(self, self.ask(job), told)
 
@@ -269,7 +302,8 @@ class Nursery:
 
 
 def nurse(make: Callable[..., Any] = repsim.capture) -> None:
-    """What a nursery runs: loads the model that is its argument, then forks and reaps as it is told.
+    """What a nursery runs: loads the model that is its argument, then forks and reaps as it is
+    told.
 
     Args:
         make: what attempts call with the model, to make a store.
@@ -282,8 +316,10 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
 
     tqdm.tqdm.monitor_interval = 0  # no thread for the bar that `load` draws
     torch.set_num_threads(1)
-    state_store.CHUNK_BYTES, state_store.WRITE_BYTES = 1, 1 << 14  # as many writes as a large model's
-    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS  # nothing is written because time has passed
+    # As many writes as a large model's.
+    state_store.CHUNK_BYTES, state_store.WRITE_BYTES = 1, 1 << 14
+    # Nothing is written because time has passed.
+    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS
     model = repsim.models.load(sys.argv[1]) if sys.argv[1:] else repsim.models.load()
     _ = model.weights_digest, model.config_digest, model.tokenizer_digest
     warnings.simplefilter("error")
@@ -369,14 +405,20 @@ def digests(where: Any) -> dict[str, str]:
     for key in place.sizes():
         if key != locks.KEY:
             data = place.read(key)
-            data = json.dumps(json.loads(data), sort_keys=True).encode() if key == "zarr.json" else data
+            data = (
+                json.dumps(json.loads(data), sort_keys=True).encode()
+                if key == "zarr.json"
+                else data
+            )
             found[key] = sha256(data).hexdigest()
     return found
 
 
 def extent(where: Any) -> Any:
     """Sizes that a store claims; None where it is not begun."""
-    return json.loads(location_of(where).read("zarr.json") or "{}").get("attributes", {}).get("extent")
+    return (
+        json.loads(location_of(where).read("zarr.json") or "{}").get("attributes", {}).get("extent")
+    )
 
 
 def leftovers(where: Any) -> int:
@@ -405,14 +447,17 @@ class Whole:
 # Kills
 
 
-def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Callable[[], None]) -> int:
+def kill_often(
+    nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Callable[[], None]
+) -> int:
     """Kills a capture at many writes, starts it again each time by the same call, and compares.
 
-    A third of the kills hit the making or extending of the store, from its first write to its last; the others the
-    writing of blocks.
+    A third of the kills hit the making or extending of the store, from its first write to its last;
+    the others the writing of blocks.
 
     Args:
-        reset: makes the place as it was before the first attempt; called whenever a capture is through.
+        reset: makes the place as it was before the first attempt; called whenever a capture is
+            through.
     Returns:
         How many captures came through, each compared with the one that nothing interrupted.
     """
@@ -426,7 +471,9 @@ def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Ca
         captures += 1
 
     def stopped(write: int) -> Attempt:
-        """An attempt before a write; where fewer were left, on the way to the end, one that begins from the start."""
+        """An attempt before a write; where fewer were left, on the way to the end, one that begins
+        from the start.
+        """
         attempt = nursery.start(call, [write])
         if attempt.stops():
             return attempt
@@ -454,8 +501,8 @@ def kill_often(nursery: Nursery, call: Call, kills: int, whole: Whole, reset: Ca
 def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], whole: Whole) -> int:
     """At each moment a writer stops, another takes over and finishes, and the first one wakes.
 
-    It must have changed nothing, and has to end with one line; only before its very last write, which the other has
-    made as well, it may come to its end. The store is made anew each time.
+    It must have changed nothing, and has to end with one line; only before its very last write,
+    which the other has made as well, it may come to its end. The store is made anew each time.
 
     Returns:
         How many there were.
@@ -471,7 +518,10 @@ def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], wh
         outcome = sleeper.wait()
         if outcome.status != FINISHED or moment != whole.outcome.writes:
             assert outcome.status == REFUSED, (moment, outcome)
-            assert re.search("taken over by .*; this one stops$", outcome.message), (moment, outcome.message)
+            assert re.search("taken over by .*; this one stops$", outcome.message), (
+                moment,
+                outcome.message,
+            )
         assert digests(place) == whole.digests, moment
         assert not leftovers(place), moment
         assert not repsim.verify(place.text).damages, moment
@@ -480,7 +530,8 @@ def raise_zombies(nursery: Nursery, call: Call, moments: Sequence[int | str], wh
 
 def empty(server: str) -> None:
     """Leaves an S3 server of this machine with one bucket, and nothing in it."""
-    for method, where in (("POST", "moto-api/reset"), ("PUT", "bucket")):  # what it holds outlives the server
+    # What it holds outlives the server.
+    for method, where in (("POST", "moto-api/reset"), ("PUT", "bucket")):
         urllib.request.urlopen(urllib.request.Request(f"{server}/{where}", method=method)).close()
 
 
@@ -494,7 +545,12 @@ def amazon() -> Iterator[str]:
     server.start()
     _, port = server.get_host_and_port()
     url = f"http://127.0.0.1:{port}"
-    told = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1"}
+    told = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+    }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:

@@ -49,12 +49,20 @@ def assert_nothing_is_clipped_or_overlaps(figure):
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             boxes = [
-                text.get_window_extent() for text in axis.get_ticklabels() if text.get_text() and text.get_visible()
+                text.get_window_extent()
+                for text in axis.get_ticklabels()
+                if text.get_text() and text.get_visible()
             ]
-            low, high = sorted(axes.transAxes.transform([(0, 0), (1, 1)])[:, int(axis is axes.yaxis)])
+            low, high = sorted(
+                axes.transAxes.transform([(0, 0), (1, 1)])[:, int(axis is axes.yaxis)]
+            )
             side = "y" if axis is axes.yaxis else "x"
             middles = [(getattr(box, side + "0") + getattr(box, side + "1")) / 2 for box in boxes]
-            boxes = [box for box, middle in zip(boxes, middles, strict=True) if low - 1 <= middle <= high + 1]
+            boxes = [
+                box
+                for box, middle in zip(boxes, middles, strict=True)
+                if low - 1 <= middle <= high + 1
+            ]
             assert not any(a.overlaps(b) for a, b in pairwise(boxes))
     inside = figure.get_tightbbox()
     assert inside.x0 >= 0

@@ -1,4 +1,6 @@
-"""Tiny random models of many architectures, made from their configuration classes: nothing is downloaded."""
+"""Tiny random models of many architectures, made from their configuration classes: nothing is
+downloaded.
+"""
 
 import copy
 import functools
@@ -58,7 +60,11 @@ ARCHITECTURES = {
         {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "bos_token_id": 1, "eos_token_id": 2},
         "model.decoder.layers",
     ),
-    "falcon": ("FalconForCausalLM", {**SMALL, "bos_token_id": 1, "eos_token_id": 2}, "transformer.h"),
+    "falcon": (
+        "FalconForCausalLM",
+        {**SMALL, "bos_token_id": 1, "eos_token_id": 2},
+        "transformer.h",
+    ),
     "bert": ("BertModel", SMALL, "encoder.layer"),
     "roberta": ("RobertaModel", SMALL, "encoder.layer"),
     "distilbert": (
@@ -74,7 +80,9 @@ ARCHITECTURES = {
     ),
     "mixtral": ("MixtralForCausalLM", {**DECODER, "num_local_experts": 3}, "model.layers"),
 }
-DECODERS = [name for name, (cls, _, _) in ARCHITECTURES.items() if cls.endswith(("CausalLM", "LMHeadModel"))]
+DECODERS = [
+    name for name, (cls, _, _) in ARCHITECTURES.items() if cls.endswith(("CausalLM", "LMHeadModel"))
+]
 
 
 def make(architecture: str) -> Model:
@@ -94,13 +102,29 @@ LONG = {**TOKENS, "hidden_size": 32, "n_layer": T, "n_head": 4}
 HEAD = {**DECODER, "head_dim": 8}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHARED = {"shared_expert_intermediate_size": 16}
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
 # Chunks of 256, the default, cost a tiny model ten times as long.
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 
-# More architectures, and other forms of those in conftest: (model class, configuration, where the layers are).
+# More architectures, and other forms of those in conftest: (model class, configuration, where the
+# layers are).
 MORE = {
     "gpt_neox_sequential": (
         "GPTNeoXForCausalLM",
@@ -109,7 +133,13 @@ MORE = {
     ),
     "opt_post_norm": (
         "OPTForCausalLM",
-        {**SMALL, **TOKENS, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        {
+            **SMALL,
+            **TOKENS,
+            "ffn_dim": 48,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+        },
         "model.decoder.layers",
     ),
     "falcon_two_norms": (
@@ -119,7 +149,14 @@ MORE = {
     ),
     "falcon_alibi": (
         "FalconForCausalLM",
-        {**SMALL, **TOKENS, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+        {
+            **SMALL,
+            **TOKENS,
+            "alibi": True,
+            "parallel_attn": False,
+            "multi_query": False,
+            "bias": True,
+        },
         "transformer.h",
     ),
     "gptj": ("GPTJForCausalLM", {**GPT, "rotary_dim": 4}, "transformer.h"),
@@ -132,7 +169,11 @@ MORE = {
     "phi": ("PhiForCausalLM", DECODER, "model.layers"),
     "phi3": ("Phi3ForCausalLM", DECODER, "model.layers"),
     "gemma": ("GemmaForCausalLM", HEAD, "model.layers"),
-    "gemma2": ("Gemma2ForCausalLM", {**HEAD, "sliding_window": 4, "query_pre_attn_scalar": 8}, "model.layers"),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {**HEAD, "sliding_window": 4, "query_pre_attn_scalar": 8},
+        "model.layers",
+    ),
     "qwen2": ("Qwen2ForCausalLM", DECODER, "model.layers"),
     "qwen2_moe": ("Qwen2MoeForCausalLM", {**DECODER, **MOE, **SHARED}, "model.layers"),
     "qwen3_next": ("Qwen3NextForCausalLM", {**HEAD, **MOE, **SHARED, **LINEAR}, "model.layers"),
@@ -145,7 +186,13 @@ MORE = {
     "granitemoe": ("GraniteMoeForCausalLM", {**DECODER, "num_local_experts": 4}, "model.layers"),
     "granitemoehybrid": (
         "GraniteMoeHybridForCausalLM",
-        {**DECODER, **MAMBA, "num_local_experts": 4, "shared_intermediate_size": 32, "mamba_n_groups": 1}
+        {
+            **DECODER,
+            **MAMBA,
+            "num_local_experts": 4,
+            "shared_intermediate_size": 32,
+            "mamba_n_groups": 1,
+        }
         | {"layer_types": ["mamba", "attention", "mamba"] * 2},
         "model.layers",
     ),
@@ -153,7 +200,14 @@ MORE = {
     "bloom": ("BloomForCausalLM", LONG, "transformer.h"),
     "mpt": (
         "MptForCausalLM",
-        {**TOKENS, "d_model": 32, "n_layers": T, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
+        {
+            **TOKENS,
+            "d_model": 32,
+            "n_layers": T,
+            "n_heads": 4,
+            "max_seq_len": 64,
+            "expansion_ratio": 2,
+        },
         "transformer.blocks",
     ),
     "olmo2": ("Olmo2ForCausalLM", DECODER, "model.layers"),
@@ -161,7 +215,11 @@ MORE = {
     "mpnet": ("MPNetModel", SMALL, "encoder.layer"),
     "deberta": ("DebertaModel", {**SMALL, **RELATIVE}, "encoder.layer"),
     "deberta_v2": ("DebertaV2Model", {**SMALL, **RELATIVE, "position_buckets": 8}, "encoder.layer"),
-    "bamba": ("BambaForCausalLM", {**DECODER, **MAMBA, "attn_layer_indices": [1, 4]}, "model.layers"),
+    "bamba": (
+        "BambaForCausalLM",
+        {**DECODER, **MAMBA, "attn_layer_indices": [1, 4]},
+        "model.layers",
+    ),
     "mamba": (
         "MambaForCausalLM",
         {**TOKENS, "hidden_size": 32, "num_hidden_layers": T, "state_size": 8},
@@ -174,7 +232,11 @@ MORE = {
         "model.layers",
     ),
     "falcon_h1": ("FalconH1ForCausalLM", {**HEAD, **MAMBA, "mamba_d_ssm": 64}, "model.layers"),
-    "lfm2": ("Lfm2ForCausalLM", {**DECODER, "layer_types": ["conv", "full_attention", "conv"] * 2}, "model.layers"),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        {**DECODER, "layer_types": ["conv", "full_attention", "conv"] * 2},
+        "model.layers",
+    ),
     "smollm3": ("SmolLM3ForCausalLM", DECODER, "model.layers"),
     "ernie4_5": ("Ernie4_5ForCausalLM", HEAD, "model.layers"),
     "glm4": ("Glm4ForCausalLM", HEAD, "model.layers"),
@@ -185,40 +247,104 @@ MORE = {
     ),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
-        {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+        {
+            **DECODER,
+            **MOE,
+            **LATENT,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+        }
         | {"first_k_dense_replace": 2},
         "model.layers",
     ),
 }
-SPARSE = {**DECODER, **MOE, **LATENT, "num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 1}
-SPARSE |= {"first_k_dense_replace": 2, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "head_dim": 4}
-SPARSE |= {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4, "indexer_types": ["full", "shared", "shared"] * 2}
-RESIDUAL = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 4}
+SPARSE = {
+    **DECODER,
+    **MOE,
+    **LATENT,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+}
+SPARSE |= {
+    "first_k_dense_replace": 2,
+    "index_topk": 4,
+    "index_head_dim": 8,
+    "index_n_heads": 2,
+    "head_dim": 4,
+}
+SPARSE |= {
+    "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4,
+    "indexer_types": ["full", "shared", "shared"] * 2,
+}
+RESIDUAL = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 4,
+}
 RESIDUAL |= {"d_rel": 4, "rel_extent": 16, "n_layers_per_attn_res_block": 2}
 RESIDUAL |= {"n_routed_experts": 4, "num_experts_per_tok": 2}
 
 # Layers that hand on more than the state: (model class, configuration).
 CARRYING = {
-    "zaya": ("ZayaForCausalLM", {**HEAD, "moe_intermediate_size": 16, "num_experts": 4, "router_hidden_size": 16}),
+    "zaya": (
+        "ZayaForCausalLM",
+        {**HEAD, "moe_intermediate_size": 16, "num_experts": 4, "router_hidden_size": 16},
+    ),
     "glm_moe_dsa": ("GlmMoeDsaForCausalLM", SPARSE),
     "mistral_large4": ("MistralLarge4TextModel", SPARSE),
     "lilt": ("LiltModel", {**SMALL, "hidden_size": 48}),
 }
-INKLING2 = ("Inkling2ForCausalLM", {**HEAD, **RESIDUAL, "moe_intermediate_size": 16, "unpadded_vocab_size": 90})
-BIG_BIRD = ("BigBirdModel", {**SMALL, "block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256})
+INKLING2 = (
+    "Inkling2ForCausalLM",
+    {**HEAD, **RESIDUAL, "moe_intermediate_size": 16, "unpadded_vocab_size": 90},
+)
+BIG_BIRD = (
+    "BigBirdModel",
+    {**SMALL, "block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256},
+)
 FSMT = (
     "FSMTModel",
-    {"langs": ["en", "de"], "src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "d_model": 32}
-    | {"encoder_layers": T, "decoder_layers": T, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    {
+        "langs": ["en", "de"],
+        "src_vocab_size": VOCABULARY,
+        "tgt_vocab_size": VOCABULARY,
+        "d_model": 32,
+    }
+    | {
+        "encoder_layers": T,
+        "decoder_layers": T,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    }
     | {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64},
 )
 T5 = (
     "T5EncoderModel",
-    {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": T, "num_heads": 4},
+    {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": T,
+        "num_heads": 4,
+    },
 )
 MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
 WITHOUT_HALVES = {"mamba"}
-POST_NORM = {"deberta", "deberta_v2", "bert", "roberta", "distilbert", "opt_post_norm", "electra", "mpnet"}
+POST_NORM = {
+    "deberta",
+    "deberta_v2",
+    "bert",
+    "roberta",
+    "distilbert",
+    "opt_post_norm",
+    "electra",
+    "mpnet",
+}
 
 
 def build(class_name: str, config: dict[str, object]) -> nn.Module:
@@ -257,11 +383,20 @@ def save_folder(path: Path, architecture: str, template: str | None) -> Path:
     """A tiny model and a word-level tokenizer of its own, as `save_pretrained` leaves them."""
     words = Tokenizer(WordLevel(unk_token="[UNK]"))
     words.normalizer, words.pre_tokenizer = Lowercase(), Whitespace()
-    special = {"pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
-    trainer = WordLevelTrainer(vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False)
+    special = {
+        "pad_token": "[PAD]",
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+        "unk_token": "[UNK]",
+    }
+    trainer = WordLevelTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False
+    )
     words.train_from_iterator((text.text for text in read_corpus().texts), trainer)
     if template is not None:
-        words.post_processor = TemplateProcessing(single=template, special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+        words.post_processor = TemplateProcessing(
+            single=template, special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        )
     make(architecture).module.save_pretrained(path)
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
     return path

@@ -14,23 +14,31 @@ FAULTS = ("lost", "unanswered", "late", "refused", "hangs", "forgotten")
 
 
 class Network:
-    """An HTTP proxy; `with Network(server, fault) as network`, and `network.url` leads to the server through it.
+    """An HTTP proxy; `with Network(server, fault) as network`, and `network.url` leads to the
+    server through it.
 
-    fault: the number of a request, counted from 1, and its method → what becomes of it; None: it is answered.
+    fault: the number of a request, counted from 1, and its method → what becomes of it; None: it is
+    answered.
 
         lost: it does not arrive, the connection is closed.
         unanswered: it arrives, the connection is closed without an answer.
         late: the answer comes, late.
         refused: the answer is 503.
         hangs: it does not arrive, and the connection stays open.
-        forgotten: before it arrives, the server has lost all it held, as one that keeps it in memory when it restarts.
+        forgotten: before it arrives, the server has lost all it held, as one that keeps it in
+        memory when it restarts.
 
     requests: how many there were.
     """
 
     def __init__(self, server: str, fault: Callable[[int, str], str | None]) -> None:
         self.requests = 0
-        self._server, self._fault, self._counting, self._over = server, fault, threading.Lock(), threading.Event()
+        self._server, self._fault, self._counting, self._over = (
+            server,
+            fault,
+            threading.Lock(),
+            threading.Event(),
+        )
         network = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,7 +60,9 @@ class Network:
         threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _problem: object, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, _problem: object, _trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._proxy.shutdown()
         self._proxy.server_close()

@@ -39,15 +39,21 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
-    Tracer(model).run(trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}), check=False)
+    Tracer(model).run(
+        trie, [batch], lambda state: states.update({state.node: state.hidden.clone()}), check=False
+    )
     return [[states[node] for node in path] for path in trie.paths]
 
 
 def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
-    """What each layer is called with in the model's own forward, and with it the model's own states."""
+    """What each layer is called with in the model's own forward, and with it the model's own
+    states.
+    """
     calls: list[LayerCall] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(LayerCall(args, kwargs)), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(LayerCall(args, kwargs)), with_kwargs=True
+        )
         for layer in model.stack.layers
     ]
     if "attention_mask" in inspect.signature(type(model.module).forward).parameters:
@@ -60,9 +66,11 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
 
 
 def without_cache(model: Model) -> dict[str, bool]:
-    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and answer the same bits.
+    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and
+    answer the same bits.
 
-    With its cache a model lays out keys and values anew, for which some processors' kernels add up in another order.
+    With its cache a model lays out keys and values anew, for which some processors' kernels add up
+    in another order.
     """
     return {"use_cache": False} if model.module.can_generate() else {}
 
@@ -71,7 +79,8 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
     """What enters and leaves each layer in the model's own forward, `[token, unit]`."""
     states: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out))) for layer in model.stack.layers
+        layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out)))
+        for layer in model.stack.layers
     ]
     first = recorded_calls(model, batch, **inputs)[0].state
     for hook in hooks:
@@ -81,11 +90,12 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
 
 
 def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
-    """States that the same layers computed, with sums taken in another order: another layout, another kernel.
+    """States that the same layers computed, with sums taken in another order: another layout,
+    another kernel.
 
-    Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and Mary 2019), and two
-    runs differ by sqrt(2) of that. A layer adds two such results to its input, so sqrt(n) eps for each layer; n is the
-    longest sum of a layer, four times the units at most.
+    Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and
+    Mary 2019), and two runs differ by sqrt(2) of that. A layer adds two such results to its input,
+    so sqrt(n) eps for each layer; n is the longest sum of a layer, four times the units at most.
 
     Args:
         ours: `[token, unit]`.
@@ -110,7 +120,9 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
             patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
             hooks = [
                 layer.get_submodule(path).register_forward_hook(
-                    lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+                    lambda _m, _a, out: (
+                        (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+                    )
                 )
                 for path in half_paths(layer, patterns)
             ]
@@ -138,7 +150,9 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
 
 
 def windows_that_share() -> list[Window]:
-    """Four share six tokens, three of those nine; one of them ends where others go on, and the fifth shares nothing."""
+    """Four share six tokens, three of those nine; one of them ends where others go on, and the
+    fifth shares nothing.
+    """
     ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
     first, more = ids[:6], ids[6:9]
     inputs = [
@@ -148,4 +162,7 @@ def windows_that_share() -> list[Window]:
         ids[31:45],
         np.concatenate([first, more]),
     ]
-    return [Window(row, ids[45 : 45 + length]) for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)]
+    return [
+        Window(row, ids[45 : 45 + length])
+        for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)
+    ]

@@ -18,7 +18,9 @@ def counted(first: int, last: int) -> list[tuple[Application, ...]]:
 # Lone steps, ranges either way, repeats, parallel steps, halves.
 layer_numbers = st.integers(0, LAYERS - 1)
 members = st.builds(Application, layer_numbers, st.sampled_from(["", "", "attn", "mlp"]))
-steps = st.one_of(st.tuples(members), st.sets(members, min_size=1, max_size=5).map(lambda s: tuple(sorted(s))))
+steps = st.one_of(
+    st.tuples(members), st.sets(members, min_size=1, max_size=5).map(lambda s: tuple(sorted(s)))
+)
 pieces = st.one_of(
     steps.map(lambda step: [step]),
     st.builds(lambda step, times: [step] * times, steps, st.integers(2, 4)),

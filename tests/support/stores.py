@@ -13,7 +13,9 @@ from repsim.storage import state_store
 from repsim.storage.location import Location
 from repsim.storage.lock import WriterLock
 
-IDENTITY = Identity("m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"})
+IDENTITY = Identity(
+    "m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"}
+)
 PLANS = ("baseline", "drop:layer=1", "(0|1)*2", "0.mlp")
 MORE_PLANS = (*PLANS, "0, 1, 2, 0")
 LENGTHS = (90, 50, 7)
@@ -23,7 +25,9 @@ SUMS = SampleStatistic("own.sum", lambda states: states.sum((1, 2), dtype=float)
 ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32")
 
 
-def layout_of(lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options):
+def layout_of(
+    lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options
+):
     """Every sample a block, unless said otherwise; token ids count on from sample to sample."""
     named = resolve(plans, 3)
     ids = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
@@ -31,7 +35,15 @@ def layout_of(lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=Non
     trie = PlanTrie.build(item.plan for item in named)
     identity = replace(IDENTITY, tokens=tokens)
     return state_store.Layout(
-        identity, 3, named, trie, samples, blocks or (1,) * len(lengths), units=units, dtype=dtype, **options
+        identity,
+        3,
+        named,
+        trie,
+        samples,
+        blocks or (1,) * len(lengths),
+        units=units,
+        dtype=dtype,
+        **options,
     )
 
 
@@ -57,7 +69,9 @@ def write(place: Location, layout: state_store.Layout, blocks=None) -> np.ndarra
                         writer.write(node, states[node, first:last], scores)
                     else:
                         plan = layout.trie.ends.index(node)
-                        writer.write_statistics(plan, {SUMS.name: sums_of(layout, plan, block)}, scores)
+                        writer.write_statistics(
+                            plan, {SUMS.name: sums_of(layout, plan, block)}, scores
+                        )
             writer.finish()
     return states
 

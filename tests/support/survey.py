@@ -1,7 +1,8 @@
 """What repsim gives for one architecture, held against plain loops over the model's own layers.
 
-Nothing that decides what is right comes from repsim: the layers' calls are seen by hooks in the model's own forward,
-half layers have the last weights of the other half set to zero, and logits come from the model's own code.
+Nothing that decides what is right comes from repsim: the layers' calls are seen by hooks in the
+model's own forward, half layers have the last weights of the other half set to zero, and logits
+come from the model's own code.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from repsim.plans.plan import Plan, PlanTrie
 from support import oracles
 from support.architectures import TOKENS, Subject, T
 
-FAMILIES = tuple(text for text in oracles.FAMILIES if "part" not in text)  # halves have a check of their own
+# Halves have a check of their own.
+FAMILIES = tuple(text for text in oracles.FAMILIES if "part" not in text)
 GENERATED = (
     "baseline",
     "skip:start=1",
@@ -50,10 +52,12 @@ NEW_TOKENS = 3
 # Parameters of a layer by the half that they belong to, and the last ones of each half.
 NORMS = re.compile(r"(^|[._])(ln|norm|layernorm)|norm", re.I)
 MIXERS = re.compile(
-    r"attn|attention|mamba|mixer|conv|temporal|linear_attn|ssm|short_conv|time_mix|rel_attn|fourier", re.I
+    r"attn|attention|mamba|mixer|conv|temporal|linear_attn|ssm|short_conv|time_mix|rel_attn|fourier",
+    re.I,
 )
 MLPS = re.compile(
-    r"mlp|ffn|feed_?forward|moe|expert|(^|\.)fc_?\d|(^|\.)ff(\.|$)|intermediate|output|dense|router|DenseRelu", re.I
+    r"mlp|ffn|feed_?forward|moe|expert|(^|\.)fc_?\d|(^|\.)ff(\.|$)|intermediate|output|dense|router|DenseRelu",
+    re.I,
 )
 MIXER_ENDS = re.compile(
     r"(^|\.)(o_proj|out_proj|c_proj|dense|o|wo|out_lin|out|proj|out_layer|output_linear|linear_out|o_b_proj|attn_out|final_linear)$",
@@ -73,7 +77,8 @@ class Unknown(Exception):
 class Outcome:
     """What became of one case of one check.
 
-    kind: `equal`, `wrong`, `refused` (one line), `crash` (anything else), or `none` (no oracle; the text says why).
+    kind: `equal`, `wrong`, `refused` (one line), `crash` (anything else), or `none` (no oracle; the
+    text says why).
     difference: the largest of any token, relative; NaN where nothing was compared.
     """
 
@@ -89,7 +94,8 @@ class Outcome:
 
 
 class Witness:
-    """A model of its own that repsim never touches, and what its own forward gave its layers on one batch.
+    """A model of its own that repsim never touches, and what its own forward gave its layers on one
+    batch.
 
     calls: `[layer]`, positional and named arguments.
     outputs: `[layer]`, as returned.
@@ -105,12 +111,18 @@ class Witness:
         self.watch(generating)
 
     def watch(self, generating: bool = False) -> None:
-        """Runs the model's own forward, or the one that begins its own generation, and keeps what its layers saw."""
+        """Runs the model's own forward, or the one that begins its own generation, and keeps what
+        its layers saw.
+        """
         self.calls.clear()
         self.outputs.clear()
         hooks = []
         for layer in self.layers:
-            hooks.append(layer.register_forward_pre_hook(lambda _m, a, k: self.calls.append((a, k)), with_kwargs=True))
+            hooks.append(
+                layer.register_forward_pre_hook(
+                    lambda _m, a, k: self.calls.append((a, k)), with_kwargs=True
+                )
+            )
             hooks.append(layer.register_forward_hook(lambda _m, _a, out: self.outputs.append(out)))
         if generating:
             generated(self.module, self.batch, 1, use_cache=False)
@@ -124,16 +136,22 @@ class Witness:
         return self._tokens([state_in(self.calls[0]), *map(state_of, self.outputs)])
 
     def states(self, plan: Plan, layers: list[nn.Module] | None = None) -> list[Tensor]:
-        """The plan's states by a plain loop, `[token, unit]`; with other layers where they are given."""
+        """The plan's states by a plain loop, `[token, unit]`; with other layers where they are
+        given.
+        """
         return self._tokens(self._remembered(plan) if layers is None else self.loop(plan, layers))
 
     def logprobs(self, plan: Plan) -> Tensor:
-        """Of each token's successor, by the model's own forward whose last layer returns the loop's last state."""
+        """Of each token's successor, by the model's own forward whose last layer returns the loop's
+        last state.
+        """
         with self._ending_in(self._remembered(plan)[-1]):
             logits = self.module(**inputs_of(self.module, self.batch)).logits
         ids, mask = torch.from_numpy(self.batch.token_ids), torch.from_numpy(self.batch.mask)
         right = torch.full(ids.shape, torch.nan)
-        right[:, :-1] = logits.log_softmax(-1, dtype=torch.float32)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        right[:, :-1] = logits.log_softmax(-1, dtype=torch.float32)[:, :-1].gather(
+            -1, ids[:, 1:, None]
+        )[..., 0]
         right[:, :-1].masked_fill_(~mask[:, 1:], torch.nan)
         return right[mask]
 
@@ -151,10 +169,11 @@ class Witness:
         return [state[torch.from_numpy(self.batch.mask)] for state in states]
 
     def loop(self, plan: Plan, layers: list[nn.Module]) -> list[Tensor]:
-        """Each layer called with what the model's own forward called it with: the plan's states, padding included.
+        """Each layer called with what the model's own forward called it with: the plan's states,
+        padding included.
 
-        What layers hand on beside the state goes along the plan's path; a step's members get the same, and what its
-        last member returns is handed on.
+        What layers hand on beside the state goes along the plan's path; a step's members get the
+        same, and what its last member returns is handed on.
         """
         places = self._handed_on()
         args, kwargs = self.calls[0]
@@ -169,7 +188,11 @@ class Witness:
     def _apply(self, layer: nn.Module, index: int, state: Tensor, carried: dict[Any, Any]) -> Any:
         args, kwargs = self.calls[index]
         args = tuple(None if isinstance(value, Cache) else value for value in args)
-        kwargs = {name: carried.get(name, value) for name, value in kwargs.items() if not isinstance(value, Cache)}
+        kwargs = {
+            name: carried.get(name, value)
+            for name, value in kwargs.items()
+            if not isinstance(value, Cache)
+        }
         if args:
             args = (state, *(carried.get(at, value) for at, value in enumerate(args[1:], 1)))
         else:
@@ -177,26 +200,37 @@ class Witness:
         try:
             return layer(*args, **kwargs)
         except Exception as problem:
-            raise Unknown(f"the model's own layer {index} cannot run here: {told(problem)}") from problem
+            raise Unknown(
+                f"the model's own layer {index} cannot run here: {told(problem)}"
+            ) from problem
 
     def _handed_on(self) -> dict[Any, int]:
-        """Arguments that are what the layer before returned beside the state: their place in its output.
+        """Arguments that are what the layer before returned beside the state: their place in its
+        output.
 
-        What one layer makes for all of them (T5's position biases) stays with each layer's own call.
+        What one layer makes for all of them (T5's position biases) stays with each layer's own
+        call.
         """
         places: dict[Any, int] = {}
         for output, (args, kwargs) in zip(self.outputs, self.calls[1:], strict=False):
-            for place, value in enumerate(output[1:], 1) if isinstance(output, (tuple, list)) else ():
+            for place, value in (
+                enumerate(output[1:], 1) if isinstance(output, (tuple, list)) else ()
+            ):
                 for key, argument in (*enumerate(args[1:], 1), *kwargs.items()):
                     if value is not None and argument is value:
                         places[key] = place
-        made = {key: {id(output[place]) for output in self.outputs[:-1]} for key, place in places.items()}
+        made = {
+            key: {id(output[place]) for output in self.outputs[:-1]}
+            for key, place in places.items()
+        }
         return {key: place for key, place in places.items() if len(made[key]) > 1}
 
     @contextmanager
     def _ending_in(self, state: Tensor) -> Iterator[None]:
         def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return type(output)([state, *output[1:]]) if isinstance(output, (tuple, list)) else state
+            return (
+                type(output)([state, *output[1:]]) if isinstance(output, (tuple, list)) else state
+            )
 
         hook = self.layers[-1].register_forward_hook(replace)
         try:
@@ -250,11 +284,15 @@ class Run:
         _, found = self.traced(plan)
         right = torch.cat([witness.logprobs(plan) for witness in self.witnesses])
         if not torch.equal(found.isnan(), right.isnan()):
-            raise AssertionError("NaN where the model has a log-probability, or the other way round")
+            raise AssertionError(
+                "NaN where the model has a log-probability, or the other way round"
+            )
         return ((found - right).abs() / right.abs()).nan_to_num(0).max().item()
 
     def half(self, index: int, part: str) -> float | str:
-        """A layer without one half, traced and planned, against one whose last weights of that half are zero."""
+        """A layer without one half, traced and planned, against one whose last weights of that half
+        are zero.
+        """
         kept = "mlp" if part == "attn" else "attn"
         every = range(self.model.layers)
         plan = Plan.from_steps([*every[:index], f"{index}.{kept}", *every[index + 1 :]])
@@ -336,7 +374,9 @@ def kinds_of(layers: Any) -> list[int]:
     """The first layer of every kind: by the classes inside it."""
     first: dict[str, int] = {}
     for index, layer in enumerate(layers):
-        first.setdefault(str([(name, type(child).__name__) for name, child in layer.named_modules()]), index)
+        first.setdefault(
+            str([(name, type(child).__name__) for name, child in layer.named_modules()]), index
+        )
     return list(first.values())
 
 
@@ -345,7 +385,9 @@ def zero_half(layer: nn.Module, part: str) -> list[str]:
     ends = MIXER_ENDS if part == "attn" else MLP_ENDS
     zeroed = []
     for path, parameter in layer.named_parameters():
-        last = ends.search(re.sub(r"[._](weight|bias)$", "", path)) or re.search(r"(mlp|experts)\.bias$", path)
+        last = ends.search(re.sub(r"[._](weight|bias)$", "", path)) or re.search(
+            r"(mlp|experts)\.bias$", path
+        )
         if half_of(path) == part and last:  # JetMoe adds its biases by itself
             parameter.data.zero_()
             zeroed.append(path)
@@ -362,7 +404,9 @@ def half_of(path: str) -> str:
     return "mlp" if MLPS.search(path) else ""
 
 
-def cache_difference(module: Any, batch: Batch, plain: tuple[Tensor, ...], sequence: Tensor) -> float:
+def cache_difference(
+    module: Any, batch: Batch, plain: tuple[Tensor, ...], sequence: Tensor
+) -> float:
     """Greedy generation with the cache against logits and tokens without it."""
     cached, other = generated(module, batch, NEW_TOKENS, use_cache=True)
     worst, length = 0.0, batch.mask.shape[1]
@@ -372,7 +416,9 @@ def cache_difference(module: Any, batch: Batch, plain: tuple[Tensor, ...], seque
     return worst
 
 
-def generated(module: Any, batch: Batch, tokens: int, use_cache: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+def generated(
+    module: Any, batch: Batch, tokens: int, use_cache: bool
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """Logits of each greedy step, and all token ids."""
     output = module.generate(
         torch.from_numpy(batch.token_ids),
@@ -384,7 +430,10 @@ def generated(module: Any, batch: Batch, tokens: int, use_cache: bool) -> tuple[
         return_dict_in_generate=True,
         eos_token_id=None,
         pad_token_id=0,
-        suppress_tokens=[*range(TOKENS.start), *range(TOKENS.stop, module.config.get_text_config().vocab_size)],
+        suppress_tokens=[
+            *range(TOKENS.start),
+            *range(TOKENS.stop, module.config.get_text_config().vocab_size),
+        ],
     )
     return output.logits, output.sequences
 
@@ -407,7 +456,9 @@ def examine(subject: Subject) -> list[Outcome]:
         return [Outcome("baseline", "", "none", f"{model.layers} layers, not {T}")]
     plans = {text: resolve(text, model.layers)[0].plan for text in FAMILIES}
     batches = {"alone": batch_of((40,), seed=1), "padded": batch_of((9, 6, 4))}
-    witnesses = {layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()}
+    witnesses = {
+        layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()
+    }
     runs = {layout: Run(model, [witness]) for layout, witness in witnesses.items()}
     for layout, run in runs.items():
         judge(found, "baseline", layout, ROUNDING, run.baseline)
@@ -421,23 +472,47 @@ def examine(subject: Subject) -> list[Outcome]:
         for text, plan in plans.items():
             judge(found, "families", f"{text}, {layout}", ROUNDING, partial(run.family, plan))
             if model.predicts_next_token and text in SCORED:
-                judge(found, "log-probabilities", f"{text}, {layout}", ROUNDING, partial(run.logprobs, plan))
+                judge(
+                    found,
+                    "log-probabilities",
+                    f"{text}, {layout}",
+                    ROUNDING,
+                    partial(run.logprobs, plan),
+                )
     for text, plan in plans.items():
-        judge(found, "families", f"{text}, planned", ROUNDING, partial(Run(model, [witnesses["padded"]]).planned, plan))
+        judge(
+            found,
+            "families",
+            f"{text}, planned",
+            ROUNDING,
+            partial(Run(model, [witnesses["padded"]]).planned, plan),
+        )
     for run in list(runs.values())[:1]:
         for index in kinds_of(model.stack.layers):
             for part in ("attn", "mlp"):
-                judge(found, "halves", f"{index} without {part}", ROUNDING, partial(run.half, index, part))
+                judge(
+                    found,
+                    "halves",
+                    f"{index} without {part}",
+                    ROUNDING,
+                    partial(run.half, index, part),
+                )
     if model.predicts_next_token:
         _generations(found, subject, model, left=True, texts=GENERATED)
         _generations(found, subject, model, left=False, texts=GENERATED[-2:])
     return found
 
 
-def _generations(found: list[Outcome], subject: Subject, model: Model, left: bool, texts: tuple[str, ...]) -> None:
-    """Greedy generation of planned models: with the cache against without, and without against the loop."""
+def _generations(
+    found: list[Outcome], subject: Subject, model: Model, left: bool, texts: tuple[str, ...]
+) -> None:
+    """Greedy generation of planned models: with the cache against without, and without against the
+    loop.
+    """
     mask = np.arange(7)[None] >= np.array([[0], [3 if left else 0]])
-    ids = np.where(mask, np.random.default_rng(2).integers(TOKENS.start, TOKENS.stop, mask.shape), 0)
+    ids = np.where(
+        mask, np.random.default_rng(2).integers(TOKENS.start, TOKENS.stop, mask.shape), 0
+    )
     batch = Batch(ids, mask)
     layout = "left padding" if left else "no padding"
     try:
@@ -445,7 +520,11 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
         for use_cache in (False, True):
             generated(witness.module, batch, NEW_TOKENS, use_cache)
     except Exception as problem:
-        found.append(Outcome("generation", layout, "none", f"the model itself does not generate: {told(problem)}"))
+        found.append(
+            Outcome(
+                "generation", layout, "none", f"the model itself does not generate: {told(problem)}"
+            )
+        )
         return
 
     def compare(plan: Plan) -> float | str:
@@ -463,30 +542,41 @@ def _generations(found: list[Outcome], subject: Subject, model: Model, left: boo
 
 
 def _of_its_own(module: nn.Module, batch: Batch) -> float:
-    """How far a model's own cache is off, at most, for this batch and eight others; some switch on rounding."""
+    """How far a model's own cache is off, at most, for this batch and eight others; some switch on
+    rounding.
+    """
     largest = 0.0
     for seed in range(9):
         others = np.random.default_rng(seed).integers(TOKENS.start, TOKENS.stop, batch.mask.shape)
         ids = batch.token_ids if not seed else np.where(batch.mask, others, 0)
         one = Batch(ids, batch.mask)
-        largest = max(largest, cache_difference(module, one, *generated(module, one, NEW_TOKENS, use_cache=False)))
+        largest = max(
+            largest,
+            cache_difference(module, one, *generated(module, one, NEW_TOKENS, use_cache=False)),
+        )
     return largest
 
 
-def judge(found: list[Outcome], check: str, case: str, bound: float, compare: Callable[[], float | str]) -> None:
+def judge(
+    found: list[Outcome], check: str, case: str, bound: float, compare: Callable[[], float | str]
+) -> None:
     try:
         value = compare()
     except Unknown as problem:
         found.append(Outcome(check, case, "none", str(problem)))
     except RepsimError as problem:
-        found.append(Outcome(check, case, "crash" if "\n" in str(problem) else "refused", str(problem)))
+        found.append(
+            Outcome(check, case, "crash" if "\n" in str(problem) else "refused", str(problem))
+        )
     except Exception as problem:
         found.append(Outcome(check, case, "crash", told(problem)))
     else:
         if isinstance(value, str):
             found.append(Outcome(check, case, "none", value))
         else:
-            found.append(Outcome(check, case, "equal" if value <= bound else "wrong", f"{value:.1e}", value))
+            found.append(
+                Outcome(check, case, "equal" if value <= bound else "wrong", f"{value:.1e}", value)
+            )
 
 
 def told(problem: Exception) -> str:
@@ -494,5 +584,7 @@ def told(problem: Exception) -> str:
     frame = problem.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    where = f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}" if frame else ""
+    where = (
+        f"{frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno}" if frame else ""
+    )
     return f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]} ({where})"

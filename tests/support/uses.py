@@ -1,7 +1,8 @@
-"""What planned models are used for, against plain loops, and the model they were made from against one never planned.
+"""What planned models are used for, against plain loops, and the model they were made from against
+one never planned.
 
-Every use of the issue's table that an architecture's own class offers: hidden states, gradients with and without
-checkpointing, copies, pickles, folders, threads.
+Every use of the issue's table that an architecture's own class offers: hidden states, gradients
+with and without checkpointing, copies, pickles, folders, threads.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
             raise AssertionError(f"{found and len(found)} hidden states, right is {len(right)}")
         if difference(own[0][mask], witness.own()[0]) > 1e-5:
             return "the model's own hidden states are not those that its layers exchange"
-        return max(difference(state[mask], other) for state, other in zip(found[:-1], right[:-1], strict=True))
+        return max(
+            difference(state[mask], other)
+            for state, other in zip(found[:-1], right[:-1], strict=True)
+        )
 
     def gradients(text: str, checkpointing: bool) -> float | str:
         """Of the last state's product with random numbers; in training mode with checkpointing."""
@@ -108,8 +112,17 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
         prompts = [batch_of((5 + turn % 3,), seed=turn) for turn in range(6)]
         right = [generated(planned, prompt, NEW_TOKENS, use_cache=True)[0] for prompt in prompts]
         with ThreadPoolExecutor(3) as pool:
-            found = list(pool.map(lambda prompt: generated(planned, prompt, NEW_TOKENS, use_cache=True)[0], prompts))
-        return max(difference(a, b) for pair in zip(found, right, strict=True) for a, b in zip(*pair, strict=True))
+            found = list(
+                pool.map(
+                    lambda prompt: generated(planned, prompt, NEW_TOKENS, use_cache=True)[0],
+                    prompts,
+                )
+            )
+        return max(
+            difference(a, b)
+            for pair in zip(found, right, strict=True)
+            for a, b in zip(*pair, strict=True)
+        )
 
     def untouched() -> float:
         fresh: Any = subject.build()
@@ -124,14 +137,19 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
         if len(mine) != len(right):
             raise AssertionError(f"{len(mine)} hidden states instead of {len(right)}")
         ends = [_last_state(module, path, batch) for module in (used, fresh)]
-        return max(difference(*ends), *(difference(*pair) for pair in zip(mine, right, strict=True)))
+        return max(
+            difference(*ends), *(difference(*pair) for pair in zip(mine, right, strict=True))
+        )
 
     for text in (REPEATED, PARALLEL):
         yield f"hidden states, {text}", lambda text=text: hidden_states(text)
     for text in (HALVED, PARALLEL):
         for checkpointing in (False, True):
             name = "checkpointed gradients" if checkpointing else "gradients"
-            yield f"{name}, {text}", lambda text=text, checkpointing=checkpointing: gradients(text, checkpointing)
+            yield (
+                f"{name}, {text}",
+                lambda text=text, checkpointing=checkpointing: gradients(text, checkpointing),
+            )
     yield "deepcopy", lambda: copied(copy.deepcopy)
     yield "pickle", lambda: copied(lambda planned: pickle.loads(pickle.dumps(planned)))
     for text in (REPEATED, HALVED):
@@ -148,7 +166,9 @@ def _hidden_states(module: Any, batch: Any) -> tuple[Tensor, ...] | None:
 
 def _last_state(module: Any, path: str, batch: Any) -> Tensor:
     ends: list[Tensor] = []
-    hook = module.get_submodule(path)[-1].register_forward_hook(lambda _m, _a, out: ends.append(state_of(out)))
+    hook = module.get_submodule(path)[-1].register_forward_hook(
+        lambda _m, _a, out: ends.append(state_of(out))
+    )
     with torch.no_grad():
         module(**inputs_of(module, batch))
     hook.remove()
@@ -156,7 +176,9 @@ def _last_state(module: Any, path: str, batch: Any) -> Tensor:
 
 
 def _hooks(module: nn.Module) -> list[tuple[str, int, int, bool]]:
-    """What hangs on each module; transformers' own hooks for hidden states are put there when first asked for."""
+    """What hangs on each module; transformers' own hooks for hidden states are put there when first
+    asked for.
+    """
     return [
         (name, len(part._forward_pre_hooks), len(part._backward_hooks), "forward" in vars(part))
         for name, part in module.named_modules()
@@ -184,7 +206,9 @@ def _gradients(planned: Any, base: nn.Module, path: str, batch: Any) -> dict[str
 
 
 def _loop_gradients(witness: Witness, text: str) -> dict[str, Tensor]:
-    """By a loop that knows nothing of repsim; of a dropped half nothing is left, its last weights included."""
+    """By a loop that knows nothing of repsim; of a dropped half nothing is left, its last weights
+    included.
+    """
     plan = repsim.plans.plan.parse_plan(text, len(witness.layers))
     layers = list(witness.layers)
     names = {id(p): name for name, p in witness.module.named_parameters()}
@@ -194,7 +218,9 @@ def _loop_gradients(witness: Witness, text: str) -> dict[str, Tensor]:
         zeroed = zero_half(layers[2], "attn")
         if not zeroed:
             raise Unknown("no last weights of attn known")
-        for (name, mine), theirs in zip(layers[2].named_parameters(), own.parameters(), strict=True):
+        for (name, mine), theirs in zip(
+            layers[2].named_parameters(), own.parameters(), strict=True
+        ):
             names[id(mine)] = "" if name in zeroed else names.pop(id(theirs))
     parameters = [*witness.module.parameters(), *layers[2].parameters()]
     for parameter in parameters:
@@ -207,7 +233,9 @@ def _loop_gradients(witness: Witness, text: str) -> dict[str, Tensor]:
 
 
 def _largest(found: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """The largest difference of any parameter's gradient, as a share of the largest gradient's norm; none is zero."""
+    """The largest difference of any parameter's gradient, as a share of the largest gradient's
+    norm; none is zero.
+    """
     scale = max(gradient.norm().item() for gradient in right.values())
     names = {*found, *right}
     nothing = torch.zeros(())
