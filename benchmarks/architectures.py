@@ -28,8 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from repsim.models import planned as _planned
-from repsim.models import tracing as _tracing
 from support.architectures import SUBJECTS, USED, Subject, build
 from support.survey import Outcome, examine, told
 from support.uses import examine_uses

@@ -1,0 +1,320 @@
+"""Every option of a run, spelled once: its name, type, default, limits and help.
+
+The commands `repsim capture` and `repsim evaluate`, the functions `repsim.capture` and
+`repsim.evaluate`, and the request that a store keeps are all made from the records below. To add an
+option, add a field to a record and the same line, without its default, to the keywords of the
+functions that take it (`CaptureKeywords`, `EvaluateKeywords`; a test compares the two), then use
+it.
+"""
+
+# ruff: noqa: RUF009 - `option` gives a dataclass field, as `field` does
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from repsim.errors import RepsimError
+
+if TYPE_CHECKING:
+    from repsim.plans import Plan
+
+BUILTIN = "builtin"
+DEFAULT_BATCH_TOKENS = 2048
+STORE_DTYPES = ("float16", "float32")
+COMPRESSION = ("none", "fast", "small")
+KEEP = ("all", "none")
+PREFIX_SHARING = ("auto", "on", "off")
+
+
+Record = TypeVar("Record")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of an option beyond its name, type and default.
+
+    help: one sentence, for `--help` and docstrings.
+    short: one-letter form on the command line, e.g. `-p`.
+    metavar: what stands for the value in help.
+    least: smallest number allowed.
+    choices: the words allowed.
+    kept: whether the request in a store carries it; False for what does not change the numbers.
+    repeatable: whether the command line takes it several times.
+    """
+
+    help: str
+    short: str | None = None
+    metavar: str | None = None
+    least: int | None = None
+    choices: tuple[str, ...] = ()
+    kept: bool = True
+    repeatable: bool = False
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of a record of options; see `Option`."""
+    return field(default=default, metadata={"option": Option(help, **more)})
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    model_dtype: Any = option(None, "Dtype to compute in; the checkpoint's by default.")
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.", kept=False
+    )
+    device_map: Any = option(None, "auto spreads a large model over devices.", kept=False)
+    revision: str | None = option(None, "Branch or commit on the hub.")
+    stack: str | None = option(None, "Path of the module list with the layers.")
+    trust_remote_code: bool = option(False, "Run the hub's code.")
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """Which texts, and how much of each."""
+
+    corpus: str | Path = option(
+        BUILTIN, "builtin, a .txt or .jsonl file, or hf:name/config:split:field."
+    )
+    field: str = option("text", "Field of a .jsonl file that holds the text.")
+    limit: int | None = option(None, "Use the first LIMIT texts.", least=1)
+    max_tokens: int | None = option(
+        None,
+        "Keep the first MAX_TOKENS tokens of each sample; the model's context length by default.",
+        least=1,
+    )
+
+
+@dataclass(frozen=True)
+class StatesOptions:
+    """What is kept of the hidden states, and in which form."""
+
+    dtype: str = option("float16", "Dtype of the stored states.", choices=STORE_DTYPES)
+    tokens: str = option("all", "Kept of each sample: all, last, mean or every:N.")
+    logprobs: bool = option(False, "Also store next-token log-probabilities.")
+    keep: str = option("all", "all states, or none and only --statistics.", choices=KEEP)
+    statistics: str | Sequence[str] = option(
+        (), "With --keep none: analyses to take statistics for, e.g. cosine,norms."
+    )
+    compression: str = option("none", "Of the states: none, fast or small.", choices=COMPRESSION)
+    allow_nonfinite: bool = option(False, "Store infinities and NaNs as they are.", kept=False)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which benchmarks, how many examples of them, and how they are asked."""
+
+    tasks: str | Sequence[str] = option(
+        "offline", "lm-eval's tasks with commas, or offline: repsim's own four.", short="-t"
+    )
+    limit: int | None = option(None, "Use the first LIMIT examples of each task.", least=1)
+    shots: int | None = option(
+        None, "Solved examples before each; the task's own number by default.", least=0
+    )
+    data_dir: str | Path | None = option(None, "Read DIR/TASK.SPLIT.jsonl in place of the hub.")
+    paper_cache: bool = option(
+        False, "When generating, average keys and values over a parallel step's layers."
+    )
+    prefix_sharing: str = option(
+        "auto",
+        "on: what texts begin with alike is computed once; off: each by itself; "
+        "auto: as the model can.",
+        choices=PREFIX_SHARING,
+    )
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Where the numbers go, and what happens to what is there."""
+
+    out: str | Path | None = option(
+        None, "The store, a folder or a URL; by default under the cache.", short="-o", kept=False
+    )
+    append: bool = option(False, "Add what a finished store lacks.", kept=False)
+    repair: bool = option(
+        False, "Read the store; compute again what is damaged or missing.", kept=False
+    )
+    max_bytes: int | None = option(
+        None, "Refuse a larger capture, e.g. 500MB or 2TB.", metavar="SIZE", kept=False
+    )
+    batch_tokens: int = option(
+        DEFAULT_BATCH_TOKENS, "Compute about BATCH_TOKENS tokens together.", least=1
+    )
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Which layer plans."""
+
+    plan: str | Plan | Sequence[str | Plan] = option(
+        "baseline",
+        "A plan, family, sweep or named set; repeatable.",
+        short="-p",
+        metavar="PLAN",
+        repeatable=True,
+    )
+
+
+class ModelKeywords(TypedDict, total=False):
+    """`ModelOptions` as keywords."""
+
+    model_dtype: Any
+    device: str
+    device_map: Any
+    revision: str | None
+    stack: str | None
+    trust_remote_code: bool
+
+
+class CaptureKeywords(ModelKeywords, total=False):
+    """What `repsim.capture` takes beside the model and `progress`."""
+
+    plan: str | Plan | Sequence[str | Plan]
+    corpus: str | Path
+    field: str
+    limit: int | None
+    max_tokens: int | None
+    dtype: str
+    tokens: str
+    logprobs: bool
+    keep: str
+    statistics: str | Sequence[str]
+    compression: str
+    allow_nonfinite: bool
+    out: str | Path | None
+    append: bool
+    repair: bool
+    max_bytes: int | None
+    batch_tokens: int
+
+
+class EvaluateKeywords(ModelKeywords, total=False):
+    """What `repsim.evaluate` takes beside the model and `progress`."""
+
+    plan: str | Plan | Sequence[str | Plan]
+    tasks: str | Sequence[str]
+    limit: int | None
+    shots: int | None
+    data_dir: str | Path | None
+    paper_cache: bool
+    prefix_sharing: str
+    out: str | Path | None
+    append: bool
+    repair: bool
+    batch_tokens: int
+
+
+CAPTURE_RECORDS = (PlanOptions, CorpusOptions, StatesOptions, StoreOptions, ModelOptions)
+EVALUATE_RECORDS = (PlanOptions, TaskOptions, StoreOptions, ModelOptions)
+NOT_OF_EVALUATE = ("max_bytes",)
+# Spellings of earlier releases, which requests in stores carry: name -> (new name, value -> value).
+ALIASES: Mapping[str, tuple[str, Mapping[Any, Any]]] = {
+    "contexts": ("prefix_sharing", {"trees": "on", "rows": "off"}),
+}
+
+
+def options_of(*records: type) -> dict[str, tuple[Any, Option]]:
+    """Name -> field and description of every option of these records, in their order.
+
+    Example:
+        >>> sorted(options_of(CorpusOptions))
+        ['corpus', 'field', 'limit', 'max_tokens']
+    """
+    found: dict[str, tuple[Any, Option]] = {}
+    for record in records:
+        for item in fields(record):
+            found[item.name] = (item, item.metadata["option"])
+    return found
+
+
+def from_keywords(record: type[Record], keywords: Mapping[str, Any]) -> Record:
+    """The record of these keywords; keywords of other records are passed over.
+
+    Raises:
+        RepsimError: a number is too small, or a word is not among the choices.
+    """
+    own = {name: keywords[name] for name in options_of(record) if name in keywords}
+    for name, (_, about) in options_of(record).items():
+        if name not in own:
+            continue
+        value = own[name]
+        if about.least is not None and value is not None and value < about.least:
+            raise RepsimError(f"{name}={value}: at least {about.least}")
+        if about.choices and value not in about.choices:
+            *others, last = about.choices
+            raise RepsimError(f"{name} {value!r}: choose {', '.join(others)} or {last}")
+    return record(**own)
+
+
+def with_new_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords, or a request of an earlier release, with the options' names of today.
+
+    Example:
+        >>> with_new_names({"contexts": "trees", "limit": 5})
+        {'prefix_sharing': 'on', 'limit': 5}
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in keywords.items():
+        new, values = ALIASES.get(name, (name, {}))
+        renamed[new] = values.get(value, value) if values else value
+    return renamed
+
+
+def check_known(function: str, keywords: Mapping[str, Any], *records: type) -> None:
+    """Refuses a keyword that none of the records has.
+
+    Raises:
+        RepsimError: there is no such option; the closest one is named.
+    """
+    known = options_of(*records)
+    for name in keywords:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise RepsimError(f"{function}: no option {name!r}; {hint}options: {', '.join(known)}")
+
+
+def request_of(*records: Any) -> dict[str, Any]:
+    """What a store keeps of the options: all that are kept and are not the default.
+
+    Example:
+        >>> request_of(CorpusOptions(limit=5))
+        {'limit': 5}
+    """
+    request: dict[str, Any] = {}
+    for record in records:
+        for name, (item, about) in options_of(type(record)).items():
+            value = getattr(record, name)
+            if about.kept and value != item.default:
+                request[name] = value
+    return request
+
+
+def takes(*records: type, without: Sequence[str] = ()) -> Callable[[Function], Function]:
+    """Shows the options of these records in a function's signature and under `Args:`.
+
+    For whoever asks Python about the function; type checkers see its `**options: Unpack[...]`.
+    """
+
+    def document(function: Function) -> Function:
+        options = {n: o for n, o in options_of(*records).items() if n not in without}
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=item.default)
+            for name, (item, _) in options.items()
+        ]
+        function.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
+        lines = [f"    {name}: {about.help}" for name, (_, about) in options.items()]
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = text.replace("Args:\n", "Args:\n" + "\n".join(lines) + "\n", 1)
+        return function
+
+    return document
