@@ -19,18 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.captures.reader import Capture, open_capture
-from repsim.data.corpus import (
-    BUILTIN,
-    Company,
-    Corpus,
-    Sample,
-    TokenRule,
-    batches,
-    corpus_digest,
-    cut_blocks,
-    read_corpus,
-    tokenize,
-)
+from repsim.data.batching import Company, batches, cut_blocks
+from repsim.data.corpus import BUILTIN, Corpus, read_corpus
+from repsim.data.samples import Sample, TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress

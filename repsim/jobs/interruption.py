@@ -31,7 +31,7 @@ DEFAULT_BATCH_TOKENS = 2048
 
 
 class Costs(TypedDict):
-    """What a forward and padding cost; see `repsim.data.corpus.batches`."""
+    """What a forward and padding cost; see `repsim.data.batching.batches`."""
 
     overhead: float
     waste: float
@@ -148,7 +148,7 @@ def explain_out_of_memory(model: Model, doing: str, advice: str) -> Iterator[Non
 
 
 def costs(model: Model) -> Costs:
-    """What a forward and padding cost on the model's device; see `repsim.data.corpus.batches`."""
+    """What a forward and padding cost on the model's device; see `repsim.data.batching.batches`."""
     return CPU_COSTS if model.device.type == "cpu" else GPU_COSTS
 
 
