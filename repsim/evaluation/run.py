@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim.data.corpus import Company
+from repsim.data.batching import Company
 from repsim.data.packing import Packed, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.evaluation.reader import CACHES, Scores, open_scores
@@ -533,7 +533,7 @@ class _Scorer:
             logprob, likeliest = self._tracer.predict(state.hidden, token, target)
             sums = np.bincount(owner, logprob.cpu().double().numpy(), len(requests))
             finite = np.isfinite(sums)
-            if not finite.all() and packed.batches[0].sees is not None:
+            if not finite.all() and packed.batches[0].attention_mask is not None:
                 # What a token does not see still reaches it as 0 x NaN.
                 spoilt.append(plans[state.node])
                 return

@@ -23,7 +23,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim.data.corpus import Company, Sample, TokenRule
+from repsim.data.batching import Company
+from repsim.data.samples import Sample, TokenRule
 from repsim.errors import StoreError
 from repsim.plans.plan import PlanTrie
 from repsim.schema import (

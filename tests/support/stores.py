@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from repsim.data.corpus import Sample
+from repsim.data.samples import Sample
 from repsim.plans.families import resolve
 from repsim.plans.plan import PlanTrie
 from repsim.schema import Identity
