@@ -15,7 +15,6 @@ from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup, kind_in, read_att
 from repsim.storage.location import location_of
 from repsim.storage.requests import commands
 
-
 AGAIN = "Compute it again to another --out."
 
 
@@ -71,7 +70,9 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
         made_by = made_by[-1:]  # the last one covers what those before it asked for
     lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
     if files := _unnamed_files(requests):
-        lines.append(f"In it {', '.join(files)} stands for a file or folder whose place no store keeps.")
+        lines.append(
+            f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
+        )
     return lines
 
 

@@ -72,8 +72,11 @@ def plan_remaining_work(
         larger[: len(flags), :shared] = flags[:, :shared]
         return larger
 
-    flags = {name: enlarge(existing.dataset[name].values) for name in ("done", "predicted")
-             if name in existing.dataset}
+    flags = {
+        name: enlarge(existing.dataset[name].values)
+        for name in ("done", "predicted")
+        if name in existing.dataset
+    }
     missing = layout.missing(flags["done"], flags.get("predicted"))
     work = RemainingWork(layout, missing, bool(new_plans or new_samples))
     if not work.is_none:

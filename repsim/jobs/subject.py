@@ -66,9 +66,7 @@ def load_or_reuse(model: str | Model, options: ModelOptions) -> Model:
     return model
 
 
-def identity_of(
-    model: Model, corpus: str, digest: str, tokens: str, *packages: str
-) -> Identity:
+def identity_of(model: Model, corpus: str, digest: str, tokens: str, *packages: str) -> Identity:
     """What numbers of this model over this corpus depend on.
 
     Args:

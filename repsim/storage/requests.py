@@ -17,9 +17,7 @@ def is_same_request(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         >>> is_same_request({"plan": ["fig2"], "batch_tokens": 64}, {"plan": ["fig2"]})
         True
     """
-    first, second = (
-        {**with_new_names(request), "batch_tokens": None} for request in (one, other)
-    )
+    first, second = ({**with_new_names(request), "batch_tokens": None} for request in (one, other))
     return first == second
 
 

@@ -45,7 +45,13 @@ from repsim.storage.frame import (
     region_of,
     writable,
 )
-from repsim.storage.group import CHECK_ADDRESS, RESULTS, SCHEMA_ATTRIBUTE, StoreGroup
+from repsim.storage.group import (
+    CHECK_ADDRESS,
+    RESULTS,
+    SCHEMA_ATTRIBUTE,
+    StoreGroup,
+    open_or_create,
+)
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import WriterLock
 
@@ -419,3 +425,10 @@ def _mark_unfinished(
         (row, column), (tall, wide) = damage.chunk[:2], spec.chunks[:2]
         lost = np.unique(blocks[spec.dims[1]][column * wide : (column + 1) * wide])
         values["done"][row * tall : (row + 1) * tall, lost] = False
+
+
+def clear_damaged_flags(place: Location, damages: Sequence[integrity.Damage]) -> None:
+    """Declares what damaged flags are about not finished, so that the store can be opened."""
+    for damage in damages:
+        if damage.array == "done":
+            integrity.clear_flags(open_or_create(place), damage)

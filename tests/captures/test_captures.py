@@ -27,7 +27,7 @@ from repsim.data.batching import batches, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
 from repsim.errors import Interrupted, RepsimError, StoreDamaged
-from repsim.jobs.interruption import Progress
+from repsim.jobs.resumable import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.plans.families import resolve
