@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
@@ -23,15 +23,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim.data.batching import Company
-from repsim.data.packing import Packed, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
-from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
+from repsim.data.packing import cut_prefix_trees
+from repsim.errors import Interrupted, PlanError, RepsimError, StoreDamaged, StoreError
+from repsim.evaluation.generation import (
+    MOST_TEXTS_AT_ONCE,
+    check_paper_cache,
+    choose_texts_at_once,
+    generate_texts,
+)
+from repsim.evaluation.prefix_sharing import LikelihoodScorer, count_tokens, windows_of
 from repsim.evaluation.reader import CACHES, Scores, open_scores
+from repsim.evaluation.scoring import aggregate_scores
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
-from repsim.plans.families import NamedPlan, names_of, resolve
-from repsim.plans.plan import Plan, PlanTrie
-from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict
+from repsim.plans.families import names_of, resolve
+from repsim.plans.plan import Plan
+from repsim.schema import DEFAULT_MODEL, Identity
 from repsim.storage import score_store, state_store
 from repsim.storage.location import Location, location_of
 from repsim.storage.lock import WriterLock, is_locked
@@ -39,10 +46,9 @@ from repsim.storage.lock import WriterLock, is_locked
 if TYPE_CHECKING:
     from repsim.evaluation.tasks import Example, Task
     from repsim.models import Model
-    from repsim.models.tracing import NodeState
 
-GENERATED = 8  # texts that are written together
 PACKAGES = ("lm-eval", "datasets")
+PREFIX_SHARING = {"auto": "auto", "trees": "on", "rows": "off"}
 
 log = logging.getLogger("repsim")
 
@@ -135,7 +141,7 @@ def evaluate(
     command = {name: value for name, value in command.items() if value is not None}
     asked = _Asked(loaded, resolved, benchmarks, command, paper_cache, batch_tokens)
     if paper_cache and any(one.generates for one in benchmarks):
-        _check_paper_cache(loaded, asked.plans)
+        check_paper_cache(loaded, asked.plans)
 
     if not repair:
         try:
@@ -155,7 +161,7 @@ def evaluate(
             writer = score_store.prepare(place, layout, lock, repair=repair)
             missing = asked.cells(layout, writer.done)
             _run(asked, layout, writer, missing, place, contexts, progress or (lambda _: None))
-            writer.put_aggregates(_aggregates(asked, layout, writer))
+            writer.put_aggregates(aggregate_scores(asked, layout, writer.values, writer.done))
             writer.flush()
     return _reported(open_scores(place.text))
 
@@ -227,11 +233,12 @@ class _Asked:
             own = list(of)
             if self.benchmarks[task].generates:
                 sizes += [
-                    min(GENERATED, len(own) - first) for first in range(0, len(own), GENERATED)
+                    min(MOST_TEXTS_AT_ONCE, len(own) - first)
+                    for first in range(0, len(own), MOST_TEXTS_AT_ONCE)
                 ]
             else:
                 sizes += cut_prefix_trees(
-                    [_windows([self.examples[key]]) for key in own], self.batch_tokens
+                    [windows_of([self.examples[key]]) for key in own], self.batch_tokens
                 )
         return np.repeat(np.arange(len(sizes)), sizes).tolist()
 
@@ -426,10 +433,12 @@ def _run(
     }
     # all that is asked for, so that what is left of it runs as the rest did
     every = [example for example in asked.examples.values() if example.requests[0].prompt is None]
-    scorer = _Scorer(asked, layout, every, contexts) if likelihoods else None
+    scorer = (
+        LikelihoodScorer(asked, layout, every, PREFIX_SHARING[contexts]) if likelihoods else None
+    )
     written = [block for block in blocks if block not in likelihoods]
-    at_once = _texts_at_once(asked) if written else GENERATED
-    weights = {block: _tokens(asked, examples) for block, examples in blocks.items()}
+    at_once = choose_texts_at_once(asked) if written else MOST_TEXTS_AT_ONCE
+    weights = {block: count_tokens(asked, examples) for block, examples in blocks.items()}
     total = sum(weights[block] * int(missing[:, block].sum()) for block in blocks)
     taken = 0
     progress(Progress(0, total))
@@ -449,256 +458,15 @@ def _run(
             doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
             if scorer is not None and block in likelihoods:
                 with interruption.explain_out_of_memory(asked.model, doing, "fewer --batch-tokens"):
-                    scorer.score(examples, scorer.packed(examples), pending, finish)
+                    scorer.score(examples, scorer.pack(examples), pending, finish)
                 writer.note_replay(scorer.verdict)
             else:
                 with interruption.explain_out_of_memory(
-                    asked.model, doing, f"more memory: texts are written {GENERATED} at a time"
+                    asked.model,
+                    doing,
+                    f"more memory: texts are written {MOST_TEXTS_AT_ONCE} at a time",
                 ):
-                    _generate(asked, layout, examples, pending, at_once, finish)
-
-
-class _Scorer:
-    """Log-likelihoods of blocks of examples, in trees of texts where the model takes them.
-
-    Raises:
-        RepsimError: trees were asked for, and the model does not take them; or its tokens see those
-            after them.
-    """
-
-    def __init__(
-        self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str
-    ) -> None:
-        from repsim.models.company import Trials
-        from repsim.models.tracing import Tracer
-
-        self._asked, self._layout = asked, layout
-        self._trie = PlanTrie.build(named.plan for named in layout.plans)
-        self._tracer = Tracer(asked.model)
-        texts = [window.inputs for window in _windows(examples)]
-        trials = Trials(asked.model, self._tracer, texts)
-        with interruption.explain_out_of_memory(
-            asked.model, "trying two texts together", "fewer --shots"
-        ):
-            log.info("batches: %s", trials.company)
-            trials.check_foresight("benchmarks")
-        self._company = trials.company.company
-        longest = max(map(len, texts))
-        # Of a model whose states depend on neighbours, rows cannot be shared.
-        alike = self._company is Company.ANY
-        self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
-        if contexts == "trees" and not self._trees:
-            raise ModelError(
-                f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto"
-            )
-        how = (
-            "trees, what texts share is computed once"
-            if self._trees
-            else "rows, each text by itself"
-        )
-        log.info("contexts: %s", how)
-
-    @property
-    def verdict(self) -> ReplayVerdict:
-        """How far the replay was proven to be the model."""
-        return self._tracer.proof.verdict
-
-    def packed(self, examples: Sequence[Example], trees: bool = True) -> Packed:
-        """A block's texts as batches; in trees if the model takes them."""
-        model, windows = self._asked.model, _windows(examples)
-        pad_id, costs = model.tokenizer.pad_token_id or 0, interruption.costs(model)
-        if trees and self._trees:
-            return pack_prefix_trees(windows, pad_id, **costs)
-        return pack_rows(windows, pad_id, **costs, company=self._company)
-
-    def score(
-        self,
-        examples: Sequence[Example],
-        packed: Packed,
-        pending: Sequence[int],
-        finish: Callable[[int, Any], None],
-    ) -> None:
-        """A block's log-likelihoods under the pending plans; `finish` takes a plan and its answers."""
-        import torch
-
-        requests = [request for example in examples for request in example.requests]
-        owner = np.repeat(np.arange(len(requests)), [len(request.windows) for request in requests])[
-            packed.window
-        ]
-        plans = {self._trie.ends[plan]: plan for plan in pending}
-        token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
-        spoilt: list[int] = []
-
-        def consume(state: NodeState) -> None:
-            logprob, likeliest = self._tracer.predict(state.hidden, token, target)
-            sums = np.bincount(owner, logprob.cpu().double().numpy(), len(requests))
-            finite = np.isfinite(sums)
-            if not finite.all() and packed.batches[0].attention_mask is not None:
-                # What a token does not see still reaches it as 0 x NaN.
-                spoilt.append(plans[state.node])
-                return
-            greedy = np.bincount(owner, ~likeliest.cpu().numpy(), len(requests)) == 0
-            values, flags = (
-                np.where(finite, sums, np.nan),
-                np.where(finite, greedy, NOT_FINITE).astype(np.int8),
-            )
-            answers = list(zip(values.tolist(), greedy.tolist(), strict=True))
-            scored = _scored(self._asked, self._layout, examples, answers)
-            finish(
-                plans[state.node], {"log_likelihood": values, "is_greedy": flags, "score": scored}
-            )
-
-        self._tracer.run(self._trie, packed.batches, consume, nodes=plans.keys())
-        if spoilt:
-            self.score(examples, self.packed(examples, trees=False), spoilt, finish)
-
-
-def _windows(examples: Sequence[Example]) -> list[Window]:
-    return [
-        window for example in examples for request in example.requests for window in request.windows
-    ]
-
-
-def _tokens(asked: _Asked, examples: Sequence[Example]) -> int:
-    """How many tokens the requests have, what they share counted each time."""
-    prompts = [
-        request.prompt
-        for example in examples
-        for request in example.requests
-        if request.prompt is not None
-    ]
-    written = sum(len(asked.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
-    return written + sum(len(window.inputs) for window in _windows(examples))
-
-
-def _check_paper_cache(model: Model, plans: Sequence[NamedPlan]) -> None:
-    """Refuses before anything is computed what could not be generated with the paper's cache."""
-    from repsim.models.kv_cache import AveragingCache
-    from repsim.models.planned import planned
-
-    for named in plans:
-        if any(len(step) > 1 for step in named.plan.steps):
-            AveragingCache(planned(model, named.plan, check=False), named.plan)
-
-
-def _texts_at_once(asked: _Asked) -> int:
-    """How many texts are written together: several only if that changes none."""
-    from repsim.models.company import can_write_together
-
-    examples = asked.examples.values()
-    prompts = [
-        request.prompt
-        for example in examples
-        for request in example.requests
-        if request.prompt is not None
-    ]
-    if can_write_together(asked.model, prompts):
-        return GENERATED
-    log.info(
-        "writing: one text at a time, as padding or a longer prompt beside it changes what the model writes"
-    )
-    return 1
-
-
-def _generate(
-    asked: _Asked,
-    layout: score_store.Layout,
-    examples: Sequence[Example],
-    pending: Sequence[int],
-    at_once: int,
-    finish: Callable[[int, dict[str, Any]], None],
-) -> None:
-    """A block's texts, written by the model under one pending plan after another."""
-    from repsim.models.kv_cache import AveragingCache
-    from repsim.models.planned import planned
-
-    benchmark = asked.benchmarks[examples[0].task]
-    docs = [example.doc for example in examples]
-    for plan in pending:
-        steps = layout.plans[plan].plan
-        module = planned(asked.model, steps, check=steps not in asked.proven)
-        asked.proven.add(steps)
-        averages = asked.paper_cache and any(len(step) > 1 for step in steps.steps)
-        cache = (lambda m=module, p=steps: AveragingCache(m, p)) if averages else None
-        texts = [
-            text for found in benchmark.generate(docs, module, cache, at_once) for text in found
-        ]
-        lost = np.array([NOT_FINITE if text is None else -1 for text in texts], np.int8)
-        scored = _scored(asked, layout, examples, texts)
-        answers = {"response": [text or "" for text in texts], "is_greedy": lost, "score": scored}
-        finish(plan, answers)
-
-
-def _scored(
-    asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], answers: Sequence[Any]
-) -> NDArray[np.float64]:
-    """`[example, metric]`; NaN for all metrics of an example with an answer that is none."""
-    found = np.full((len(examples), len(layout.metric_names)), np.nan)
-    for row, (example, metrics) in enumerate(_metrics(asked, examples, answers)):
-        for metric, value in metrics.items():
-            if metric in layout.metric_names:
-                found[row, layout.metric_names.index(metric)] = asked.benchmarks[
-                    example.task
-                ].number(metric, value)
-    return found
-
-
-def _metrics(
-    asked: _Asked, examples: Sequence[Example], answers: Sequence[Any]
-) -> Iterator[tuple[Example, dict[str, Any]]]:
-    """lm-eval's metrics of each example; none where an answer is missing."""
-    begin = 0
-    for example in examples:
-        own = [
-            answer[0] if request.rolling else answer
-            for request, answer in zip(example.requests, answers[begin:], strict=False)
-        ]
-        begin += len(own)
-        lost = any(
-            answer is None or (not isinstance(answer, str) and np.isnan(np.min(answer)))
-            for answer in own
-        )
-        yield example, {} if lost else asked.benchmarks[example.task].score(example.doc, own)
-
-
-def _aggregates(
-    asked: _Asked, layout: score_store.Layout, writer: score_store.Writer
-) -> NDArray[np.float64]:
-    """lm-eval's aggregates of every task that a plan has finished, `[plan, task, metric]`."""
-    values = writer.values
-    found: NDArray[np.float64] = values["aggregate"].copy()
-    names = layout.examples["task"].to_numpy()
-    keys = list(layout.examples[["task", "doc"]].itertuples(index=False, name=None))
-    first = np.searchsorted(layout.requests["example"].to_numpy(), np.arange(len(keys) + 1))
-    for column, task in enumerate(layout.tasks["task"]):
-        own = np.flatnonzero(names == task).tolist()
-        benchmark = asked.benchmarks.get(task)
-        if benchmark is None or any(keys[row] not in asked.examples for row in own):
-            continue
-        blocks = layout.examples["block"].to_numpy()[own]
-        examples = [asked.examples[keys[row]] for row in own]
-        places = [place for row in own for place in range(first[row], first[row + 1])]
-        lost = np.isnan(values["score"][:, own]).all(-1).any(1)  # no aggregate of what is left
-        new = np.isnan(
-            found[:, column, [layout.metric_names.index(metric) for metric in benchmark.metrics]]
-        ).any(1)
-        for plan in np.flatnonzero(writer.done[:, blocks].all(1) & ~lost & new).tolist():
-            answers = _answers(values, plan, places, benchmark.generates)
-            metrics = [metrics for _, metrics in _metrics(asked, examples, answers)]
-            for metric in dict.fromkeys(metric for one in metrics for metric in one):
-                if metric in layout.metric_names:
-                    whole = benchmark.aggregate(
-                        metric, [one[metric] for one in metrics if metric in one]
-                    )
-                    found[plan, column, layout.metric_names.index(metric)] = whole
-    return found
-
-
-def _answers(values: dict[str, Any], plan: int, places: list[int], generates: bool) -> list[Any]:
-    if generates:
-        return list(values["response"][plan, places])
-    numbers, greedy = values["log_likelihood"][plan, places], values["is_greedy"][plan, places] == 1
-    return list(zip(numbers.tolist(), greedy.tolist(), strict=True))
+                    generate_texts(asked, layout, examples, pending, at_once, finish)
 
 
 def _reported(found: Scores) -> Scores:

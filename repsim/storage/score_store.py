@@ -88,7 +88,7 @@ class Layout:
     layers: the model's T.
     plans: with their names.
     tasks: columns task, version, digest, shots, gold_count (a tuple, see
-    `repsim.evaluation.tasks.Benchmark`).
+    `repsim.evaluation.tasks.Task`).
     metrics: columns task, metric, aggregation, better (whether higher is better).
     examples: columns task, doc, choices, gold, block; a block's examples are neighbours.
     requests: columns task, doc, choice, digest, example (its number); in the order of the examples.

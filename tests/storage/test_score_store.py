@@ -201,7 +201,7 @@ def test_right_choices_of_the_whole_data_set_are_kept(whole):
     """Whatever part of it was evaluated; a store from before has none."""
     kept = dict(zip(whole.tasks, whole.dataset["gold_count"].values.tolist(), strict=True))
     for name in ("grammar", "arithmetic", "knowledge"):
-        golds = Counter(document["gold"] for document in offline_suite.documents(name))
+        golds = Counter(document["gold"] for document in offline_suite.make_documents(name))
         assert {choice: count for choice, count in enumerate(kept[name]) if count >= 0} == golds
     assert set(kept["recall"]) == set(kept["gsm8k"]) == {-1}
     (table, *_), (before, *_) = (
@@ -424,9 +424,9 @@ def test_a_store_that_is_being_written_is_refused(model, asked, copied):
 
 def nurse() -> None:
     """A nursery of evaluations."""
-    from repsim.evaluation import tasks
+    from repsim.evaluation import task_sources
 
-    tasks._manager()
+    task_sources.task_manager()
     HFLM.max_gen_toks = WRITTEN
     score_store.WRITE_SECONDS = -1.0
     faults.nurse(repsim.evaluate)
