@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from repsim.captures.reader import Capture, open_capture
 from repsim.data.corpus import (
     BUILTIN,
-    Company,
+    BatchRule,
     Corpus,
     Sample,
     TokenRule,
@@ -161,8 +161,8 @@ def capture(
             return open_capture(place.text)
         log.info("%s", _check_room(place, layout, missing, max_bytes))
         with interruption.remove_unstarted_store(place, lock):
-            tracer, company = _tried(loaded, layout)
-            layout = replace(layout, company=company)
+            tracer, batch_rule = _tried(loaded, layout)
+            layout = replace(layout, batch_rule=batch_rule)
             writer = state_store.prepare(place, layout, lock)
             _run(loaded, tracer, layout, writer, missing, place, allow_nonfinite, progress)
     return open_capture(place.text)
@@ -397,24 +397,24 @@ def _repair(place: Location, asked: state_store.Layout) -> None:
 # Computing and writing
 
 
-def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, Company]:
+def _tried(model: Model, layout: state_store.Layout) -> tuple[Tracer, BatchRule]:
     """The model's tracer, and which of the samples may share a batch.
 
     Raises:
         RepsimError: log-probabilities are asked for, and a token has seen the one after it.
     """
-    from repsim.models.company import Trials
+    from repsim.models.batch_invariance import BatchTrials
     from repsim.models.tracing import Tracer
 
     tracer = Tracer(model)
-    trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
+    trials = BatchTrials(model, tracer, [sample.token_ids for sample in layout.samples])
     with interruption.explain_out_of_memory(
         model, "trying two texts together", "fewer --max-tokens"
     ):
-        log.info("batches: %s", trials.company)
+        log.info("batches: %s", trials.result)
         if layout.logprobs:
-            trials.check_foresight("--logprobs")
-    return tracer, trials.company.company
+            trials.check_causality("--logprobs")
+    return tracer, trials.result.rule
 
 
 def _run(
@@ -460,7 +460,7 @@ def _run(
 
             pad_id = model.tokenizer.pad_token_id or 0
             made = batches(
-                samples, pad_id, **interruption.costs(model), company=Company(layout.company)
+                samples, pad_id, **interruption.costs(model), batch_rule=BatchRule(layout.batch_rule)
             )
             nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"

@@ -108,7 +108,7 @@ class Batch:
         return int(self.mask.sum())
 
 
-class Company(StrEnum):
+class BatchRule(StrEnum):
     """Which texts may run together in a batch, by what a model takes without changing their states."""
 
     ANY = "texts of any length, padded"
@@ -450,7 +450,7 @@ def batches(
     *,
     overhead: float,
     waste: float,
-    company: Company = Company.ANY,
+    batch_rule: BatchRule = BatchRule.ANY,
 ) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
@@ -460,22 +460,22 @@ def batches(
         overhead: what one more forward costs, counted in positions.
         waste: the most of all positions that may be padding, 0 to 1; more batches are made where it
             takes them.
-        company: which samples may share a batch.
+        batch_rule: which samples may share a batch.
     """
     lengths = np.array([len(sample) for sample in samples])
-    ends = batch_ends(lengths, overhead=overhead, waste=waste, company=company)
+    ends = batch_ends(lengths, overhead=overhead, waste=waste, batch_rule=batch_rule)
     return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
 
 
 def batch_ends(
-    lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
+    lengths: NDArray[np.int64], *, overhead: float, waste: float, batch_rule: BatchRule = BatchRule.ANY
 ) -> list[int]:
     """Where the batches end that cost least, for rows of these lengths in this order; see
     `batches`.
     """
-    if company is Company.NONE:
+    if batch_rule is BatchRule.NONE:
         return list(range(1, len(lengths) + 1))
-    if company is Company.EQUAL:
+    if batch_rule is BatchRule.EQUAL:
         return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
     ends = _cheapest(lengths, overhead)
     while _positions(lengths, ends) * (1 - waste) > lengths.sum():

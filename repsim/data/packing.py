@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.data.corpus import Batch, Company, Sample, batch_ends, batches
+from repsim.data.corpus import Batch, BatchRule, Sample, batch_ends, batches
 
 ROW_TOKENS = 256  # of a row that trees share; longer rows cost attention, shorter ones padding
 TREE_TOKENS = 2048  # of one tree whose texts are mostly what they share, such as few-shot examples
@@ -61,7 +61,7 @@ def pack_rows(
     *,
     overhead: float,
     waste: float,
-    company: Company = Company.ANY,
+    batch_rule: BatchRule = BatchRule.ANY,
 ) -> Packed:
     """One row per window, equal inputs once; see `repsim.data.corpus.batches` for the costs."""
     rows: dict[bytes, Sample] = {}
@@ -69,7 +69,7 @@ def pack_rows(
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
     order = sorted(rows, key=lambda key: -len(rows[key]))
     made = batches(
-        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, company=company
+        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, batch_rule=batch_rule
     )
     ends = dict(zip(order, np.cumsum([len(rows[key]) for key in order]).tolist(), strict=True))
     places = [

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from repsim.data.corpus import Company
+from repsim.data.corpus import BatchRule
 from repsim.data.packing import Packed, Window, cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.evaluation.reader import CACHES, Scores, open_scores
@@ -114,7 +114,7 @@ def evaluate(
     from repsim.evaluation.tasks import load as load_tasks
 
     folder = None if data_dir is None else Path(data_dir)
-    loaded = loaded.at_rest()  # lm-eval changes it
+    loaded = loaded.private_copy()  # lm-eval changes it
     benchmarks = load_tasks(named, loaded, data_dir=folder, limit=limit, shots=shots)
     command = {
         "model": loaded.name,
@@ -469,24 +469,25 @@ class _Scorer:
     def __init__(
         self, asked: _Asked, layout: score_store.Layout, examples: Sequence[Example], contexts: str
     ) -> None:
-        from repsim.models.company import Trials
+        from repsim.models.batch_invariance import BatchTrials
+        from repsim.models.prefix_trees import supports_prefix_trees
         from repsim.models.tracing import Tracer
 
         self._asked, self._layout = asked, layout
         self._trie = PlanTrie.build(named.plan for named in layout.plans)
         self._tracer = Tracer(asked.model)
         texts = [window.inputs for window in _windows(examples)]
-        trials = Trials(asked.model, self._tracer, texts)
+        trials = BatchTrials(asked.model, self._tracer, texts)
         with interruption.explain_out_of_memory(
             asked.model, "trying two texts together", "fewer --shots"
         ):
-            log.info("batches: %s", trials.company)
-            trials.check_foresight("benchmarks")
-        self._company = trials.company.company
+            log.info("batches: %s", trials.result)
+            trials.check_causality("benchmarks")
+        self._batch_rule = trials.result.rule
         longest = max(map(len, texts))
         # Of a model whose states depend on neighbours, rows cannot be shared.
-        alike = self._company is Company.ANY
-        self._trees = contexts != "rows" and alike and self._tracer.shares_contexts(longest)
+        alike = self._batch_rule is BatchRule.ANY
+        self._trees = contexts != "rows" and alike and supports_prefix_trees(self._tracer, longest)
         if contexts == "trees" and not self._trees:
             raise ModelError(
                 f"contexts 'trees': {asked.model.name} does not take trees of texts; leave it to auto"
@@ -509,7 +510,7 @@ class _Scorer:
         pad_id, costs = model.tokenizer.pad_token_id or 0, interruption.costs(model)
         if trees and self._trees:
             return pack_prefix_trees(windows, pad_id, **costs)
-        return pack_rows(windows, pad_id, **costs, company=self._company)
+        return pack_rows(windows, pad_id, **costs, batch_rule=self._batch_rule)
 
     def score(
         self,
@@ -583,7 +584,7 @@ def _check_paper_cache(model: Model, plans: Sequence[NamedPlan]) -> None:
 
 def _texts_at_once(asked: _Asked) -> int:
     """How many texts are written together: several only if that changes none."""
-    from repsim.models.company import can_write_together
+    from repsim.models.batch_invariance import can_generate_together
 
     examples = asked.examples.values()
     prompts = [
@@ -592,7 +593,7 @@ def _texts_at_once(asked: _Asked) -> int:
         for request in example.requests
         if request.prompt is not None
     ]
-    if can_write_together(asked.model, prompts):
+    if can_generate_together(asked.model, prompts):
         return GENERATED
     log.info(
         "writing: one text at a time, as padding or a longer prompt beside it changes what the model writes"

@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim.data.corpus import Company, Sample, TokenRule
+from repsim.data.corpus import BatchRule, Sample, TokenRule
 from repsim.errors import StoreError
 from repsim.plans.families import NamedPlan
 from repsim.plans.plan import PlanTrie
@@ -110,7 +110,7 @@ class Layout:
     statistics: numbers of each sample and plan.
     compression: of the states, `none`, `fast` or `small`.
     requests: the options of every capture that made it.
-    company: which samples shared a batch when it was computed last, and were padded.
+    batch_rule: which samples shared a batch when it was computed last, and were padded.
     nonfinite: whether states that are not finite were allowed.
     """
 
@@ -127,7 +127,7 @@ class Layout:
     statistics: tuple[SampleStatistic, ...] = ()
     compression: str = "none"
     requests: tuple[Mapping[str, Any], ...] = ()
-    company: Company = Company.ANY
+    batch_rule: BatchRule = BatchRule.ANY
     nonfinite: bool = False
 
     def __post_init__(self) -> None:
@@ -543,7 +543,7 @@ def _attributes(layout: Layout) -> dict[str, Any]:
         "statistics": [statistic.name for statistic in layout.statistics],
         "compression": layout.compression,
         "requests": [dict(request) for request in layout.requests],
-        "batches": str(layout.company),
+        "batches": str(layout.batch_rule),
         "nonfinite": layout.nonfinite,
         "extent": layout.extent,
     }

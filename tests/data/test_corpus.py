@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from repsim.data import corpus as corpus_module
 from repsim.data.corpus import (
     Batch,
-    Company,
+    BatchRule,
     Corpus,
     Sample,
     Text,
@@ -256,10 +256,10 @@ def test_batches_of_one_length_by_hand():
     ]
     costs = {"overhead": 1000, "waste": 1}
     assert [batch.mask.shape for batch in batches(samples, 0, **costs)] == [(6, 4)]
-    equal = batches(samples, 0, **costs, company=Company.EQUAL)
+    equal = batches(samples, 0, **costs, batch_rule=BatchRule.EQUAL)
     assert [batch.mask.shape for batch in equal] == [(2, 3), (1, 2), (3, 4)]
     assert all(batch.mask.all() for batch in equal)
-    alone = batches(samples, 0, **costs, company=Company.NONE)
+    alone = batches(samples, 0, **costs, batch_rule=BatchRule.NONE)
     assert [batch.token_ids.tolist() for batch in alone] == [
         [sample.token_ids.tolist()] for sample in samples
     ]

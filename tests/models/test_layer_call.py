@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from repsim.models.layer_call import Join, logits_of
+from repsim.models.layer_call import Join
+from repsim.models.logits import logits_of
 from repsim.plans.plan import Application, Step
 from support.models import make
 

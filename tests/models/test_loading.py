@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 
 
 def failure(name: object, **options: object) -> str:
-    """The one line that a refusal consists of."""
+    """The one line that a replay_error consists of."""
     with pytest.raises(RepsimError) as caught:
         models.load(str(name), **{"device": "cpu", **options})
     line = str(caught.value)

@@ -128,7 +128,7 @@ def test_a_lent_model_runs_as_new_and_stays_as_it_is():
     grown = module.model.rotary_emb.inv_freq
     module.config.return_dict = False
     ids = torch.arange(5, 25)[None]
-    own = Model(module, None, "lent", None, find_stack(module)).at_rest().module
+    own = Model(module, None, "lent", None, find_stack(module)).private_copy().module
     assert not any(child.training for child in own.modules())
     assert torch.equal(own(ids).logits, fresh(ids).logits)
     own(torch.arange(3, 83)[None])

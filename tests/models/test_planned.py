@@ -18,7 +18,7 @@ import repsim
 from repsim.data.corpus import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
-from repsim.models.planned_proof import rounding_bound
+from repsim.models.planned_proof import layout_rounding
 from repsim.models.stack import find_stack
 from repsim.plans.families import resolve
 from support.architectures import build as build_survey
@@ -564,8 +564,8 @@ def test_the_proof_s_short_texts_leave_no_trace() -> None:
 
 
 def test_the_bound_on_rounding_by_hand() -> None:
-    assert rounding_bound(torch.float32, 16) == pytest.approx(512 * 2.0**-23 * 4)
-    assert rounding_bound(torch.bfloat16, 16) == 0.1
+    assert layout_rounding(torch.float32, 16) == pytest.approx(512 * 2.0**-23 * 4)
+    assert layout_rounding(torch.bfloat16, 16) == 0.1
 
 
 @pytest.mark.parametrize("name", ["jamba", "bamba", "lfm2"])

@@ -11,7 +11,8 @@ from repsim.data.corpus import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
-from repsim.models.layer_call import LayerCall, logits_of, state_of
+from repsim.models.layer_call import LayerCall, state_of
+from repsim.models.logits import logits_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.plans.families import resolve
@@ -29,7 +30,7 @@ from support.models import (
     RELATIVE,
     SMALL,
     VOCABULARY,
-    WITHOUT_HALVES,
+    WITHOUT_SUBLAYERS,
     T,
     batch_of,
     build,
@@ -114,7 +115,7 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
 @pytest.mark.parametrize("name", MORE)
 def test_planned_more_architectures(name: str, batch: Batch) -> None:
     model = made(name)
-    texts = [text for text in PLANS if name not in WITHOUT_HALVES or "part" not in text]
+    texts = [text for text in PLANS if name not in WITHOUT_SUBLAYERS or "part" not in text]
     for text, states in zip(
         texts, traced(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True
     ):

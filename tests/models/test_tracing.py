@@ -1,4 +1,5 @@
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from repsim.data.corpus import Batch
 from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
-from repsim.models import Model, tracing
-from repsim.models.layer_call import state_of
-from repsim.models.stack import find_stack
+from repsim.models import Model, logits, tracing
+from repsim.models.layer_call import LayerCall, apply_layer, state_of
+from repsim.models.prefix_trees import supports_prefix_trees
+from repsim.models.stack import Stack, find_stack
 from repsim.models.tracing import NodeState, Tracer
 from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans.plan import Application, Plan, PlanTrie
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
 from support.oracles import (
     FAMILIES,
@@ -213,12 +215,12 @@ def test_wanted_nodes_alone_are_handed_out_and_no_others_are_computed_but_their_
     tracer.run(trie, [batch], lambda state: every.update({state.node: state.hidden.clone()}))
     wanted = frozenset({3, trie.ends[1]})
     ran: list[int] = []
-    apply_layer = tracing.apply_layer
-    monkeypatch.setattr(
-        tracing,
-        "apply_layer",
-        lambda stack, what, call: (ran.append(what.layer), apply_layer(stack, what, call))[1],
-    )
+
+    def apply_and_note(stack: Stack, application: Application, call: LayerCall) -> Any:
+        ran.append(application.layer)
+        return apply_layer(stack, application, call)
+
+    monkeypatch.setattr(tracing, "apply_layer", apply_and_note)
     found: dict[int, Tensor] = {}
     tracer.run(
         trie, [batch], lambda state: found.update({state.node: state.hidden.clone()}), nodes=wanted
@@ -277,7 +279,7 @@ def literal(model: Model, windows: list[Window]) -> tuple[Tensor, Tensor]:
 
 
 def test_which_models_take_trees(model: Model) -> None:
-    assert Tracer(model).shares_contexts(30) is TAKES_TREES[model.name]
+    assert supports_prefix_trees(Tracer(model), 30) is TAKES_TREES[model.name]
 
 
 @pytest.mark.parametrize("row_tokens", [10, 256])
@@ -340,7 +342,7 @@ def test_predictions_do_not_depend_on_how_many_are_made_at_once(
     tokens = torch.randint(20, (50,), generator=generator)
     targets = torch.randint(VOCABULARY, (50,), generator=generator)
     whole = tracer.predict(hidden, tokens, targets)
-    monkeypatch.setattr(tracing, "LOGIT_TOKENS", 3)
+    monkeypatch.setattr(logits, "LOGIT_TOKENS", 3)
     pieces = tracer.predict(hidden, tokens, targets)
     torch.testing.assert_close(pieces[0], whole[0], rtol=0, atol=1e-5)
     assert torch.equal(pieces[1], whole[1])
@@ -358,8 +360,8 @@ def test_texts_longer_than_a_window_of_attention_cannot_share(architecture: str)
     tracer = Tracer(
         Model(wide.eval().requires_grad_(False), None, architecture, None, find_stack(wide))
     )
-    assert tracer.shares_contexts(40)
-    assert not tracer.shares_contexts(41)
+    assert supports_prefix_trees(tracer, 40)
+    assert not supports_prefix_trees(tracer, 41)
 
 
 def small(class_name: str, **config: object) -> Model:
@@ -395,20 +397,20 @@ def test_a_window_that_counts_places_in_the_row_cannot_share() -> None:
         for pack in (pack_rows, pack_prefix_trees)
     )
     assert not torch.allclose(trees, rows, atol=1e-2)
-    assert not Tracer(model).shares_contexts(30)
+    assert not supports_prefix_trees(Tracer(model), 30)
 
 
 def test_layers_that_mix_neighbours_cannot_share() -> None:
     """LFM2's convolutions take the tokens before in the row, of which some belong to other texts."""
     kinds = ["conv", "full_attention"] * (T // 2)
     model = small("Lfm2ForCausalLM", **{**DECODER, "layer_types": kinds})
-    assert not Tracer(model).shares_contexts(30)
+    assert not supports_prefix_trees(Tracer(model), 30)
 
 
 @pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
 def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(ignored: str) -> None:
     model = make("llama")
-    assert Tracer(model).shares_contexts(30)
+    assert supports_prefix_trees(Tracer(model), 30)
 
     def forget(
         _module: object, args: tuple[object, ...], kwargs: dict[str, object]
@@ -416,7 +418,7 @@ def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(ignored: str) -
         return args, {**kwargs, ignored: None}
 
     model.module.model.register_forward_pre_hook(forget, with_kwargs=True)
-    assert not Tracer(model).shares_contexts(30)
+    assert not supports_prefix_trees(Tracer(model), 30)
 
 
 def test_a_model_that_takes_no_positions_is_found_out() -> None:
@@ -429,7 +431,7 @@ def test_a_model_that_takes_no_positions_is_found_out() -> None:
 
     model.module.register_forward_pre_hook(refuse, with_kwargs=True)
     tracer = Tracer(model)
-    assert not tracer.shares_contexts(30)
+    assert not supports_prefix_trees(tracer, 30)
     states: list[Tensor] = []
     trie = PlanTrie.build([Plan.from_steps(range(T))])
     tracer.run(trie, [batch_of((5, 3))], lambda state: states.append(state.hidden), nodes=trie.ends)

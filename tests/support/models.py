@@ -334,7 +334,7 @@ T5 = (
     },
 )
 MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
-WITHOUT_HALVES = {"mamba"}
+WITHOUT_SUBLAYERS = {"mamba"}
 POST_NORM = {
     "deberta",
     "deberta_v2",

@@ -10,8 +10,8 @@ import repsim
 from repsim.data.corpus import Batch
 from repsim.data.packing import Window
 from repsim.models import Model
-from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
+from repsim.models.sublayers import ATTENTION_PATHS, MLP_PATHS, match_paths
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
 from support.models import VOCABULARY
@@ -124,7 +124,7 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                         (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
                     )
                 )
-                for path in half_paths(layer, patterns)
+                for path in match_paths(layer, patterns)
             ]
             with torch.inference_mode():
                 call = calls[application.layer].on(state)

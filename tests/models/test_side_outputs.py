@@ -11,8 +11,8 @@ from torch import Tensor
 from repsim.data.corpus import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
-from repsim.models.carrying import Observed, Slot, find_slots
 from repsim.models.layer_call import LayerCall, state_of
+from repsim.models.side_outputs import ObservedCall, SideOutput, find_side_outputs
 from repsim.models.tracing import Tracer
 from repsim.plans.families import resolve
 from repsim.plans.plan import Plan, PlanTrie
@@ -20,10 +20,10 @@ from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, made, model_of
 from support.oracles import recorded_calls, traced
 
 HANDED_ON = {
-    "zaya": Slot(1, 1, "prev_router_hidden_states"),
-    "glm_moe_dsa": Slot(1, "prev_topk_indices", "prev_topk_indices"),
-    "mistral_large4": Slot(1, "prev_topk_indices", "prev_topk_indices"),
-    "lilt": Slot(1, 1, "layout_inputs"),
+    "zaya": SideOutput(1, 1, "prev_router_hidden_states"),
+    "glm_moe_dsa": SideOutput(1, "prev_topk_indices", "prev_topk_indices"),
+    "mistral_large4": SideOutput(1, "prev_topk_indices", "prev_topk_indices"),
+    "lilt": SideOutput(1, 1, "layout_inputs"),
 }
 PLANS = ("baseline", "0, 1, 5", "0, 2*3, 3-5", "0, 2, 1, 3, 5, 4")
 BASELINE = PlanTrie.build([Plan.from_steps(range(T))])
@@ -112,12 +112,12 @@ def test_zaya_without_layers_is_zaya_from_which_they_were_taken(
 
 @pytest.mark.parametrize("name", CARRYING)
 def test_what_is_handed_on_is_found(name: str) -> None:
-    assert Tracer(carrier(name))._slots == (HANDED_ON[name],)
+    assert Tracer(carrier(name))._side_outputs == (HANDED_ON[name],)
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon", "gpt2", "bert", "deberta"])
 def test_most_layers_hand_on_the_state_alone(name: str) -> None:
-    assert Tracer(made(name))._slots == ()
+    assert Tracer(made(name))._side_outputs == ()
 
 
 def test_a_mean_of_what_is_handed_on_is_refused(batch: Batch) -> None:
@@ -141,7 +141,7 @@ def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Ba
     dropped, too.
     """
     model = model_of(*T5)
-    assert Tracer(model)._slots == ()
+    assert Tracer(model)._side_outputs == ()
     (states,) = traced(model, [Plan.from_steps([1, 2, 5])], batch)
     calls = recorded_calls(model, batch)
     state = calls[0].state
@@ -159,8 +159,8 @@ def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Ba
 STATE, BIAS, OTHER = torch.zeros(1, 2, 3), torch.ones(2), torch.full((2,), 2.0)
 
 
-def seen(*outputs: object, changed: Sequence[str] = (), **kwargs: object) -> Observed:
-    return Observed(LayerCall((STATE,), kwargs), (STATE, *outputs), tuple(changed))
+def seen(*outputs: object, changed: Sequence[str] = (), **kwargs: object) -> ObservedCall:
+    return ObservedCall(LayerCall((STATE,), kwargs), (STATE, *outputs), tuple(changed))
 
 
 class Layer(torch.nn.Module):
@@ -173,12 +173,16 @@ LAYERS = [Layer() for _ in range(3)]
 
 def test_what_every_layer_makes_is_carried_and_what_is_passed_through_unchanged_is_not() -> None:
     made_each = [seen(BIAS, extra=None), seen(OTHER, extra=BIAS), seen(BIAS, extra=OTHER)]
-    assert find_slots("m", LAYERS, made_each, lambda: made_each) == (Slot(1, "extra", "extra"),)
+    assert find_side_outputs("m", LAYERS, made_each, lambda: made_each) == (
+        SideOutput(1, "extra", "extra"),
+    )
     through = [seen(BIAS, extra=None), seen(BIAS, extra=BIAS), seen(BIAS, extra=BIAS)]
     alike = [seen(BIAS.clone()), seen(extra=BIAS.clone()), seen(extra=BIAS.clone())]
-    assert find_slots("m", LAYERS, through, lambda: alike) == ()
+    assert find_side_outputs("m", LAYERS, through, lambda: alike) == ()
     unlike = [seen(OTHER), seen(extra=OTHER), seen(extra=OTHER)]
-    assert find_slots("m", LAYERS, through, lambda: unlike) == (Slot(1, "extra", "extra"),)
+    assert find_side_outputs("m", LAYERS, through, lambda: unlike) == (
+        SideOutput(1, "extra", "extra"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,10 +197,10 @@ def test_what_every_layer_makes_is_carried_and_what_is_passed_through_unchanged_
         ),
     ],
 )
-def test_what_cannot_be_carried_is_refused(observed: list[Observed]) -> None:
+def test_what_cannot_be_carried_is_refused(observed: list[ObservedCall]) -> None:
     other = [seen(OTHER), seen(OTHER, extra=OTHER + 1), seen(extra=OTHER + 1)]
     with pytest.raises(RepsimError, match=r"m: layer [12] takes extra from layers before it"):
-        find_slots("m", LAYERS, observed, lambda: other)
+        find_side_outputs("m", LAYERS, observed, lambda: other)
 
 
 def test_a_container_that_layers_change_is_refused() -> None:

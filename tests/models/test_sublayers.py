@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from repsim.data.corpus import Batch
 from repsim.errors import RepsimError
-from repsim.models import Model, halves, layer_call
-from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of
+from repsim.models import Model, layer_call, sublayers
+from repsim.models.layer_call import LayerCall, apply_layer, prove_new_sublayers, state_of
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
 from repsim.plans.plan import Application, Plan
@@ -35,7 +35,7 @@ from support.models import (
     SMALL,
     TOKENS,
     VOCABULARY,
-    WITHOUT_HALVES,
+    WITHOUT_SUBLAYERS,
     T,
     batch_of,
     build,
@@ -335,7 +335,7 @@ def test_parallel_halves_add_up_to_the_layer(name: str, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_HALVES)]
+    "name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_SUBLAYERS)]
 )
 def test_halves_of_every_layer(name: str, batch: Batch) -> None:
     """Without attention a position does not see the others; without both halves a pre-norm layer
@@ -360,11 +360,11 @@ def test_halves_of_every_layer(name: str, batch: Batch) -> None:
             continue
         layer = shared_copy(model.stack.layers[index])
         paths = [
-            halves.half_paths(layer, patterns)
-            for patterns in (halves.ATTENTION_PATHS, halves.MLP_PATHS)
+            sublayers.match_paths(layer, patterns)
+            for patterns in (sublayers.ATTENTION_PATHS, sublayers.MLP_PATHS)
         ]
         for path in (*paths[0], *paths[1]):
-            layer.set_submodule(path, halves.Silenced(layer.get_submodule(path)))
+            layer.set_submodule(path, sublayers.SilentModule(layer.get_submodule(path)))
         with torch.inference_mode():
             nothing = state_of(layer(*call.args, **call.kwargs))
         assert torch.equal(nothing, call.state)
@@ -375,7 +375,7 @@ def test_an_unknown_half(half: str, batch: Batch) -> None:
     """The same line from a trace, where layers are envoys, and from the planned stack."""
     plan, lost = f"0-1, 2.{half}, 3-5", {"attn": "mlp", "mlp": "attention"}[half]
     message = (
-        f"MambaBlock has no half `{half}`: no {lost} module is known in it (seen: norm, mixer)"
+        f"MambaBlock has no sublayer `{half}`: no {lost} module is known in it (seen: norm, mixer)"
     )
     with pytest.raises(RepsimError, match=re.escape(message)):
         last_states(made("mamba"), plan, batch)
@@ -383,14 +383,14 @@ def test_an_unknown_half(half: str, batch: Batch) -> None:
         traced(made("mamba"), [Plan.from_steps([0, 1, f"2.{half}", 3, 4, 5])], batch)
 
 
-HALVED = [*ARCHITECTURES, *COMPOSED, *(name for name in MORE if name not in WITHOUT_HALVES)]
+HALVED = [*ARCHITECTURES, *COMPOSED, *(name for name in MORE if name not in WITHOUT_SUBLAYERS)]
 
 
 def prove(model: Model, layer: int, call: LayerCall) -> None:
     """The proof of one layer by itself, whatever was proven before."""
     model.stack.proven_kinds.clear()
     calls = [call] * model.layers
-    prove_unproven_halves(model.stack, [Application(layer, "mlp")], lambda: calls)
+    prove_new_sublayers(model.stack, [Application(layer, "mlp")], lambda: calls)
 
 
 @pytest.mark.parametrize("name", HALVED)
@@ -461,14 +461,14 @@ PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
         "llama",
         ("self_attn.idle",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
     "what never runs is the MLP": ("llama", None, ("mlp.idle",), "mlp.gate_proj still acts"),
     "the halves are swapped": (
         "llama",
         ("mlp",),
         ("self_attn",),
-        "without mlp tokens still heed each other",
+        "without mlp tokens still depend on each other",
     ),
     "attention takes the MLP along": (
         "llama",
@@ -480,20 +480,20 @@ PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
         "llama",
         None,
         ("self_attn", "mlp"),
-        "no longer heed each other",
+        "no longer depend on each other",
     ),
     "one of two mixers is left": (
         "falcon_h1",
         ("self_attn",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
     "cross-attention is left": ("bart_decoder", ("self_attn",), None, "encoder_attn.* still acts"),
     "one of two sublayers is left": (
         "longcat_flash",
         ("self_attn.0",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
 }
 
@@ -512,12 +512,12 @@ def test_the_proof_refuses_what_is_wrong(
     for part in ("self_attn", "mlp") if name == "llama" else ():
         model.stack.layers[1].get_submodule(part).add_module("idle", nn.Identity())
     call = calls_of(model, batch)[1]
-    monkeypatch.setattr(halves, "ATTENTION_PATHS", attention or halves.ATTENTION_PATHS)
-    monkeypatch.setattr(halves, "MLP_PATHS", mlp or halves.MLP_PATHS)
+    monkeypatch.setattr(sublayers, "ATTENTION_PATHS", attention or sublayers.ATTENTION_PATHS)
+    monkeypatch.setattr(sublayers, "MLP_PATHS", mlp or sublayers.MLP_PATHS)
     with pytest.raises(RepsimError, match=message) as caught:
         prove(model, 1, call)
     layer = type(model.stack.layers[1]).__name__
-    assert str(caught.value).startswith(f"{layer} does not fall into attention and MLP: without ")
+    assert str(caught.value).startswith(f"{layer} is not one attention and one MLP: without ")
     assert str(caught.value).endswith("; name the whole layer instead")
     assert not any(module._forward_hooks for module in model.stack.layers.modules())
 
@@ -536,7 +536,7 @@ def test_the_proof_refuses_what_is_wrong(
             },
             "rwkv.blocks",
             # Its other half mixes each token with the last one.
-            "without attention tokens still heed each other",
+            "without attention tokens still depend on each other",
         ),
         (
             "Gemma4ForCausalLM",
@@ -569,17 +569,17 @@ def test_each_kind_of_layer_is_proven_once_for_a_model(
 ) -> None:
     """Jamba has three kinds: attention and Mamba, each with an MLP, and Mamba with experts."""
     model, proven = in_dtype(made("jamba"), torch.float32), []
-    monkeypatch.setattr(layer_call, "prove_halves", lambda layer, *_: proven.append(layer))
+    monkeypatch.setattr(layer_call, "prove_sublayers", lambda layer, *_: proven.append(layer))
     plan = Plan.from_steps(["0.attn", "1.attn", "2.mlp", "3.attn", "4.mlp", "5.attn"])
     for _ in range(2):
         traced(model, [plan], batch)
-    kinds = {halves.kind_of(layer) for layer in model.stack.layers}
-    assert len(proven) == len({halves.kind_of(layer) for layer in proven})
-    assert {halves.kind_of(layer) for layer in proven} == kinds
+    kinds = {sublayers.layer_kind(layer) for layer in model.stack.layers}
+    assert len(proven) == len({sublayers.layer_kind(layer) for layer in proven})
+    assert {sublayers.layer_kind(layer) for layer in proven} == kinds
 
 
 def test_whole_layers_need_no_proof(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_call, "prove_halves", lambda *_: pytest.fail("proven"))
+    monkeypatch.setattr(layer_call, "prove_sublayers", lambda *_: pytest.fail("proven"))
     traced(made("llama"), [Plan.from_steps([0, 1, (2, 3)])], batch)
 
 
@@ -603,4 +603,4 @@ def test_no_model_is_kept_alive_by_its_proof(batch: Batch) -> None:
     ],
 )
 def test_half_paths(patterns: tuple[str, ...], paths: list[str]) -> None:
-    assert halves.half_paths(composed("longcat_flash").stack.layers[0], patterns) == paths
+    assert sublayers.match_paths(composed("longcat_flash").stack.layers[0], patterns) == paths

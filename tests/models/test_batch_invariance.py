@@ -13,11 +13,11 @@ import transformers
 from torch import nn
 
 import repsim
-from repsim.data.corpus import Company, Sample, batches
+from repsim.data.corpus import BatchRule, Sample, batches
 from repsim.errors import RepsimError
 from repsim.evaluation import tasks
 from repsim.models import Model
-from repsim.models.company import Trial, Trials, can_write_together
+from repsim.models.batch_invariance import BatchTrial, BatchTrials, can_generate_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
@@ -87,8 +87,8 @@ def texts_of(*lengths: int) -> list[np.ndarray]:
     return [generator.integers(3, VOCABULARY, length).astype(np.int32) for length in lengths]
 
 
-def tried(model: Model, *lengths: int) -> Company:
-    return Trials(model, Tracer(model), texts_of(*lengths)).company.company
+def tried(model: Model, *lengths: int) -> BatchRule:
+    return BatchTrials(model, Tracer(model), texts_of(*lengths)).result.rule
 
 
 def alone(model: Model, text: np.ndarray) -> torch.Tensor:
@@ -102,9 +102,9 @@ def alone(model: Model, text: np.ndarray) -> torch.Tensor:
     return torch.cat(output.hidden_states[:T])
 
 
-def captured(model: Model, texts: list[np.ndarray], company: Company) -> list[torch.Tensor]:
+def captured(model: Model, texts: list[np.ndarray], batch_rule: BatchRule) -> list[torch.Tensor]:
     """The states that a run gives each text."""
-    made = batches([Sample("", text) for text in texts], 0, **COSTS, company=company)
+    made = batches([Sample("", text) for text in texts], 0, **COSTS, batch_rule=batch_rule)
     trie = PlanTrie.build([Plan.from_steps(range(T))])
     found: list[torch.Tensor] = []
     Tracer(model).run(trie, made, lambda state: found.append(state.hidden.clone()))
@@ -116,9 +116,9 @@ def test_states_are_those_of_each_text_alone(name):
     model = model_of(*{**UNMASKED, **ROTARY}[name])
     texts = texts_of(*LENGTHS)
     wanted = [alone(model, text) for text in texts]
-    assert tried(model, *LENGTHS) is Company.EQUAL
-    for company, right in ((Company.EQUAL, True), (Company.ANY, False)):
-        pairs = zip(captured(model, texts, company), wanted, strict=True)
+    assert tried(model, *LENGTHS) is BatchRule.EQUAL
+    for batch_rule, right in ((BatchRule.EQUAL, True), (BatchRule.ANY, False)):
+        pairs = zip(captured(model, texts, batch_rule), wanted, strict=True)
         errors = [
             ((found - own).norm(dim=-1) / own.norm(dim=-1)).max().item() for found, own in pairs
         ]
@@ -128,21 +128,21 @@ def test_states_are_those_of_each_text_alone(name):
 @pytest.mark.parametrize("name", SOME)
 def test_models_that_mask_padding_run_texts_of_any_length(name):
     model = model_of(*MASKED[name])
-    assert tried(model, *LENGTHS) is Company.ANY
+    assert tried(model, *LENGTHS) is BatchRule.ANY
 
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_lengths_on_one_side_of_a_boundary_run_together(name):
     model = model_of(*ROTARY[name])
-    assert tried(model, 16, 12, 7, 2) is Company.ANY
-    assert tried(model, 17, 16) is Company.EQUAL
-    assert tried(model, 17, 2) is Company.EQUAL
-    assert tried(model, 100, 90, 20, 1) is (Company.EQUAL if name == "dynamic" else Company.ANY)
+    assert tried(model, 16, 12, 7, 2) is BatchRule.ANY
+    assert tried(model, 17, 16) is BatchRule.EQUAL
+    assert tried(model, 17, 2) is BatchRule.EQUAL
+    assert tried(model, 100, 90, 20, 1) is (BatchRule.EQUAL if name == "dynamic" else BatchRule.ANY)
 
 
 @pytest.mark.parametrize("lengths", [(9,), (7, 7, 7), (1, 1)])
 def test_texts_of_one_length_are_never_padded(lengths):
-    assert tried(model_of(*UNMASKED["fnet"]), *lengths) is Company.ANY
+    assert tried(model_of(*UNMASKED["fnet"]), *lengths) is BatchRule.ANY
 
 
 def test_a_model_that_takes_no_such_text_is_refused_in_one_line():
@@ -173,8 +173,8 @@ class Crowd(nn.Module):
 def test_where_any_neighbour_matters_each_text_runs_by_itself():
     model = model_of(*MASKED["llama"])
     model.module.model.layers[3] = Crowd(model.module.model.layers[3])
-    assert tried(model, *LENGTHS) is Company.NONE
-    assert tried(model, 7, 7) is Company.NONE
+    assert tried(model, *LENGTHS) is BatchRule.NONE
+    assert tried(model, 7, 7) is BatchRule.NONE
 
 
 def test_a_layer_of_another_kind_is_tried_as_well():
@@ -186,16 +186,16 @@ def test_a_layer_of_another_kind_is_tried_as_well():
         None,
     )
     attention.is_another = True
-    assert tried(model, *LENGTHS) is Company.EQUAL
+    assert tried(model, *LENGTHS) is BatchRule.EQUAL
 
 
 def test_a_trial_says_what_it_found():
     assert (
-        str(Trial(Company.ANY, 3e-7))
+        str(BatchTrial(BatchRule.ANY, 3e-7))
         == "texts of any length, padded (tried: the same states to 3e-07)"
     )
-    assert str(Trial(Company.EQUAL, 0.3)) == (
-        "texts of one length, unpadded (padding or a longer text beside it changes a text's states, by 0.3)"
+    assert str(BatchTrial(BatchRule.EQUAL, 0.3)) == (
+        "texts of one length, unpadded (padding, or a longer text in its batch, changes a text's states, by 0.3)"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_trial_costs_few_tokens():
         made = batches([Sample("", text), Sample("", texts[-1])], 0, overhead=1e9, waste=1.0)
         tracer.run(PlanTrie.build([Plan.from_steps([0])]), made, lambda _: None)
     positions.clear()
-    assert Trials(model, tracer, texts).company.company is Company.ANY
+    assert BatchTrials(model, tracer, texts).company.batch_rule is BatchRule.ANY
     assert positions == [30, 2 * 220, 120, 2 * 220]
 
 
@@ -225,7 +225,7 @@ def test_a_model_that_sees_what_follows_is_refused(name):
     with pytest.raises(
         RepsimError, match=r"^--logprobs: \w+ lets a token see those after it \(.*by 0\.0|1\."
     ) as caught:
-        Trials(model, Tracer(model), texts_of(*LENGTHS)).check_foresight("--logprobs")
+        BatchTrials(model, Tracer(model), texts_of(*LENGTHS)).check_causality("--logprobs")
     assert "\n" not in str(caught.value)
 
 
@@ -235,7 +235,7 @@ def test_a_model_that_sees_what_follows_is_refused(name):
 def test_causal_models_see_nothing_of_what_follows(name):
     model = model_of(*MASKED[name])
     for lengths in (LENGTHS, (1,), (2, 1), (3,)):
-        Trials(model, Tracer(model), texts_of(*lengths)).check_foresight("--logprobs")
+        BatchTrials(model, Tracer(model), texts_of(*lengths)).check_causality("--logprobs")
 
 
 # Writing
@@ -274,8 +274,8 @@ class Numbers:
 def test_texts_are_written_together_where_that_changes_none(found, right):
     module = build(*found)
     model = Model(module, Numbers(), "x", None, find_stack(module))
-    assert can_write_together(model, ["5 6 7", "8 9 10 11 12 13 14 15", "5 6 7"]) is right
-    assert can_write_together(model, ["5 6 7", "5 6 7"])
+    assert can_generate_together(model, ["5 6 7", "8 9 10 11 12 13 14 15", "5 6 7"]) is right
+    assert can_generate_together(model, ["5 6 7", "5 6 7"])
 
 
 # From end to end
@@ -316,7 +316,7 @@ def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, li
         )
     if name != "dynamic":  # no text is longer than its context, where it changes
         assert (
-            "batches: texts of one length, unpadded (padding or a longer text beside it"
+            "batches: texts of one length, unpadded (padding, or a longer text beside it"
             in caplog.text
         )
         assert capture.info["batches"] == "texts of one length, unpadded"
