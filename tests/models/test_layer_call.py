@@ -1,6 +1,9 @@
+"""The mean of a parallel step, and that finishing a state leaves the model as it was."""
+
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -61,12 +64,15 @@ def test_a_step_cut_short_does_not_spoil_the_next() -> None:
 
 def test_threads_join_outputs_of_their_own() -> None:
     """Each thread adds its first output before any adds its second."""
-    join, all_began, means = join_of(2), threading.Barrier(4), {}
+    join, all_began = join_of(2), threading.Barrier(4)
+    means: dict[int, float] = {}
 
     def work(number: int) -> None:
         join.add(0, torch.tensor([float(number)]))
         all_began.wait()
-        means[number] = join.add(1, torch.tensor([float(number) + 2])).item()
+        mean = join.add(1, torch.tensor([float(number) + 2]))
+        assert mean is not None
+        means[number] = mean.item()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -77,7 +83,7 @@ def test_threads_join_outputs_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda join: pickle.loads(pickle.dumps(join))])
-def test_copies_of_a_join(copied: object) -> None:
+def test_copies_of_a_join(copied: Callable[[Join], Join]) -> None:
     assert copied(join_of(3)).step == join_of(3).step
 
 

@@ -1,6 +1,4 @@
-"""The verdict's arithmetic, and that a replay which is not the model is refused wherever it is
-used.
-"""
+"""The verdict's arithmetic, and that a replay which is not the model is refused everywhere."""
 
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from support.models import (
     VOCABULARY,
     T,
     batch_of,
-    made,
+    cached_model,
     make,
     model_of,
 )
@@ -57,7 +55,7 @@ def test_what_is_not_finite_in_both_is_equal_and_in_one_is_not() -> None:
     assert not relative_distance(torch.tensor([1.0, 2.0, torch.nan]), own) <= 1
 
 
-def test_parting_names_the_first_layer_beyond_rounding() -> None:
+def test_the_first_layer_beyond_rounding_is_named() -> None:
     allowed = [replay_rounding(torch.float32, layer) for layer in (1, 2, 3)]
     assert allowed == pytest.approx([4 * EPS, 4 * EPS * 2**0.5, 4 * EPS * 3**0.5])
     assert first_divergence(allowed, torch.float32) is None
@@ -130,10 +128,13 @@ def test_what_a_proof_says() -> None:
 
 
 def plant(model: Model, layer: int, size: float, *, padded: bool = False) -> None:
-    """A layer whose second half gives more by a share while the model's own forward runs, and only
-    then.
+    """Plants a layer whose MLP gives more while the model's own forward runs, and only then.
 
-    With `padded` only on batches with padding.
+    Args:
+        model: is changed.
+        layer: which layer.
+        size: the share by which its MLP gives more.
+        padded: only on batches with padding.
     """
     inside = False
 
@@ -204,7 +205,7 @@ def test_block_residuals_that_the_models_loop_makes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(9,) * 9, (2, 2), (9, 7, 4)])
-def test_models_that_turn_samples_and_positions_round_are_refused(lengths: tuple[int, ...]) -> None:
+def test_models_that_swap_samples_and_positions_are_refused(lengths: tuple[int, ...]) -> None:
     """Also where a batch has as many samples as positions."""
     model = model_of(*FSMT, stack="encoder.layers")
     with pytest.raises(RepsimError, match="takes states of shape"):
@@ -267,8 +268,8 @@ def test_the_probe_fits_small_vocabularies() -> None:
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
 def test_every_architecture_is_proven(name: str, batch: Batch) -> None:
-    """States, and logits where there are any, within the same bounds that refuse a planted fault."""
-    model = made(name)
+    """States, and logits if there are any, within the same bounds that refuse a planted fault."""
+    model = cached_model(name)
     tracer, logits = Tracer(model), model.predicts_next_token
     tracer.run(BASELINE, [batch], lambda _: None, logprobs=logits)
     assert tracer.proof.verdict.kinds == ("padded", *(["logits"] if logits else []))

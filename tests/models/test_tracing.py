@@ -1,3 +1,5 @@
+"""Traced states against the model's own forward, plain loops and models with fewer layers."""
+
 import gc
 from typing import Any
 
@@ -21,7 +23,7 @@ from support.oracles import (
     FAMILIES,
     assert_equal_but_for_rounding,
     naive,
-    traced,
+    trace_plans,
     windows_that_share,
     without_cache,
 )
@@ -46,7 +48,7 @@ def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch, ca
         )
     hook.remove()
     own = [*output.hidden_states[:T], calls[0]]  # the last one before the final norm
-    (states,) = traced(model, [Plan.from_steps(range(T))], batch)
+    (states,) = trace_plans(model, [Plan.from_steps(range(T))], batch)
     assert len(states) == T + 1
     for layers, (ours, theirs) in enumerate(zip(states, own, strict=True)):
         if cached:
@@ -57,7 +59,7 @@ def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch, ca
 
 def test_every_family_equals_a_naive_loop(model: Model, batch: Batch) -> None:
     plans = [resolve(text, T)[0].plan for text in FAMILIES]
-    for plan, states in zip(plans, traced(model, plans, batch), strict=True):
+    for plan, states in zip(plans, trace_plans(model, plans, batch), strict=True):
         for ours, theirs in zip(states, naive(model, plan, batch), strict=True):
             assert torch.equal(ours, theirs)
 
@@ -67,7 +69,7 @@ def test_every_family_equals_a_naive_loop(model: Model, batch: Batch) -> None:
 )
 def test_removed_layers(model: Model, batch: Batch, text: str, kept: list[int]) -> None:
     """`drop` and `skip` equal a model from which the layers were physically taken."""
-    (states,) = traced(model, [resolve(text, T)[0].plan], batch)
+    (states,) = trace_plans(model, [resolve(text, T)[0].plan], batch)
     smaller = make(model.name)
     for layer in sorted(set(range(T)) - set(kept), reverse=True):
         del smaller.stack.layers[layer]
@@ -97,11 +99,11 @@ def test_a_sample_does_not_depend_on_its_batch(model: Model) -> None:
     lengths = (9, 7, 4, 1)
     whole = batch_of(lengths)
     plan = resolve("looped_parallel:start=1,loops=2", T)[0].plan
-    (together,) = traced(model, [plan], whole)
+    (together,) = trace_plans(model, [plan], whole)
     ends = np.cumsum((0, *lengths))
     for row, length in enumerate(lengths):
         alone = Batch(whole.token_ids[row : row + 1, :length], whole.mask[row : row + 1, :length])
-        (single,) = traced(model, [plan], alone)
+        (single,) = trace_plans(model, [plan], alone)
         for ours, theirs in zip(together, single, strict=True):
             piece = ours[ends[row] : ends[row + 1]]
             assert (piece - theirs).norm() <= 1e-5 * theirs.norm()
@@ -133,7 +135,7 @@ def test_logprobs_are_those_of_the_models_own_logits(architecture: str, batch: B
 
 
 def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch) -> None:
-    """A wide trie of many plans keeps no more states alive than its branching points on one path."""
+    """A wide trie of many plans keeps alive no more states than one path has branching points."""
     plans = [named.plan for named in resolve("painters", T)][::2]
     trie = PlanTrie.build(plans)
     assert len(trie) > 7 * trie.depth
@@ -266,7 +268,7 @@ def packed_scores(
 
 
 def literal(model: Model, windows: list[Window]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all targets and whether they are likeliest, one plain forward a text."""
+    """Log-probabilities of all targets and whether they are likeliest, one forward per text."""
     logprobs, likeliest = [], []
     for window in windows:
         with torch.inference_mode():
@@ -290,7 +292,7 @@ def test_states_and_scores_of_trees_are_those_of_the_texts_one_by_one(
     are others.
     """
     windows = windows_that_share()
-    costs = {"overhead": 20, "waste": 0.5}
+    costs: dict[str, Any] = {"overhead": 20, "waste": 0.5}
     rows = packed_scores(decoder, pack_rows(windows, 0, **costs), TREE_PLANS)
     packed = pack_prefix_trees(windows, 0, **costs, row_tokens=row_tokens)
     assert packed.tokens < sum(len(window.inputs) for window in windows)
@@ -401,14 +403,14 @@ def test_a_window_that_counts_places_in_the_row_cannot_share() -> None:
 
 
 def test_layers_that_mix_neighbours_cannot_share() -> None:
-    """LFM2's convolutions take the tokens before in the row, of which some belong to other texts."""
+    """LFM2's convolutions take the tokens before in the row, some of which are of other texts."""
     kinds = ["conv", "full_attention"] * (T // 2)
     model = small("Lfm2ForCausalLM", **{**DECODER, "layer_types": kinds})
     assert not supports_prefix_trees(Tracer(model), 30)
 
 
 @pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
-def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(ignored: str) -> None:
+def test_a_model_that_ignores_positions_or_mask_is_found_out(ignored: str) -> None:
     model = make("llama")
     assert supports_prefix_trees(Tracer(model), 30)
 

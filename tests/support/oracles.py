@@ -1,6 +1,7 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ FAMILIES = (
 )
 
 
-def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
+def trace_plans(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
@@ -45,10 +46,8 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     return [[states[node] for node in path] for path in trie.paths]
 
 
-def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
-    """What each layer is called with in the model's own forward, and with it the model's own
-    states.
-    """
+def record_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
+    """What each layer is called with in the model's own forward, the states included."""
     calls: list[LayerCall] = []
     hooks = [
         layer.register_forward_pre_hook(
@@ -66,11 +65,10 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
 
 
 def without_cache(model: Model) -> dict[str, bool]:
-    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and
-    answer the same bits.
+    """Inputs with which a model computes bit for bit what the trace computes.
 
-    With its cache a model lays out keys and values anew, for which some processors' kernels add up
-    in another order.
+    With its cache a model gives keys and values another layout, for which the kernels of some
+    processors add up in another order.
     """
     return {"use_cache": False} if model.module.can_generate() else {}
 
@@ -82,7 +80,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
         layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out)))
         for layer in model.stack.layers
     ]
-    first = recorded_calls(model, batch, **inputs)[0].state
+    first = record_calls(model, batch, **inputs)[0].state
     for hook in hooks:
         hook.remove()
     mask = torch.from_numpy(batch.mask)
@@ -90,8 +88,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
 
 
 def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
-    """States that the same layers computed, with sums taken in another order: another layout,
-    another kernel.
+    """States that the same layers computed, with sums taken in another order.
 
     Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and
     Mary 2019), and two runs differ by sqrt(2) of that. A layer adds two such results to its input,
@@ -109,8 +106,8 @@ def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> 
 
 
 def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
-    """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    calls = recorded_calls(model, batch, **without_cache(model))
+    """A plain loop over layers with forward hooks for sublayers; the oracle for every family."""
+    calls = record_calls(model, batch, **without_cache(model))
     state = calls[0].state
     states = [state]
     for step in plan.steps:
@@ -131,7 +128,8 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
             for hook in hooks:
                 hook.remove()
-        state = sum(outputs) / len(outputs)
+        total: Any = sum(outputs)
+        state = total / len(outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
@@ -150,8 +148,9 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
 
 
 def windows_that_share() -> list[Window]:
-    """Four share six tokens, three of those nine; one of them ends where others go on, and the
-    fifth shares nothing.
+    """Five texts: four share six tokens, three of those nine, and the fifth shares nothing.
+
+    One of the three ends where the others go on.
     """
     ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
     first, more = ids[:6], ids[6:9]
