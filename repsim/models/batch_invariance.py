@@ -3,7 +3,7 @@
 Tried once per run, by numbers and never by a model's name. Texts of the run are computed alone, and
 padded together with the longest one. Models that do not mask padding give other states then, and so
 do models whose rotary positions follow the longest text of a batch. Only the first layer of each
-kind runs. What follows for batches is a `repsim.data.corpus.BatchRule`.
+kind runs. What follows for batches is a `repsim.data.batching.BatchRule`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repsim.data.corpus import BatchRule, Sample, batches
+from repsim.data.batching import BatchRule, batches
+from repsim.data.samples import Sample
 from repsim.errors import ModelError, RepsimError
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import ModelError, brief
 from repsim.models.model import Model
 from repsim.models.sharing import SharedCopies
@@ -44,15 +44,15 @@ def batch_inputs(model: Model, batch: Batch) -> dict[str, Any]:
 
 def _mask_inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What tells the model which tokens see which: padding, or for trees every pair."""
-    if batch.sees is None or batch.depth is None:
+    if batch.attention_mask is None or batch.position_ids is None:
         return {"attention_mask": torch.from_numpy(batch.mask).to(model.device).long()}
     # An additive mask, `[sample, 1, position, position]`, which models take as it is: 0 where a
     # token sees another, the lowest number elsewhere.
-    sees = torch.from_numpy(batch.sees).to(model.device)[:, None]
+    sees = torch.from_numpy(batch.attention_mask).to(model.device)[:, None]
     dtype = model.module.dtype
     additive = torch.zeros(sees.shape, dtype=dtype, device=model.device)
     additive.masked_fill_(~sees, torch.finfo(dtype).min)
-    position_ids = torch.from_numpy(batch.depth).to(model.device)
+    position_ids = torch.from_numpy(batch.position_ids).to(model.device)
     return {"attention_mask": additive, "position_ids": position_ids}
 
 

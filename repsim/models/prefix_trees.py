@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window, pack_prefix_trees, pack_rows
 from repsim.models.tracing import Tracer
 
@@ -66,8 +66,8 @@ def supports_prefix_trees(tracer: Tracer, longest: int) -> bool:
     # The tree as a model takes it that ignores the positions, and one that ignores the mask.
     (batch,) = tree.batches
     length = batch.token_ids.shape[1]
-    by_place_in_row = replace(batch, depth=np.arange(length)[None])
-    causal_in_row = replace(batch, sees=np.tril(np.ones((1, length, length), bool)))
+    by_place_in_row = replace(batch, position_ids=np.arange(length)[None])
+    causal_in_row = replace(batch, attention_mask=np.tril(np.ones((1, length, length), bool)))
 
     def error(case: Batch) -> float:
         states = tracer.final_states([case])[tree.token]

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import ModelError
 from repsim.models.forward import batch_inputs
 from repsim.models.layer_call import (

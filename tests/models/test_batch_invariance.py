@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import repsim
-from repsim.data.corpus import BatchRule, Sample, batches
+from repsim.data.batching import BatchRule, batches
+from repsim.data.samples import Sample
 from repsim.errors import RepsimError
 from repsim.evaluation import tasks
 from repsim.models import Model
@@ -223,7 +224,7 @@ def test_a_trial_costs_few_tokens() -> None:
         made = batches([Sample("", text), Sample("", texts[-1])], 0, overhead=1e9, waste=1.0)
         tracer.run(PlanTrie.build([Plan.from_steps([0])]), made, lambda _: None)
     positions.clear()
-    assert BatchTrials(model, tracer, texts).company.batch_rule is BatchRule.ANY
+    assert BatchTrials(model, tracer, texts).result.rule is BatchRule.ANY
     assert positions == [30, 2 * 220, 120, 2 * 220]
 
 

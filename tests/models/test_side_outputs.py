@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.layer_call import LayerCall, state_of
@@ -133,7 +133,7 @@ def test_a_layer_without_the_one_it_depends_on_is_refused_by_name(batch: Batch) 
 
 
 def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Batch) -> None:
-    """T5's first layer makes them for all, from positions alone; without it they are needed, too."""
+    """Made by the first layer for all, from positions alone; plans without it need them, too."""
     model = model_of(*T5)
     assert Tracer(model)._side_outputs == ()
     (states,) = trace_plans(model, [Plan.from_steps([1, 2, 5])], batch)

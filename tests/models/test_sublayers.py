@@ -16,7 +16,7 @@ import torch
 from accelerate import disk_offload
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model, layer_call, sublayers
 from repsim.models.layer_call import LayerCall, apply_layer, prove_new_sublayers, state_of

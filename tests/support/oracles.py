@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window
 from repsim.models import Model
 from repsim.models.layer_call import LayerCall, state_of
