@@ -1,4 +1,4 @@
-"""How the outputs of a step's members become one state: the ways there are, and how each is written.
+"""The ways in which the outputs of a step's members become one state, and how each is written.
 
 What each computes is declared once more, in `repsim.models.layer_call`. To add a way, add its
 record to `JOINS` here and its arithmetic there; a test compares the two lists.

@@ -102,7 +102,7 @@ class Step:
         return text if len(self) == 1 else f"({text})"
 
     def short_text(self, room: int) -> str:
-        """Its text, shortened to about `room` characters: of many members the first and the last."""
+        """Its text in about `room` characters; of more than two members, the first and the last."""
         if len(self.text) <= room:
             return self.text
         if len(self) == 2:

@@ -326,9 +326,7 @@ def test_plans_that_are_refused():
 def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, texts, message):
     made = []
     original = sweeps._Sweep.__iter__
-    monkeypatch.setattr(
-        sweeps._Sweep, "__iter__", lambda self: made.append(self) or original(self)
-    )
+    monkeypatch.setattr(sweeps._Sweep, "__iter__", lambda self: made.append(self) or original(self))
     monkeypatch.setattr(sweeps, "MOST_STEPS_TOGETHER", 20_000)
     with pytest.raises(RepsimError) as caught:
         resolve(texts, 30)

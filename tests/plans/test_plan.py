@@ -240,7 +240,8 @@ def test_drawing_fits_the_terminal(plan, layers):
         ("14*0", "14*0: a count is at least 1; leave the step out instead"),
         (
             "0-3*2",
-            "0-3*2: a range takes no count; write (0-3)*2 for these layers in parallel or list the steps",
+            "0-3*2: a range takes no count; write (0-3)*2 for these layers in parallel or list the "
+            "steps",
         ),
         (
             "0*1000000000",
