@@ -34,9 +34,9 @@ from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
     Absent,
-    Join,
     LayerCall,
     apply_layer,
+    join_of,
     logits_of,
     prove_unproven_halves,
     state_of,
@@ -311,8 +311,9 @@ class Tracer:
 
     def _step(self, step: Step | None, calls: list[LayerCall], passed: Passed) -> Passed:
         assert step is not None, "only the root has no step"
-        join = Join(step)
-        for position, application in enumerate(step):
+        join = join_of(step)
+        join.begin(passed.state)
+        for application in step:
             call = passed.onto(calls[application.layer], self._slots)
             try:
                 output = apply_layer(self._model.stack, application, call)
@@ -323,7 +324,7 @@ class Tracer:
                     f"{self._model.name}: layer {application.text} takes {self._handed_on} from the layer before it, "
                     f"and in this plan no layer before it has made one ({problem}); keep the layer that makes it"
                 ) from problem
-            joined = join.add(position, state_of(output))
+            joined = join.add(state_of(output))
         assert joined is not None, "the last member completes the step"
         return Passed(joined, Passed.from_output(output, self._slots).carried)
 
@@ -495,7 +496,7 @@ class Tracer:
         )
 
     def _check_steps(self, trie: PlanTrie) -> None:
-        """Of what layers hand on besides the state there is no mean, and half a layer may make
+        """What layers hand on besides the state cannot be joined, and half a layer may make
         another one.
         """
         for step in trie.steps if self._slots else ():
@@ -506,8 +507,9 @@ class Tracer:
                 )
             if step is not None and len(step) > 1:
                 raise ModelError(
-                    f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
-                    f"{self._handed_on} besides the state, of which there is no mean; take plans without parallel steps"
+                    f"{self._model.name}: step {step.text} joins the outputs of layers, and layer "
+                    f"{step.members[0].layer} hands on {self._handed_on} besides the state, which "
+                    "cannot be joined; take plans without parallel steps"
                 )
 
     @functools.cached_property

@@ -49,8 +49,10 @@ class Parameter:
             raise PlanError(f"{self.name}={value}: a {layers}-layer model allows {ends}")
 
     def values(self, text: str, layers: int) -> list[Sequence[Value]]:
-        """The runs of values that `3`, `0..14`, `2..`, `..` (all), `attn|mlp` or a mix of these stand
-        for.
+        """The values that a text stands for: `3`, `0..14`, `2..`, `..` (all), `attn|mlp`, or a mix.
+
+        Returns:
+            One run of values per alternative.
         """
         return [self._between(part, layers) for part in text.split("|")]
 
