@@ -118,8 +118,8 @@ class Join:
 
     `begin` takes the step's input, then `add` each member's output, in order. What members
     contribute is summed in float32 or wider and rounded once at the end; they may sit on different
-    devices, and the sum gathers on the first one's. Each thread joins outputs of its own. Subclasses
-    say what a member contributes and what the sum becomes; `JOINS` lists them.
+    devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
+    Subclasses say what a member contributes and what the sum becomes; `JOINS` lists them.
     """
 
     def __init__(self, step: Step) -> None:
@@ -172,7 +172,7 @@ class MeanJoin(Join):
         return total / len(self.step)
 
 
-JOINS: dict[str, type[Join]] = {"mean": MeanJoin}  # one for each of `repsim.plans.JOINS`
+JOINS: dict[str, type[Join]] = {"mean": MeanJoin}  # one for each of `repsim.plans.JOIN_KINDS`
 
 
 def join_of(step: Step) -> Join:
@@ -182,7 +182,7 @@ def join_of(step: Step) -> Join:
 
 @contextmanager
 def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model with other modules in place of its layers; what was there is back whatever happens."""
+    """The model with other modules in place of its layers, which are back whatever happens."""
     name = stack.path.rpartition(".")[2]
     before = getattr(stack.owner, name)
     setattr(stack.owner, name, nn.ModuleList(modules))

@@ -27,10 +27,10 @@ def joined(join: Join, *outputs: Tensor) -> list[Tensor | None]:
 
 
 def test_every_kind_of_join_is_computed() -> None:
-    assert list(JOINS) == list(plans.JOINS)
+    assert list(JOINS) == list(plans.JOIN_KINDS)
 
 
-@pytest.mark.parametrize("kind", plans.JOINS)
+@pytest.mark.parametrize("kind", plans.JOIN_KINDS)
 def test_one_output_is_that_very_state(kind: str) -> None:
     state = torch.tensor([0.1], dtype=torch.bfloat16)
     assert joined(join_of(Step((Application(0),), kind)), state) == [state]
@@ -97,7 +97,7 @@ def test_copies_of_a_join(copied: Callable[[Join], Join]) -> None:
     assert type(copied_join) is type(mean_of(3))
 
 
-@pytest.mark.parametrize("kind", plans.JOINS)
+@pytest.mark.parametrize("kind", plans.JOIN_KINDS)
 def test_trace_and_planned_model_join_as_a_plain_loop_does(kind: str) -> None:
     model, join = make("llama"), {kind: (1, 2, 4)}
     plan = plans.Plan.from_steps([0, join, join, 5])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from repsim.errors import PlanError
-from repsim.plans import JOINS, Application, Plan, Step, describe, draw, parse_plan, parse_step
+from repsim.plans import JOIN_KINDS, Application, Plan, Step, describe, draw, parse_plan, parse_step
 from support.plans import LAYERS, plans, steps
 
 # Values worked out by hand
@@ -118,17 +118,17 @@ def test_pieces_of_a_plan() -> None:
 
 
 def test_every_kind_of_join_has_a_sign_of_its_own() -> None:
-    signs = [kind.sign for kind in JOINS.values()]
+    signs = [kind.sign for kind in JOIN_KINDS.values()]
     assert len(set(signs)) == len(signs)
-    for name, kind in JOINS.items():
+    for name, kind in JOIN_KINDS.items():
         assert kind.name == name
         assert len(kind.sign) == 1
         assert kind.sign not in "-,()*. " + "0123456789" + "attnmlp"
 
 
-@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("name", JOIN_KINDS)
 def test_a_join_in_text_words_drawing_and_json(name: str) -> None:
-    kind = JOINS[name]
+    kind = JOIN_KINDS[name]
     step = Step((Application(3), Application(1)), name)
     text = f"(1{kind.sign}3)"
     assert (step.text, step.note) == (text, kind.note.format(count=2))
@@ -142,7 +142,7 @@ def test_a_join_in_text_words_drawing_and_json(name: str) -> None:
     assert draw(plan, 4).splitlines()[1].endswith(row)
 
 
-@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("name", JOIN_KINDS)
 def test_a_step_of_one_member_is_the_same_however_it_is_joined(name: str) -> None:
     assert Step((Application(3),), name) == Step((Application(3),))
 

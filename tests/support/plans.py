@@ -4,7 +4,7 @@ from itertools import chain
 
 from hypothesis import strategies as st
 
-from repsim.plans import FAMILIES, JOINS, SUBLAYERS, Application, Plan, Step
+from repsim.plans import FAMILIES, JOIN_KINDS, SUBLAYERS, Application, Plan, Step
 
 LAYERS = 12
 
@@ -25,7 +25,7 @@ lone_steps = st.builds(lambda member: Step((member,)), members)
 joined_steps = st.builds(
     lambda several, join: Step(tuple(several), join),
     st.sets(members, min_size=1, max_size=5),
-    st.sampled_from(list(JOINS)),
+    st.sampled_from(list(JOIN_KINDS)),
 )
 steps = st.one_of(lone_steps, joined_steps)
 pieces = st.one_of(
