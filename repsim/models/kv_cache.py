@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from repsim.errors import ModelError
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 
 ADVICE = "leave out --paper-cache"
 
@@ -47,7 +47,7 @@ class AveragingCache(DynamicCache):
     Example:
         >>> import transformers
         >>> from repsim.models.planned import planned
-        >>> from repsim.plans.plan import parse_plan
+        >>> from repsim.plans import parse_plan
         >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
         >>> config = transformers.LlamaConfig(num_hidden_layers=3, vocab_size=32, **sizes)
         >>> plan = parse_plan("0, (1|2)", 3)
@@ -134,7 +134,7 @@ def _passes(plan: Plan) -> list[tuple[int, ...]]:
     """KV slots of the layers that share a past, for each pass with several that attend."""
     passes, first_slot = [], 0
     for step in plan.steps:
-        slots = (slot for slot, member in enumerate(step, first_slot) if member.half != "mlp")
+        slots = (slot for slot, member in enumerate(step, first_slot) if member.sublayer != "mlp")
         passes.append(tuple(slots))
         first_slot += len(step)
     return [slots for slots in passes if len(slots) > 1]

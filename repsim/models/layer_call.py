@@ -1,8 +1,8 @@
 """How one layer is called on a state that is not its own.
 
-`apply_layer` calls a layer, or one sublayer of it, on any state; `Join` averages the members of a
-parallel step. Tracing and the planned model are both built from these, so they cannot disagree.
-This module knows nothing of plans' text, of tracing or of disks.
+`apply_layer` calls a layer, or one sublayer of it, on any state; `Join` makes one state of the
+outputs of a parallel step's members. Tracing and the planned model are both built from these, so
+they cannot disagree. This module knows nothing of plans' text, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import Cache
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
 from repsim.models.sublayers import keep_sublayer, layer_kind, paths_to_silence, prove_sublayers
-from repsim.plans.plan import Application, Step
+from repsim.plans import Application, Step
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
         ModelError: the layer has no such sublayer.
     """
     layer = stack.layers[application.layer]
-    if application.half:
+    if application.sublayer:
         if application not in stack.sublayers:
-            stack.sublayers[application] = keep_sublayer(shared_copy(layer), application.half)
+            stack.sublayers[application] = keep_sublayer(shared_copy(layer), application.sublayer)
         layer = stack.sublayers[application]
     return layer(*call.args, **call.kwargs)
 
@@ -94,10 +94,10 @@ def prove_new_sublayers(
     recorded: Sequence[LayerCall] = ()
     for application in applications:
         layer = stack.layers[application.layer]
-        if not application.half or layer_kind(layer) in proven:
+        if not application.sublayer or layer_kind(layer) in proven:
             continue
         # First of all refuse a sublayer that is not known, in words for the one that was named.
-        paths_to_silence(layer, application.half)
+        paths_to_silence(layer, application.sublayer)
         recorded = recorded or calls()
         # The proof puts hooks on the layer, so it gets a copy.
         call, layer_copy = recorded[application.layer], shared_copy(layer)
@@ -125,31 +125,68 @@ def with_state(output: Any, state: Tensor) -> Any:
 class Join:
     """The outputs of a step's members as one state.
 
-    Their mean is summed in float32 or wider and rounded once at the end; members may sit on
-    different devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
+    `begin` takes the step's input, then `add` each member's output, in order. What members
+    contribute is summed in float32 or wider and rounded once at the end; they may sit on different
+    devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
+    Subclasses say what a member contributes and what the sum becomes; `JOINS` lists them.
     """
 
     def __init__(self, step: Step) -> None:
         self.step = step
         self._pending = threading.local()
 
-    def __reduce__(self) -> tuple[type[Join], tuple[Step]]:
-        return Join, (self.step,)
+    def __reduce__(self) -> tuple[Callable[[Step], Join], tuple[Step]]:
+        return join_of, (self.step,)
 
-    def add(self, position: int, state: Tensor) -> Tensor | None:
-        """Takes the output of the member at a position, in order; returns the joined state with the
-        last one.
-        """
+    def begin(self, state: Tensor) -> None:
+        """Takes the state that enters the step, also after one that an exception cut short."""
+        self._pending.state, self._pending.outputs = state, 0
+
+    def add(self, output: Tensor) -> Tensor | None:
+        """Takes the next member's output; returns the joined state with the last one."""
         if len(self.step) == 1:
-            return state
-        wide = state.to(torch.promote_types(state.dtype, torch.float32))
-        if position:  # the first member begins anew, also after a step that an exception cut short
-            wide = self._pending.total + wide.to(self._pending.total.device)
-        if position < len(self.step) - 1:
-            self._pending.total = wide
+            return output
+        pending = self._pending
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))
+        term = self.contribution(wide, pending.state)
+        pending.total = pending.total + term.to(pending.total.device) if pending.outputs else term
+        pending.outputs += 1
+        if pending.outputs < len(self.step):
             return None
-        self._pending.total = None  # nothing is kept alive
-        return (wide / len(self.step)).to(state.dtype)
+        joined = self.result(pending.total, pending.state).to(output.dtype)
+        pending.state = pending.total = None  # nothing is kept alive
+        return joined
+
+    def contribution(self, output: Tensor, state: Tensor) -> Tensor:
+        """What a member adds to the sum.
+
+        Args:
+            output: the member's, float32 or wider.
+            state: what entered the step, in the model's dtype, maybe on another device.
+        """
+        raise NotImplementedError
+
+    def result(self, total: Tensor, state: Tensor) -> Tensor:
+        """The joined state, float32 or wider, of the sum of all contributions."""
+        raise NotImplementedError
+
+
+class MeanJoin(Join):
+    """The mean of the members' outputs."""
+
+    def contribution(self, output: Tensor, state: Tensor) -> Tensor:
+        return output
+
+    def result(self, total: Tensor, state: Tensor) -> Tensor:
+        return total / len(self.step)
+
+
+JOINS: dict[str, type[Join]] = {"mean": MeanJoin}  # one for each of `repsim.plans.JOIN_KINDS`
+
+
+def join_of(step: Step) -> Join:
+    """What joins the outputs of a step's members."""
+    return JOINS[step.join](step)
 
 
 @contextmanager

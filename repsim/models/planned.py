@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
 from repsim.errors import ModelError
-from repsim.models.layer_call import Join, LayerCall, state_of, with_state
+from repsim.models.layer_call import Join, LayerCall, join_of, state_of, with_state
 from repsim.models.model import Model
 from repsim.models.planned_config import configs_of, describe_plan
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
 from repsim.models.sublayers import keep_sublayer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan
+from repsim.plans import Plan, resolve
 
 # Attributes of a stack's owner that hold the index of its last layer plus one where a model does
 # without what they are for (Gemma 4's shared keys and values).
@@ -170,12 +169,12 @@ def _build(module: nn.Module, stack: Stack, plan: Plan) -> Any:
 
     # One entry per application: each is a copy, which refers to the rest of the copied model.
     for step in plan.steps:
-        join = Join(step)
+        join = join_of(step)
         for position, application in enumerate(step):
             layer = SharedCopies(copies).copy(stack.layers[application.layer])
             _point_to_slot(layer, len(entries))
-            if application.half:
-                keep_sublayer(layer, application.half)
+            if application.sublayer:
+                keep_sublayer(layer, application.sublayer)
             entries.append(layer if len(step) == 1 else ParallelMember(layer, join, position))
 
     # What the owner remembers of its depth, and the hidden states that it collects: one per step.
@@ -224,8 +223,10 @@ class ParallelMember(nn.Module):
         # transformers records what each entry returns; a step has one state.
         recorded = _recorded_states()
         before = len(recorded)
+        if self._position == 0:
+            self._join.begin(call.state)
         output = self.layer(*args, **kwargs)
-        joined = self._join.add(self._position, state_of(output))
+        joined = self._join.add(state_of(output))
         if len(recorded) > before:
             _record_once(recorded, before, joined)
         return with_state(output, call.state if joined is None else joined)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from repsim.models.stack import Stack
-from repsim.plans.plan import Application
+from repsim.plans import Application
 
 # Lists in a configuration with one entry per layer that a model's forward, its cache or its making
 # reads.

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from repsim.errors import ModelError
-from repsim.plans.plan import Application
+from repsim.plans import Application
 
 # What configurations call the depth of a stack; the first one is the model's own depth, to which
 # transformers maps other names.

@@ -217,7 +217,7 @@ class _Trial:
 
 @torch.no_grad()
 def prove_sublayers(layer: nn.Module, state: Tensor, run: Run) -> None:
-    """Proves on random states that a layer falls into the two halves that its paths name.
+    """Proves on random states that a layer is the two sublayers that its paths name.
 
     1. A token whose output depends on its own state in the layer does so in each sublayer and
        without both: the residual passes.

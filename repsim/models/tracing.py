@@ -31,9 +31,9 @@ from repsim.errors import ModelError
 from repsim.models.forward import batch_inputs
 from repsim.models.layer_call import (
     AbsentLayer,
-    Join,
     LayerCall,
     apply_layer,
+    join_of,
     prove_new_sublayers,
     state_of,
     with_state,
@@ -59,7 +59,7 @@ from repsim.models.side_outputs import (
     container_contents,
     find_side_outputs,
 )
-from repsim.plans.plan import Plan, PlanTrie, Step
+from repsim.plans import Plan, PlanTrie, Step
 
 PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
 
@@ -351,8 +351,9 @@ class Tracer:
     def _run_step(self, step: Step | None, calls: list[LayerCall], handoff: Handoff) -> Handoff:
         """One step of a plan on what the step before handed on."""
         assert step is not None, "only the root has no step"
-        join = Join(step)
-        for position, application in enumerate(step):
+        join = join_of(step)
+        join.begin(handoff.state)
+        for application in step:
             call = handoff.apply_to(calls[application.layer], self._side_outputs)
             try:
                 output = apply_layer(self.model.stack, application, call)
@@ -365,7 +366,7 @@ class Tracer:
                     "the layer before it, and in this plan no layer before it has made one "
                     f"({problem}); keep the layer that makes it"
                 ) from problem
-            joined = join.add(position, state_of(output))
+            joined = join.add(state_of(output))
         assert joined is not None, "the last member completes the step"
         return Handoff(joined, Handoff.from_output(output, self._side_outputs).side_values)
 
@@ -402,10 +403,10 @@ class Tracer:
     def _check_steps(self, trie: PlanTrie) -> None:
         """Refuses steps that side outputs do not allow.
 
-        They have no mean, and a sublayer may hand on another one than its layer would.
+        They cannot be joined, and a sublayer may hand on another one than its layer would.
         """
         for step in trie.steps if self._side_outputs else ():
-            if step is not None and any(member.half for member in step):
+            if step is not None and any(member.sublayer for member in step):
                 raise ModelError(
                     f"{self.model.name}: step {step.text} runs a sublayer of a layer that hands on "
                     f"{self._side_names} besides the state, so its other sublayer may still act "
@@ -413,9 +414,9 @@ class Tracer:
                 )
             if step is not None and len(step) > 1:
                 raise ModelError(
-                    f"{self.model.name}: step {step.text} averages layers, and layer "
-                    f"{step.members[0].layer} hands on {self._side_names} besides the state, of "
-                    "which there is no mean; take plans without parallel steps"
+                    f"{self.model.name}: step {step.text} joins the outputs of layers, and layer "
+                    f"{step.members[0].layer} hands on {self._side_names} besides the state, which "
+                    "cannot be joined; take plans without parallel steps"
                 )
 
     # The replay against the model's own forward

@@ -26,7 +26,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from repsim.data.batching import BatchRule
 from repsim.data.samples import Sample, TokenRule
 from repsim.errors import StoreError
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
     NODE,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 from support import survey
 from support.architectures import NAMES, SUBJECTS, Subject, build, tiny
 

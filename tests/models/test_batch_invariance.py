@@ -22,7 +22,7 @@ from repsim.models import Model
 from repsim.models.batch_invariance import BatchTrial, BatchTrials, can_generate_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from repsim.stats.per_sample import statistics_of
 from support.models import (
     ARCHITECTURES,

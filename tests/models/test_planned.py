@@ -22,10 +22,11 @@ from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.planned_proof import layout_rounding
 from repsim.models.stack import find_stack
-from repsim.plans.families import resolve
+from repsim.plans import resolve
 from support.architectures import build as build_survey
 from support.models import MORE, T, build, cached_model, make
-from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, trace_plans
+from support.oracles import assert_equal_but_for_rounding, last_states, trace_plans
+from support.plans import EXAMPLES
 
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -63,7 +64,7 @@ def fresh(name: str) -> Model:
     return Model(module, None, name, None, find_stack(module))
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) -> None:
     (states,) = trace_plans(model, [resolve(plan, T)[0].plan], batch)
     assert torch.equal(last_states(model, plan, batch), states[-1])
@@ -72,7 +73,7 @@ def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) ->
     )
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_generation_with_the_cache_equals_generation_without(decoder: Model, plan: str) -> None:
     """Step by step, so that a wrong cache cannot hide behind an equal token."""
     prompt = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64]])

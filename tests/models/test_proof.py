@@ -22,7 +22,7 @@ from repsim.models.proof import (
     replay_rounding,
 )
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import (
     ARCHITECTURES,
     FSMT,

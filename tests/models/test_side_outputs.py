@@ -12,8 +12,7 @@ from repsim.models import Model
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.side_outputs import ObservedCall, SideOutput, find_side_outputs
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, cached_model, model_of
 from support.oracles import record_calls, trace_plans
 
@@ -119,7 +118,7 @@ def test_most_layers_hand_on_the_state_alone(name: str) -> None:
 def test_a_mean_of_what_is_handed_on_is_refused(batch: Batch) -> None:
     plan = resolve("0, (1|2), 5", T)[0].plan
     with pytest.raises(
-        RepsimError, match=r"step \(1\|2\) averages layers, and layer 1 hands on prev_router_hidden"
+        RepsimError, match=r"step \(1\|2\) joins the outputs of .* layer 1 hands on prev_router_hid"
     ):
         trace_plans(carrier("zaya"), [plan], batch)
 

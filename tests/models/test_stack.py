@@ -15,8 +15,7 @@ from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.logits import logits_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.architectures import build as build_survey
 from support.models import (
     ARCHITECTURES,
@@ -37,7 +36,6 @@ from support.models import (
     cached_model,
 )
 from support.oracles import (
-    FAMILIES,
     assert_equal_but_for_rounding,
     last_states,
     naive,
@@ -45,6 +43,7 @@ from support.oracles import (
     trace_plans,
     without_cache,
 )
+from support.plans import EXAMPLES
 
 PLANS = (
     "reverse:start=1",
@@ -99,7 +98,7 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
     With its cache the model's own forward may round otherwise.
     """
     model = cached_model(name)
-    plans = [resolve(text, T)[0].plan for text in FAMILIES if "part" not in text]
+    plans = [resolve(text, T)[0].plan for text in EXAMPLES if "part" not in text]
     baseline, *others = trace_plans(model, plans, batch)
     for ours, theirs in zip(
         baseline, own_states(model, batch, **without_cache(model)), strict=True

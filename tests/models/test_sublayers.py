@@ -22,7 +22,7 @@ from repsim.models import Model, layer_call, sublayers
 from repsim.models.layer_call import LayerCall, apply_layer, prove_new_sublayers, state_of
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
-from repsim.plans.plan import Application, Plan
+from repsim.plans import Application, Plan
 from support.models import (
     ARCHITECTURES,
     DECODER,

@@ -16,17 +16,16 @@ from repsim.models.layer_call import LayerCall, apply_layer, state_of
 from repsim.models.prefix_trees import supports_prefix_trees
 from repsim.models.stack import Stack, find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Application, Plan, PlanTrie
+from repsim.plans import Application, Plan, PlanTrie, resolve
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
 from support.oracles import (
-    FAMILIES,
     assert_equal_but_for_rounding,
     naive,
     trace_plans,
     windows_that_share,
     without_cache,
 )
+from support.plans import EXAMPLES
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -58,7 +57,7 @@ def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch, ca
 
 
 def test_every_family_equals_a_naive_loop(model: Model, batch: Batch) -> None:
-    plans = [resolve(text, T)[0].plan for text in FAMILIES]
+    plans = [resolve(text, T)[0].plan for text in EXAMPLES]
     for plan, states in zip(plans, trace_plans(model, plans, batch), strict=True):
         for ours, theirs in zip(states, naive(model, plan, batch), strict=True):
             assert torch.equal(ours, theirs)

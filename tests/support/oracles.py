@@ -1,7 +1,7 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,26 +14,13 @@ from repsim.models import Model
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.sublayers import ATTENTION_PATHS, MLP_PATHS, match_paths
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import VOCABULARY
 
-# Every family, twice where its middle can be wide or narrow.
-FAMILIES = (
-    "baseline",
-    "skip:start=1",
-    "middle_repeat:start=0",
-    "reverse:start=1",
-    "random:start=0,seed=3",
-    "parallel:start=0",
-    "looped_parallel:start=1,loops=3",
-    "drop:layer=0",
-    "drop:layer=5",
-    "drop:layer=2,part=attn",
-    "drop:layer=3,part=mlp",
-    "switch:layer=2",
-    "drop_block:first=1,last=3",
-    "repeat:layer=4,times=3",
-)
+# What a step's members give together, of its input and their outputs, by kind of join.
+JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
+    "mean": lambda state, outputs: sum(outputs[1:], outputs[0]) / len(outputs),
+}
 
 
 def trace_plans(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
@@ -114,7 +101,7 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
         outputs = []
         for application in step:
             layer = model.stack.layers[application.layer]
-            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
+            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.sublayer]
             hooks = [
                 layer.get_submodule(path).register_forward_hook(
                     lambda _m, _a, out: (
@@ -128,14 +115,13 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
             for hook in hooks:
                 hook.remove()
-        total: Any = sum(outputs)
-        state = total / len(outputs)
+        state = JOINED[step.join](state, outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
 
 
-def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tensor:
+def last_states(model: Model, plan: str | Plan, batch: Batch, **inputs: object) -> Tensor:
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)
