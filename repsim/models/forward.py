@@ -7,19 +7,22 @@ This module knows nothing of plans, of tracing or of disks.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repsim.data.batching import Batch
 from repsim.errors import ModelError, brief
+from repsim.models.layer_call import LayerCall
 from repsim.models.model import Model
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
 
-PROBE_TOKENS = 8
+PROBE_TOKENS = 8  # of the texts on which a stack is tried
+PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
 # What a layer may return; a tuple or list begins with the state.
 PLAIN_FORMS = {Tensor, tuple, list}
 
@@ -143,6 +146,41 @@ def check_stack(module: Any, stack: Stack) -> None:
             f"{name}: the state at a place does not depend on the token there, so a store would "
             "name the wrong tokens; models that shift or fold their tokens cannot be captured"
         )
+
+
+def check_layer_calls(model: Model, calls: Sequence[LayerCall], token_ids: Tensor) -> None:
+    """Refuses a model whose layers are not called as a stack.
+
+    Replaying layers is the model only if each takes one state per token and nothing between the
+    layers changes the states.
+
+    Args:
+        model: the model.
+        calls: of the layers so far, each of which passed its input by, so all have to be on the
+            first one's state; the last one is checked.
+        token_ids: `[sample, position]`, what the model was called with.
+    Raises:
+        ModelError: the last call is on another state, or on one of another shape.
+    """
+    root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
+    if state.shape != (expected := (*token_ids.shape, model.units)):
+        raise ModelError(
+            f"{model.name}: layer {last} takes states of shape {tuple(state.shape)}, not "
+            f"{tuple(expected)} (sample, position, unit); models that fold, pad or multiply "
+            "positions cannot be traced"
+        )
+    if state is not root and not torch.equal(state.to(root.device), root):
+        raise ModelError(
+            f"{model.name}: the model itself changes the states between layers {last - 1} and "
+            f"{last}, so its layers alone are not the model; it cannot be traced"
+        )
+
+
+def probe_batch(model: Model, seed: int) -> Batch:
+    """Random tokens without padding, on which a model is tried."""
+    most = min(1000, model.module.config.get_text_config().vocab_size)
+    ids = np.random.default_rng(seed).integers(most // 10, most, PROBE_SHAPE)
+    return Batch(ids, np.ones(PROBE_SHAPE, bool))
 
 
 def ordinary_tokens(module: Any, number: int) -> Tensor:

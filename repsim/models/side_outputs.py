@@ -4,7 +4,7 @@ ZAYA's layers pass on the states of their routers, those of GLM-MoE-DSA the toke
 chose. Which argument of a layer is which output of the layer before is told by identity in the
 model's own forward, so no model is known by name. What depends on the tokens follows the plan; what
 is the same for all tokens (T5's position biases) stays with the layer's own call. This module knows
-nothing of plans or of tracing.
+nothing of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import Cache
 
 from repsim.errors import ModelError
 from repsim.models.layer_call import LayerCall, state_of
+from repsim.plans import Step
 
 Argument = int | str  # a place among a layer's positional arguments, or a keyword
 
@@ -135,6 +136,36 @@ def find_side_outputs(
                 "cannot be traced"
             )
     return tuple(side_outputs.values())
+
+
+def check_steps(
+    model: str, steps: Sequence[Step | None], side_outputs: Sequence[SideOutput]
+) -> None:
+    """Refuses steps that side outputs do not allow.
+
+    They cannot be joined, and a sublayer may hand on another one than its layer would.
+
+    Args:
+        model: its name, for messages.
+        steps: of a trie; None at its root.
+        side_outputs: what the model's layers hand on.
+    Raises:
+        ModelError: a step runs a sublayer or several layers, and there are side outputs.
+    """
+    names = ", ".join(side.name for side in side_outputs)
+    for step in steps if side_outputs else ():
+        if step is not None and any(member.sublayer for member in step):
+            raise ModelError(
+                f"{model}: step {step.text} runs a sublayer of a layer that hands on {names} "
+                "besides the state, so its other sublayer may still act on later layers; name "
+                "whole layers"
+            )
+        if step is not None and len(step) > 1:
+            raise ModelError(
+                f"{model}: step {step.text} joins the outputs of layers, and layer "
+                f"{step.members[0].layer} hands on {names} besides the state, which cannot be "
+                "joined; take plans without parallel steps"
+            )
 
 
 def container_contents(call: LayerCall) -> dict[str, tuple[int, ...]]:

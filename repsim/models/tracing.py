@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import nnsight
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repsim.data.batching import Batch
 from repsim.errors import ModelError
-from repsim.models.forward import batch_inputs
+from repsim.models.forward import batch_inputs, check_layer_calls, probe_batch
 from repsim.models.layer_call import (
     AbsentLayer,
     LayerCall,
@@ -56,12 +55,11 @@ from repsim.models.side_outputs import (
     Handoff,
     ObservedCall,
     SideOutput,
+    check_steps,
     container_contents,
     find_side_outputs,
 )
 from repsim.plans import Plan, PlanTrie, Step
-
-PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Tracer:
         with self._restore_afterwards():
             # Nothing runs before what runs is known to be right: the steps, their sublayers, and
             # the replay of batches of these kinds.
-            self._check_steps(trie)
+            check_steps(self.model.name, trie.steps, self._side_outputs)
             applications = itertools.chain.from_iterable(filter(None, trie.steps))
             prove_new_sublayers(self.model.stack, applications, self._record_probe_calls)
             for batch in batches if check else ():
@@ -243,7 +241,7 @@ class Tracer:
             for place in places:
                 args, kwargs = place.inputs
                 calls.append(LayerCall(args, kwargs))
-                self._check_calls(calls, inputs["input_ids"])
+                check_layer_calls(self.model, calls, inputs["input_ids"])
                 if len(calls) == 1 and not isinstance(self._form, Tensor):
                     self._form = first_layer(*args, **kwargs)
                 if len(calls) < len(places):
@@ -276,29 +274,9 @@ class Tracer:
             places = getattr(places, part)
         return envoy, [places[layer] for layer in range(len(stack))]
 
-    def _check_calls(self, calls: list[LayerCall], token_ids: Tensor) -> None:
-        """Refuses a model whose layers are not called as a stack.
-
-        Replaying layers is the model only if each takes one state per token and nothing between
-        the layers changes the states. Layers pass their input by here, so all calls have to be on
-        the first one's state.
-        """
-        root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
-        if state.shape != (expected := (*token_ids.shape, self.model.units)):
-            raise ModelError(
-                f"{self.model.name}: layer {last} takes states of shape {tuple(state.shape)}, "
-                f"not {tuple(expected)} (sample, position, unit); models that fold, pad or "
-                "multiply positions cannot be traced"
-            )
-        if state is not root and not torch.equal(state.to(root.device), root):
-            raise ModelError(
-                f"{self.model.name}: the model itself changes the states between layers "
-                f"{last - 1} and {last}, so its layers alone are not the model; it cannot be traced"
-            )
-
     def _record_probe_calls(self) -> list[LayerCall]:
         """Calls on a few random tokens; the model stays in the state that such a forward left."""
-        run = self._record_calls(self._probe(0))
+        run = self._record_calls(probe_batch(self.model, 0))
         if run.module_state is not None:
             run.module_state.restore()
         return run.calls
@@ -386,38 +364,19 @@ class Tracer:
 
         Nothing, where they return the state alone and are given nothing that they could change.
         """
-        calls = self._record_calls(self._probe(0)).calls
+        calls = self._record_calls(probe_batch(self.model, 0)).calls
         if isinstance(self._form, Tensor) and not any(map(container_contents, calls)):
             return ()
         return find_side_outputs(
             self.model.name,
             self.model.stack.layers,
-            self._observe(self._probe(0))[0],
-            lambda: self._observe(self._probe(1))[0],
+            self._observe(probe_batch(self.model, 0))[0],
+            lambda: self._observe(probe_batch(self.model, 1))[0],
         )
 
     @property
     def _side_names(self) -> str:
         return ", ".join(side.name for side in self._side_outputs)
-
-    def _check_steps(self, trie: PlanTrie) -> None:
-        """Refuses steps that side outputs do not allow.
-
-        They cannot be joined, and a sublayer may hand on another one than its layer would.
-        """
-        for step in trie.steps if self._side_outputs else ():
-            if step is not None and any(member.sublayer for member in step):
-                raise ModelError(
-                    f"{self.model.name}: step {step.text} runs a sublayer of a layer that hands on "
-                    f"{self._side_names} besides the state, so its other sublayer may still act "
-                    "on later layers; name whole layers"
-                )
-            if step is not None and len(step) > 1:
-                raise ModelError(
-                    f"{self.model.name}: step {step.text} joins the outputs of layers, and layer "
-                    f"{step.members[0].layer} hands on {self._side_names} besides the state, which "
-                    "cannot be joined; take plans without parallel steps"
-                )
 
     # The replay against the model's own forward
 
@@ -438,7 +397,7 @@ class Tracer:
             replayed.append(state.hidden.clone())
 
         with self._restore_afterwards():
-            self._check_steps(trie)
+            check_steps(self.model.name, trie.steps, self._side_outputs)
             self._run(trie, [small], keep, range(1, len(trie)))
             own = self._own_states(small)
             errors = [relative_distance(*pair) for pair in zip(replayed, own, strict=True)]
@@ -458,7 +417,7 @@ class Tracer:
         Raises:
             ModelError: they differ by more than rounding.
         """
-        observed, output = self._observe(self._probe(0), to_the_end=True)
+        observed, output = self._observe(probe_batch(self.model, 0), to_the_end=True)
         if self._form is None:
             self._form = observed[0].output
         states = state_of(observed[-1].output).flatten(0, 1)
@@ -477,12 +436,6 @@ class Tracer:
     @functools.cached_property
     def _baseline(self) -> PlanTrie:
         return PlanTrie.build([Plan.from_steps(range(self.model.layers))])
-
-    def _probe(self, seed: int) -> Batch:
-        """Random tokens without padding."""
-        most = min(1000, self.model.module.config.get_text_config().vocab_size)
-        ids = np.random.default_rng(seed).integers(most // 10, most, PROBE_SHAPE)
-        return Batch(ids, np.ones(PROBE_SHAPE, bool))
 
     def _own_states(self, batch: Batch) -> list[Tensor]:
         """What leaves each layer in the model's own forward, `[layer][token, unit]`."""

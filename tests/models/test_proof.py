@@ -12,6 +12,7 @@ from repsim.data.batching import Batch
 from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
 from repsim.models import Model
+from repsim.models.forward import probe_batch
 from repsim.models.proof import (
     PROOF_TOKENS,
     ReplayProof,
@@ -260,7 +261,7 @@ def test_an_evaluation_is_proven_or_refused(tiny_folder: Path, tmp_path: Path) -
 
 
 def test_the_probe_fits_small_vocabularies() -> None:
-    batch = Tracer(make("llama"))._probe(0)
+    batch = probe_batch(make("llama"), 0)
     assert isinstance(batch, Batch)
     assert np.issubdtype(batch.token_ids.dtype, np.integer)
     assert batch.token_ids.max() < VOCABULARY
