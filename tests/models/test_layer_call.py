@@ -1,4 +1,4 @@
-"""The joins of a parallel step, and that finishing a state leaves the model as it was."""
+"""The joins of a parallel step."""
 
 import copy
 import pickle
@@ -13,7 +13,6 @@ from torch import Tensor
 from repsim import plans
 from repsim.data.batching import Batch
 from repsim.models.layer_call import JOINS, Join, join_of
-from repsim.models.logits import logits_of
 from repsim.plans import Application, Step
 from support.models import make
 from support.oracles import assert_equal_but_for_rounding, last_states, naive, trace_plans
@@ -110,11 +109,3 @@ def test_trace_and_planned_model_join_as_a_plain_loop_does(kind: str) -> None:
     for state, right in zip(states, expected, strict=True):
         assert_equal_but_for_rounding(state, right, model.layers)
     assert torch.equal(last_states(model, plan, batch), states[-1])
-
-
-def test_finishing_a_state_leaves_the_layers_in_their_place() -> None:
-    model = make("llama")
-    layers = model.module.model.layers
-    with torch.inference_mode():
-        logits_of(model.module, model.stack, torch.ones(2, 32), form=torch.empty(0))
-    assert model.module.model.layers is layers

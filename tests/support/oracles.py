@@ -9,13 +9,13 @@ from torch import Tensor
 
 import repsim
 from repsim.data.batching import Batch
-from repsim.data.packing import Window
+from repsim.data.packing import Packed, Window
 from repsim.models import Model
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.sublayers import ATTENTION_PATHS, MLP_PATHS, match_paths
-from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
-from support.models import VOCABULARY
+from repsim.models.tracing import NodeState, Tracer
+from repsim.plans import Plan, PlanTrie, resolve
+from support.models import VOCABULARY, T
 
 # What a step's members give together, of its input and their outputs, by kind of join.
 JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
@@ -151,3 +151,18 @@ def windows_that_share() -> list[Window]:
         Window(row, ids[45 : 45 + length])
         for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)
     ]
+
+
+def score_packed(
+    model: Model, packed: Packed, plans: tuple[str, ...]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each plan: the states that predict, `[target, unit]`, and what `predict` makes of them."""
+    tracer, trie = Tracer(model), PlanTrie.build([resolve(text, T)[0].plan for text in plans])
+    token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def consume(state: NodeState) -> None:
+        found[state.node] = state.hidden[token], *tracer.predict(state.hidden, token, target)
+
+    tracer.run(trie, packed.batches, consume, nodes=trie.ends)
+    return [found[end] for end in trie.ends]
