@@ -283,7 +283,7 @@ def _streamed(
 
 def _matrix(x: Array, measure: Measure, k: int, bandwidth: float) -> Array:
     """What a measure compares of a view, `[item, item]`: its value is the cosine of two of these."""
-    centred = cka.centred(x)
+    centred = cka.subtract_mean(x)
     if not centred.any():  # undefined
         return np.zeros((len(x), len(x)))
     if measure == "cka":
@@ -307,7 +307,7 @@ def _map(x: Array, measure: Measure, variance: float) -> tuple[Array, Array]:
     """
     if measure == "procrustes":
         return subspace.unit_norm(x), x[:, :0]
-    weights = cka.centred(x) if measure == "pwcca" else x[:, :0]
+    weights = cka.subtract_mean(x) if measure == "pwcca" else x[:, :0]
     return subspace.basis(x, variance if measure == "svcca" else 1.0), weights
 
 
