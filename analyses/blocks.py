@@ -110,7 +110,7 @@ def compute(
     if tokens not in get_args(Tokens):
         raise RepsimError(f"tokens={tokens!r}: choose {' or '.join(get_args(Tokens))}")
     results.check_counts(resamples=resamples)
-    steps = results.steps(capture, plan)
+    steps = results.require_two_states(capture, plan)
     states = len(steps)
     pairs = states * (states + 1) // 2
     statistic = SampleStatistic("blocks.distances", _distances)
@@ -135,7 +135,7 @@ def compute(
             **results.variables("influence", ("step",), per_step, "influence_", (0, 2)),
         },
         coords={
-            **results.layers(steps[:-1]),
+            **results.layer_coordinate(steps[:-1]),
             SIZE: np.arange(1, states),
             "step_layer": ("step", np.array(steps[1:], object)),
         },

@@ -167,8 +167,8 @@ def cluster(
             ),
         },
         coords={
-            **results.layers(layers),
-            **results.layers(layers, results.STATE_OTHER),
+            **results.layer_coordinate(layers),
+            **results.layer_coordinate(layers, results.STATE_OTHER),
             "groups": np.array(tried),
         },
         attrs={"chosen": chosen, "chosen_by": "asked for" if groups else "silhouette"},

@@ -109,7 +109,7 @@ def compute(
     steps = capture.steps(plan)
     return xr.Dataset(
         results.variables("cosine", (STATE, results.STATE_OTHER), found, bounds=(-1, 1)),
-        coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
+        coords={**results.layer_coordinate(steps), **results.layer_coordinate(steps, results.STATE_OTHER)},
         attrs=results.attributes(
             capture, plan, "cosine", DESCRIPTION[average], average=average, **facts
         ),
@@ -125,7 +125,7 @@ def estimate(
     if average not in get_args(Average):
         raise RepsimError(f"average={average!r}: choose {', '.join(get_args(Average))}")
     results.check_counts(resamples=resamples)
-    states = len(results.steps(capture, plan))
+    states = len(results.require_two_states(capture, plan))
     kernel = _centred(capture, plan) if average == "centred" else STATISTICS[average]
     statistic = SampleStatistic(f"cosine.{average}", kernel)
     if average == "sequence":

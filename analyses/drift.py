@@ -78,7 +78,7 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
             **results.variables("cosine", (STATE, STATE_BASELINE), cosine, "cosine_", (-1, 1)),
             **results.variables("distance", (STATE,), distance, "distance_", (0, np.inf)),
         },
-        coords={**results.layers(steps), **results.layers(base, STATE_BASELINE)},
+        coords={**results.layer_coordinate(steps), **results.layer_coordinate(base, STATE_BASELINE)},
         attrs=results.attributes(
             capture,
             plan,

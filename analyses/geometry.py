@@ -91,7 +91,7 @@ def compute(
         )
     return xr.Dataset(
         variables,
-        coords=results.layers(capture.steps(plan)),
+        coords=results.layer_coordinate(capture.steps(plan)),
         attrs=results.attributes(
             capture,
             plan,

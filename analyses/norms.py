@@ -50,7 +50,7 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     description = "Mean over tokens of the Euclidean norm of each state."
     return xr.Dataset(
         results.variables("norm", (STATE,), found, bounds=(0, np.inf)),
-        coords=results.layers(capture.steps(plan)),
+        coords=results.layer_coordinate(capture.steps(plan)),
         attrs=results.attributes(
             capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)
         ),

@@ -181,7 +181,7 @@ def compute(
         }
     return xr.Dataset(
         variables,
-        coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
+        coords={**results.layer_coordinate(steps), **results.layer_coordinate(steps, results.STATE_OTHER)},
         attrs=results.attributes(
             capture,
             plan,
@@ -224,7 +224,7 @@ def estimate(
     if measure not in get_args(Measure):
         raise RepsimError(f"measure={measure!r}: choose {', '.join(get_args(Measure))}")
     results.check_counts(resamples=resamples, items=count, permutations=permutations, seed=seed)
-    states = len(results.steps(capture, plan))
+    states = len(results.require_two_states(capture, plan))
     if measure == "minibatch-cka":
         if permutations or sinks or count:
             raise RepsimError(

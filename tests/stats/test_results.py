@@ -49,9 +49,9 @@ def test_an_estimate_becomes_four_variables():
 
 
 def test_layers_along_either_dimension():
-    assert list(results.layers(["embed", "0"])) == ["layer"]
-    assert list(results.layers(["embed", "0"], "state_other")) == ["layer_other"]
-    assert list(results.layers(["embed", "0"], "state_baseline")) == ["layer_baseline"]
+    assert list(results.layer_coordinate(["embed", "0"])) == ["layer"]
+    assert list(results.layer_coordinate(["embed", "0"], "state_other")) == ["layer_other"]
+    assert list(results.layer_coordinate(["embed", "0"], "state_baseline")) == ["layer_baseline"]
 
 
 @pytest.mark.parametrize("name", COMPUTE)
