@@ -50,8 +50,7 @@ class SampleStatistic:
 class StateSource(Protocol):
     """What analyses of states need of a capture; `repsim.captures.reader.Capture` is one.
 
-    Samples come in the order of the corpus, finished ones only. A plan is given by its name or its
-    text.
+    Only finished samples count, always in the same order. A plan is given by its name or its text.
     """
 
     @property

@@ -163,7 +163,7 @@ def influence_of(monkeypatch, capture, measure):
     told = []
     linear = similarity.stats.linearised
     monkeypatch.setattr(
-        similarity.stats, "linear", lambda *parts: (told.append(parts), linear(*parts))[1]
+        similarity.stats, "linearised", lambda *parts: (told.append(parts), linear(*parts))[1]
     )
     similarity.compute(capture, measure=measure, resamples=2, permutations=0)
     return told[0]

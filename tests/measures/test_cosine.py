@@ -17,12 +17,12 @@ from repsim.measures import (
     token_cosine_totals,
     token_cosines,
 )
-from repsim.measures.cosine import BLOCK_TOKENS, RUN_BYTES
+from repsim.measures._token_products import CACHE_BYTES, PIECE_TOKENS, token_products
 
 KERNELS = (token_cosine_sums, grams)
 
 
-def random_states(states=4, tokens=2 * BLOCK_TOKENS + 5, units=16, seed=0):
+def random_states(states=4, tokens=2 * PIECE_TOKENS + 5, units=16, seed=0):
     return np.random.default_rng(seed).normal(size=(states, tokens, units)).astype(np.float32)
 
 
@@ -72,7 +72,7 @@ def test_symmetric(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("cut", [1, BLOCK_TOKENS, BLOCK_TOKENS + 1])
+@pytest.mark.parametrize("cut", [1, PIECE_TOKENS, PIECE_TOKENS + 1])
 def test_pieces_add_up_to_the_whole(kernel, cut):
     states = random_states()
     pieces = kernel(states[:, :cut]) + kernel(states[:, cut:])
@@ -166,12 +166,12 @@ def test_products_are_float32_whatever_the_runs(states, units, dtype):
 
     A last block of one run and a token more.
     """
-    run = max(1, RUN_BYTES // ((states + 1) * units * 4))
-    tokens = min(run, BLOCK_TOKENS) + 1
-    values = random_states(states, tokens + (BLOCK_TOKENS if states < 40 else 0), units).astype(
+    run = max(1, CACHE_BYTES // ((states + 1) * units * 4))
+    tokens = min(run, PIECE_TOKENS) + 1
+    values = random_states(states, tokens + (PIECE_TOKENS if states < 40 else 0), units).astype(
         dtype
     )
-    found = np.concatenate(list(cosine._products(values)))
+    found = np.concatenate(list(token_products(values)))
     assert found.dtype == np.float32
     for first in range(0, len(found), 64):  # float64 of all at once is too much
         wide = values[:, first : first + 64].astype(np.float64)
@@ -186,10 +186,10 @@ def test_products_of_every_finite_float16():
     """
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)].reshape(1, -1, 1)
-    squares = np.concatenate(list(cosine._products(finite))).ravel()
+    squares = np.concatenate(list(token_products(finite))).ravel()
     assert_allclose(squares, finite.astype(np.float64).ravel() ** 2, rtol=1e-6)
     signs = np.concatenate([finite, np.ones_like(finite)])
-    assert_array_equal(np.concatenate(list(cosine._products(signs)))[:, 0, 1], finite.ravel())
+    assert_array_equal(np.concatenate(list(token_products(signs)))[:, 0, 1], finite.ravel())
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])

@@ -18,7 +18,7 @@ from repsim.measures.geometry import (
     two_nn_parts,
 )
 from repsim.measures.subspace import basis, canonical, rotation, unit_norm
-from repsim.stats.bootstrap import (
+from repsim.stats import (
     Estimate,
     bootstrap,
     bootstrap_p_value,
