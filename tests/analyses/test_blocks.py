@@ -53,7 +53,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_equals_a_loop_over_runs_and_tokens(tokens: int) -> None:
+def test_equals_a_loop_over_runs_and_tokens(tokens: Any) -> None:
     capture = random_capture(lengths=(5, 2, 12, 3, 7))
     pieces = sample_states(capture)
     ends = [range(one.shape[1]) if tokens == "all" else [one.shape[1] - 1] for one in pieces]
@@ -97,7 +97,7 @@ def test_block_influence_equals_a_loop_over_steps_and_tokens() -> None:
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_undefined_past_the_end_and_nowhere_else(tokens: int) -> None:
+def test_undefined_past_the_end_and_nowhere_else(tokens: Any) -> None:
     found = blocks.compute(random_capture(lengths=(4,) * 6, states=6), tokens=tokens)
     past = np.add.outer(np.arange(1, 6), np.arange(5)) > 5
     for name in ("distance", "standard_error", "low", "high", "least"):
@@ -125,14 +125,22 @@ def test_long_samples_are_taken_piece_by_piece(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
 def test_a_capture_that_keeps_no_states_gives_the_same(
-    tiny_folder: Path, tmp_path: Path, tokens: int
+    tiny_folder: Path, tmp_path: Path, tokens: Any
 ) -> None:
-    asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20}
-    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **asked)
+    capture_options: dict[str, Any] = {
+        "plan": ["baseline", "skip:start=1"],
+        "limit": 8,
+        "max_tokens": 20,
+    }
+    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **capture_options)
     streamed = repsim.capture(
-        str(tiny_folder), out=tmp_path / "no.zarr", keep="none", statistics="blocks", **asked
+        str(tiny_folder),
+        out=tmp_path / "no.zarr",
+        keep="none",
+        statistics="blocks",
+        **capture_options,
     )
-    for plan in asked["plan"]:
+    for plan in capture_options["plan"]:
         first, second = (blocks.compute(one, plan=plan, tokens=tokens) for one in (kept, streamed))
         xr.testing.assert_identical(first, second)
 
@@ -162,7 +170,7 @@ def test_a_state_of_zero_vectors_leaves_its_distances_undefined() -> None:
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
 def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(
-    tokens: int, caplog: pytest.LogCaptureFixture
+    tokens: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """State 1 is zero at the last token of the second sample and at another; state 2 at that last
     token.

@@ -112,13 +112,18 @@ def test_sinks_in_any_state_are_left_out() -> None:
     assert (result.attrs["tokens"], result.attrs["samples"]) == (25, 2)
 
 
-def test_centring_reads_the_states_twice() -> None:
+def test_centring_reads_the_states_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for the mean over all samples, once for the cosines; a constant that all tokens share
     does not matter.
     """
     capture, read = random_capture(), []
-    reading = capture.per_sample
-    capture.per_sample = lambda plan, statistic: (read.append(plan), reading(plan, statistic))[1]
+    per_sample = capture.per_sample
+
+    def record(plan: str, statistic: Any) -> Iterator[tuple[int, Array]]:
+        read.append(plan)
+        return per_sample(plan, statistic)
+
+    monkeypatch.setattr(capture, "per_sample", record)
     plain = cosine.compute(capture, average="centred")
     assert read == ["baseline"] * 2
     moved = ArrayCapture(
@@ -296,7 +301,9 @@ def test_what_is_not_finite_is_left_out_of_nothing(average: Any, value: float) -
 
 
 @pytest.mark.parametrize("padding", [0, 5, 30])
-def test_a_store_from_before_counts_were_kept(padding: int) -> None:
+def test_a_store_from_before_counts_were_kept(
+    padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its statistics are sums alone; where one plan has more states than another, NaN follows."""
     capture = random_capture()
     expected = cosine.compute(capture)
@@ -305,7 +312,7 @@ def test_a_store_from_before_counts_were_kept(padding: int) -> None:
         for tokens, values in ArrayCapture.per_sample(capture, plan, statistic):
             yield tokens, np.append(values[:10], [np.nan] * padding)
 
-    capture.per_sample = before
+    monkeypatch.setattr(capture, "per_sample", before)
     xr.testing.assert_identical(cosine.compute(capture), expected)
 
 
@@ -389,18 +396,16 @@ def test_statistics_of_zero_vectors_equal_those_of_stored_states(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     """A model in which the embedding of a frequent word is zero, as that of a padding token is."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    module = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    module: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
     module.get_input_embeddings().weight.data[tokenizer("the")["input_ids"][0]] = 0
     for part in (module, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    asked = {"limit": 6, "max_tokens": 40}
-    kept, streamed = (
-        repsim.capture(str(tmp_path / "model"), out=tmp_path / f"{name}.zarr", **asked, **options)
-        for name, options in (
-            ("all", {}),
-            ("none", {"keep": "none", "statistics": "cosine,blocks"}),
-        )
+    model = str(tmp_path / "model")
+    sizes: dict[str, Any] = {"limit": 6, "max_tokens": 40}
+    kept = repsim.capture(model, out=tmp_path / "all.zarr", **sizes)
+    streamed = repsim.capture(
+        model, out=tmp_path / "none.zarr", keep="none", statistics="cosine,blocks", **sizes
     )
     zeros = (kept.hidden().values[0] == 0).all(-1).sum()
     assert zeros > 3

@@ -164,7 +164,7 @@ def test_a_capture_without_the_baseline(tiny_folder: Path, tmp_path: Path) -> No
 
 
 def test_a_capture_without_states(tiny_folder: Path, tmp_path: Path) -> None:
-    kept = {"keep": "none", "statistics": "norms", "limit": 2, "max_tokens": 9}
+    kept: dict[str, Any] = {"keep": "none", "statistics": "norms", "limit": 2, "max_tokens": 9}
     with pytest.raises(RepsimError, match="capture with --keep all"):
         drift.compute(repsim.capture(str(tiny_folder), out=tmp_path / "c.zarr", **kept))
 

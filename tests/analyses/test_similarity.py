@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 MEASURES = get_args(similarity.Measure)
 ON_ITEMS = [measure for measure in MEASURES if measure != "minibatch-cka"]
-PAIR = {
+PAIR: dict[str, Any] = {
     "cka": measures.debiased_linear_cka,
     "biased-cka": measures.linear_cka,
     "rbf-cka": lambda x, y: measures.rbf_cka(x, y, debiased=True),
@@ -168,13 +168,16 @@ def influence_of(
     monkeypatch: pytest.MonkeyPatch, capture: ArrayCapture, measure: Any
 ) -> tuple[Array, Array]:
     """What the bootstrap is told, `(value, influence)`."""
-    told = []
-    linear = similarity.stats.linearised
-    monkeypatch.setattr(
-        similarity.stats, "linearised", lambda *parts: (told.append(parts), linear(*parts))[1]
-    )
+    calls: list[tuple[Array, Array]] = []
+    linearised = similarity.stats.linearised
+
+    def record(value: Array, influence: Array) -> Any:
+        calls.append((value, influence))
+        return linearised(value, influence)
+
+    monkeypatch.setattr(similarity.stats, "linearised", record)
     similarity.compute(capture, measure=measure, resamples=2, permutations=0)
-    return told[0]
+    return calls[0]
 
 
 @pytest.mark.parametrize("measure", ON_ITEMS)
@@ -265,12 +268,20 @@ def test_minibatch_cka_equals_a_loop_over_minibatches(
 
 
 def test_minibatch_cka_needs_no_states(tiny_folder: Path, tmp_path: Path) -> None:
-    asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20}
-    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **asked)
+    capture_options: dict[str, Any] = {
+        "plan": ["baseline", "skip:start=1"],
+        "limit": 8,
+        "max_tokens": 20,
+    }
+    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **capture_options)
     streamed = repsim.capture(
-        str(tiny_folder), out=tmp_path / "none.zarr", keep="none", statistics="similarity", **asked
+        str(tiny_folder),
+        out=tmp_path / "none.zarr",
+        keep="none",
+        statistics="similarity",
+        **capture_options,
     )
-    for plan in asked["plan"]:
+    for plan in capture_options["plan"]:
         found = [
             similarity.compute(one, plan=plan, measure="minibatch-cka") for one in (kept, streamed)
         ]

@@ -41,7 +41,7 @@ def pair_parts(pair: Pair) -> tuple[float, Array]:
 
 
 # A statistic of items and each one's influence.
-PARTS = {
+PARTS: dict[str, Any] = {
     "participation ratio": lambda x: participation_ratio_parts(*spectrum(x)),
     "effective rank": lambda x: effective_rank_parts(*spectrum(x)),
     "two_nn": two_nn_parts,
@@ -160,7 +160,7 @@ def test_percentiles_and_standard_errors_of_scipy_s_replicates_are_scipy_s(
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 @pytest.mark.parametrize("samples", [30, 200])
 def test_replicates_are_spread_as_scipy_s(samples: int, draw: str) -> None:
-    """Deciles and standard errors of two times 9,999 resamples; each is uncertain by 1 %."""
+    """Deciles and standard errors of two times 9,999 resamples, to about 4 and 3 of their own errors."""
     values = getattr(np.random.default_rng(0), draw)(size=samples)
     expected = scipy_bootstrap(values, "percentile")
     estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples, resamples=9999)
@@ -169,25 +169,28 @@ def test_replicates_are_spread_as_scipy_s(samples: int, draw: str) -> None:
         np.quantile(replicates, np.arange(0.1, 1, 0.1)) - values.mean()
         for replicates in (estimate.replicates, expected.bootstrap_distribution)
     ]
-    assert_allclose(*deciles, atol=0.05 * expected.standard_error)
+    assert_allclose(deciles[0], deciles[1], atol=0.1 * expected.standard_error)
 
 
 def test_skewed_intervals_are_those_of_scipy_s_bca_where_samples_are_many() -> None:
-    """Both are accurate to second order; plain percentiles, to first, lie elsewhere.
+    """Both are accurate to second order; plain percentiles, to first, lie three times as far off.
 
-    BCa is widened by the factor that it leaves out: √(n / (n - 1)) and Student's t over normal.
+    scipy's ends are moved out by the factor that they leave out: √(n / (n - 1)), and Student's t
+    over the normal quantile.
     """
     samples = 200
-    values = np.random.default_rng(0).exponential(size=samples)
-    estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples, resamples=9999)
-    widening = np.sqrt(samples / (samples - 1)) * stats.t.ppf(0.975, samples - 1) / 1.95996
-    bca, percentile = (
-        np.array(scipy_bootstrap(values, method).confidence_interval) - values.mean()
-        for method in ("BCa", "percentile")
-    )
-    ends = np.array(estimate.interval()) - values.mean()
-    assert_allclose(ends, bca * widening, rtol=0.05)
-    assert (np.abs(percentile * widening / ends - 1) > 0.06).all()
+    t, normal = stats.t.ppf(0.975, samples - 1), stats.norm.ppf(0.975)
+    widening = np.sqrt(samples / (samples - 1)) * t / normal
+    away: dict[str, list[Array]] = {"BCa": [], "percentile": []}
+    for seed in range(3):
+        values = np.random.default_rng(seed).exponential(size=samples)
+        estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples, resamples=9999)
+        ends = np.array(estimate.interval()) - values.mean()
+        for method in away:
+            expected = np.array(scipy_bootstrap(values, method).confidence_interval)
+            away[method].append(widening * (expected - values.mean()) / ends - 1)
+    assert_allclose(away["BCa"], 0, atol=0.03)
+    assert np.abs(away["percentile"]).mean() > 3 * np.abs(away["BCa"]).mean()
 
 
 @pytest.mark.parametrize("draw", ["normal", "exponential"])

@@ -50,7 +50,7 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.parametrize("samples", [np.arange(30) // 3, np.arange(30) % 10, np.arange(30)])
-def test_permutations_exchange_whole_samples(samples: int) -> None:
+def test_permutations_exchange_whole_samples(samples: Array) -> None:
     """Every item once; the items of one sample take the places of another's, in their order."""
     orders = list(permute_samples(samples, 20))
     assert len(orders) == 20

@@ -101,7 +101,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     with pytest.raises(
         RepsimError, match=r"cannot be written .*; choose another --figures"
     ) as caught:
-        results.save(computed("norms"), results.Path(place))
+        results.save(computed("norms"), Path(place))
     assert "\n" not in str(caught.value)
     assert "None" not in str(caught.value)
 

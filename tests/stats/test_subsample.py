@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 import repsim
-from repsim.captures import Capture
+from repsim.captures.reader import Capture
 from repsim.errors import RepsimError
 from repsim.stats import subsample
 from repsim.stats.subsample import TokenSubsample, draw_tokens
@@ -86,8 +86,8 @@ def test_the_dtype_is_the_store_s() -> None:
 
 def test_per_sample_sums_over_each_sample_s_items() -> None:
     drawn = subsample.TokenSubsample(np.zeros((1, 6, 1)), 3)
-    assert drawn.per_sample(np.array([1, 2, 4, 8, 16, 32])).tolist() == [3, 12, 48]
-    assert drawn.per_sample(np.arange(12).reshape(6, 2)).tolist() == [[2, 4], [10, 12], [18, 20]]
+    assert drawn.per_sample(np.array([1.0, 2, 4, 8, 16, 32])).tolist() == [3, 12, 48]
+    assert drawn.per_sample(np.arange(12.0).reshape(6, 2)).tolist() == [[2, 4], [10, 12], [18, 20]]
 
 
 def test_a_seed_says_what_is_drawn() -> None:
@@ -158,7 +158,9 @@ def test_a_second_sink_in_every_sample_leaves_fewer_of_each() -> None:
     assert (drawn.samples, drawn.states.shape[1]) == (3, 15)
 
 
-def test_states_that_are_overwritten_once_the_next_are_read() -> None:
+def test_states_that_are_overwritten_once_the_next_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As `Capture.each_sample` may."""
     capture = numbered((7, 9, 8))
     expected = draw_tokens(capture, "baseline", 18).states
@@ -170,7 +172,7 @@ def test_states_that_are_overwritten_once_the_next_are_read() -> None:
             room[:] = states
             yield room
 
-    capture.each_sample = each_sample
+    monkeypatch.setattr(capture, "each_sample", each_sample)
     assert_array_equal(draw_tokens(capture, "baseline", 18).states, expected)
 
 
@@ -187,8 +189,13 @@ def test_how_the_states_are_cut_into_chunks_does_not_matter(
     capture: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
-    asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20, "batch_tokens": 16}
-    cut = repsim.capture(str(tiny_folder), out=tmp_path / "cut.zarr", **asked)
+    capture_options: dict[str, Any] = {
+        "plan": ["baseline", "skip:start=1"],
+        "limit": 8,
+        "max_tokens": 20,
+        "batch_tokens": 16,
+    }
+    cut = repsim.capture(str(tiny_folder), out=tmp_path / "cut.zarr", **capture_options)
     assert cut.chunk_tokens == 64 < cut.dataset.sizes["token"]  # and no multiple of a sample's 20
     whole, piece = (draw_tokens(one, "skip:start=1", 40) for one in (capture, cut))
     assert_array_equal(piece.states, whole.states)
@@ -238,7 +245,7 @@ def test_too_few_tokens(lengths: Sequence[int], wanted: int, sinks: bool, messag
 
 
 def test_a_capture_without_states_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    kept = {"keep": "none", "statistics": "norms", "limit": 4, "max_tokens": 10}
+    kept: dict[str, Any] = {"keep": "none", "statistics": "norms", "limit": 4, "max_tokens": 10}
     capture = repsim.capture(str(tiny_folder), out=tmp_path / "none.zarr", **kept)
     with pytest.raises(RepsimError, match=r"holds no states, .*; capture with --keep all"):
         draw_tokens(capture, "baseline", 40)
