@@ -160,7 +160,7 @@ def test_percentiles_and_standard_errors_of_scipy_s_replicates_are_scipy_s(
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 @pytest.mark.parametrize("samples", [30, 200])
 def test_replicates_are_spread_as_scipy_s(samples: int, draw: str) -> None:
-    """Deciles and standard errors of two times 9,999 resamples, to about 4 and 3 of their own errors."""
+    """Deciles and standard errors, to 4 and 3 times their own errors with 9,999 resamples."""
     values = getattr(np.random.default_rng(0), draw)(size=samples)
     expected = scipy_bootstrap(values, "percentile")
     estimate = bootstrap(ratio_of_sums(values, np.ones(samples)), samples, resamples=9999)
