@@ -36,8 +36,8 @@ from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
 from repsim.plans.families import names_of, resolve
 from repsim.plans.plan import Plan, PlanTrie
+from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL, Identity
-from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store
 from repsim.storage.location import LocalFolder, Location, location_of
 from repsim.storage.lock import WriterLock, is_locked

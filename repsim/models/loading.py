@@ -14,7 +14,6 @@ import inspect
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -36,6 +35,7 @@ from transformers import (
     GgufConfig,
 )
 
+from repsim.cache import cache_folder
 from repsim.errors import ModelError
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
@@ -139,11 +139,6 @@ def load(
     found = find_stack(module, stack)
     check_stack(module, found)
     return Model(module, tokenizer, public, commit, found)
-
-
-def cache_folder() -> Path:
-    """`REPSIM_CACHE`, or `cache/` in the working directory."""
-    return Path(os.environ.get("REPSIM_CACHE") or "cache")
 
 
 def _locate(name: str) -> Path:

@@ -21,7 +21,7 @@ from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans.plan import Plan, PlanTrie
-from repsim.stats.per_sample import statistics_of
+from repsim.registry import statistics_of
 from support.models import ARCHITECTURES, DECODER, HEAD, MIXED, MORE, SMALL, VOCABULARY, T, build
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
