@@ -132,7 +132,7 @@ def _parameter(name: str, item: Field[Any], about: Option, help_text: str) -> in
     named_in_help = name.upper() if name.upper() in re.findall(r"\w+", help_text) else None
     more["metavar"] = about.metavar or named_in_help
     taken: Any = bool if "bool" in words else int if "int" in words else str
-    if about.metavar in PARSED:
+    if about.metavar is not None and about.metavar in PARSED:
         taken, settings = PARSED[about.metavar]
         more |= settings
     default = None if item.default is MISSING else item.default

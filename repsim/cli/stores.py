@@ -18,7 +18,7 @@ def info(store: StoreArgument) -> None:
 
 
 def verify(store: StoreArgument) -> None:
-    """Reads a whole store; names every damaged or missing chunk and exits with 1 if there is one."""
+    """Reads a whole store; names every damaged or missing chunk, and exits with 1 for any."""
     import repsim
 
     report = repsim.verify(store)
