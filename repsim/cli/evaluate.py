@@ -23,11 +23,7 @@ def evaluate(model: str, quiet: bool, **options: Any) -> None:
     with show_progress(quiet) as progress:
         import repsim
 
-        keywords = keywords_from(options)
-        # `repsim.evaluate` still takes the old spelling; remove these lines when it takes the new.
-        sharing = keywords.pop("prefix_sharing")
-        keywords["contexts"] = {"on": "trees", "off": "rows"}.get(sharing, sharing)
-        scores = repsim.evaluate(model, progress=progress, **keywords)
+        scores = repsim.evaluate(model, progress=progress, **keywords_from(options))
     if not quiet:
         print(scores)
         tell(f"Next: repsim analyze degradation {scores.path}")
