@@ -81,7 +81,7 @@ WRONG = {
     "unknown task": (["evaluate", "{model}", "--tasks", "gramar"], "did you mean grammar"),
     "no decoder": (["evaluate", "{other}"], "benchmarks need a decoder"),
     "no data": (["evaluate", "{model}", "--data-dir", "{here}/none"], "--data-dir"),
-    "bad contexts": (["evaluate", "{model}", "--contexts", "some"], "choose auto, trees or rows"),
+    "bad contexts": (["evaluate", "{model}", "--contexts", "some"], "choose auto, on or off"),
     "scores in a capture": (
         ["evaluate", "{model}", "--tasks", "grammar", "--out", "{store}"],
         "a capture, not scores",
