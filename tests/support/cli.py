@@ -96,7 +96,7 @@ def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--tasks", "grammar,knowledge", "--limit", 12, "--out", path)
     run = repsim("evaluate", tiny_folder, *plans, *options)
     assert run.returncode == 0, run.stderr
-    assert "contexts: trees" in run.stderr
+    assert "prefix sharing: on" in run.stderr
     assert f"Next: repsim analyze degradation {path}" in run.stdout
     return path
 
