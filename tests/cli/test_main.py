@@ -60,7 +60,7 @@ WRONG = {
         "GB are needed, --max-bytes allows",
     ),
     "bad rule": (["capture", "{model}", "--tokens", "first"], "all, last, mean or every:N"),
-    "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast, small"),
+    "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast or small"),
     "nothing kept": (["capture", "{model}", "--keep", "none"], "add --statistics"),
     "statistics of states": (["capture", "{model}", "--statistics", "cosine"], "add --keep none"),
     "no such statistics": (
