@@ -32,6 +32,7 @@ from transformers import (
     GgufConfig,
 )
 
+from repsim.cache import cache_folder
 from repsim.errors import ModelError
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
