@@ -96,7 +96,7 @@ def generate_texts(
     from repsim.models.kv_cache import AveragingCache
     from repsim.models.planned import planned
 
-    task = request.benchmarks[examples[0].task]
+    task = request.tasks[examples[0].task]
     docs = [example.doc for example in examples]
     for index in pending:
         # The planned model is checked against the plan's own steps once per run.

@@ -19,7 +19,7 @@ from repsim.data.batching import Company, costs_on
 from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.evaluation.scoring import score_examples
-from repsim.jobs import interruption
+from repsim.jobs.memory import explain_out_of_memory
 from repsim.plans.plan import PlanTrie
 from repsim.schema import NOT_FINITE, ReplayVerdict
 
@@ -91,9 +91,7 @@ class LikelihoodScorer:
         # Which texts may run together without changing each other's states?
         texts = [window.inputs for window in windows_of(examples)]
         trials = Trials(request.model, self._tracer, texts)
-        with interruption.explain_out_of_memory(
-            request.model, "trying two texts together", "fewer --shots"
-        ):
+        with explain_out_of_memory(request.model, "trying two texts together", "fewer --shots"):
             log.info("batches: %s", trials.company)
             trials.check_foresight("benchmarks")
         self._company = trials.company.company

@@ -41,7 +41,7 @@ def score_examples(
     columns = {metric: column for column, metric in enumerate(layout.metric_names)}
     scores = np.full((len(examples), len(columns)), np.nan)
     for row, (example, metrics) in enumerate(iter_metrics(request, examples, answers)):
-        task = request.benchmarks[example.task]
+        task = request.tasks[example.task]
         for metric, value in metrics.items():
             if metric in columns:
                 scores[row, columns[metric]] = task.to_number(metric, value)
@@ -73,7 +73,7 @@ def iter_metrics(
         if any(map(_is_missing, answers_of_example)):
             yield example, {}
         else:
-            task = request.benchmarks[example.task]
+            task = request.tasks[example.task]
             yield example, task.score(example.doc, answers_of_example)
 
 
@@ -113,7 +113,7 @@ def aggregate_scores(
     for task_row, name in enumerate(layout.tasks["task"]):
         # Only tasks of which every stored example is asked for.
         rows = np.flatnonzero(task_of_example == name).tolist()
-        task = request.benchmarks.get(name)
+        task = request.tasks.get(name)
         if task is None or any(keys[row] not in request.examples for row in rows):
             continue
         examples = [request.examples[keys[row]] for row in rows]
