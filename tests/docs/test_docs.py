@@ -150,7 +150,8 @@ def test_a_table_is_made_from_the_program() -> None:
     filled = TABLES["filled"](page, TABLES["tables"]())
     assert "old" not in filled
     assert "| `painters` | figures 2 to 11 together |" in filled
-    assert filled.startswith("before\n") and filled.endswith("after\n")
+    assert filled.startswith("before\n")
+    assert filled.endswith("after\n")
 
 
 def test_a_wrong_line_is_refused() -> None:
