@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
@@ -247,14 +247,17 @@ class Tracer:
     def _masked(self, batch: Batch) -> dict[str, Tensor]:
         """What tells the model which tokens see which: padding, or for trees everything."""
         device = self._model.device
-        if batch.sees is None or batch.depth is None:
+        if batch.attention_mask is None or batch.position_ids is None:
             return {"attention_mask": torch.from_numpy(batch.mask).to(device).long()}
-        sees = torch.from_numpy(batch.sees).to(device)[:, None]
+        sees = torch.from_numpy(batch.attention_mask).to(device)[:, None]
         dtype = self._model.module.dtype
         hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(
             ~sees, torch.finfo(dtype).min
         )
-        return {"attention_mask": hidden, "position_ids": torch.from_numpy(batch.depth).to(device)}
+        return {
+            "attention_mask": hidden,
+            "position_ids": torch.from_numpy(batch.position_ids).to(device),
+        }
 
     def _check(self, calls: list[LayerCall], token_ids: Tensor) -> None:
         """Replaying layers is the model only if each takes one state a token and nothing else
@@ -403,8 +406,8 @@ class Tracer:
         )
         (batch,) = tree.batches
         length = batch.token_ids.shape[1]
-        unplaced = replace(batch, depth=np.arange(length)[None])
-        unmasked = replace(batch, sees=np.tril(np.ones((1, length, length), bool)))
+        unplaced = replace(batch, position_ids=np.arange(length)[None])
+        unmasked = replace(batch, attention_mask=np.tril(np.ones((1, length, length), bool)))
         try:
             wanted = self._last(plain.batches)[plain.token]
             errors = [

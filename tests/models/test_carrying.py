@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.carrying import Observed, Slot, find_slots

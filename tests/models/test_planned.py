@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound

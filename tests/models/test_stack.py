@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of

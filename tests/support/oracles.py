@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window
 from repsim.models import Model
 from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths

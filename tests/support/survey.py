@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
