@@ -413,12 +413,10 @@ def holm(p_values: Array) -> Array:
         p_values: `[test]`.
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    order = np.argsort(max_statistic_p_values, kind="stable")[
-        : (~np.isnan(max_statistic_p_values)).sum()
-    ]  # NaN comes last
-    adjusted = np.full(len(max_statistic_p_values), np.nan)
+    order = np.argsort(p_values, kind="stable")[: (~np.isnan(p_values)).sum()]  # NaN comes last
+    adjusted = np.full(len(p_values), np.nan)
     left = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(left * max_statistic_p_values[order]), 1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(left * p_values[order]), 1)
     return adjusted
 
 
