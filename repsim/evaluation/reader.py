@@ -28,8 +28,8 @@ CACHES = {
     False: "exact",
     PAPER_CACHE: "keys and values averaged over the layers of each parallel step, as in the paper",
     True: (
-        "keys and values averaged over the rounds of loops, as --paper-cache once did and the paper "
-        "did not"
+        "keys and values averaged over the rounds of loops, "
+        "as --paper-cache once did and the paper did not"
     ),
 }
 LABEL = 40  # most characters that names of tasks take in the name of a file
