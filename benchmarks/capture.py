@@ -36,8 +36,7 @@ from repsim.evaluation import run as evaluation_run
 from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 
 ROUNDS = 5
 EQUAL_SAMPLES, EQUAL_LENGTH = 96, 128

@@ -34,8 +34,7 @@ from repsim.data.corpus import (
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreDamaged, StoreError
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
-from repsim.plans.families import names_of, resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, names_of, resolve
 from repsim.schema import DEFAULT_MODEL, Identity
 from repsim.stats.per_sample import statistics_of
 from repsim.storage import integrity, state_store

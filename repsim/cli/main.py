@@ -404,7 +404,7 @@ def plans(ctx: typer.Context) -> None:
         return
     from rich.table import Table
 
-    from repsim.plans.families import FAMILIES, SETS
+    from repsim.plans import FAMILIES, SETS
 
     table = Table.grid(padding=(0, 2))
     for family in FAMILIES.values():
@@ -423,8 +423,7 @@ def show(
     ] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
-    from repsim.plans.families import resolve
-    from repsim.plans.plan import PlanTrie, describe, draw
+    from repsim.plans import PlanTrie, describe, draw, resolve
 
     found = resolve(plan, layers)
     if len(found) == 1:
@@ -564,7 +563,7 @@ def _each_plan(
     """The options for each store, plan by plan; a family may be another plan in a model of another
     depth.
     """
-    from repsim.plans.families import resolve
+    from repsim.plans import resolve
 
     if "plan" not in options:
         yield [options] * len(opened)

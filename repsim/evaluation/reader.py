@@ -15,7 +15,7 @@ import xarray as xr
 
 from repsim.errors import StoreError, printable
 from repsim.evaluation.task_scores import tabulate
-from repsim.plans.families import names_of
+from repsim.plans import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup

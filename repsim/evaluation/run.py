@@ -29,8 +29,7 @@ from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, Store
 from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.jobs import interruption
 from repsim.jobs.interruption import DEFAULT_BATCH_TOKENS, Progress
-from repsim.plans.families import NamedPlan, names_of, resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import NamedPlan, Plan, PlanTrie, names_of, resolve
 from repsim.schema import DEFAULT_MODEL, NOT_FINITE, Identity, ReplayVerdict
 from repsim.storage import score_store, state_store
 from repsim.storage.location import Location, location_of

@@ -24,7 +24,7 @@ from repsim.errors import ModelError, RepsimError
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 
 # How far two layouts of the same text may lie apart, as a share of a state's length: what rounding
 # does in few layers.

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from repsim.errors import ModelError
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 
 ADVICE = "leave out --paper-cache"
 
@@ -110,7 +110,7 @@ def _passes(plan: Plan) -> list[tuple[int, ...]]:
     passes, begin = [], 0
     for step in plan.steps:
         passes.append(
-            tuple(slot for slot, member in enumerate(step, begin) if member.half != "mlp")
+            tuple(slot for slot, member in enumerate(step, begin) if member.sublayer != "mlp")
         )
         begin += len(step)
     return [slots for slots in passes if len(slots) > 1]

@@ -22,7 +22,7 @@ from transformers import Cache
 from repsim.models.halves import dropped_paths, half_layer, kind_of, prove_halves
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
-from repsim.plans.plan import Application, Step
+from repsim.plans import Application, Step
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def apply_layer(stack: Stack, application: Application, call: LayerCall) -> Any:
     one.
     """
     layer = stack.layers[application.layer]
-    if application.half:
+    if application.sublayer:
         if application not in stack.halves:
-            stack.halves[application] = half_layer(shared_copy(layer), application.half)
+            stack.halves[application] = half_layer(shared_copy(layer), application.sublayer)
         layer = stack.halves[application]
     return layer(*call.args, **call.kwargs)
 
@@ -86,10 +86,10 @@ def prove_unproven_halves(
     recorded: Sequence[LayerCall] = ()
     for application in applications:
         layer = stack.layers[application.layer]
-        if not application.half or kind_of(layer) in proven:
+        if not application.sublayer or kind_of(layer) in proven:
             continue
         # What is not known is named for the half that was asked for.
-        dropped_paths(layer, application.half)
+        dropped_paths(layer, application.sublayer)
         recorded = recorded or calls()
         call, tried = recorded[application.layer], shared_copy(layer)
         prove_halves(tried, call.state, partial(_state_after, tried, call))

@@ -26,8 +26,7 @@ from repsim.models.model import Model
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
-from repsim.plans.families import resolve
-from repsim.plans.plan import Application, Plan
+from repsim.plans import Application, Plan, resolve
 
 # Lists in a configuration with one entry per layer that a model's forward, its cache or its making
 # reads.
@@ -168,8 +167,8 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
         for position, application in enumerate(step):
             layer = SharedCopies(copies).of(stack.layers[application.layer])
             _point_to_slot(layer, len(entries))
-            if application.half:
-                half_layer(layer, application.half)
+            if application.sublayer:
+                half_layer(layer, application.sublayer)
             entries.append(layer if len(step) == 1 else ParallelMember(layer, join, position))
     owner = made.get_submodule(stack.path.rpartition(".")[0])
     for name in PAST_THE_LAST:

@@ -26,7 +26,7 @@ from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 
 TOKENS = 6  # of the longer of two texts that a proof runs
 # How far two layouts of the same tokens (padded or not, with the cache or without) may be apart,
@@ -197,7 +197,7 @@ def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dic
     Raises:
         RepsimError: the folder would load as another model, so nothing is to be written.
     """
-    if any(len(step) > 1 or member.half for step in plan.steps for member in step):
+    if any(len(step) > 1 or member.sublayer for step in plan.steps for member in step):
         raise ModelError(
             f"{plan}: a Hugging Face folder holds whole layers one after the other, no half layers or parallel steps; "
             "save the model itself and keep the plan's text"

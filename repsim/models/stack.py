@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from repsim.errors import ModelError
-from repsim.plans.plan import Application
+from repsim.plans import Application
 
 # What configurations call the depth of a stack; the first stands for the model's own, found by
 # whatever name.

@@ -46,7 +46,7 @@ from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
 from repsim.models.sharing import SharedCopies
-from repsim.plans.plan import Plan, PlanTrie, Step
+from repsim.plans import Plan, PlanTrie, Step
 
 LOGIT_TOKENS = 512
 PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
@@ -496,7 +496,7 @@ class Tracer:
         another one.
         """
         for step in trie.steps if self._slots else ():
-            if step is not None and any(member.half for member in step):
+            if step is not None and any(member.sublayer for member in step):
                 raise ModelError(
                     f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} "
                     "besides the state, so the other half may still act on later layers; name whole layers"

@@ -14,8 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import printable
-from repsim.plans.families import NamedPlan
-from repsim.plans.plan import parse_plan
+from repsim.plans import NamedPlan, parse_plan
 from repsim.schema import PLAN
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup

@@ -24,7 +24,7 @@ import zarr
 from numpy.typing import NDArray
 
 from repsim.errors import StoreDamaged
-from repsim.plans.families import NamedPlan
+from repsim.plans import NamedPlan
 from repsim.schema import (
     BLOCK,
     CHOICE,

@@ -28,8 +28,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim.data.corpus import Company, Sample, TokenRule
 from repsim.errors import StoreError
-from repsim.plans.families import NamedPlan
-from repsim.plans.plan import PlanTrie
+from repsim.plans import NamedPlan, PlanTrie
 from repsim.schema import (
     BLOCK,
     CAPTURE,

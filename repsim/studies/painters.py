@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from repsim.errors import PlanError
-from repsim.plans.families import FAMILIES
+from repsim.plans import FAMILIES
 
 Values: TypeAlias = Mapping[str, int | str]
 
@@ -152,12 +152,13 @@ def parse_family_text(text: str) -> tuple[str, Values]:
 
 
 def count_affected(family: str, values: Values, layers: int) -> int:
-    """How many layers are not run as in the baseline; -1 for plans of no family."""
-    if "start" in values:
-        return layers - 2 * int(values["start"]) - 1
-    if family == "drop_block":
-        return int(values["last"]) - int(values["first"]) + 1
-    return {"baseline": 0, "drop": 1, "switch": 2, "repeat": 1}.get(family, -1)
+    """How many layers are not run as in the baseline; -1 for plans of no family.
+
+    Example:
+        >>> count_affected("skip", {"start": 1}, layers=30), count_affected("", {}, layers=30)
+        (27, -1)
+    """
+    return FAMILIES[family].affected(layers, **values) if family in FAMILIES else -1
 
 
 def find_variants(names: Sequence[str], texts: Sequence[str], layers: int) -> list[Variant]:

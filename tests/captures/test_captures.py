@@ -28,8 +28,7 @@ from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.jobs.interruption import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import lock as locks

@@ -16,7 +16,7 @@ import xarray as xr
 import repsim as repsim_library
 from repsim.analyses import degradation
 from repsim.cli import main as cli
-from repsim.plans.families import FAMILIES
+from repsim.plans import FAMILIES
 
 USER = "somebody-of-note"
 REPSIM = [sys.executable, "-c", "from repsim.cli.main import run; run()"]
@@ -679,7 +679,7 @@ def test_an_unforeseen_error_is_one_line_too(
         raise KeyError("something\nodd")
 
     monkeypatch.delenv("REPSIM_DEBUG", raising=False)
-    monkeypatch.setattr("repsim.plans.plan.draw", broken)
+    monkeypatch.setattr("repsim.plans.draw", broken)
     assert cli.main(["plans", "show", "baseline"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(

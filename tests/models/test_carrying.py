@@ -14,8 +14,7 @@ from repsim.models import Model
 from repsim.models.carrying import Observed, Slot, find_slots
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, made, model_of
 from support.oracles import recorded_calls, traced
 

@@ -20,7 +20,7 @@ from repsim.models import Model
 from repsim.models.company import Trial, Trials, can_write_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from repsim.stats.per_sample import statistics_of
 from support.models import ARCHITECTURES, DECODER, HEAD, MIXED, MORE, SMALL, VOCABULARY, T, build
 

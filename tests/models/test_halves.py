@@ -23,7 +23,7 @@ from repsim.models import Model, halves, layer_call
 from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
-from repsim.plans.plan import Application, Plan
+from repsim.plans import Application, Plan
 from support.models import (
     ARCHITECTURES,
     DECODER,

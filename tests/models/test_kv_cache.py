@@ -17,8 +17,7 @@ import repsim
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.kv_cache import AveragingCache
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, parse_plan
+from repsim.plans import Plan, parse_plan, resolve
 from support.models import DECODER, DECODERS, MORE_DECODERS, T, made
 
 NEW_TOKENS = 6
@@ -161,7 +160,7 @@ def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tenso
             for application in step:
                 layer = module.model.layers[application.layer]
                 output = state
-                if application.half != "mlp":
+                if application.sublayer != "mlp":
                     attention, normed = layer.self_attn, layer.input_layernorm(state)
                     query = rotated(heads_of(attention.q_proj(normed), 4), positions)
                     key = rotated(heads_of(attention.k_proj(normed), 2), positions)
@@ -177,7 +176,7 @@ def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tenso
                     weights = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1)
                     mixed = (weights @ values.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
                     output = output + attention.o_proj(mixed)
-                if application.half != "attn":
+                if application.sublayer != "attn":
                     output = output + layer.mlp(layer.post_attention_layernorm(output))
                 outputs.append(output)
             state = sum(outputs) / len(outputs)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from repsim.models.layer_call import Join, logits_of
-from repsim.plans.plan import Application, Step
+from repsim.plans import Application, Step
 from support.models import make
 
 

@@ -20,7 +20,7 @@ from repsim.models import Model
 from repsim.models import loading as models
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import DECODER, VOCABULARY, T, batch_of, make
 
 WEIGHTS = "model.safetensors"

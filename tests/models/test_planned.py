@@ -20,7 +20,7 @@ from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound
 from repsim.models.stack import find_stack
-from repsim.plans.families import resolve
+from repsim.plans import resolve
 from support.architectures import build as build_survey
 from support.models import MORE, T, build, made, make
 from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced

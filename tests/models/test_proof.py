@@ -24,7 +24,7 @@ from repsim.models.proof import (
     rounding,
 )
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import (
     ARCHITECTURES,
     FSMT,

@@ -14,8 +14,7 @@ from repsim.models.forward import check_stack
 from repsim.models.layer_call import LayerCall, logits_of, state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.architectures import build as build_survey
 from support.models import (
     ARCHITECTURES,

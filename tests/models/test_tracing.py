@@ -12,8 +12,7 @@ from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
 from support.oracles import (
     FAMILIES,

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 
 from repsim.errors import RepsimError
-from repsim.plans.families import FAMILIES, SETS, NamedPlan, resolve
-from repsim.plans.plan import Plan, PlanTrie, families, parse_plan
+from repsim.plans import FAMILIES, SETS, NamedPlan, Plan, PlanTrie, parse_plan, resolve, sweeps
 from support.plans import LAYERS, plans
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 30, 32)
@@ -326,11 +325,11 @@ def test_plans_that_are_refused():
 )
 def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, texts, message):
     made = []
-    original = families._Sweep.__iter__
+    original = sweeps._Sweep.__iter__
     monkeypatch.setattr(
-        families._Sweep, "__iter__", lambda self: made.append(self) or original(self)
+        sweeps._Sweep, "__iter__", lambda self: made.append(self) or original(self)
     )
-    monkeypatch.setattr(families, "MOST_STEPS_TOGETHER", 20_000)
+    monkeypatch.setattr(sweeps, "MOST_STEPS_TOGETHER", 20_000)
     with pytest.raises(RepsimError) as caught:
         resolve(texts, 30)
     assert str(caught.value).startswith(message)
@@ -340,7 +339,7 @@ def test_what_no_memory_holds_is_refused_before_it_is_made(monkeypatch, texts, m
 
 
 def test_the_most_plans_at_once(monkeypatch):
-    monkeypatch.setattr(families, "MOST_PLANS", 15)
+    monkeypatch.setattr(sweeps, "MOST_PLANS", 15)
     assert len(resolve("skip:start=..", 30)) == 15
     with pytest.raises(
         RepsimError,

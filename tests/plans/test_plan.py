@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repsim.errors import RepsimError
-from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
+from repsim.plans import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
 from support.plans import LAYERS, few_plans, plans
 
 # Values worked out by hand
@@ -270,7 +270,7 @@ def test_texts_that_are_refused(text, message):
         ([True], "True: not a layer"),
         ([[[1]]], r"\[1\]: not a layer"),
         ([None], "None: not a layer"),
-        ([-1], "layer -1, half '': a layer is a whole number from 0 on"),
+        ([-1], "layer -1, sublayer '': a layer is a whole number from 0 on"),
         ([(2, "2.mlp", "2.mlp")], r"\(2\|2.mlp\|2.mlp\): 2.mlp is there twice"),
     ],
 )
@@ -294,7 +294,7 @@ def test_json_that_is_refused(text, message):
 
 
 def test_other_things_that_are_refused():
-    with pytest.raises(RepsimError, match="layer 3, half 'head': a layer is a whole number"):
+    with pytest.raises(RepsimError, match="layer 3, sublayer 'head': a layer is a whole number"):
         Application(3, "head")
     with pytest.raises(RepsimError, match="layer 30: a 30-layer model allows 0 to 29"):
         draw(Plan.from_steps([0, 30]), 30)

@@ -13,7 +13,7 @@ from repsim.models import Model
 from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import VOCABULARY
 
 # Every family, twice where its middle can be wide or narrow.
@@ -117,7 +117,7 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
         outputs = []
         for application in step:
             layer = model.stack.layers[application.layer]
-            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
+            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.sublayer]
             hooks = [
                 layer.get_submodule(path).register_forward_hook(
                     lambda _m, _a, out: (

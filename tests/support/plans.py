@@ -4,7 +4,7 @@ from itertools import chain
 
 from hypothesis import strategies as st
 
-from repsim.plans.plan import Application, Plan
+from repsim.plans import Application, Plan
 
 LAYERS = 12
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from repsim.data.corpus import Sample
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store

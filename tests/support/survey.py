@@ -28,8 +28,7 @@ from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support import oracles
 from support.architectures import TOKENS, Subject, T
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import repsim
 from repsim.models import Model
 from repsim.models.stack import find_stack
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 from support.architectures import Subject
 from support.survey import (
     NEW_TOKENS,
@@ -62,7 +62,7 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
         own = _hidden_states(witness.module, batch)
         if own is None or len(own) != model.layers + 1:
             return f"the model itself gives {own and len(own)} hidden states"
-        plan = repsim.plans.plan.parse_plan(text, model.layers)
+        plan = repsim.plans.parse_plan(text, model.layers)
         right = witness.states(plan)
         found = _hidden_states(repsim.planned(model, plan), batch)
         mask = torch.from_numpy(batch.mask)
@@ -209,7 +209,7 @@ def _loop_gradients(witness: Witness, text: str) -> dict[str, Tensor]:
     """By a loop that knows nothing of repsim; of a dropped half nothing is left, its last weights
     included.
     """
-    plan = repsim.plans.plan.parse_plan(text, len(witness.layers))
+    plan = repsim.plans.parse_plan(text, len(witness.layers))
     layers = list(witness.layers)
     names = {id(p): name for name, p in witness.module.named_parameters()}
     if text == HALVED:
