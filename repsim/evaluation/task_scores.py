@@ -164,21 +164,35 @@ def split_by_task(dataset: xr.Dataset, metric: str) -> list[TaskScores]:
     for row, (name, examples) in enumerate(_examples_by_task(dataset)):
         own_metric = choose_metric(metrics[means[row]].tolist(), metric)
         finished = done[:, examples]
-        arrays, lost = [], np.zeros(finished.shape, bool)
-        for column in (metrics == own_metric, aggregation[row] == PERPLEXITY):
-            values = (
-                score[column.argmax()][:, examples]
-                if column.any()
-                else np.full(finished.shape, np.nan)
-            )
-            arrays.append(np.where(finished & np.isfinite(values), values, np.nan))
-            lost[finished & np.isnan(arrays[-1]) & column.any()] = True
+        columns = metrics == own_metric, aggregation[row] == PERPLEXITY
+        values, log_likelihood = (
+            _scores_of(score[:, :, examples], column, finished) for column in columns
+        )
+
+        # An example that is done has no score where states became non-finite.
+        lost = np.zeros(finished.shape, bool)
+        for column, array in zip(columns, (values, log_likelihood), strict=True):
+            lost |= finished & np.isnan(array) & column.any()
         chance = (
             chance_level(choices[examples], gold[examples], counts[row]) if own_metric else np.nan
         )
         incomplete = int((~finished).any(1).sum())
-        tasks.append(TaskScores(name, own_metric, chance, *arrays, incomplete, lost.sum(1)))
+        tasks.append(
+            TaskScores(name, own_metric, chance, values, log_likelihood, incomplete, lost.sum(1))
+        )
     return tasks
+
+
+def _scores_of(score: Array, is_metric: NDArray[np.bool_], finished: NDArray[np.bool_]) -> Array:
+    """The first metric that is meant, `[plan, example]`; NaN where it is not finished or finite.
+
+    score: `[metric, plan, example]`.
+    is_metric: `[metric]`; none is meant where a task has no such metric.
+    """
+    if not is_metric.any():
+        return np.full(finished.shape, np.nan)
+    values = score[is_metric.argmax()]
+    return np.where(finished & np.isfinite(values), values, np.nan)
 
 
 def tabulate(dataset: xr.Dataset, metric: str | None = None) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def test_one_row_per_plan_and_task_for_one_metric(scores: Scores) -> None:
     assert table["plan_name"].tolist() == [plan for plan in PLANS for _ in TASKS]
     assert table["task"].tolist() == [*TASKS] * 3
     assert table["metric"].tolist() == ["acc"] * 6
-    with pytest.raises(RepsimError, match=r"^metric='f1': no task here has it; choose perplexity, acc"):
+    with pytest.raises(RepsimError, match=r"^metric='f1': no task here has it; choose perpl"):
         scores.table("f1")
 
 
