@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from repsim.analyses import degradation
@@ -46,7 +45,7 @@ def summarise(replicates: Array, samples: int) -> tuple[Array, Array, Array]:
 def assert_estimate(
     result: xr.Dataset,
     name: str,
-    value: ArrayLike,
+    value: Any,
     replicates: Array,
     samples: int | list[int],
     bounds: tuple[float, float] = (-np.inf, np.inf),
@@ -82,14 +81,14 @@ def test_by_hand() -> None:
         "arithmetic": task(right(20, 15, 20)),
     }
     result = degradation.compute(make_scores(plans, tasks)).sel(variant=plans)
-    assert_allclose(result["raw"], [[0.8, 0.5, 1], [0.55, 0.4, 0.75], [0.3, 0.05, 1]])
+    assert_allclose(result["raw"], [[0.8, 0.5, 1.0], [0.55, 0.4, 0.75], [0.3, 0.05, 1.0]])
     assert_array_equal(result["value"], result["raw"])
     assert_allclose(result["chance"], [0.25, 0, 0.25])
     assert_allclose(result["baseline"], [0.8, 0.5, 1])
-    normalised = [[1, 1, 1], [0.3 / 0.55, 0.8, 0.5 / 0.75], [0.05 / 0.55, 0.1, 1]]
+    normalised = [[1.0, 1, 1], [0.3 / 0.55, 0.8, 0.5 / 0.75], [0.05 / 0.55, 0.1, 1]]
     assert_allclose(result["normalised"], normalised)
     assert_allclose(
-        result["difference"], [[0, 0, 0], [-0.25, -0.1, -0.25], [-0.5, -0.45, 0]], atol=1e-15
+        result["difference"], [[0.0, 0, 0], [-0.25, -0.1, -0.25], [-0.5, -0.45, 0.0]], atol=1e-15
     )
     assert_allclose(result["median"], [1, 0.5 / 0.75, 0.1])
     assert_allclose(result["mean"], np.mean(normalised, 1))
@@ -177,7 +176,7 @@ def test_perplexity_by_hand() -> None:
     """
     plans = ["baseline", "skip:start=1", "random:start=1,seed=0..1"]
     logs = [[-0.5, -1.5], [-3, -3], [-1, -3], [-4, -4]]
-    more = {"perplexity": ("perplexity", 0, logs)}
+    more: dict[str, Any] = {"perplexity": ("perplexity", 0, logs)}
     tasks = {
         "lambada_openai": task(right(2, 1, 1, 0, examples=2), choices=0, **more),
         "other": task(right(9, 5, 5, 5)),
@@ -625,7 +624,7 @@ def test_one_example_has_no_standard_error() -> None:
 def suite() -> MadeUpScores:
     plans = ["painters", "dropouts", "5-0"]
     count = len(resolve(plans, T))
-    more = {"perplexity": ("perplexity", 0, -1 - answers(count, 30))}
+    more: dict[str, Any] = {"perplexity": ("perplexity", 0, -1 - answers(count, 30))}
     return make_scores(
         plans,
         {
@@ -708,7 +707,10 @@ def test_a_store_without_the_baseline() -> None:
 
 
 def test_a_metric_that_no_task_has() -> None:
-    more = {"perplexity": ("perplexity", 0, [[-1.0] * 60] * 2), "brier": ("mean", 0, answers(2))}
+    more: dict[str, Any] = {
+        "perplexity": ("perplexity", 0, [[-1.0] * 60] * 2),
+        "brier": ("mean", 0, answers(2)),
+    }
     source = make_scores(
         ["baseline", "skip:start=0"], {"piqa": task(answers(2), metric="exact_match", **more)}
     )
@@ -733,4 +735,4 @@ def test_a_task_without_examples() -> None:
 def test_too_small_a_number(name: str, value: int, least: int) -> None:
     source, options = make_scores("baseline", {"piqa": task(answers(1))}), {name: value}
     with pytest.raises(RepsimError, match=f"^{name}={value}: at least {least}$"):
-        degradation.compute(source, **options)  # type: ignore[arg-type]
+        degradation.compute(source, **options)
