@@ -31,7 +31,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim.captures import run as capture_run
-from repsim.data.corpus import Batch, Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.data.batching import Batch, batches, cut_blocks
+from repsim.data.corpus import read_corpus
+from repsim.data.samples import Sample, tokenize
 from repsim.evaluation import run as evaluation_run
 from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load

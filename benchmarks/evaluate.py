@@ -29,9 +29,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 import repsim
+from repsim.data.batching import costs_on
 from repsim.data.packing import cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.evaluation import run, tasks
-from repsim.jobs import interruption
 from repsim.models import Model, load
 from repsim.plans import PlanTrie, resolve
 
@@ -197,12 +197,14 @@ def shares(model: Model, made: Any, plans: Any) -> None:
     plain, begin, trees = sum(len(window.inputs) for window in windows), 0, []
     for size in cut_prefix_trees(texts, run.DEFAULT_BATCH_TOKENS):
         part = [window for text in texts[begin : begin + size] for window in text]
-        trees.append(pack_prefix_trees(part, 0, **interruption.costs(model)))
+        trees.append(pack_prefix_trees(part, 0, **costs_on(model.device.type)))
         begin += size
     shared = sum(one.tokens for one in trees)
     scored = sum(len(np.unique(one.token)) for one in trees)
     padded = sum(batch.token_ids.size for one in trees for batch in one.batches)
-    rows = sum(b.token_ids.size for b in pack_rows(windows, 0, **interruption.costs(model)).batches)
+    rows = sum(
+        b.token_ids.size for b in pack_rows(windows, 0, **costs_on(model.device.type)).batches
+    )
     lines = (
         ("layers", "applications", apart, "plan by plan", trie.applications, "through the trie"),
         (

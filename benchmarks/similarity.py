@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
 
 def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The unbiased HSIC of Song et al. 2012 (eq. 5), as written there."""
-    k, l = x @ x.T, y @ y.T
+    k, l = x @ x.T, y @ y.T  # noqa: E741
     k.fill_diagonal_(0)
     l.fill_diagonal_(0)
     n, one = len(k), torch.ones(len(k), 1, dtype=k.dtype)
@@ -199,9 +200,8 @@ def suite() -> None:
                 name,
                 STORE,
             ]
-            (took,) = seconds(
-                lambda: subprocess.run([*command, "--quiet", "--figures", folder], check=True), 1
-            )
+            run = partial(subprocess.run, [*command, "--quiet", "--figures", folder], check=True)
+            (took,) = seconds(run, 1)
         total += took
         print(f"  {name}: {took:.1f} s", flush=True)
     print(f"  all: {total:.0f} s (at most 120)", flush=True)

@@ -267,13 +267,15 @@ def with_new_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def check_known(function: str, keywords: Mapping[str, Any], *records: type) -> None:
+def check_known(
+    function: str, keywords: Mapping[str, Any], *records: type, without: Sequence[str] = ()
+) -> None:
     """Refuses a keyword that none of the records has.
 
     Raises:
         RepsimError: there is no such option; the closest one is named.
     """
-    known = options_of(*records)
+    known = [name for name in options_of(*records) if name not in without]
     for name in keywords:
         if name not in known:
             close = get_close_matches(name, known, n=1)

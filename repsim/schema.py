@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 3
@@ -30,11 +31,18 @@ EXAMPLE = "example"
 REQUEST = "request"
 CHOICE = "choice"
 
-CAPTURE = "a capture"
-SCORES = "scores"  # the attribute `kind` of a store of scores; a capture has none
 NOT_FINITE = -2  # what `is_greedy` says of an answer that is no number; -1 is no answer yet
-STORE_DTYPES = ("float16", "float32")
 PROVEN_KINDS = ("plain", "padded", "trees", "logits")
+
+
+class Kind(StrEnum):
+    """What a store holds: the attribute `kind` of its root."""
+
+    CAPTURE = "a capture"
+    SCORES = "scores"
+
+
+CAPTURE, SCORES = Kind.CAPTURE, Kind.SCORES
 
 # What to call a field in which two captures differ, where its own name does not say it.
 DIFFERS = {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from repsim.captures.reader import Capture, open_capture
-from repsim.data.corpus import BUILTIN
-from repsim.evaluation.reader import Scores, open_scores
-from repsim.schema import SCORES, UNCHECKED_SCHEMAS
+from repsim.captures.reader import Capture
+from repsim.evaluation.reader import Scores
+from repsim.options import BUILTIN
+from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
-from repsim.storage.group import SCHEMA_ATTRIBUTE, read_attributes
+from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup, kind_in, read_attributes
 from repsim.storage.location import location_of
-from repsim.storage.reader import commands
+from repsim.storage.requests import commands
+
+AGAIN = "Compute it again to another --out."
 
 
 def open(path: str | Path) -> Capture | Scores:
@@ -22,7 +26,8 @@ def open(path: str | Path) -> Capture | Scores:
     Raises:
         RepsimError: nothing is there, or it is not a store of this schema.
     """
-    return open_scores(path) if _holds_scores(path) else open_capture(path)
+    group = StoreGroup.open(location_of(path))
+    return (Scores if group.holds_scores else Capture)(group, group.dataset())
 
 
 def verify(path: str | Path) -> integrity.VerificationReport:
@@ -47,42 +52,33 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
     damages = [damage for damage in found.damages if not damage.is_result]
     if not damages:
         return lines
-    place, kind = location_of(path), Scores if _holds_scores(path) else Capture
-    attributes = read_attributes(place)
-    describing = (
-        any(map(integrity.is_metadata, damages))
-        if kind is Capture
-        else any(map(score_store.is_metadata, damages))
-    )
+    attributes = read_attributes(location_of(path))
     requests = attributes.get("requests")
+    kind = kind_in(attributes)
+    store, is_metadata = {
+        Kind.CAPTURE: (Capture, integrity.is_metadata),
+        Kind.SCORES: (Scores, score_store.is_metadata),
+    }[kind]
+    # What describes a capture can be written again by the one command that made it, and only by it.
+    is_lost = any(map(is_metadata, damages)) and (kind is Kind.SCORES or len(requests or ()) > 1)
     if attributes[SCHEMA_ATTRIBUTE] in UNCHECKED_SCHEMAS:
-        return [
-            *lines,
-            "Cannot be repaired: stores of its schema are only read. Compute it again to another --out.",
-        ]
-    if not requests or (describing and (kind is Scores or len(requests) > 1)):
-        return [
-            *lines,
-            "Cannot be repaired: what describes the store is lost. Compute it again to another --out.",
-        ]
-    made_by = commands(kind.maker, requests, str(path))
-    if kind is Capture:
+        return [*lines, f"Cannot be repaired: stores of its schema are only read. {AGAIN}"]
+    if not requests or is_lost:
+        return [*lines, f"Cannot be repaired: what describes the store is lost. {AGAIN}"]
+    made_by = commands(store.maker, requests, str(path))
+    if kind is Kind.CAPTURE:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
     lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
-    unnamed = [
-        name
-        for request in requests
-        for name in (request.get("corpus", ""), request.get("data_dir", ""))
-    ]
-    files = sorted(
-        {name for name in unnamed if name and name != BUILTIN and not name.startswith("hf:")}
-    )
-    if files:
+    if files := _unnamed_files(requests):
         lines.append(
             f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
         )
     return lines
 
 
-def _holds_scores(path: str | Path) -> bool:
-    return read_attributes(location_of(path)).get("kind") == SCORES
+def _unnamed_files(requests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files and folders that requests name without saying where they are."""
+    names = {request.get(option) for request in requests for option in ("corpus", "data_dir")}
+    return sorted(
+        str(name) for name in names - {None, "", BUILTIN} if not str(name).startswith("hf:")
+    )

@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.models import Model
 from support.models import ARCHITECTURES, DECODERS, batch_of, make, save_folder
 

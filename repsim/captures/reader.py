@@ -22,11 +22,12 @@ from threadpoolctl import threadpool_limits
 
 from repsim.errors import PlanError, StoreError, printable
 from repsim.plans import Plan, names_of, resolve
-from repsim.schema import CAPTURE, NODE, PLAN, SAMPLE, STATE, TOKEN
+from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats.per_sample import SampleStatistic
-from repsim.storage import state_store
+from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
 from repsim.storage.location import location_of
+from repsim.storage.prefetch import SamplePrefetcher, read_statistic
 from repsim.storage.reader import StoreReader
 
 PER_TOKEN = ("token_id", "position", "sample")
@@ -37,7 +38,7 @@ class Capture(StoreReader):
     for.
     """
 
-    kind = CAPTURE
+    kind = Kind.CAPTURE
     maker = "repsim capture"
 
     @property
@@ -183,9 +184,7 @@ class Capture(StoreReader):
         width = statistic.width(len(self._nodes(plans[0])), self.dataset.attrs["units"])
         for first in range(0, len(lengths), 256):
             run = slice(first, min(first + 256, len(lengths)))
-            values = state_store.read_statistic(
-                self.group, statistic.name, self._row(plans[0]), run
-            )
+            values = read_statistic(self.group, statistic.name, self._row(plans[0]), run)
             yield from zip(lengths[run].tolist(), values[:, :width], strict=True)
 
     def _runs_of_samples(self, plans: Sequence[str | Plan]) -> Iterator[list[NDArray[Any]]]:
@@ -196,12 +195,11 @@ class Capture(StoreReader):
         nodes, order = np.unique(
             np.concatenate([self._nodes(plan) for plan in plans]), return_inverse=True
         )
-        runs = state_store.iter_samples(
-            self.group, self.dataset, nodes, np.cumsum(self.lengths(*plans))
-        )
-        yield from (
-            runs if len(plans) == 1 else ([states[order] for states in samples] for samples in runs)
-        )
+        lengths = self.lengths(*plans)
+        if not len(lengths):
+            return
+        for samples in SamplePrefetcher(self.group, nodes, np.cumsum(lengths)):
+            yield samples if len(plans) == 1 else [states[order] for states in samples]
 
     @property
     def info(self) -> dict[str, str]:
@@ -247,11 +245,11 @@ class Capture(StoreReader):
 
     @cached_property
     def _token_starts(self) -> NDArray[np.int64]:
-        return state_store.block_starts(self.dataset)[0]
+        return block_starts(self.dataset)[0]
 
     @cached_property
     def _sample_starts(self) -> NDArray[np.int64]:
-        return state_store.block_starts(self.dataset)[1]
+        return block_starts(self.dataset)[1]
 
     @property
     def _kept_tokens(self) -> NDArray[np.int64]:
@@ -259,7 +257,7 @@ class Capture(StoreReader):
 
     @property
     def _wanted(self) -> NDArray[np.int64]:
-        ends = state_store.plan_ends(self.dataset)
+        ends = plan_ends(self.dataset)
         return np.arange(self.dataset.sizes[NODE]) if self.keeps_states else ends
 
     def _finished_blocks(self, nodes: NDArray[np.int64]) -> int:
@@ -376,4 +374,4 @@ def open_capture(path: str | Path) -> Capture:
         raise StoreError(
             f"{place}: holds scores, not a capture; make a capture with repsim capture"
         )
-    return Capture(group, state_store.dataset_of(group))
+    return Capture(group, group.dataset())

@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.data.corpus import Batch, Company, Sample, batch_ends, batches
+from repsim.data.batching import Batch, Company, batch_ends, batches
+from repsim.data.samples import Sample
 
 ROW_TOKENS = 256  # of a row that trees share; longer rows cost attention, shorter ones padding
 TREE_TOKENS = 2048  # of one tree whose texts are mostly what they share, such as few-shot examples
@@ -63,7 +64,7 @@ def pack_rows(
     waste: float,
     company: Company = Company.ANY,
 ) -> Packed:
-    """One row per window, equal inputs once; see `repsim.data.corpus.batches` for the costs."""
+    """One row per window, equal inputs once; see `repsim.data.batching.batches` for the costs."""
     rows: dict[bytes, Sample] = {}
     for window in windows:
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
@@ -91,7 +92,7 @@ def pack_prefix_trees(
     Args:
         windows: in any order.
         pad_id: token id at padded positions.
-        overhead, waste: see `repsim.data.corpus.batches`.
+        overhead, waste: see `repsim.data.batching.batches`.
         row_tokens: how long a row gets, unless one tree is longer.
     """
     trees, ends = _trees(windows, row_tokens)

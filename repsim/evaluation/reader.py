@@ -16,8 +16,7 @@ import xarray as xr
 from repsim.errors import StoreError, printable
 from repsim.evaluation.task_scores import tabulate
 from repsim.plans import names_of
-from repsim.schema import EXAMPLE, PLAN, REQUEST, SCORES, TASK
-from repsim.storage import state_store
+from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.reader import StoreReader
@@ -38,7 +37,7 @@ LABEL = 40  # most characters that names of tasks take in the name of a file
 class Scores(StoreReader):
     """Scores of one model on some tasks under some plans."""
 
-    kind = SCORES
+    kind = Kind.SCORES
     maker = "repsim evaluate"
 
     def __repr__(self) -> str:
@@ -167,4 +166,4 @@ def open_scores(path: str | Path) -> Scores:
     group = StoreGroup.open(place)
     if not group.holds_scores:
         raise StoreError(f"{place}: a capture, not scores; make scores with repsim evaluate")
-    return Scores(group, state_store.dataset_of(group))
+    return Scores(group, group.dataset())

@@ -4,7 +4,7 @@ follows?
 Tried once per run, by numbers and never by a model's name. Texts of the run are computed each by
 itself, and beside the longest one, padded. Models that do not mask padding give other states then,
 and so do models whose rotary positions follow the longest text of a batch. Only the first layer of
-each kind runs. What follows for batches is `repsim.data.corpus.Company`.
+each kind runs. What follows for batches is `repsim.data.batching.Company`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from repsim.data.corpus import Company, Sample, batches
+from repsim.data.batching import Company, batches
+from repsim.data.samples import Sample
 from repsim.errors import ModelError, RepsimError
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState

@@ -1,9 +1,9 @@
 """How one layer is called on a state that is not its own.
 
-`apply_layer` calls a layer, or one half of it, on any state; `Join` averages the members of a
-parallel step; `logits_of` lets the model's own code finish from a state. Tracing and the planned
-model are both built from these, so they cannot disagree. This module knows nothing of plans' text,
-of tracing or of disks.
+`apply_layer` calls a layer, or one half of it, on any state; `Join` makes one state of the outputs
+of a parallel step's members; `logits_of` lets the model's own code finish from a state. Tracing and
+the planned model are both built from these, so they cannot disagree. This module knows nothing of
+plans' text, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -116,36 +116,73 @@ def with_state(output: Any, state: Tensor) -> Any:
 class Join:
     """The outputs of a step's members as one state.
 
-    Their mean is summed in float32 or wider and rounded once at the end; members may sit on
-    different devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
+    `begin` takes the step's input, then `add` each member's output, in order. What members
+    contribute is summed in float32 or wider and rounded once at the end; they may sit on different
+    devices, and the sum gathers on the first one's. Each thread joins outputs of its own.
+    Subclasses say what a member contributes and what the sum becomes; `JOINS` lists them.
     """
 
     def __init__(self, step: Step) -> None:
         self.step = step
         self._pending = threading.local()
 
-    def __reduce__(self) -> tuple[type[Join], tuple[Step]]:
-        return Join, (self.step,)
+    def __reduce__(self) -> tuple[Callable[[Step], Join], tuple[Step]]:
+        return join_of, (self.step,)
 
-    def add(self, position: int, state: Tensor) -> Tensor | None:
-        """Takes the output of the member at a position, in order; returns the joined state with the
-        last one.
-        """
+    def begin(self, state: Tensor) -> None:
+        """Takes the state that enters the step, also after one that an exception cut short."""
+        self._pending.state, self._pending.outputs = state, 0
+
+    def add(self, output: Tensor) -> Tensor | None:
+        """Takes the next member's output; returns the joined state with the last one."""
         if len(self.step) == 1:
-            return state
-        wide = state.to(torch.promote_types(state.dtype, torch.float32))
-        if position:  # the first member begins anew, also after a step that an exception cut short
-            wide = self._pending.total + wide.to(self._pending.total.device)
-        if position < len(self.step) - 1:
-            self._pending.total = wide
+            return output
+        pending = self._pending
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))
+        term = self.contribution(wide, pending.state)
+        pending.total = pending.total + term.to(pending.total.device) if pending.outputs else term
+        pending.outputs += 1
+        if pending.outputs < len(self.step):
             return None
-        self._pending.total = None  # nothing is kept alive
-        return (wide / len(self.step)).to(state.dtype)
+        joined = self.result(pending.total, pending.state).to(output.dtype)
+        pending.state = pending.total = None  # nothing is kept alive
+        return joined
+
+    def contribution(self, output: Tensor, state: Tensor) -> Tensor:
+        """What a member adds to the sum.
+
+        Args:
+            output: the member's, float32 or wider.
+            state: what entered the step, in the model's dtype, maybe on another device.
+        """
+        raise NotImplementedError
+
+    def result(self, total: Tensor, state: Tensor) -> Tensor:
+        """The joined state, float32 or wider, of the sum of all contributions."""
+        raise NotImplementedError
+
+
+class MeanJoin(Join):
+    """The mean of the members' outputs."""
+
+    def contribution(self, output: Tensor, state: Tensor) -> Tensor:
+        return output
+
+    def result(self, total: Tensor, state: Tensor) -> Tensor:
+        return total / len(self.step)
+
+
+JOINS: dict[str, type[Join]] = {"mean": MeanJoin}  # one for each of `repsim.plans.JOIN_KINDS`
+
+
+def join_of(step: Step) -> Join:
+    """What joins the outputs of a step's members."""
+    return JOINS[step.join](step)
 
 
 @contextmanager
 def replaced_layers(stack: Stack, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The model with other modules in place of its layers; what was there is back whatever happens."""
+    """The model with other modules in place of its layers, which are back whatever happens."""
     name = stack.path.rpartition(".")[2]
     before = getattr(stack.owner, name)
     setattr(stack.owner, name, nn.ModuleList(modules))

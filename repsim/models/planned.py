@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import _active_collector
 
 from repsim.errors import ModelError
 from repsim.models.halves import half_layer
-from repsim.models.layer_call import Join, LayerCall, state_of, with_state
+from repsim.models.layer_call import Join, LayerCall, join_of, state_of, with_state
 from repsim.models.model import Model
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
@@ -163,7 +163,7 @@ def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
     for config in _configs_of(module, stack):
         _configure(copies.config(config), applications, stack)
     for step in plan.steps:
-        join = Join(step)
+        join = join_of(step)
         for position, application in enumerate(step):
             layer = SharedCopies(copies).of(stack.layers[application.layer])
             _point_to_slot(layer, len(entries))
@@ -288,8 +288,10 @@ class ParallelMember(nn.Module):
         call = LayerCall(args, kwargs)
         recorded = _recorded_states()
         before = len(recorded)
+        if self._position == 0:
+            self._join.begin(call.state)
         output = self.layer(*args, **kwargs)
-        joined = self._join.add(self._position, state_of(output))
+        joined = self._join.add(state_of(output))
         if len(recorded) > before:
             _record_once(recorded, before, joined)
         return with_state(output, call.state if joined is None else joined)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import ModelError, brief
 from repsim.models.forward import decoder_inputs, ordinary_tokens, without_cache
 from repsim.models.layer_call import state_of

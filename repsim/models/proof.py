@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import ModelError
 from repsim.schema import ReplayVerdict
 
@@ -68,7 +68,7 @@ class ReplayProof:
 
 def kind_of(batch: Batch) -> str:
     """`trees`, `padded` or `plain`: each reaches a model's attention in its own way."""
-    if batch.sees is not None:
+    if batch.attention_mask is not None:
         return "trees"
     return "plain" if batch.mask.all() else "padded"
 
@@ -80,10 +80,13 @@ def excerpt(batch: Batch) -> Batch:
     Models that turn samples and positions round are found out only where the two differ in number.
     """
     ids, length = batch.token_ids, batch.token_ids.shape[1]
-    if batch.sees is not None and batch.depth is not None:
+    if batch.attention_mask is not None and batch.position_ids is not None:
         whole, kept = batch.mask[:1], slice(min(PROOF_TOKENS, length))
         return Batch(
-            ids[:1, kept], whole[:, kept], batch.sees[:1, kept, kept], batch.depth[:1, kept]
+            ids[:1, kept],
+            whole[:, kept],
+            batch.attention_mask[:1, kept, kept],
+            batch.position_ids[:1, kept],
         )
     if kind_of(batch) == "plain":
         kept = slice(min(PROOF_TOKENS, length))

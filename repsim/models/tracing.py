@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
 from repsim.models.forward import decoder_inputs, without_cache
 from repsim.models.layer_call import (
     Absent,
-    Join,
     LayerCall,
     apply_layer,
+    join_of,
     logits_of,
     prove_unproven_halves,
     state_of,
@@ -247,14 +247,17 @@ class Tracer:
     def _masked(self, batch: Batch) -> dict[str, Tensor]:
         """What tells the model which tokens see which: padding, or for trees everything."""
         device = self._model.device
-        if batch.sees is None or batch.depth is None:
+        if batch.attention_mask is None or batch.position_ids is None:
             return {"attention_mask": torch.from_numpy(batch.mask).to(device).long()}
-        sees = torch.from_numpy(batch.sees).to(device)[:, None]
+        sees = torch.from_numpy(batch.attention_mask).to(device)[:, None]
         dtype = self._model.module.dtype
         hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(
             ~sees, torch.finfo(dtype).min
         )
-        return {"attention_mask": hidden, "position_ids": torch.from_numpy(batch.depth).to(device)}
+        return {
+            "attention_mask": hidden,
+            "position_ids": torch.from_numpy(batch.position_ids).to(device),
+        }
 
     def _check(self, calls: list[LayerCall], token_ids: Tensor) -> None:
         """Replaying layers is the model only if each takes one state a token and nothing else
@@ -308,8 +311,9 @@ class Tracer:
 
     def _step(self, step: Step | None, calls: list[LayerCall], passed: Passed) -> Passed:
         assert step is not None, "only the root has no step"
-        join = Join(step)
-        for position, application in enumerate(step):
+        join = join_of(step)
+        join.begin(passed.state)
+        for application in step:
             call = passed.onto(calls[application.layer], self._slots)
             try:
                 output = apply_layer(self._model.stack, application, call)
@@ -320,7 +324,7 @@ class Tracer:
                     f"{self._model.name}: layer {application.text} takes {self._handed_on} from the layer before it, "
                     f"and in this plan no layer before it has made one ({problem}); keep the layer that makes it"
                 ) from problem
-            joined = join.add(position, state_of(output))
+            joined = join.add(state_of(output))
         assert joined is not None, "the last member completes the step"
         return Passed(joined, Passed.from_output(output, self._slots).carried)
 
@@ -403,8 +407,8 @@ class Tracer:
         )
         (batch,) = tree.batches
         length = batch.token_ids.shape[1]
-        unplaced = replace(batch, depth=np.arange(length)[None])
-        unmasked = replace(batch, sees=np.tril(np.ones((1, length, length), bool)))
+        unplaced = replace(batch, position_ids=np.arange(length)[None])
+        unmasked = replace(batch, attention_mask=np.tril(np.ones((1, length, length), bool)))
         try:
             wanted = self._last(plain.batches)[plain.token]
             errors = [
@@ -492,7 +496,7 @@ class Tracer:
         )
 
     def _check_steps(self, trie: PlanTrie) -> None:
-        """Of what layers hand on besides the state there is no mean, and half a layer may make
+        """What layers hand on besides the state cannot be joined, and half a layer may make
         another one.
         """
         for step in trie.steps if self._slots else ():
@@ -503,8 +507,9 @@ class Tracer:
                 )
             if step is not None and len(step) > 1:
                 raise ModelError(
-                    f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
-                    f"{self._handed_on} besides the state, of which there is no mean; take plans without parallel steps"
+                    f"{self._model.name}: step {step.text} joins the outputs of layers, and layer "
+                    f"{step.members[0].layer} hands on {self._handed_on} besides the state, which "
+                    "cannot be joined; take plans without parallel steps"
                 )
 
     @functools.cached_property

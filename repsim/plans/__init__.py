@@ -4,7 +4,7 @@ only.
 
 from repsim.plans.drawing import describe, draw
 from repsim.plans.families import FAMILIES, Family, Parameter, Value, register_family
-from repsim.plans.joins import JOINS, JoinKind
+from repsim.plans.joins import JOIN_KINDS, JoinKind
 from repsim.plans.plan import (
     SUBLAYERS,
     Application,
@@ -29,7 +29,7 @@ from repsim.plans.trie import PlanTrie
 
 __all__ = [
     "FAMILIES",
-    "JOINS",
+    "JOIN_KINDS",
     "SETS",
     "SUBLAYERS",
     "Application",

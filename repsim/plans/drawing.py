@@ -14,8 +14,8 @@ def describe(plan: Plan) -> list[str]:
     """What runs, in words: one line per step, with ranges and repeated steps merged.
 
     Example:
-        >>> describe(Plan.from_steps([0, 1, 2, (3, 4), (3, 4)]))
-        ['steps 1-3: layers 0 to 2', 'steps 4-5: layers 3, 4 in parallel, outputs averaged, 2 times']
+        >>> describe(Plan.from_steps([0, 1, 2, 4, 4]))
+        ['steps 1-3: layers 0 to 2', 'steps 4-5: layer 4, 2 times']
     """
     return [
         f"{'steps' if len(piece) > 1 else 'step'} {numbers}: {_words(piece)}"

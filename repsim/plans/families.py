@@ -1,7 +1,7 @@
 """Named ways to make plans of any number of layers: the paper's families and a few more.
 
-One registration says everything that anyone needs to know of a family: how its text is written, what
-its plans run, which values go together, what legends call it, how many layers it changes, and
+One registration says everything that anyone needs to know of a family: how its text is written,
+what its plans run, which values go together, what legends call it, how many layers it changes, and
 examples for tests. To add a family, write its function below with `register_family` above it; help,
 `repsim plans`, sweeps, figures and tests take it from `FAMILIES`.
 """
@@ -49,7 +49,11 @@ class Parameter:
             raise PlanError(f"{self.name}={value}: a {layers}-layer model allows {ends}")
 
     def values(self, text: str, layers: int) -> list[Sequence[Value]]:
-        """The runs of values that `3`, `0..14`, `2..`, `..` (all), `attn|mlp` or a mix stand for."""
+        """The values that a text stands for: `3`, `0..14`, `2..`, `..` (all), `attn|mlp`, or a mix.
+
+        Returns:
+            One run of values per alternative.
+        """
         return [self._between(part, layers) for part in text.split("|")]
 
     def _between(self, text: str, layers: int) -> Sequence[Value]:

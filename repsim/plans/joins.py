@@ -1,7 +1,7 @@
-"""How the outputs of a step's members become one state: the ways there are, and how each is written.
+"""The ways in which the outputs of a step's members become one state, and how each is written.
 
 What each computes is declared once more, in `repsim.models.layer_call`. To add a way, add its
-record to `JOINS` here and its arithmetic there; a test compares the two lists.
+record to `JOIN_KINDS` here and its arithmetic there; a test compares the two lists.
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ class JoinKind:
 
 MEAN = JoinKind("mean", "|", "in parallel, outputs averaged", "mean of {count}", "┃")
 
-JOINS: dict[str, JoinKind] = {kind.name: kind for kind in (MEAN,)}
+JOIN_KINDS: dict[str, JoinKind] = {kind.name: kind for kind in (MEAN,)}

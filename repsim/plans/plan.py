@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import SupportsIndex, TypeAlias
 
 from repsim.errors import PlanError
-from repsim.plans.joins import JOINS, MEAN, JoinKind
+from repsim.plans.joins import JOIN_KINDS, MEAN, JoinKind
 
 SUBLAYERS = ("attn", "mlp")
 MOST_STEPS = 100_000  # of a plan
 
-_SIGNS = "".join(kind.sign for kind in JOINS.values())
+_SIGNS = "".join(kind.sign for kind in JOIN_KINDS.values())
 _SPACED = re.compile(rf" ?([-,()*.{re.escape(_SIGNS)}]) ?")
 _MEMBER = re.compile(r"([0-9]{1,9})(?:\.(attn|mlp))?")
 _RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
@@ -59,8 +59,8 @@ class Step:
     """One move of a plan: what runs on the same input, and how its outputs become one state.
 
     members: at least one, distinct; they get sorted.
-    join: a name in `JOINS`. A step of one member is that member's output however it is joined, so
-        there the join becomes `mean`, and steps that compute the same are equal.
+    join: a name in `JOIN_KINDS`. A step of one member is that member's output however it is joined,
+        so there it becomes `mean`, and steps that compute the same are equal.
     """
 
     members: tuple[Application, ...]
@@ -70,8 +70,8 @@ class Step:
         object.__setattr__(self, "members", tuple(sorted(self.members)))
         if not self.members:
             raise PlanError("a step without layers: a step has at least one; leave it out")
-        if self.join not in JOINS:
-            raise PlanError(f"join {self.join!r}: unknown; choose {' or '.join(JOINS)}")
+        if self.join not in JOIN_KINDS:
+            raise PlanError(f"join {self.join!r}: unknown; choose {' or '.join(JOIN_KINDS)}")
         if len(self.members) == 1:
             object.__setattr__(self, "join", MEAN.name)
         for member, following in itertools.pairwise(self.members):
@@ -87,7 +87,7 @@ class Step:
     @property
     def kind(self) -> JoinKind:
         """How its outputs are joined."""
-        return JOINS[self.join]
+        return JOIN_KINDS[self.join]
 
     @property
     def layer(self) -> int | None:
@@ -102,7 +102,7 @@ class Step:
         return text if len(self) == 1 else f"({text})"
 
     def short_text(self, room: int) -> str:
-        """Its text, shortened to about `room` characters: of many members the first and the last."""
+        """Its text in about `room` characters; of more than two members, the first and the last."""
         if len(self.text) <= room:
             return self.text
         if len(self) == 2:
@@ -375,7 +375,7 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
 
 def _parse_parallel(inside: str, piece: str, layers: int) -> Step:
     """The step of what stands between brackets; without any sign it is a mean: `(5-7)`."""
-    kinds = [kind for kind in JOINS.values() if kind.sign in inside] or [MEAN]
+    kinds = [kind for kind in JOIN_KINDS.values() if kind.sign in inside] or [MEAN]
     if len(kinds) > 1:
         signs = " and ".join(kind.sign for kind in kinds)
         raise PlanError(f"{piece}: {signs} in one step; a step joins its members in one way")
@@ -400,7 +400,7 @@ def _parse_members(part: str, piece: str, layers: int) -> list[Application]:
 
 def _not_a_step(piece: str) -> PlanError:
     what = f"{piece!r}: not a step" if piece else "an empty step"
-    parallel = ", ".join(f"({kind.sign.join('345')})" for kind in JOINS.values())
+    parallel = ", ".join(f"({kind.sign.join('345')})" for kind in JOIN_KINDS.values())
     return PlanError(f"{what}; write a step as 7, 7.attn, 7.mlp, 0-13, {parallel} or 14*3")
 
 

@@ -34,7 +34,7 @@ class ChunkFiles:
     """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
 
     def __init__(self, place: LocalFolder, threads: int = THREADS) -> None:
-        self._place, self._threads = place, threads
+        self.place, self._threads = place, threads
         self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
         self._own = threading.local()
         self._direct = bool(DIRECT)
@@ -64,7 +64,7 @@ class ChunkFiles:
     def _put(self, path: Path, values: NDArray[Any]) -> None:
         data = values.reshape(-1).view(np.uint8)
         checksum = crc32c.crc32c(data.data).to_bytes(CHECKSUM, "little")
-        with self._place.partial(path) as partial:
+        with self.place.partial(path) as partial:
             self._write(partial, data, checksum)
 
     def _write(self, path: Path, data: NDArray[np.uint8], checksum: bytes) -> None:

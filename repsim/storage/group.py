@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import Any
 
@@ -29,14 +31,16 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from repsim.errors import StoreDamaged, StoreError
-from repsim.schema import CAPTURE, PLAN, SCHEMA_VERSION, SCORES, UNCHECKED_SCHEMAS
-from repsim.storage.location import Location, one_line, one_line_errors
+from repsim.errors import Interrupted, RepsimError, StoreDamaged, StoreError
+from repsim.schema import PLAN, SCHEMA_VERSION, UNCHECKED_SCHEMAS, Kind, ReplayVerdict
+from repsim.storage.finished_blocks import STATISTICS, FinishedBlocks
+from repsim.storage.location import LocalFolder, Location, one_line, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
+from repsim.storage.lock import WriterLock
 
 SCHEMA_ATTRIBUTE = "repsim_schema"
 RESULTS = "analyses"
-STATISTICS = "statistics"
+REPLAY = "replay"  # attribute: how far the replay was proven to be the model
 ROOT = "zarr.json"
 CHECK_ADDRESS = "check the address and the rights"
 OWN_ATTRIBUTES = {  # of the root; what others add is theirs
@@ -197,7 +201,8 @@ class StoreGroup:
             else:
                 self.arrays[name] = within
         self._store = _CheckedStore(self)
-        self._expected: Callable[[str, tuple[int, ...]], bool] = lambda _name, _chunk: False
+        # Which chunks of a capture have to be there; known once its flags have been read.
+        self._blocks: FinishedBlocks | None = None
 
     @classmethod
     def open(cls, place: Location) -> StoreGroup:
@@ -215,13 +220,28 @@ class StoreGroup:
         with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
             return cls(place, read_attributes(place), refuse)
 
+    @classmethod
+    def find(cls, place: Location) -> StoreGroup | None:
+        """The store at a place; None where nothing is there, or a start that was cut short.
+
+        Raises:
+            RepsimError: something else is there, or a store that cannot be opened.
+        """
+        return cls.open(place) if exists(place) else None
+
     @property
-    def kind(self) -> str:
-        return str(self.attributes.get("kind", CAPTURE))
+    def kind(self) -> Kind:
+        """What the store holds."""
+        return kind_in(self.attributes)
 
     @property
     def holds_scores(self) -> bool:
-        return self.kind == SCORES
+        return self.kind is Kind.SCORES
+
+    @property
+    def replay(self) -> ReplayVerdict:
+        """How far replayed layers were proven to be the model itself."""
+        return verdict_in(self.attributes)
 
     @property
     def extent(self) -> dict[str, int]:
@@ -301,19 +321,35 @@ class StoreGroup:
             for name in (set(self.arrays) & set(dataset.variables)) - flags:
                 if not self.is_filled(name) and dataset.variables[name].nbytes <= INDEX_LIMIT:
                     self._store.keep(name)
+        if not self.holds_scores:
+            self._blocks = FinishedBlocks(dataset)
         return dataset
 
     def is_filled(self, name: str) -> bool:
         """Whether blocks fill an array as they are computed; the others describe the store."""
         return name in FILLED or name.startswith(f"{STATISTICS}/")
 
-    def expect(self, expected: Callable[[str, tuple[int, ...]], bool]) -> None:
-        """Says which chunks of the arrays that blocks fill have to be there; without it none has."""
-        self._expected = expected
-
     def must_have(self, name: str, chunk: tuple[int, ...]) -> bool:
-        """Whether a chunk has to be there; those of scores are made when the store is."""
-        return self.holds_scores or not self.is_filled(name) or self._expected(name, chunk)
+        """Whether a chunk has to be there.
+
+        All chunks of scores are made when the store is. Of a capture, that holds for what describes
+        it; of the arrays that blocks fill, a chunk has to be there if a finished block touches it.
+        """
+        if self.holds_scores or not self.is_filled(name):
+            return True
+        if self._blocks is None:
+            return False
+        length = self.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][1]
+        done = self._blocks.of(name, chunk[0])
+        return bool((done & self._blocks.touched(name, chunk[1], length)).any())
+
+    def check_current(self) -> None:
+        """Refuses to change a store of an older schema.
+
+        Raises:
+            StoreError: it is of a schema that is only read.
+        """
+        check_current(self.place, self.attributes)
 
 
 class _CheckedStore(WrapperStore[Any]):
@@ -434,3 +470,105 @@ def _document(place: Location, key: str) -> Document:
     if not isinstance(document, dict):
         raise damage(place, key)
     return document
+
+
+def kind_in(attributes: Mapping[str, Any]) -> Kind:
+    """What a store holds, by its root's attributes; a capture where they do not say (old ones)."""
+    return Kind.SCORES if attributes.get("kind") == Kind.SCORES else Kind.CAPTURE
+
+
+def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
+    """What a store's attributes say of the replay; nothing was proven where they do not say."""
+    kept = attributes.get(REPLAY, {"error": 0.0, "kinds": ()})
+    return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
+
+
+# Making
+
+
+def exists(place: Location) -> bool:
+    """Whether a store is there; one that was stopped while it was made is not.
+
+    Raises:
+        RepsimError: something else is there.
+    """
+    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
+        data = place.read(ROOT)
+        if data is None and not place.sample_keys() - {LOCK_KEY}:
+            return False
+        try:
+            is_started = json.loads(data or b"")["attributes"] == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}
+        except (ValueError, KeyError, TypeError):
+            is_started = False
+        if is_started:
+            return False
+        read_attributes(place)
+    return True
+
+
+def open_or_create(place: Location) -> zarr.Group:
+    """The store's group for writing; where there is none, a new one in place of a start that was
+    cut short.
+
+    Raises:
+        RepsimError: it is of a schema that is only read.
+    """
+    if exists(place):
+        check_current(place, read_attributes(place))
+        return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
+    # The root comes last: without it, what is left would not be known as repsim's.
+    for key in sorted(place.sizes(), key=ROOT.__eq__):
+        if key != LOCK_KEY:
+            place.delete(key)
+    return zarr.create_group(
+        place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3
+    )
+
+
+def check_current(place: Location, attributes: Mapping[str, Any]) -> None:
+    """Refuses to change a store of an older schema.
+
+    Raises:
+        StoreError: it is of a schema that is only read.
+    """
+    schema = attributes[SCHEMA_ATTRIBUTE]
+    if schema != SCHEMA_VERSION:
+        raise StoreError(
+            f"{place}: made with schema {schema}, which this repsim reads and does not change; "
+            "choose another --out, or go on with the repsim that made it"
+        )
+
+
+def check_target(place: Location) -> None:
+    """Refuses a place that cannot hold a store, before a model is loaded.
+
+    Raises:
+        StoreError: something else is there, or nothing can be written there.
+    """
+    exists(place)
+    if not isinstance(place, LocalFolder):
+        return
+    path = place.path.absolute()
+    ancestor = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"{place}: {ancestor} is no folder that can be written to; choose another --out"
+        )
+
+
+@contextmanager
+def remove_unstarted_store(place: Location, lock: WriterLock) -> Iterator[None]:
+    """Removes a store that was begun in this context and in which nothing could be finished."""
+    is_new = not exists(place)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except RepsimError:
+        # What went wrong first is what the user reads, also where the place is broken.
+        with suppress(Exception):
+            group = StoreGroup.find(place)
+            is_empty = group is None or not group.dataset()["done"].any()
+            if is_new and lock.held and is_empty:
+                place.remove()
+        raise

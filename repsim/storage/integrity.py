@@ -19,27 +19,19 @@ from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, StoreError
 from repsim.schema import EXAMPLE, NOT_FINITE
+from repsim.storage.finished_blocks import STATISTICS, FinishedBlocks
+from repsim.storage.frame import StoreLayout, region_of, writable, write_frame
 from repsim.storage.group import (
     CHECK_ADDRESS,
     RESULTS,
     ROOT,
     SCHEMA_ATTRIBUTE,
-    STATISTICS,
     StoreGroup,
     read_attributes,
 )
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
 from repsim.storage.results import object_digest, result_digests
-from repsim.storage.state_store import (
-    FinishedBlocks,
-    Layout,
-    coordinates,
-    dataset_of,
-    open_dataset,
-    writable,
-    write_frame,
-)
 
 # By blocks; the flags say which, and the rest describes the store.
 FILLED = ("hidden", "logprob", STATISTICS)
@@ -154,7 +146,7 @@ def check(place: Location) -> VerificationReport:
 def _described(group: StoreGroup) -> Finite | None:
     """What a store says of itself; None where that is damaged, which is reported as such."""
     try:
-        return Finite(group, dataset_of(group))
+        return Finite(group, group.dataset())
     except (RepsimError, ValueError, RuntimeError):
         return None
 
@@ -213,10 +205,7 @@ class Finite:
 
 def _damage(task: tuple[Any, str, tuple[int, ...], bool], finite: Finite | None) -> Damage | None:
     array, path, chunk, present = task
-    region = tuple(
-        slice(index * size, min((index + 1) * size, length))
-        for index, size, length in zip(chunk, array.chunks, array.shape, strict=True)
-    )
+    region = region_of(chunk, array.chunks, array.shape)
     if present:
         try:
             values = np.asarray(array[region])
@@ -289,7 +278,7 @@ def _digest_or_none(key: str, data: bytes) -> str | None:
         return None
 
 
-def restore(place: Location, layout: Layout, damages: Collection[Damage]) -> None:
+def restore(place: Location, layout: StoreLayout, damages: Collection[Damage]) -> None:
     """Writes what describes the store anew, from a layout that is the store's own as far as can be
     told.
 
@@ -315,7 +304,7 @@ def restore(place: Location, layout: Layout, damages: Collection[Damage]) -> Non
             root: Any = group.zarr
             same = all(
                 np.array_equal(np.asarray(root[str(name)][...]), variable.values)
-                for name, variable in coordinates(layout).variables.items()
+                for name, variable in layout.coordinates().variables.items()
                 if name in group.arrays and name not in damaged
             )
         if not same:
@@ -353,7 +342,7 @@ def invalidate(place: Location, damages: Collection[Damage]) -> None:
         for damage in damages:
             if damage.array in FLAGS:
                 clear_flags(group, damage)
-        held = open_dataset(place)
+        held = StoreGroup.open(place).dataset()
         flags = {name: held[name].values.copy() for name in FLAGS if name in held}
         blocks = FinishedBlocks(held)
         lost = [damage for damage in damages if damage.array.split("/")[0] in FILLED]
@@ -387,8 +376,7 @@ def clear_flags(group: zarr.Group, damage: Damage) -> None:
     if not damage.chunk:
         return
     array = writable(group, damage.array)
-    spans = zip(damage.chunk, array.chunks, array.shape, strict=True)
-    array[tuple(slice(i * size, min((i + 1) * size, there)) for i, size, there in spans)] = False
+    array[region_of(damage.chunk, array.chunks, array.shape)] = False
 
 
 def _delete(place: Location, group: zarr.Group, damage: Damage) -> None:

@@ -227,7 +227,7 @@ class LocalFolder(Location):
             if problem.errno not in NO_LINKS:
                 raise
             raise StoreError(
-                f"{self}: its file system has no hard links, by which writers keep out of each other's way; "
+                f"{self}: its file system has no hard links, which keep two writers apart; "
                 "choose another --out"
             ) from None
         finally:
@@ -323,7 +323,7 @@ class LocalFolder(Location):
                 return
             if parent.is_symlink():
                 raise StoreError(
-                    f"{self}: {parent.name} is a link to another folder, which repsim does not write to"
+                    f"{self}: {parent.name} is a link to another folder; repsim does not write there"
                 )
 
     def sizes(self) -> dict[str, int]:
@@ -396,7 +396,8 @@ class Bucket(Location):
             )
         except Exception as problem:
             raise StoreError(
-                f"{self.text}: {one_line(problem)}; a store is a folder or an s3://, gs:// or az:// URL"
+                f"{self.text}: {one_line(problem)}; a store is a folder or an s3://, gs:// or "
+                "az:// URL"
             ) from None
 
     @property

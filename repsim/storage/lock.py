@@ -150,7 +150,8 @@ class WriterLock:
         owner = _parse(data)
         if owner is not None and self._alive(owner):
             raise StoreLocked(
-                f"{self._place}: being written by {owner}; wait for it, stop it, or choose another --out"
+                f"{self._place}: being written by {owner}; wait for it, stop it, or choose "
+                "another --out"
             )
         if self._place.exchange(KEY, data, self._me.bytes):
             log.info(

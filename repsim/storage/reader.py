@@ -4,8 +4,6 @@ made it.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +12,11 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import printable
-from repsim.plans import NamedPlan, parse_plan
-from repsim.schema import PLAN
-from repsim.storage import state_store
+from repsim.plans import NamedPlan, parse_plan, recognise
+from repsim.schema import PLAN, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder
+from repsim.storage.requests import commands
 from repsim.storage.results import write_result
 
 # What releases changed of numbers that stores hold: the CHANGELOG has each at length.
@@ -26,8 +24,10 @@ CHANGED = {
     "0.2": (
         "half layers (attn, mlp) of MPNet and MobileBERT wrong",
         "ZAYA, GLM-MoE-DSA, Mistral Large 4, LiLT, Pegasus-X, BigBird, Inkling 2 and FSMT wrong",
-        "states of FNet, YOSO, PaliGemma, MobileBERT, Nystromformer, ConvBERT and LongRoPE depend on batches",
-        "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure than the paper's",
+        "states of FNet, YOSO, PaliGemma, MobileBERT, Nystromformer, ConvBERT and LongRoPE depend "
+        "on batches",
+        "--stack of an encoder-decoder's decoder one token off; --paper-cache another procedure "
+        "than the paper's",
         "log-probabilities under --tokens mean pass over values that are no numbers",
     )
 }
@@ -43,7 +43,7 @@ class StoreReader:
     dataset: as xarray opens it, lazily; what counted of it when it was opened.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[Kind]
     maker: ClassVar[str]
 
     def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
@@ -126,14 +126,14 @@ class StoreReader:
         """How far replayed layers were proven to be the model itself, e.g. `proven to 3e-07 (plain,
         padded)`.
         """
-        return state_store.verdict_in(self.dataset.attrs).text
+        return self.group.replay.text
 
     @cached_property
     def plans(self) -> tuple[NamedPlan, ...]:
         """The plans in the store, with the names they were asked for by."""
         names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
         return tuple(
-            NamedPlan(str(name), parse_plan(str(text), self.layers))
+            recognise(str(name), parse_plan(str(text), self.layers), self.layers)
             for name, text in zip(names, texts, strict=True)
         )
 
@@ -152,25 +152,7 @@ class StoreReader:
 
     def _repr_html_(self) -> str:
         # pandas escapes the cells and draws the table as notebooks know it; xarray escapes what it
-        # shows
+        # shows.
         facts = pd.Series({name: printable(value) for name, value in self._facts().items()})
-        return f"<b>repsim.{type(self).__name__}</b> {facts.to_frame().to_html(header=False)}{self.dataset._repr_html_()}"
-
-
-def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
-    """Requests that a store keeps, as commands for the shell."""
-    return [
-        _command(maker, request, path, ["--append"] * bool(row))
-        for row, request in enumerate(requests)
-    ]
-
-
-def _command(maker: str, request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:
-    words = [*maker.split(), str(request["model"])]
-    for name, value in request.items():
-        if name == "model":
-            continue
-        option = "--" + name.replace("_", "-")
-        for one in value if isinstance(value, list) else [value]:
-            words += [option] if one is True else [option, str(one)]
-    return shlex.join([*words, "--out", str(path), *more])
+        table = facts.to_frame().to_html(header=False)
+        return f"<b>repsim.{type(self).__name__}</b> {table}{self.dataset._repr_html_()}"

@@ -24,7 +24,6 @@ import zarr
 from numpy.typing import NDArray
 
 from repsim.errors import StoreDamaged
-from repsim.plans import NamedPlan
 from repsim.schema import (
     BLOCK,
     CHOICE,
@@ -33,72 +32,78 @@ from repsim.schema import (
     PLAN,
     REQUEST,
     SCHEMA_VERSION,
-    SCORES,
     TASK,
-    Identity,
-    ReplayVerdict,
+    Kind,
 )
-from repsim.storage import integrity, state_store
+from repsim.storage import integrity
+from repsim.storage.frame import (
+    GO_ON,
+    ArraySpec,
+    StoreLayout,
+    StoreWriter,
+    open_for_writing,
+    region_of,
+    writable,
+)
 from repsim.storage.group import (
     CHECK_ADDRESS,
     RESULTS,
     SCHEMA_ATTRIBUTE,
     StoreGroup,
-    array_digests,
-    grow,
-    is_growing,
-    put_attributes,
+    open_or_create,
 )
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import WriterLock
 
 STRING = np.dtypes.StringDType()
-# What blocks fill: dimensions, dtype, what stands where nothing was measured, chunks.
-FILLED: dict[str, tuple[tuple[str, ...], Any, Any, tuple[int, ...]]] = {
-    "log_likelihood": ((PLAN, REQUEST), np.dtype("float64"), np.nan, (64, 1024)),
-    "is_greedy": ((PLAN, REQUEST), np.dtype("int8"), -1, (64, 4096)),
-    "response": ((PLAN, REQUEST), STRING, "", (64, 256)),
-    "score": ((PLAN, EXAMPLE, METRIC), np.dtype("float64"), np.nan, (64, 512, 8)),
-    "aggregate": ((PLAN, TASK, METRIC), np.dtype("float64"), np.nan, (64, 64, 8)),
-    "done": ((PLAN, BLOCK), np.dtype(bool), False, (64, 256)),
-}
-ABOUT = {
-    "log_likelihood": {
-        "units": "nat",
-        "long_name": "log-likelihood of the continuation, or of the whole text",
-    },
-    "is_greedy": {
-        "long_name": "whether greedy decoding gives the continuation; -1 where it was not measured"
-    },
-    "response": {"long_name": "what the model wrote"},
-    "score": {"long_name": "lm-eval's metric of one example"},
-    "aggregate": {"long_name": "lm-eval's metric of the whole task"},
-}
 # What `paper_cache` is in a store's attributes where it is not False. True in older stores is
 # another procedure: each layer's own mean over the rounds of a loop, which is not the paper's.
 PAPER_CACHE = "one past per parallel step"
 WRITE_SECONDS = 2.0  # of work that a kill may cost, beside the plan under way
 
 
+def array_specs(extent: Mapping[str, int]) -> dict[str, ArraySpec]:
+    """The arrays that blocks fill, in sizes of an extent; `done` is the last, and written last."""
+
+    def of(dims: tuple[str, ...], dtype: Any, fill: Any, chunks: Sequence[int], **more: Any) -> Any:
+        shape = tuple(extent[dim] for dim in dims)
+        return ArraySpec(dims, shape, np.dtype(dtype), tuple(chunks), fill, **more)
+
+    def named(text: str, **units: str) -> dict[str, Any]:
+        return {"attributes": {**units, "long_name": text}}
+
+    likelihood = named("log-likelihood of the continuation, or of the whole text", units="nat")
+    greedy = named("whether greedy decoding gives the continuation; -1 where it was not measured")
+    score, aggregate = (
+        named(f"lm-eval's metric of {of_what}") for of_what in ("one example", "the whole task")
+    )
+    return {
+        "log_likelihood": of((PLAN, REQUEST), "float64", np.nan, (64, 1024), **likelihood),
+        "is_greedy": of((PLAN, REQUEST), "int8", -1, (64, 4096), **greedy),
+        "response": of((PLAN, REQUEST), STRING, "", (64, 256), **named("what the model wrote")),
+        "score": of((PLAN, EXAMPLE, METRIC), "float64", np.nan, (64, 512, 8), **score),
+        "aggregate": of((PLAN, TASK, METRIC), "float64", np.nan, (64, 64, 8), **aggregate),
+        "done": of((PLAN, BLOCK), bool, False, (64, 256), is_flag=True),
+    }
+
+
+FILLED = array_specs(dict.fromkeys((PLAN, REQUEST, EXAMPLE, METRIC, TASK, BLOCK), 0))
+
+
 @dataclass(frozen=True)
-class Layout:
+class Layout(StoreLayout):
     """What a store of scores is to hold.
 
-    identity: what the numbers depend on.
-    layers: the model's T.
-    plans: with their names.
     tasks: columns task, version, digest, shots, gold_count (a tuple, see
-    `repsim.evaluation.tasks.Benchmark`).
+        `repsim.evaluation.tasks.Task`).
     metrics: columns task, metric, aggregation, better (whether higher is better).
     examples: columns task, doc, choices, gold, block; a block's examples are neighbours.
     requests: columns task, doc, choice, digest, example (its number); in the order of the examples.
     commands: the options of every evaluation that made it.
     paper_cache: whether texts were written with the paper's cache, `repsim.models.kv_cache`.
+    generates: whether texts are written at all.
     """
 
-    identity: Identity
-    layers: int
-    plans: tuple[NamedPlan, ...]
     tasks: pd.DataFrame
     metrics: pd.DataFrame
     examples: pd.DataFrame
@@ -140,12 +145,78 @@ class Layout:
         return slice(int(first), int(last))
 
     @property
-    def filled(self) -> list[str]:
-        """Names of the arrays that blocks fill."""
-        return [name for name in FILLED if name != "response" or self.generates]
+    def groups(self) -> tuple[str, ...]:
+        return (RESULTS,)
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Answers, scores and the flag `done`, which is the last."""
+        specs = array_specs(self.extent)
+        return {name: spec for name, spec in specs.items() if name != "response" or self.generates}
+
+    def coordinates(self) -> xr.Dataset:
+        """Plans, tasks, examples and requests."""
+        plans, examples, requests = self.plans, self.examples, self.requests
+        table = self.metrics.set_index(["task", "metric"])
+        grid = pd.MultiIndex.from_product([self.tasks["task"], self.metric_names])
+        shape = len(self.tasks), len(self.metric_names)
+        aggregation = (
+            table["aggregation"].reindex(grid, fill_value="").to_numpy(object).reshape(shape)
+        )
+        better = (
+            table["better"].astype(int).reindex(grid, fill_value=-1).to_numpy("int8").reshape(shape)
+        )
+
+        # -1: not known, or no such choice.
+        gold_count = np.full((len(self.tasks), self.extent[CHOICE]), -1, np.int64)
+        for row, counts in enumerate(self.tasks["gold_count"]):
+            gold_count[row, : len(counts)] = counts
+
+        def text(values: Any) -> Any:
+            return np.array(list(values), STRING)
+
+        coords: Mapping[str, Any] = {
+            PLAN: (PLAN, text(named.plan.text for named in plans)),
+            "plan_name": (PLAN, text(named.name for named in plans)),
+            "plan_digest": (PLAN, text(named.plan.digest for named in plans)),
+            TASK: (TASK, text(self.tasks["task"])),
+            "task_version": (TASK, text(self.tasks["version"])),
+            "task_digest": (TASK, text(self.tasks["digest"])),
+            "num_fewshot": (TASK, self.tasks["shots"].to_numpy(np.int64)),
+            "gold_count": ((TASK, CHOICE), gold_count),
+            METRIC: (METRIC, text(self.metric_names)),
+            "aggregation": ((TASK, METRIC), aggregation.astype(STRING)),
+            "higher_is_better": ((TASK, METRIC), better),
+            "example_task": (EXAMPLE, text(examples["task"])),
+            **{
+                name: (EXAMPLE, examples[column].to_numpy(np.int64))
+                for name, column in (
+                    ("example_doc", "doc"),
+                    ("example_choices", "choices"),
+                    ("example_gold", "gold"),
+                    ("block", "block"),
+                )
+            },
+            "request_task": (REQUEST, text(requests["task"])),
+            "request_doc": (REQUEST, requests["doc"].to_numpy(np.int64)),
+            "request_choice": (REQUEST, requests["choice"].to_numpy(np.int64)),
+            "request_digest": (REQUEST, text(requests["digest"])),
+            "request_example": (REQUEST, requests["example"].to_numpy(np.int64)),
+        }
+        return xr.Dataset(coords=coords)
+
+    def attributes(self) -> dict[str, Any]:
+        return {
+            SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
+            "kind": Kind.SCORES,
+            "layers": self.layers,
+            "identity": self.identity.to_dict(),
+            "requests": [dict(command) for command in self.commands],
+            "paper_cache": self.paper_cache and PAPER_CACHE,
+            "extent": self.extent,
+        }
 
 
-class Writer:
+class Writer(StoreWriter):
     """Puts answers and scores into a store, block by block; `prepare` makes one.
 
     values: every array that blocks fill, whole.
@@ -159,10 +230,11 @@ class Writer:
         lock: WriterLock,
         values: dict[str, Any],
     ) -> None:
-        self._place, self._layout, self._lock, self.values = place, layout, lock, values
-        self._group = group
-        self._arrays = {name: state_store.writable(group, name) for name in layout.filled}
-        self._unwritten: dict[str, set[tuple[int, ...]]] = {name: set() for name in layout.filled}
+        super().__init__(place, group, lock)
+        self._layout, self.values = layout, values
+        self._specs = layout.arrays()
+        self._arrays = {name: writable(group, name) for name in self._specs}
+        self._unwritten: dict[str, set[tuple[int, ...]]] = {name: set() for name in self._specs}
         self._written = time.monotonic()
 
     @property
@@ -181,14 +253,10 @@ class Writer:
         examples = self._layout.examples_of(block)
         places = {EXAMPLE: examples, REQUEST: self._layout.requests_of(examples)}
         for name, values in answers.items():
-            self._set(name, (plan, places[FILLED[name][0][1]]), values)
+            self._set(name, (plan, places[self._specs[name].dims[1]]), values)
         self._set("done", (plan, slice(block, block + 1)), True)
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.flush()
-
-    def note_replay(self, verdict: ReplayVerdict) -> None:
-        """Keeps how far the replay was proven to be the model."""
-        state_store.note_replay(self._place, self._group, verdict)
 
     def put_aggregates(self, values: NDArray[np.float64]) -> None:
         """`[plan, task, metric]`, all at once."""
@@ -197,16 +265,16 @@ class Writer:
 
     def _set(self, name: str, place: tuple[int, slice], values: Any) -> None:
         self.values[name][place] = values
-        along = FILLED[name][3]
+        along = self._specs[name].chunks
         for column in range(place[1].start // along[1], -(-place[1].stop // along[1])):
             self._unwritten[name].add((place[0] // along[0], column))
 
     def flush(self) -> None:
         """What was put is on disk when this returns, and only then declared finished."""
-        with one_line_errors(self._place, advice=state_store.GO_ON):
+        with one_line_errors(self._place, advice=GO_ON):
             self._lock.check()
-            for name in self._layout.filled:  # `done` is the last of them
-                rows, columns = FILLED[name][3][:2]
+            for name, spec in self._specs.items():  # `done` is the last of them
+                rows, columns = spec.chunks[:2]
                 for row, column in sorted(self._unwritten[name]):
                     piece = (
                         slice(row * rows, (row + 1) * rows),
@@ -217,121 +285,38 @@ class Writer:
         self._written = time.monotonic()
 
 
-def prepare(place: Location, layout: Layout, lock: WriterLock, *, repair: bool = False) -> Writer:
+def prepare(
+    place: Location,
+    layout: Layout,
+    lock: WriterLock,
+    *,
+    existing: StoreGroup | None = None,
+    damages: Sequence[integrity.Damage] | None = None,
+) -> Writer:
     """A writer for a store that is new, or that holds a part of the layout already and grows.
 
     Args:
         place: the store's.
         layout: what it is to hold; what it holds already comes first in every dimension.
         lock: held.
-        repair: take what is damaged for not finished.
+        existing: the store as it is, None where there is none.
+        damages: what of it is damaged and counts as not finished; None unless it is being repaired.
     Raises:
         RepsimError: it cannot be read or written, or is damaged.
     """
-    before = _read_existing(place, repair) if state_store.exists(place) else {}
+    before = {} if existing is None else read_values(existing, damages or ())
+    # Every array in its new size, with what the store holds in front.
     values: dict[str, Any] = {}
-    for name in layout.filled:
-        dims, dtype, empty, _ = FILLED[name]
-        values[name] = np.full([layout.extent[dim] for dim in dims], empty, dtype)
+    for name, spec in layout.arrays().items():
+        values[name] = np.full(spec.shape, spec.fill, spec.dtype)
         if name in before:
             values[name][tuple(slice(size) for size in before[name].shape)] = before[name]
-    # What was aggregated of a part of the examples is no more.
+    # What was aggregated over a part of the examples no longer holds.
     for column, task in enumerate(layout.tasks["task"]):
         blocks = layout.examples["block"][layout.examples["task"] == task]
         values["aggregate"][~values["done"][:, blocks].all(1), column] = np.nan
-    with one_line_errors(place):
-        group = state_store.open_or_create(place)
-        attributes = group.attrs.asdict()
-        same = all(attributes.get(key) == value for key, value in _attributes(layout).items())
-        if repair or not same or is_growing(attributes):
-            described = coordinates(layout)
-            names = [*map(str, described.variables), *values]
-            grow(place, group, {name: layout.extent for name in names if name in group})
-            for key, variable in described.variables.items():
-                dims = tuple(map(str, variable.dims))
-                state_store.create_or_resize(group, str(key), dims, variable.shape, variable.dtype)[
-                    ...
-                ] = variable.values
-            # `done` comes first: what is lost must not pass for finished if this is cut short
-            for name, array in sorted(values.items(), key=lambda item: item[0] != "done"):
-                dims, dtype, empty, chunks = FILLED[name]
-                about = ABOUT.get(name)
-                sized = state_store.create_or_resize(
-                    group, name, dims, array.shape, dtype, chunks, attributes=about, empty=empty
-                )
-                sized[...] = array
-            group.require_group(RESULTS)
-            names_of_coordinates = [
-                str(key) for key in described.coords if key not in (PLAN, TASK, METRIC)
-            ]
-            described_by = {
-                "coordinates": " ".join([*names_of_coordinates, "done"]),
-                "arrays": array_digests(place, names),
-            }
-            put_attributes(group, {**_attributes(layout), **described_by})
+    group = open_for_writing(place, layout, values, rewrite=damages is not None)
     return Writer(place, group, layout, lock, values)
-
-
-def _attributes(layout: Layout) -> dict[str, Any]:
-    return {
-        SCHEMA_ATTRIBUTE: SCHEMA_VERSION,
-        "kind": SCORES,
-        "layers": layout.layers,
-        "identity": layout.identity.to_dict(),
-        "requests": [dict(command) for command in layout.commands],
-        "paper_cache": layout.paper_cache and PAPER_CACHE,
-        "extent": layout.extent,
-    }
-
-
-def coordinates(layout: Layout) -> xr.Dataset:
-    """Plans, tasks, examples and requests."""
-    plans, examples, requests = layout.plans, layout.examples, layout.requests
-    table = layout.metrics.set_index(["task", "metric"])
-    grid = pd.MultiIndex.from_product([layout.tasks["task"], layout.metric_names])
-    shape = len(layout.tasks), len(layout.metric_names)
-    aggregation = table["aggregation"].reindex(grid, fill_value="").to_numpy(object).reshape(shape)
-    better = (
-        table["better"].astype(int).reindex(grid, fill_value=-1).to_numpy("int8").reshape(shape)
-    )
-
-    # -1: not known, or no such choice.
-    gold_count = np.full((len(layout.tasks), layout.extent[CHOICE]), -1, np.int64)
-    for row, counts in enumerate(layout.tasks["gold_count"]):
-        gold_count[row, : len(counts)] = counts
-
-    def text(values: Any) -> Any:
-        return np.array(list(values), STRING)
-
-    coords: Mapping[str, Any] = {
-        PLAN: (PLAN, text(named.plan.text for named in plans)),
-        "plan_name": (PLAN, text(named.name for named in plans)),
-        "plan_digest": (PLAN, text(named.plan.digest for named in plans)),
-        TASK: (TASK, text(layout.tasks["task"])),
-        "task_version": (TASK, text(layout.tasks["version"])),
-        "task_digest": (TASK, text(layout.tasks["digest"])),
-        "num_fewshot": (TASK, layout.tasks["shots"].to_numpy(np.int64)),
-        "gold_count": ((TASK, CHOICE), gold_count),
-        METRIC: (METRIC, text(layout.metric_names)),
-        "aggregation": ((TASK, METRIC), aggregation.astype(STRING)),
-        "higher_is_better": ((TASK, METRIC), better),
-        "example_task": (EXAMPLE, text(examples["task"])),
-        **{
-            name: (EXAMPLE, examples[column].to_numpy(np.int64))
-            for name, column in (
-                ("example_doc", "doc"),
-                ("example_choices", "choices"),
-                ("example_gold", "gold"),
-                ("block", "block"),
-            )
-        },
-        "request_task": (REQUEST, text(requests["task"])),
-        "request_doc": (REQUEST, requests["doc"].to_numpy(np.int64)),
-        "request_choice": (REQUEST, requests["choice"].to_numpy(np.int64)),
-        "request_digest": (REQUEST, text(requests["digest"])),
-        "request_example": (REQUEST, requests["example"].to_numpy(np.int64)),
-    }
-    return xr.Dataset(coords=coords)
 
 
 def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -375,73 +360,75 @@ def tables(dataset: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     return tasks, pd.DataFrame(rows), examples, requests
 
 
-def check(place: Location, *, repair: bool) -> None:
-    """Refuses a damaged store; it is small enough to be read whole. Nothing is finished where
-    `done` is repaired.
+def find_damages(place: Location) -> tuple[integrity.Damage, ...]:
+    """Reads a store of scores whole, which is small, and names what is damaged; results of analyses
+    aside.
 
     Raises:
-        RepsimError: what describes the store is damaged, or anything is and `repair` was not asked
-            for.
+        StoreDamaged: what describes the store is damaged, so that it cannot be repaired.
     """
-    for damage in integrity.check(place).damages:
-        if damage.is_result:
-            continue
+    damages = tuple(one for one in integrity.check(place).damages if not one.is_result)
+    for damage in damages:
         if is_metadata(damage):
             raise StoreDamaged(
                 f"{place}: {damage}: it describes the store; evaluate again, to another --out"
             )
-        if not repair:
-            raise StoreDamaged(f"{place}: {damage}; add --repair")
-        if damage.array == "done":
-            integrity.clear_flags(state_store.open_or_create(place), damage)
+    return damages
 
 
 def is_metadata(damage: integrity.Damage) -> bool:
     """Whether it is in what describes the store: plans, tasks, examples, requests, sizes."""
-    return not damage.is_result and (not damage.chunk or damage.array not in FILLED)
+    if damage.is_result:
+        return False
+    return not damage.chunk or damage.array not in FILLED
 
 
-def _read_existing(place: Location, repair: bool) -> dict[str, Any]:
-    """What blocks have filled so far; with `repair` without what is damaged, which then counts as
-    not finished.
+def read_values(
+    group: StoreGroup, damages: Sequence[integrity.Damage] = ()
+) -> dict[str, NDArray[Any]]:
+    """What blocks have filled so far, by the names of the arrays.
+
+    Args:
+        group: the store.
+        damages: chunks that are not read; the blocks they are about count as not finished.
+    Raises:
+        StoreDamaged: another chunk is damaged or missing.
     """
-    opened = StoreGroup.open(place)
-    group: Any = opened.zarr
-    damages: Sequence[integrity.Damage] = integrity.check(place).damages if repair else ()
-    found: dict[str, Any] = {}
-    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        for name, (dims, dtype, empty, chunks) in FILLED.items():
-            if name not in opened.arrays:
+    root: Any = group.zarr
+    values: dict[str, NDArray[Any]] = {}
+    with one_line_errors(group.place, "cannot be read", CHECK_ADDRESS):
+        for name, spec in array_specs(group.extent).items():
+            if name not in group.arrays:
                 continue
-            array: Any = group[name]
-            shape = [opened.extent[dim] for dim in dims]
             lost = {damage.chunk for damage in damages if damage.array == name}
-            found[name] = np.full(shape, empty, dtype)
-            for chunk in np.ndindex(
-                *(-(-size // along) for size, along in zip(shape, chunks, strict=True))
-            ):
-                if chunk in lost:
-                    continue
-                corner = zip(chunk, chunks, shape, strict=True)
-                region = tuple(
-                    slice(i * along, min((i + 1) * along, size)) for i, along, size in corner
-                )
-                found[name][region] = array[region]
-    _forget(group, found, damages)
-    return found
+            values[name] = np.full(spec.shape, spec.fill, spec.dtype)
+            sizes = zip(spec.shape, spec.chunks, strict=True)
+            for chunk in np.ndindex(*(-(-size // along) for size, along in sizes)):
+                if chunk not in lost:
+                    region = region_of(chunk, spec.chunks, spec.shape)
+                    values[name][region] = root[name][region]
+    _mark_unfinished(root, values, damages)
+    return values
 
 
-def _forget(group: zarr.Group, found: dict[str, Any], damages: Sequence[integrity.Damage]) -> None:
-    """Blocks that lost an answer or a score count as not finished."""
-    coordinates: Any = group
-    block = coordinates["block"][: found["score"].shape[1]]
-    blocks = {
-        EXAMPLE: block,
-        REQUEST: block[coordinates["request_example"][: found["log_likelihood"].shape[1]]],
-    }
+def _mark_unfinished(
+    root: Any, values: dict[str, NDArray[Any]], damages: Sequence[integrity.Damage]
+) -> None:
+    """Takes blocks that lost an answer or a score for not finished, in `values["done"]`."""
+    block = root["block"][: values["score"].shape[1]]
+    example = root["request_example"][: values["log_likelihood"].shape[1]]
+    blocks = {EXAMPLE: block, REQUEST: block[example]}
     for damage in damages:
-        dims, _, _, chunks = FILLED.get(damage.array, ((), None, None, ()))
-        if len(dims) > 1 and dims[1] in blocks:
-            (row, column), (tall, wide) = damage.chunk[:2], chunks[:2]
-            lost = np.unique(blocks[dims[1]][column * wide : (column + 1) * wide])
-            found["done"][row * tall : (row + 1) * tall, lost] = False
+        if damage.array not in FILLED or FILLED[damage.array].dims[1] not in blocks:
+            continue
+        spec = FILLED[damage.array]
+        (row, column), (tall, wide) = damage.chunk[:2], spec.chunks[:2]
+        lost = np.unique(blocks[spec.dims[1]][column * wide : (column + 1) * wide])
+        values["done"][row * tall : (row + 1) * tall, lost] = False
+
+
+def clear_damaged_flags(place: Location, damages: Sequence[integrity.Damage]) -> None:
+    """Declares what damaged flags are about not finished, so that the store can be opened."""
+    for damage in damages:
+        if damage.array == "done":
+            integrity.clear_flags(open_or_create(place), damage)

@@ -23,9 +23,11 @@ import repsim
 from repsim import models
 from repsim.analyses import cosine, norms
 from repsim.captures import write_queue
-from repsim.data.corpus import Sample, batches, cut_blocks, read_corpus, tokenize
+from repsim.data.batching import batches, cut_blocks
+from repsim.data.corpus import read_corpus
+from repsim.data.samples import Sample, tokenize
 from repsim.errors import Interrupted, RepsimError, StoreDamaged
-from repsim.jobs.interruption import Progress
+from repsim.jobs.resumable import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.plans import Plan, PlanTrie, resolve

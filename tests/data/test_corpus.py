@@ -13,20 +13,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from repsim.data import corpus as corpus_module
-from repsim.data.corpus import (
-    Batch,
-    Company,
-    Corpus,
-    Sample,
-    Text,
-    TokenRule,
-    batches,
-    corpus_digest,
-    cut_blocks,
-    read_corpus,
-    tokenize,
-)
+from repsim.data import samples as samples_module
+from repsim.data.batching import Batch, Company, batches, cut_blocks
+from repsim.data.corpus import Corpus, Text, read_corpus
+from repsim.data.samples import Sample, TokenRule, corpus_digest, tokenize
 from repsim.errors import RepsimError
 
 
@@ -311,10 +301,10 @@ def pieces():
 @pytest.fixture
 def short(monkeypatch):
     """Texts are long from 64 characters on."""
-    monkeypatch.setattr(corpus_module, "WHOLE_CHARACTERS", 64)
-    monkeypatch.setattr(corpus_module, "CHARACTERS_PER_TOKEN", 1)
-    monkeypatch.setattr(corpus_module, "MOST_CHARACTERS", 1024)
-    monkeypatch.setattr(corpus_module, "GROUP_CHARACTERS", 512)
+    monkeypatch.setattr(samples_module, "WHOLE_CHARACTERS", 64)
+    monkeypatch.setattr(samples_module, "CHARACTERS_PER_TOKEN", 1)
+    monkeypatch.setattr(samples_module, "MOST_CHARACTERS", 1024)
+    monkeypatch.setattr(samples_module, "GROUP_CHARACTERS", 512)
 
 
 PASSAGES = " ".join(text.text for text in read_corpus().texts)
@@ -347,8 +337,8 @@ def test_the_beginning_of_a_long_text_gives_the_same_first_tokens(pieces, short,
 def test_no_long_text_gives_other_tokens(pieces, items):
     text = "".join(items).strip() or "the"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "WHOLE_CHARACTERS", 32)
-        patch.setattr(corpus_module, "CHARACTERS_PER_TOKEN", 1)
+        patch.setattr(samples_module, "WHOLE_CHARACTERS", 32)
+        patch.setattr(samples_module, "CHARACTERS_PER_TOKEN", 1)
         (sample,), _ = tokenize(corpus_of(text), pieces, 6)
     assert sample.token_ids.tolist() == pieces(text)["input_ids"][:6]
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repsim.data import packing
-from repsim.data.corpus import Company
+from repsim.data.batching import Company
 from repsim.data.packing import (
     ROW_TOKENS,
     TREE_TOKENS,
@@ -56,14 +56,14 @@ def contexts(packed):
     for batch in packed.batches:
         for ids, mask, row in zip(batch.token_ids, batch.mask, range(len(batch.mask)), strict=True):
             for place in np.flatnonzero(mask):
-                if batch.sees is None or batch.depth is None:
+                if batch.attention_mask is None or batch.position_ids is None:
                     found.append(ids[: place + 1].tolist())
                     continue
-                seen = np.flatnonzero(batch.sees[row, place])
+                seen = np.flatnonzero(batch.attention_mask[row, place])
                 assert mask[seen].all()
-                seen = seen[np.argsort(batch.depth[row, seen], kind="stable")]
+                seen = seen[np.argsort(batch.position_ids[row, seen], kind="stable")]
                 # One token at each depth.
-                assert batch.depth[row, seen].tolist() == list(range(len(seen)))
+                assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
                 assert seen[-1] == place
                 found.append(ids[seen].tolist())
     return found
@@ -86,9 +86,9 @@ def check(packed, windows):
         assert batch.token_ids.shape == batch.mask.shape
         assert (batch.token_ids[~batch.mask] == PAD).all()
         assert (np.diff(batch.mask.astype(int)) <= 0).all()  # padded on the right
-        if batch.sees is not None:
+        if batch.attention_mask is not None:
             assert (
-                batch.sees[~batch.mask]
+                batch.attention_mask[~batch.mask]
                 == np.eye(batch.mask.shape[1], dtype=bool)[np.nonzero(~batch.mask)[1]]
             ).all()
 
@@ -102,8 +102,8 @@ def test_two_windows_that_share_three_tokens_are_one_tree():
     packed = pack_prefix_trees([one, two], PAD, **COSTS)
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 3]]
-    assert batch.depth.tolist() == [[0, 1, 2, 3, 4]]
-    assert batch.sees[0].astype(int).tolist() == np.tri(5, dtype=int).tolist()
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4]]
+    assert batch.attention_mask[0].astype(int).tolist() == np.tri(5, dtype=int).tolist()
     assert packed.token.tolist() == [2, 3, 4, 2]  # 7 predicts the first target of both
     assert packed.target.tolist() == [8, 3, 4, 9]
     assert packed.window.tolist() == [0, 0, 0, 1]
@@ -116,8 +116,8 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other():
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 9, 2]]
     assert batch.mask.all()
-    assert batch.depth.tolist() == [[0, 1, 2, 3, 3, 4]]
-    assert batch.sees[0].astype(int).tolist() == [
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
+    assert batch.attention_mask[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -133,8 +133,8 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other():
 def test_texts_that_share_nothing_lie_side_by_side():
     (batch,) = pack_prefix_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
     assert batch.token_ids.tolist() == [[5, 6, 8, 9]]
-    assert batch.depth.tolist() == [[0, 1, 0, 1]]
-    assert batch.sees[0].astype(int).tolist() == [
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1]]
+    assert batch.attention_mask[0].astype(int).tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 0, 1, 0],
@@ -148,8 +148,8 @@ def test_padding_sees_only_itself_and_nobody_sees_it():
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[8, 9, 1], [5, 6, PAD]]
     assert batch.mask.tolist() == [[True, True, True], [True, True, False]]
-    assert batch.depth.tolist() == [[0, 1, 2], [0, 1, 0]]
-    assert batch.sees[1].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert batch.attention_mask[1].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert packed.token.tolist() == [4, 2]
 
 
@@ -157,8 +157,8 @@ def test_rows_are_plain_texts_with_equal_ones_once():
     windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(5, 6, 7, 9)]
     packed = pack_rows(windows, PAD, overhead=100, waste=0.5)
     (batch,) = packed.batches
-    assert batch.sees is None
-    assert batch.depth is None
+    assert batch.attention_mask is None
+    assert batch.position_ids is None
     assert batch.token_ids.tolist() == [[5, 6, 7], [5, PAD, PAD]]
     assert packed.tokens == 4
     assert packed.token.tolist() == [3, 1, 2, 2]
@@ -243,7 +243,7 @@ def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
     )
     for one, other in zip(there.batches, back.batches, strict=True):
         assert np.array_equal(one.token_ids, other.token_ids)
-        assert np.array_equal(one.sees, other.sees)
+        assert np.array_equal(one.attention_mask, other.attention_mask)
     assert sorted(zip(there.token, there.target, strict=True)) == sorted(
         zip(back.token, back.target, strict=True)
     )

@@ -27,7 +27,7 @@ from repsim.errors import Interrupted, RepsimError
 from repsim.evaluation import tasks
 from repsim.evaluation.lm_eval_model import LmEvalModel
 from repsim.evaluation.reader import Scores
-from repsim.jobs.interruption import Progress
+from repsim.jobs.resumable import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
 from repsim.schema import NOT_FINITE

@@ -20,7 +20,7 @@ import pytest
 import repsim
 from repsim.data.corpus import read_corpus
 from repsim.storage import lock as locks
-from repsim.storage import state_store
+from repsim.storage.frame import GO_ON
 from repsim.storage.location import location_of
 from support.faults import (
     FINISHED,
@@ -192,9 +192,7 @@ def test_a_disk_that_fills_up(nursery, whole, disk, at):
     call = {**ASKED, "out": str(out)}
     refused = nursery.run(call, fill=str(other), at=at)
     assert refused.status == REFUSED
-    assert (
-        refused.message == f"{out}: cannot be written: No space left on device; {state_store.GO_ON}"
-    )
+    assert refused.message == f"{out}: cannot be written: No space left on device; {GO_ON}"
     assert not (out / locks.KEY).exists()
     assert not leftovers(out)
     assert other.stat().st_size > 1 << 20

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.carrying import Observed, Slot, find_slots
@@ -122,7 +122,7 @@ def test_most_layers_hand_on_the_state_alone(name: str) -> None:
 def test_a_mean_of_what_is_handed_on_is_refused(batch: Batch) -> None:
     plan = resolve("0, (1|2), 5", T)[0].plan
     with pytest.raises(
-        RepsimError, match=r"step \(1\|2\) averages layers, and layer 1 hands on prev_router_hidden"
+        RepsimError, match=r"step \(1\|2\) joins the outputs of .* layer 1 hands on prev_router_hid"
     ):
         traced(carrier("zaya"), [plan], batch)
 

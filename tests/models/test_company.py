@@ -13,7 +13,8 @@ import transformers
 from torch import nn
 
 import repsim
-from repsim.data.corpus import Company, Sample, batches
+from repsim.data.batching import Company, batches
+from repsim.data.samples import Sample
 from repsim.errors import RepsimError
 from repsim.evaluation import tasks
 from repsim.models import Model

@@ -17,7 +17,7 @@ import torch
 from accelerate import disk_offload
 from torch import Tensor, nn
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model, halves, layer_call
 from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.planned_proof import rounding_bound
@@ -23,7 +23,8 @@ from repsim.models.stack import find_stack
 from repsim.plans import resolve
 from support.architectures import build as build_survey
 from support.models import MORE, T, build, made, make
-from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced
+from support.oracles import assert_equal_but_for_rounding, last_states, traced
+from support.plans import EXAMPLES
 
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -58,7 +59,7 @@ def fresh(name: str) -> Model:
     return Model(module, None, name, None, find_stack(module))
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) -> None:
     (states,) = traced(model, [resolve(plan, T)[0].plan], batch)
     assert torch.equal(last_states(model, plan, batch), states[-1])
@@ -67,7 +68,7 @@ def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) ->
     )
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_generation_with_the_cache_equals_generation_without(decoder: Model, plan: str) -> None:
     """Step by step, so that a wrong cache cannot hide behind an equal token."""
     prompt = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64]])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
 from repsim.models import Model
@@ -94,8 +94,8 @@ def test_an_excerpt_of_trees_keeps_what_its_tokens_see() -> None:
     (batch,) = pack_prefix_trees(windows_that_share(), 0, overhead=20, waste=0.5).batches
     small = excerpt(batch)
     assert kind_of(small) == "trees"
-    assert small.sees is not None
-    assert small.sees.any(-1).all()
+    assert small.attention_mask is not None
+    assert small.attention_mask.any(-1).all()
     assert small.tokens <= PROOF_TOKENS
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
@@ -35,7 +35,6 @@ from support.models import (
     made,
 )
 from support.oracles import (
-    FAMILIES,
     assert_equal_but_for_rounding,
     last_states,
     naive,
@@ -43,6 +42,7 @@ from support.oracles import (
     traced,
     without_cache,
 )
+from support.plans import EXAMPLES
 
 PLANS = (
     "reverse:start=1",
@@ -97,7 +97,7 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
     With its cache the model's own forward may round otherwise.
     """
     model = made(name)
-    plans = [resolve(text, T)[0].plan for text in FAMILIES if "part" not in text]
+    plans = [resolve(text, T)[0].plan for text in EXAMPLES if "part" not in text]
     baseline, *others = traced(model, plans, batch)
     for ours, theirs in zip(
         baseline, own_states(model, batch, **without_cache(model)), strict=True

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.models import Model, tracing
 from repsim.models.layer_call import state_of
@@ -15,13 +15,13 @@ from repsim.models.tracing import NodeState, Tracer
 from repsim.plans import Plan, PlanTrie, resolve
 from support.models import DECODER, DECODERS, VOCABULARY, T, batch_of, make
 from support.oracles import (
-    FAMILIES,
     assert_equal_but_for_rounding,
     naive,
     traced,
     windows_that_share,
     without_cache,
 )
+from support.plans import EXAMPLES
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -53,7 +53,7 @@ def test_baseline_is_the_models_own_hidden_states(model: Model, batch: Batch, ca
 
 
 def test_every_family_equals_a_naive_loop(model: Model, batch: Batch) -> None:
-    plans = [resolve(text, T)[0].plan for text in FAMILIES]
+    plans = [resolve(text, T)[0].plan for text in EXAMPLES]
     for plan, states in zip(plans, traced(model, plans, batch), strict=True):
         for ours, theirs in zip(states, naive(model, plan, batch), strict=True):
             assert torch.equal(ours, theirs)

@@ -12,6 +12,7 @@ import zarr
 import repsim
 from repsim.errors import RepsimError, StoreDamaged
 from repsim.storage import state_store
+from repsim.storage.frame import write_frame
 from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
 from repsim.storage.integrity import (
     Damage,
@@ -31,6 +32,7 @@ from support.stores import (
     SUMS,
     begin,
     bytes_in,
+    dataset_of,
     layout_of,
     write,
 )
@@ -188,9 +190,9 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
     with monkeypatch.context() as patch:
         patch.setattr(state_store, "_attributes", lambda _layout: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            state_store.write_frame(place, zarr.open_group(place.zarr, mode="r+"), larger)
+            write_frame(place, zarr.open_group(place.zarr, mode="r+"), larger)
         place.delete("done/c/4/1")  # and it had not come this far
-    assert state_store.open_dataset(place).sizes["sample"] == len(LENGTHS)
+    assert dataset_of(place).sizes["sample"] == len(LENGTHS)
     assert not check(place).damages
     victim = next(
         key for key in place.sizes() if key.startswith(("hidden/c", "statistics/own.sum/c"))
@@ -198,7 +200,7 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
     place.write(victim, b"")
     invalidate(place, check(place).damages)
     begin(place, layout)
-    assert state_store.open_dataset(place)["done"].values.sum() < layout.wanted.sum() * 3
+    assert dataset_of(place)["done"].values.sum() < layout.wanted.sum() * 3
 
 
 # Round trip
@@ -220,7 +222,7 @@ def test_what_is_written_again_is_the_same_to_the_byte(full, kind, array):
     assert not check(full).damages
     layout = layout_of(units=16, **kind)
     flags = "predicted" if array == "logprob" and layout.keep else "done"
-    done = state_store.open_dataset(full)[flags].values[list(layout.trie.ends)]
+    done = dataset_of(full)[flags].values[list(layout.trie.ends)]
     assert done.any()  # no more than need be
     assert not done.all()
     write(full, layout)
@@ -231,7 +233,7 @@ def test_only_the_blocks_that_a_damaged_chunk_holds_are_forgotten(place):
     write(place, layout_of())  # tokens 0 to 89, 90 to 139, 140 to 146
     place.write("hidden/c/3/1/0", b"")  # tokens 64 to 127
     invalidate(place, check(place).damages)
-    done = state_store.open_dataset(place)["done"].values
+    done = dataset_of(place)["done"].values
     assert done[3].tolist() == [False, False, True]
     assert np.delete(done, 3, 0).all()
     assert place.read("hidden/c/3/1/0") is None
@@ -392,7 +394,7 @@ def test_a_lost_chunk_is_an_error_and_no_fill_value(place, name):
     with pytest.raises(
         StoreDamaged, match=rf"{name}/c/[\d/]+ is missing\); repsim verify names it"
     ):
-        state_store.open_dataset(place).load()
+        dataset_of(place).load()
 
 
 @pytest.mark.parametrize("name", ["hidden", "logprob"])

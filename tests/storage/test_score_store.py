@@ -25,7 +25,7 @@ from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite
 from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCHEMA_VERSION
-from repsim.storage import integrity, score_store, state_store
+from repsim.storage import frame, integrity, score_store, state_store
 from repsim.storage import lock as locks
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
@@ -370,7 +370,7 @@ def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monke
 def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken, monkeypatch, name):
     """While the store is written anew; the lost answers must not pass for finished ones."""
     flip(broken / "log_likelihood" / "c" / "0" / "0")
-    real = state_store.create_or_resize
+    real = frame.create_or_resize
 
     def die(group: Any, array: str, *rest: Any, **options: Any) -> Any:
         if array == name:

@@ -17,10 +17,12 @@ from repsim.errors import RepsimError
 from repsim.schema import SCHEMA_VERSION, Identity
 from repsim.storage import lock as locks
 from repsim.storage import state_store
-from repsim.storage.group import StoreGroup
+from repsim.storage.finished_blocks import block_starts, plan_ends
+from repsim.storage.group import StoreGroup, exists
 from repsim.storage.integrity import check, invalidate
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.prefetch import read_statistic
 from repsim.storage.results import write_result
 from support.stores import (
     IDENTITY,
@@ -29,6 +31,7 @@ from support.stores import (
     SUMS,
     begin,
     bytes_in,
+    dataset_of,
     layout_of,
     sums_of,
     write,
@@ -88,7 +91,7 @@ def test_tokens_in_a_chunk(units, tokens, chunk):
 def test_names_and_coordinates(place):
     layout = layout_of((3, 2), requests=({"model": "m", "plan": ["baseline"]},))
     begin(place, layout)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset.sizes == {
         "node": 8,
         "token": 5,
@@ -160,7 +163,7 @@ def test_names_and_coordinates(place):
 def test_tokens_that_are_kept(place, tokens, ids, positions):
     layout = layout_of((3, 2), tokens=tokens)
     states = write(place, layout)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset["token_id"].values.tolist() == ids
     assert dataset["position"].values.tolist() == positions
     assert dataset["length"].values.tolist() == [3, 2]
@@ -169,16 +172,16 @@ def test_tokens_that_are_kept(place, tokens, ids, positions):
 
 def test_where_plans_end_and_blocks_start(place):
     begin(place, layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2"))
-    dataset = state_store.open_dataset(place)
-    assert state_store.plan_ends(dataset).tolist() == [3, 4, 6, 7]
-    tokens, samples = state_store.block_starts(dataset)
+    dataset = dataset_of(place)
+    assert plan_ends(dataset).tolist() == [3, 4, 6, 7]
+    tokens, samples = block_starts(dataset)
     assert (tokens.tolist(), samples.tolist()) == ([0, 5, 6], [0, 2, 3])
 
 
 def test_the_trie_can_be_read_back(place):
     layout = layout_of(plans=("painters", "dropouts"))
     begin(place, layout)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert tuple(dataset["parent"].values.tolist()) == layout.trie.parents
     for row, named in zip(dataset["path"].values, layout.plans, strict=True):
         nodes = row[row >= 0]
@@ -191,7 +194,7 @@ def test_the_trie_can_be_read_back(place):
 
 def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
     write(place, layout_of(logprobs=True))
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset["hidden"].encoding["chunks"] == (1, 64, 4)
     assert dataset["logprob"].encoding["chunks"] == (1, 64)
     chunks = {key for key in place.sizes() if key.startswith("hidden/c/")}
@@ -209,7 +212,7 @@ def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
 def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compression, dtype, lengths):
     layout = layout_of(lengths, units=16, dtype=dtype, logprobs=True, compression=compression)
     states = write(place, layout)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset["hidden"].dtype == dtype
     assert_array_equal(dataset["hidden"], states)
     assert dataset["done"].values.all()
@@ -233,15 +236,13 @@ def test_memory_holds_the_same_store(place, small_chunks):
     layout, elsewhere = layout_of(logprobs=True), location_of("memory://test-store")
     write(place, layout)
     write(elsewhere, layout)
-    xr.testing.assert_identical(
-        state_store.open_dataset(place).load(), state_store.open_dataset(elsewhere).load()
-    )
+    xr.testing.assert_identical(dataset_of(place).load(), dataset_of(elsewhere).load())
 
 
 def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
     layout = layout_of(logprobs=True)
     begin(place, layout)
-    assert np.isnan(state_store.open_dataset(place)["hidden"].values).all()
+    assert np.isnan(dataset_of(place)["hidden"].values).all()
     states = write(place, layout, blocks=[0])
     with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
@@ -250,25 +251,25 @@ def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
         writer.write(0, states[0, 90:140])
         # No neighbour, so node 0 goes to the disk; then the process dies.
         writer.write(2, states[2, 90:140])
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset["done"].values.tolist() == [[True, False, False]] * 8
     assert_array_equal(dataset["hidden"][:, :90], states[:, :90])
     assert_array_equal(dataset["hidden"][0, 90:140], states[0, 90:140])
     assert np.isnan(dataset["hidden"].values[1:, 90:]).all()
     assert np.isnan(dataset["logprob"].values[:, 90:]).all()
     write(place, layout)
-    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
+    assert_array_equal(dataset_of(place)["hidden"], states)
 
 
 def test_blocks_are_written_in_any_order(place, small_chunks):
     layout = layout_of()
     states = write(place, layout, blocks=[2, 0, 1])
-    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
+    assert_array_equal(dataset_of(place)["hidden"], states)
 
 
 def test_opening_reads_no_states(place):
     begin(place, layout_of())
-    hidden = state_store.open_dataset(place)["hidden"]
+    hidden = dataset_of(place)["hidden"]
     piece = hidden.isel(node=slice(1, 3), token=slice(5))
     assert not hidden.variable._in_memory
     assert not piece.variable._in_memory
@@ -279,16 +280,16 @@ def test_opening_reads_no_states(place):
 def test_statistics_without_states(place):
     layout = layout_of((5, 4, 2), blocks=(2, 1), keep=False, statistics=(SUMS,), logprobs=True)
     states = write(place, layout)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert "hidden" not in dataset
     assert dataset["done"].values.tolist() == [[bool(wanted)] * 2 for wanted in layout.wanted]
     assert_array_equal(dataset["logprob"][7], states[7, :, 0])
     whole = np.concatenate([sums_of(layout, 2, block) for block in range(2)])
-    found = state_store.read_statistic(StoreGroup.open(place), "own.sum", 2, slice(3))
+    found = read_statistic(StoreGroup.open(place), "own.sum", 2, slice(3))
     assert_array_equal(found[:, :3], whole)
     assert np.isnan(found[:, 3]).all()  # the plan has three states, the deepest four
     assert_array_equal(
-        state_store.read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), found[1:2]
+        read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), found[1:2]
     )
 
 
@@ -300,10 +301,10 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
     options = {"keep": keep, "logprobs": True, "statistics": () if keep else (SUMS,)}
     layout = layout_of(**options)
     write(place, layout)
-    before, reader = state_store.open_dataset(place).load(), state_store.open_dataset(place)
+    before, reader = dataset_of(place).load(), dataset_of(place)
     larger = layout_of(MORE_LENGTHS, MORE_PLANS, **options)
     begin(place, larger)
-    grown = state_store.open_dataset(place)
+    grown = dataset_of(place)
     assert grown.sizes["node"] == 9
     assert grown.sizes["state"] == 5
     within = grown.load().isel(
@@ -313,15 +314,13 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
     assert grown["done"].values.sum() == layout.wanted.sum() * 3
     states = write(place, larger)
     xr.testing.assert_identical(reader.load(), before)
-    grown = state_store.open_dataset(place)
+    grown = dataset_of(place)
     assert grown["done"].values[larger.wanted].all()
     if keep:
         assert_array_equal(grown["hidden"], states)
     else:
         for plan, samples in ((1, 5), (4, 5)):
-            found = state_store.read_statistic(
-                StoreGroup.open(place), "own.sum", plan, slice(samples)
-            )
+            found = read_statistic(StoreGroup.open(place), "own.sum", plan, slice(samples))
             expected = np.concatenate([sums_of(larger, plan, block) for block in range(5)])
             assert_array_equal(found[:, : expected.shape[1]], expected)
 
@@ -330,11 +329,11 @@ def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
     monkeypatch.setattr(state_store, "CHUNKS", dict.fromkeys(state_store.CHUNKS, 2))
     monkeypatch.setattr(state_store, "DONE_CHUNKS", dict.fromkeys(state_store.DONE_CHUNKS, 2))
     write(place, layout_of())
-    before, reader = state_store.open_dataset(place).load(), state_store.open_dataset(place)
+    before, reader = dataset_of(place).load(), dataset_of(place)
     larger = layout_of(MORE_LENGTHS, MORE_PLANS)
     states = write(place, larger)
     xr.testing.assert_identical(reader.load(), before)
-    grown = state_store.open_dataset(place)
+    grown = dataset_of(place)
     assert grown["done"].values.all()
     assert_array_equal(grown["hidden"], states)
 
@@ -350,7 +349,7 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(
 ):
     layout, larger = layout_of(logprobs=True), layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     write(place, layout, blocks=[0, 1])
-    before = state_store.open_dataset(place).load()
+    before = dataset_of(place).load()
     with monkeypatch.context() as patch:
         written, write_whole = [], LocalFolder.write
 
@@ -366,10 +365,10 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(
             begin(place, larger)
     plain = xr.open_zarr(place.path, consolidated=False)  # sizes agree at any moment
     assert {size for dim, size in plain.sizes.items() if dim.startswith("sample")} <= {3, 5}
-    xr.testing.assert_identical(state_store.open_dataset(place).load(), before)
+    xr.testing.assert_identical(dataset_of(place).load(), before)
     wanted = layout if then == "the same" else larger
     states = write(place, wanted)
-    dataset = state_store.open_dataset(place)
+    dataset = dataset_of(place)
     assert dataset["done"].values.all()
     assert_array_equal(dataset["hidden"], states)
 
@@ -387,14 +386,14 @@ def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
         patch.setattr(zarr.core.attributes.Attributes, "put", _stop)
         with pytest.raises(KeyboardInterrupt):
             begin(place, layout_of((400,), plans="painters"))
-    assert not state_store.exists(place)
+    assert not exists(place)
     with pytest.raises(
         RepsimError, match=r"not begun, or being made this moment; run its capture \(again\)$"
     ):
-        state_store.open_dataset(place)
+        dataset_of(place)
     states = write(place, layout)
-    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
-    assert state_store.exists(place)
+    assert_array_equal(dataset_of(place)["hidden"], states)
+    assert exists(place)
 
 
 def test_a_writer_that_lost_its_lock_finishes_nothing_more(place):
@@ -445,12 +444,12 @@ def test_opening_without_options_warns_of_consolidated_metadata_only(place):
     dataset.attrs = {
         name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")
     }
-    xr.testing.assert_identical(dataset, state_store.open_dataset(place))
+    xr.testing.assert_identical(dataset, dataset_of(place))
 
 
 def test_results_are_replaced_and_do_not_disturb_the_store(place):
     write(place, layout_of())
-    before = state_store.open_dataset(place).load()
+    before = dataset_of(place).load()
     first = xr.Dataset(
         {"old": ("state", np.arange(3.0))},
         {"layer": ("state", np.array(["embed", "0", "1"], object))},
@@ -462,7 +461,7 @@ def test_results_are_replaced_and_do_not_disturb_the_store(place):
         assert set(kept.attrs.pop("repsim_digests")) > {"zarr.json"}
         xr.testing.assert_identical(kept.load().astype(result.dtypes), result)
     write_result(place, "other", first)
-    xr.testing.assert_identical(state_store.open_dataset(place).load(), before)
+    xr.testing.assert_identical(dataset_of(place).load(), before)
     assert sorted(zarr.open_group(place.path / "analyses", mode="r").group_keys()) == [
         "cosine-baseline",
         "other",
@@ -557,8 +556,8 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(
         ) as caught:
             write(place, layout)
     assert "\n" not in str(caught.value)
-    assert state_store.open_dataset(place)["done"].values.tolist() == [[True, False]] * 8
-    assert_array_equal(write(place, layout), state_store.open_dataset(place)["hidden"])
+    assert dataset_of(place)["done"].values.tolist() == [[True, False]] * 8
+    assert_array_equal(write(place, layout), dataset_of(place)["hidden"])
 
 
 @pytest.mark.parametrize(
@@ -627,7 +626,7 @@ def _broken(path):
 def test_what_is_no_store_is_refused(place, make, message):
     make(place.path)
     with pytest.raises(RepsimError) as caught:
-        state_store.open_dataset(place)
+        dataset_of(place)
     assert str(caught.value).startswith(f"{place}: {message}")
     assert "\n" not in str(caught.value)
 
@@ -652,7 +651,7 @@ def test_a_store_in_a_bucket_grows_and_is_repaired():
     write(place, layout_of(logprobs=True), blocks=[0, 1])
     larger = layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     states = write(place, larger)
-    assert_array_equal(state_store.open_dataset(place)["hidden"], states)
+    assert_array_equal(dataset_of(place)["hidden"], states)
     place.write("hidden/c/3/0/0", b"")
     with WriterLock(place):
         invalidate(place, check(place).damages)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import repsim
-from repsim.jobs.interruption import Progress
+from repsim.jobs.resumable import Progress
 from repsim.storage import location, state_store
 from repsim.storage import lock as locks
 from repsim.storage.location import OURS, PARTIAL, LocalFolder, location_of

@@ -17,7 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 from torch import nn
 
-from repsim.data.corpus import Batch, read_corpus
+from repsim.data.batching import Batch
+from repsim.data.corpus import read_corpus
 from repsim.models import Model
 from repsim.models.stack import find_stack
 

@@ -1,13 +1,14 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.data.packing import Window
 from repsim.models import Model
 from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
@@ -16,23 +17,10 @@ from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
 from support.models import VOCABULARY
 
-# Every family, twice where its middle can be wide or narrow.
-FAMILIES = (
-    "baseline",
-    "skip:start=1",
-    "middle_repeat:start=0",
-    "reverse:start=1",
-    "random:start=0,seed=3",
-    "parallel:start=0",
-    "looped_parallel:start=1,loops=3",
-    "drop:layer=0",
-    "drop:layer=5",
-    "drop:layer=2,part=attn",
-    "drop:layer=3,part=mlp",
-    "switch:layer=2",
-    "drop_block:first=1,last=3",
-    "repeat:layer=4,times=3",
-)
+# What a step's members give together, of its input and their outputs, by kind of join.
+JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
+    "mean": lambda state, outputs: sum(outputs[1:], outputs[0]) / len(outputs),
+}
 
 
 def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
@@ -131,13 +119,13 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
             for hook in hooks:
                 hook.remove()
-        state = sum(outputs) / len(outputs)
+        state = JOINED[step.join](state, outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
 
 
-def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tensor:
+def last_states(model: Model, plan: str | Plan, batch: Batch, **inputs: object) -> Tensor:
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)

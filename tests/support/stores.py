@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import xarray as xr
 
-from repsim.data.corpus import Sample
+from repsim.data.samples import Sample
 from repsim.plans import PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import Location
 from repsim.storage.lock import WriterLock
 
@@ -89,3 +91,8 @@ def begin(place: Location, layout: state_store.Layout) -> None:
 
 def bytes_in(place: Location) -> dict[str, bytes]:
     return {key: place.read(key) for key in place.sizes()}
+
+
+def dataset_of(place: Location) -> xr.Dataset:
+    """What is on disk, as xarray reads it."""
+    return StoreGroup.open(place).dataset()

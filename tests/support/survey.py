@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from transformers import Cache
 
 import repsim
-from repsim.data.corpus import Batch
+from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie, resolve
-from support import oracles
 from support.architectures import TOKENS, Subject, T
+from support.plans import EXAMPLES
 
 # Halves have a check of their own.
-FAMILIES = tuple(text for text in oracles.FAMILIES if "part" not in text)
+WHOLE = tuple(text for text in EXAMPLES if "part" not in text)
 GENERATED = (
     "baseline",
     "skip:start=1",
@@ -453,7 +453,7 @@ def examine(subject: Subject) -> list[Outcome]:
     model = Model(module, None, subject.name, None, stack)
     if model.layers != T:
         return [Outcome("baseline", "", "none", f"{model.layers} layers, not {T}")]
-    plans = {text: resolve(text, model.layers)[0].plan for text in FAMILIES}
+    plans = {text: resolve(text, model.layers)[0].plan for text in WHOLE}
     batches = {"alone": batch_of((40,), seed=1), "padded": batch_of((9, 6, 4))}
     witnesses = {
         layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()
