@@ -480,7 +480,10 @@ def test_the_metric_asked_for_where_a_task_has_it() -> None:
     tasks = {
         "a": task(score, acc_norm=better),
         "b": task(score),
-        "c": task_of({"f": ("mean", 1, score), "brier": worse, "exact_match,strict": better}),
+        "c": task_of(
+            {"f": ("mean", 1, score), "brier": worse, "exact_match,strict": better},
+            gold=np.arange(20) % 4,
+        ),
         "d": task(score, metric="em", choices=0),
         "e": task_of(
             {"bytes": worse, "perplexity": ("perplexity", 0, -score), "g": ("f1", 1, score)}
