@@ -19,7 +19,7 @@ from repsim.data.samples import Sample
 
 
 class Costs(TypedDict):
-    """What a forward and padding cost; the keyword arguments of `batches` that depend on the device.
+    """What a forward and padding cost; the arguments of `batches` that depend on the device.
 
     overhead: what one more forward costs, counted in positions.
     waste: the largest share of all positions that may be padding, 0 to 1.
@@ -30,7 +30,8 @@ class Costs(TypedDict):
 
 
 # One more forward costs about 15 ms of Python and kernel launches: the time of some 16 positions of
-# a small model on a CPU. A GPU computes hundreds of positions in that time, so padding costs little.
+# a small model on a CPU. A GPU computes hundreds of positions in that time, so that padding costs
+# little.
 _CPU_COSTS: Costs = {"overhead": 16.0, "waste": 0.02}
 _GPU_COSTS: Costs = {"overhead": 256.0, "waste": 0.25}
 
@@ -39,14 +40,16 @@ _GPU_COSTS: Costs = {"overhead": 256.0, "waste": 0.25}
 class Batch:
     """Samples that run together, padded on the right.
 
-    A row may also hold trees of tokens: texts that begin alike and share what they begin with. Each
-    token then says which others it sees and how deep in its tree it stands.
+    A row may also hold prefix trees: texts that begin alike, with the tokens they share given once
+    (`repsim.data.packing`). For each token it is then said which others it attends to and at which
+    position of its text it stands; models take both under these names.
 
     token_ids: `[sample, position]`, int64.
-    mask: `[sample, position]`, True at real tokens.
-    attention_mask: `[sample, position, position]`, whether a token (second) attends to another (third); None
-        where rows are plain texts.
-    position_ids: `[sample, position]`, int64, a token's place in its own text, from 0; None likewise.
+    mask: `[sample, position]`, True at real tokens, False at padding.
+    attention_mask: `[sample, position, position]`, whether a token (second dimension) attends to
+    another (third); None where rows are plain texts.
+    position_ids: `[sample, position]`, int64, a token's place in its own text, from 0; None where
+    rows are plain texts.
     """
 
     token_ids: NDArray[np.int64]
@@ -56,23 +59,49 @@ class Batch:
 
     @property
     def tokens(self) -> int:
+        """Number of real tokens."""
         return int(self.mask.sum())
 
 
 class Company(StrEnum):
-    """Which texts may run together in a batch, by what a model takes without changing their states."""
+    """Which texts may share a batch without changing each other's states; a property of a model."""
 
     ANY = "texts of any length, padded"
     EQUAL = "texts of one length, unpadded"
     NONE = "each text by itself"
 
 
-def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
-    """How many samples each block takes: neighbours, at most so many tokens together, at least one
-    sample.
+def costs_on(device_type: str) -> Costs:
+    """What a forward and padding cost on a device.
 
-    Cut from the front, so what is left of a corpus after some blocks is cut as it would have been
-    with them.
+    Args:
+        device_type: as torch names it, `cpu` or `cuda`; every accelerator counts as a GPU.
+
+    Example:
+        >>> costs_on("cpu")
+        {'overhead': 16.0, 'waste': 0.02}
+    """
+    return _CPU_COSTS if device_type == "cpu" else _GPU_COSTS
+
+
+def cut_blocks(samples: Sequence[Sample], tokens: int) -> tuple[int, ...]:
+    """Cuts samples, in order, into blocks of a limited size.
+
+    Blocks are filled from the front: what is left of a corpus after some blocks is cut as it would
+    have been with them, so a run that goes on makes the blocks of a run in one piece.
+
+    Args:
+        samples: in the store's order.
+        tokens: the most of a block, unless a single sample is longer.
+
+    Returns:
+        How many samples each block takes, at least one.
+
+    Example:
+        >>> samples = [Sample(key, np.zeros(length, np.int32)) for key, length in
+        ...            [("a", 3), ("b", 2), ("c", 1)]]
+        >>> cut_blocks(samples, 5)
+        (2, 1)
     """
     blocks: list[int] = []
     room = 0
@@ -100,9 +129,15 @@ def batches(
         samples: of one block; the closer their lengths, the fewer batches they take.
         pad_id: token id at padded positions.
         overhead: what one more forward costs, counted in positions.
-        waste: the most of all positions that may be padding, 0 to 1; more batches are made where it
-            takes them.
+        waste: the largest share of all positions that may be padding, 0 to 1; more batches are made
+            where it takes them.
         company: which samples may share a batch.
+
+    Example:
+        >>> samples = [Sample("a", np.array([5, 6, 7])), Sample("b", np.array([8, 9]))]
+        >>> (batch,) = batches(samples, pad_id=0, overhead=10, waste=0.5)
+        >>> batch.token_ids.tolist()
+        [[5, 6, 7], [8, 9, 0]]
     """
     lengths = np.array([len(sample) for sample in samples])
     ends = batch_ends(lengths, overhead=overhead, waste=waste, company=company)
@@ -112,36 +147,56 @@ def batches(
 def batch_ends(
     lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
 ) -> list[int]:
-    """Where the batches end that cost least, for rows of these lengths in this order; see
-    `batches`.
+    """Where the batches end that cost least.
+
+    Args:
+        lengths: `[row]`, tokens of each row, which keep this order.
+        overhead, waste, company: see `batches`.
+
+    Returns:
+        For each batch the index after its last row.
+
+    Example:
+        >>> batch_ends(np.array([9, 9, 2]), overhead=5, waste=1)
+        [2, 3]
     """
     if company is Company.NONE:
         return list(range(1, len(lengths) + 1))
     if company is Company.EQUAL:
         return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    ends = _cheapest(lengths, overhead)
-    while _positions(lengths, ends) * (1 - waste) > lengths.sum():
-        overhead /= 2  # below 1 no position is worth wasting
-        ends = _cheapest(lengths, overhead)
+    ends = _cheapest_ends(lengths, overhead)
+    # The cheapest batches may waste too much; the cheaper a forward is taken for, the less they do.
+    # This ends, as below an overhead of 1 no position is worth wasting.
+    while _count_positions(lengths, ends) * (1 - waste) > lengths.sum():
+        overhead /= 2
+        ends = _cheapest_ends(lengths, overhead)
     return ends
 
 
-def _cheapest(lengths: NDArray[np.int64], overhead: float) -> list[int]:
-    """Where the batches end that cost least: positions, and `overhead` for each of them."""
+def _cheapest_ends(lengths: NDArray[np.int64], overhead: float) -> list[int]:
+    """Where the batches end whose positions, with `overhead` for each batch, are fewest.
+
+    By dynamic programming from the back:
+
+        cost[i] = min over j > i of max(lengths[i:j]) * (j - i) + overhead + cost[j]
+    """
     total = len(lengths)
-    cost, end = np.zeros(total + 1), np.zeros(total, np.int64)
-    for first in range(total - 1, -1, -1):  # the cheapest way to run the samples from `first` on
-        width = np.maximum.accumulate(lengths[first:])
-        costs = width * np.arange(1, total - first + 1) + overhead + cost[first + 1 :]
+    cost = np.zeros(total + 1)  # of the rows from each on
+    end = np.zeros(total, np.int64)  # of the first batch of these rows
+    for first in range(total - 1, -1, -1):
+        widths = np.maximum.accumulate(lengths[first:])
+        costs = widths * np.arange(1, total - first + 1) + overhead + cost[first + 1 :]
         end[first] = first + 1 + costs.argmin()
         cost[first] = costs.min()
+
     ends = [0]
     while ends[-1] < total:
         ends.append(int(end[ends[-1]]))
     return ends[1:]
 
 
-def _positions(lengths: NDArray[np.int64], ends: Sequence[int]) -> int:
+def _count_positions(lengths: NDArray[np.int64], ends: Sequence[int]) -> int:
+    """Positions of these batches, padding included."""
     return sum(
         int(lengths[first:last].max()) * (last - first) for first, last in pairwise((0, *ends))
     )
@@ -153,16 +208,3 @@ def _pad(samples: Sequence[Sample], pad_id: int) -> Batch:
     token_ids = np.full(mask.shape, pad_id, np.int64)
     token_ids[mask] = np.concatenate([sample.token_ids for sample in samples])
     return Batch(token_ids, mask)
-
-
-def costs_on(device_type: str) -> Costs:
-    """What a forward and padding cost on a device.
-
-    Args:
-        device_type: as torch names it, `cpu` or `cuda`; every accelerator counts as a GPU.
-
-    Example:
-        >>> costs_on("cpu")
-        {'overhead': 16.0, 'waste': 0.02}
-    """
-    return _CPU_COSTS if device_type == "cpu" else _GPU_COSTS

@@ -1,7 +1,7 @@
-"""Texts with stable keys, from the built-in passages, a file or the Hugging Face hub.
+"""Texts with stable keys, from the built-in passages, a file or the Hugging Face Hub.
 
-A text's key says which text it is (a built-in passage's name, otherwise a digest of the text), so it
-stays the same when a file is reordered or grows. Knows no tokenizer, no model and no store.
+A text's key says which text it is (a built-in passage's name, otherwise a digest of the text), so
+it stays the same when a file is reordered or grows. Knows no tokenizer, no model and no store.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import Any
 from repsim.errors import DataError
 
 BUILTIN = "builtin"
-LINE = re.compile(r"(?s:(?=.))([^\r\n]*)(?:\r\n?|\n|\Z)")  # the last one may lack its end
-SHOWN_FIELDS = 10  # of a record's, in a message
+# A line with its end, which the last one may lack. The lookahead keeps the pattern from matching
+# the empty string at the end of a text.
+LINE = re.compile(r"(?s:(?=.))([^\r\n]*)(?:\r\n?|\n|\Z)")
+MOST_FIELDS_SHOWN = 10  # of a record, in a message
 JSON_KINDS = {
     dict: "an object",
     list: "a list",
@@ -58,30 +60,38 @@ def read_corpus(source: str = BUILTIN, *, field: str = "text", limit: int | None
     """Reads texts.
 
     Args:
-        source: `builtin`, a .txt file (one text a line), a .jsonl file, or
+        source: `builtin`, a .txt file (one text per line), a .jsonl file, or
             `hf:name/config:split:field`.
         field: the field of a .jsonl file that holds the text.
-        limit: keep the first so many texts.
+        limit: keep the first `limit` texts.
+
     Raises:
-        RepsimError: no such source, not text, a field is missing, or nothing is left.
+        RepsimError: there is no such source, it is not text, a field is missing, or nothing is
+            left.
+
+    Example:
+        >>> corpus = read_corpus(limit=2)
+        >>> corpus.name, len(corpus.texts)
+        ('builtin', 2)
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}: at least 1")
     if source == BUILTIN:
         raw = resources.files("repsim.data").joinpath("passages.jsonl").read_text("utf-8")
-        texts = tuple(Text(**json.loads(line)) for line in raw.splitlines())
-        return Corpus(BUILTIN, texts[:limit])
+        passages = tuple(Text(**json.loads(line)) for line in raw.splitlines())
+        return Corpus(BUILTIN, passages[:limit])
     if source.startswith("hf:"):
-        name, lines = _read_hub(source)
+        name, texts = _read_hub(source)
     else:
-        name, lines = Path(source).stem, _read_file(Path(source), field)
-    return _keyed(name, lines, limit, source)
+        name, texts = Path(source).stem, _read_file(Path(source), field)
+    return _build_corpus(name, texts, limit, source)
 
 
 def _read_file(path: Path, field: str) -> Iterator[str]:
     if path.suffix not in {".txt", ".jsonl"}:
         raise DataError(
-            f"corpus {str(path)!r}: there is {BUILTIN}, a .txt or .jsonl file, or hf:name/config:split:field"
+            f"corpus {str(path)!r}: there is {BUILTIN}, a .txt or .jsonl file, or "
+            "hf:name/config:split:field"
         )
     if not path.is_file():
         raise DataError(f"corpus {str(path)!r}: no such file")
@@ -100,46 +110,59 @@ def _read_file(path: Path, field: str) -> Iterator[str]:
         raise DataError(
             f"corpus {str(path)!r}: line {line} is not UTF-8; convert the file first"
         ) from None
-    lines = _lines(text)
-    return lines if path.suffix == ".txt" else _fields(lines, path, field)
+    lines = _split_lines(text)
+    return lines if path.suffix == ".txt" else _read_fields(lines, path, field)
 
 
-def _lines(text: str) -> Iterator[str]:
-    """A text's lines without their ends; str.splitlines would also end one at U+2028, which JSON
-    may hold.
+def _split_lines(text: str) -> Iterator[str]:
+    """A text's lines without their ends.
+
+    `str.splitlines` would also end a line at U+2028 and others, which JSON may hold.
     """
     return (match[1] for match in LINE.finditer(text))
 
 
-def _fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
+def _read_fields(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             yield ""
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError):  # endless digits or brackets, too
+        except (ValueError, RecursionError):  # of too many digits or brackets, too
             raise DataError(f"corpus {str(path)!r}: line {number} is not JSON") from None
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise DataError(f"corpus {str(path)!r}: line {number}: {_no_text(record, field)}")
+            raise DataError(
+                f"corpus {str(path)!r}: line {number}: {_explain_missing_text(record, field)}"
+            )
         yield text
 
 
-def _no_text(record: Any, field: str) -> str:
+def _explain_missing_text(record: Any, field: str) -> str:
     """Why a line of JSON gives no text, and what to do."""
+    kind = json_kind(record)
     if not isinstance(record, dict):
-        return f"holds {json_kind(record)}, not an object with fields; write {{{json.dumps(field)}: ...}}"
-    found = (
-        ", ".join([*list(record)[:SHOWN_FIELDS], *["..."] * (len(record) > SHOWN_FIELDS)]) or "none"
-    )
+        return f"holds {kind}, not an object with fields; write {{{json.dumps(field)}: ...}}"
+    names = list(record)[:MOST_FIELDS_SHOWN]
+    if len(record) > MOST_FIELDS_SHOWN:
+        names.append("...")
+    advice = f"name a text field with --field (found: {', '.join(names) or 'none'})"
     if field not in record:
-        return f"no field {field!r}; name a text field with --field (found: {found})"
-    return f"field {field!r} holds {json_kind(record[field])}, not text; name a text field with --field (found: {found})"
+        return f"no field {field!r}; {advice}"
+    return f"field {field!r} holds {json_kind(record[field])}, not text; {advice}"
 
 
 def json_kind(value: Any) -> str:
-    """What a value that JSON gave is, for the eye."""
+    """What kind of value JSON gave, in words.
+
+    Args:
+        value: from `json.loads`.
+
+    Example:
+        >>> json_kind([1, 2])
+        'a list'
+    """
     return JSON_KINDS.get(type(value), type(value).__name__)
 
 
@@ -147,7 +170,8 @@ def _read_hub(source: str) -> tuple[str, Iterator[str]]:
     parts = source.removeprefix("hf:").split(":")
     if len(parts) != 3 or not all(parts):
         raise DataError(
-            f"corpus {source!r}: write hf:name/config:split:field, e.g. hf:glue/sst2:validation:sentence"
+            f"corpus {source!r}: write hf:name/config:split:field, e.g. "
+            "hf:glue/sst2:validation:sentence"
         )
     path, split, field = parts
     rows = _load_rows(path, split, source)
@@ -155,22 +179,25 @@ def _read_hub(source: str) -> tuple[str, Iterator[str]]:
         raise DataError(
             f"corpus {source!r}: no field {field!r}; found: {', '.join(rows.column_names)}"
         )
-    return f"{path.replace('/', '-')}-{split}", _column(rows, field, source)
+    return f"{path.replace('/', '-')}-{split}", _read_column(rows, field, source)
 
 
-def _column(rows: Any, field: str, source: str) -> Iterator[str]:
+def _read_column(rows: Any, field: str, source: str) -> Iterator[str]:
     """A data set's texts; a missing value counts as an empty one."""
     for number, value in enumerate(rows[field], 1):
         if not isinstance(value, str | None):
             raise DataError(
-                f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not text"
+                f"corpus {source!r}: row {number}: field {field!r} holds {json_kind(value)}, not "
+                "text"
             )
         yield value or ""
 
 
 def _load_rows(path: str, split: str, source: str) -> Any:
-    """`a/b` may be a repository `a/b` or a configuration b of a data set a; the first that exists
-    is taken.
+    """The rows of a data set's split.
+
+    `a/b` may be a repository `a/b` or a configuration b of a data set a; the first that exists is
+    taken.
     """
     import datasets  # takes a second to import and only a Hub corpus needs it
 
@@ -183,34 +210,35 @@ def _load_rows(path: str, split: str, source: str) -> Any:
             return datasets.load_dataset(repository, configuration, split=split)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             problems.append(error)
-    # Where one reading of the name exists, what is wrong with it says more than that the other does
-    # not exist.
+    # If one reading of the name exists, what is wrong with it is worth more than the remark that
+    # the other does not exist.
     problem = min(problems, key=lambda error: isinstance(error, OSError))
     reason = " ".join(str(problem).split())[:200]
-    raise DataError(f"corpus {source!r}: not to be had from the hub or its cache: {reason}")
+    raise DataError(f"corpus {source!r}: cannot be read from the Hub or its cache: {reason}")
 
 
-def _keyed(name: str, lines: Iterator[str], limit: int | None, source: str) -> Corpus:
-    """Texts with keys; empty ones and second copies are left out and counted."""
-    found: dict[str, Text] = {}
-    empty = copies = 0
-    for number, line in enumerate(lines, 1):
-        if limit is not None and len(found) == limit:
+def _build_corpus(name: str, texts: Iterator[str], limit: int | None, source: str) -> Corpus:
+    """Texts with keys; empty texts and repetitions are left out and counted."""
+    by_key: dict[str, Text] = {}
+    empty = repeated = 0
+    for number, padded_text in enumerate(texts, 1):
+        if limit is not None and len(by_key) == limit:
             break
-        text = line.strip()
+        text = padded_text.strip()
         try:
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
         except UnicodeEncodeError:  # JSON can escape half a surrogate pair
             raise DataError(
                 f"corpus {source!r}: text {number} is not valid Unicode; mend or remove it"
             ) from None
-        empty += not text
-        copies += bool(text) and key in found
-        if text:
-            found.setdefault(key, Text(key, text))
-    if not found:
+        if not text:
+            empty += 1
+        elif key in by_key:
+            repeated += 1
+        else:
+            by_key[key] = Text(key, text)
+    if not by_key:
         raise DataError(f"corpus {source!r}: no text in it ({empty} empty lines)")
-    counted = ((empty, "empty texts left out"), (copies, "repeated texts left out"))
-    return Corpus(
-        name, tuple(found.values()), tuple(f"{number} {what}" for number, what in counted if number)
-    )
+    counts = ((empty, "empty texts left out"), (repeated, "repeated texts left out"))
+    notes = tuple(f"{count} {what}" for count, what in counts if count)
+    return Corpus(name, tuple(by_key.values()), notes)

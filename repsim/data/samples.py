@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from repsim.data.corpus import Corpus
 from repsim.errors import DataError
 
-# A text of more characters than these is given to the tokenizer in part; see `_beginning`.
+# A text with more characters than this is given to the tokenizer in part; see `_beginning`.
 WHOLE_CHARACTERS = 1 << 17
 CHARACTERS_PER_TOKEN = 16
 MOST_CHARACTERS = 1 << 24
-GROUP_CHARACTERS = 1 << 22  # that are tokenized together
+GROUP_CHARACTERS = 1 << 22  # of texts that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class TokenRule:
-    """Which tokens of a sample are kept: `all`, the `last`, `every:N` from the first on, or their
-    `mean` in one.
+    """Which tokens of a sample are kept.
 
-    text: as it was asked for.
+    text: `all`; `last`; `every:N`, each Nth from the first on; or `mean`, all tokens in one state.
+
+    Raises:
+        RepsimError: the text is none of these.
     """
 
     text: str
@@ -61,8 +63,17 @@ class TokenRule:
         return self.text == "mean"
 
     def positions(self, length: int) -> NDArray[np.int32]:
-        """Positions that are kept of a sample of so many tokens, `[kept]`; -1 where it is their
-        mean.
+        """Which positions of a sample are kept.
+
+        Args:
+            length: tokens of the sample.
+
+        Returns:
+            `[kept]`, positions from 0; -1 stands for the mean.
+
+        Example:
+            >>> TokenRule("every:2").positions(5).tolist()
+            [0, 2, 4]
         """
         if self.is_mean:
             return np.array([-1], np.int32)
@@ -75,49 +86,75 @@ class TokenRule:
 def tokenize(
     corpus: Corpus, tokenizer: Callable[..., Any], max_tokens: int
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """Samples in the store's order, longest first (ties in the corpus's order), and counted
-    warnings.
+    """Tokenizes texts.
 
     Args:
         corpus: the texts.
         tokenizer: a Hugging Face tokenizer; its special tokens are added as it does by default.
-        max_tokens: longer samples keep their first so many tokens and are counted.
+        max_tokens: longer samples keep their first `max_tokens` tokens and are counted.
+
+    Returns:
+        Samples in the store's order, longest first and ties in the corpus's order, and counted
+        warnings.
+
     Raises:
-        RepsimError: `max_tokens` leaves no room, or no text gives a token.
+        RepsimError: `max_tokens` leaves no room for a token, or no text gives one.
     """
     if max_tokens < 1:
         raise DataError(f"max_tokens={max_tokens}: at least 1")
     token_ids: list[NDArray[np.int32]] = []
-    cut = 0
-    for texts in _groups(
+    cut_samples = 0
+    beginnings = (
         _beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts
-    ):
+    )
+    for texts in _group(beginnings):
         encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-        if longer := sum(len(ids) > max_tokens for ids in encoded):
-            cut += longer
-            with _first_kept(tokenizer):  # again, so that special tokens stay at the end
+        too_long = sum(len(ids) > max_tokens for ids in encoded)
+        if too_long:
+            cut_samples += too_long
+            # The tokenizer cuts, not we, so that special tokens stay at the end.
+            with _truncating_at_the_end(tokenizer):
                 encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
             if any(len(ids) > max_tokens for ids in encoded):
                 raise DataError(
-                    f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; allow more"
+                    f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; "
+                    "allow more"
                 )
         token_ids += [np.asarray(ids, np.int32) for ids in encoded]
+
     samples = [
         Sample(text.key, ids) for text, ids in zip(corpus.texts, token_ids, strict=True) if len(ids)
     ]
     if not samples:
         raise DataError(f"corpus {corpus.name!r}: no text gives a token")
-    none = len(token_ids) - len(samples)
-    counted = (
-        (cut, f"samples cut to {max_tokens} tokens"),
-        (none, "texts without a token left out"),
+    counts = (
+        (cut_samples, f"samples cut to {max_tokens} tokens"),
+        (len(token_ids) - len(samples), "texts without a token left out"),
     )
-    notes = tuple(f"{number} {what}" for number, what in counted if number)
+    notes = tuple(f"{count} {what}" for count, what in counts if count)
     return tuple(sorted(samples, key=len, reverse=True)), notes
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts, in order, so many together that a tokenizer's own records of them stay small."""
+def corpus_digest(samples: Sequence[Sample]) -> str:
+    """sha256 over keys and token ids, in order.
+
+    Args:
+        samples: of the whole corpus.
+
+    Example:
+        >>> corpus_digest([Sample("a", np.array([1, 2], np.int32))])[:16]
+        '8f36b9c55662f343'
+    """
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(
+            sample.key.encode() + b"\0" + sample.token_ids.astype("<i4").tobytes() + b"\0"
+        )
+    return digest.hexdigest()
+
+
+def _group(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts, in order, in groups so small that a tokenizer's own records of them stay small."""
     group: list[str] = []
     characters = 0
     for text in texts:
@@ -131,45 +168,42 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _beginning(tokenizer: Callable[..., Any], text: str, max_tokens: int, corpus: str) -> str:
-    """The text, or of a very long one a beginning that has the same first `max_tokens` tokens, and
-    more than these.
+    """A text, or of a very long one a beginning with the same first `max_tokens` tokens.
 
-    A tokenizer takes some 25 bytes for each character, and what lies far behind the tokens that are
-    kept does not change them: a tokenizer looks a word ahead, not a page. Nor is that taken on
-    trust. A beginning counts if one half as long, cut at another place, has more than twice as many
-    tokens as are kept and begins with the same ones.
+    A tokenizer takes some 25 bytes of memory per character, and what lies far behind the tokens
+    that are kept does not change them: a tokenizer looks a word ahead, not a page. That is checked
+    and not only assumed. A beginning counts if one half as long, cut at another place, has more
+    than twice as many tokens as are kept and begins with the same ones.
 
     Raises:
-        RepsimError: no beginning of a size that fits in memory does.
+        RepsimError: there is no such beginning of a size that fits in memory.
     """
     size = max(WHOLE_CHARACTERS, CHARACTERS_PER_TOKEN * max_tokens)
-    most = max(MOST_CHARACTERS, 4 * size)
-    before: list[int] = []
+    largest_size = max(MOST_CHARACTERS, 4 * size)
+    ids_of_half: list[int] = []
     while size < len(text):
-        if size > most:
+        if size > largest_size:
             raise DataError(
-                f"corpus {corpus!r}: the text that begins {text[:20]!r} is {len(text):,} characters long, and "
-                f"{size // 2:,} of them give {len(before):,} tokens: too few to be sure of the first {max_tokens:,}; "
-                "cut it into texts of words"
+                f"corpus {corpus!r}: the text that begins {text[:20]!r} is {len(text):,} "
+                f"characters long, and {size // 2:,} of them give {len(ids_of_half):,} tokens: too "
+                f"few to be sure of the first {max_tokens:,}; cut it into texts of words"
             )
         beginning = _cut_at_space(text, size)
         ids = tokenizer(beginning, truncation=False, verbose=False)["input_ids"]
-        if len(before) > 2 * max_tokens and ids[:max_tokens] == before[:max_tokens]:
+        if len(ids_of_half) > 2 * max_tokens and ids[:max_tokens] == ids_of_half[:max_tokens]:
             return beginning
-        before, size = ids, 2 * size
+        ids_of_half, size = ids, 2 * size
     return text
 
 
 def _cut_at_space(text: str, size: int) -> str:
-    """At most so many characters from the text's beginning, up to a space if there is one in the
-    last tenth.
-    """
+    """The first `size` characters, or up to the last space of their last tenth."""
     space = text.rfind(" ", size - size // 10, size)
     return text[: size if space < 0 else space]
 
 
 @contextmanager
-def _first_kept(tokenizer: Any) -> Iterator[None]:
+def _truncating_at_the_end(tokenizer: Any) -> Iterator[None]:
     """Texts are cut at their end, whatever side the tokenizer's own settings name."""
     side = getattr(tokenizer, "truncation_side", "right")
     tokenizer.truncation_side = "right"
@@ -177,13 +211,3 @@ def _first_kept(tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.truncation_side = side
-
-
-def corpus_digest(samples: Sequence[Sample]) -> str:
-    """sha256 over keys and token ids, in order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(
-            sample.key.encode() + b"\0" + sample.token_ids.astype("<i4").tobytes() + b"\0"
-        )
-    return digest.hexdigest()

@@ -928,7 +928,7 @@ def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypa
         RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"
     ):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
-    monkeypatch.setattr("repsim.storage.location.Folder.free_bytes", 100)
+    monkeypatch.setattr("repsim.storage.location.LocalFolder.free_bytes", 100)
     with pytest.raises(
         RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"
     ):

@@ -523,7 +523,7 @@ def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path,
     )
     assert done.returncode == 0, done.stderr
-    assert "contexts: trees" in done.stderr
+    assert "prefix sharing: on" in done.stderr
     assert f"Next: repsim analyze degradation {path}" in done.stdout
     return path
 

@@ -1,5 +1,6 @@
-"""Trees and rows of texts; every window is read back from its predicting tokens, by the mask alone."""
+"""Prefix trees and rows; every window is read back from its predicting tokens, by the mask."""
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,10 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repsim.data import packing
-from repsim.data.batching import Company
+from repsim.data.batching import Company, Costs
 from repsim.data.packing import (
     ROW_TOKENS,
     TREE_TOKENS,
+    Packed,
     Window,
     cut_prefix_trees,
     pack_prefix_trees,
@@ -19,17 +21,17 @@ from repsim.data.packing import (
 )
 
 PAD = 99
-COSTS = {"overhead": 8.0, "waste": 0.25}
+COSTS: Costs = {"overhead": 8.0, "waste": 0.25}
 
 
-def window(*tokens, targets=1):
+def window(*tokens: int, targets: int = 1) -> Window:
     """The last tokens are targets; what goes in is all but the last."""
     ids = np.array(tokens, np.int32)
     return Window(ids[:-1], ids[len(ids) - targets :])
 
 
 @st.composite
-def windows_of(draw):
+def windows_of(draw: st.DrawFn) -> Window:
     """Few ids, so that much is shared: some windows begin alike, some are the same, some score
     nothing.
     """
@@ -43,60 +45,67 @@ def windows_of(draw):
 many_windows = st.lists(windows_of(), min_size=1, max_size=12)
 
 
-def prefixes(windows):
+def prefixes(windows: Sequence[Window]) -> set[tuple[int, ...]]:
     """Every beginning of every text: what has to be computed once, at the least."""
     return {
-        tuple(one.inputs[:end].tolist()) for one in windows for end in range(1, len(one.inputs) + 1)
+        tuple(window.inputs[:end].tolist())
+        for window in windows
+        for end in range(1, len(window.inputs) + 1)
     }
 
 
-def contexts(packed):
-    """For each real token of all batches, in order: the ids it sees, itself last, by depth."""
-    found = []
+def visible_ids(packed: Packed) -> list[list[int]]:
+    """For each real token of all batches, in order: the ids it attends to, by position."""
+    ids_of_tokens = []
     for batch in packed.batches:
-        for ids, mask, row in zip(batch.token_ids, batch.mask, range(len(batch.mask)), strict=True):
+        for row, (ids, mask) in enumerate(zip(batch.token_ids, batch.mask, strict=True)):
             for place in np.flatnonzero(mask):
                 if batch.attention_mask is None or batch.position_ids is None:
-                    found.append(ids[: place + 1].tolist())
+                    ids_of_tokens.append(ids[: place + 1].tolist())
                     continue
-                seen = np.flatnonzero(batch.attention_mask[row, place])
-                assert mask[seen].all()
-                seen = seen[np.argsort(batch.position_ids[row, seen], kind="stable")]
-                # One token at each depth.
-                assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
-                assert seen[-1] == place
-                found.append(ids[seen].tolist())
-    return found
+                visible = np.flatnonzero(batch.attention_mask[row, place])
+                assert mask[visible].all()
+                positions = batch.position_ids[row]
+                visible = visible[np.argsort(positions[visible], kind="stable")]
+                # One token at each position, itself the last.
+                assert positions[visible].tolist() == list(range(len(visible)))
+                assert visible[-1] == place
+                ids_of_tokens.append(ids[visible].tolist())
+    return ids_of_tokens
 
 
-def check(packed, windows):
-    """All that a packing promises, but how much it shares."""
-    lengths = [len(one.targets) for one in windows]
+def check(packed: Packed, windows: Sequence[Window]) -> None:
+    """Every target is there, predicted after exactly the tokens that its window puts before it."""
+    # Targets.
+    lengths = [len(window.targets) for window in windows]
     assert packed.window.tolist() == np.repeat(np.arange(len(windows)), lengths).tolist()
-    assert packed.target.tolist() == [token for one in windows for token in one.targets.tolist()]
+    targets = [token for window in windows for token in window.targets.tolist()]
+    assert packed.target.tolist() == targets
     assert packed.target.dtype == packed.token.dtype == np.int64
     assert packed.token.shape == packed.target.shape
-    found = contexts(packed)
-    assert len(found) == packed.tokens == sum(int(batch.mask.sum()) for batch in packed.batches)
-    for index, one in enumerate(windows):
-        inputs = one.inputs.tolist()
-        read = [found[token] for token in packed.token[packed.window == index]]
+
+    # What stands before each of them.
+    visible = visible_ids(packed)
+    assert len(visible) == packed.tokens == sum(int(batch.mask.sum()) for batch in packed.batches)
+    for index, window in enumerate(windows):
+        inputs = window.inputs.tolist()
+        read = [visible[token] for token in packed.token[packed.window == index]]
         assert read == [inputs[:end] for end in range(len(inputs) - len(read) + 1, len(inputs) + 1)]
+
+    # Padding.
     for batch in packed.batches:
         assert batch.token_ids.shape == batch.mask.shape
         assert (batch.token_ids[~batch.mask] == PAD).all()
         assert (np.diff(batch.mask.astype(int)) <= 0).all()  # padded on the right
         if batch.attention_mask is not None:
-            assert (
-                batch.attention_mask[~batch.mask]
-                == np.eye(batch.mask.shape[1], dtype=bool)[np.nonzero(~batch.mask)[1]]
-            ).all()
+            itself = np.eye(batch.mask.shape[1], dtype=bool)[np.nonzero(~batch.mask)[1]]
+            assert (batch.attention_mask[~batch.mask] == itself).all()
 
 
 # By hand
 
 
-def test_two_windows_that_share_three_tokens_are_one_tree():
+def test_two_windows_that_share_three_tokens_are_one_tree() -> None:
     """5 6 7 → 8 3, and 5 6 7 → 9: of the eight tokens that go in, five are computed."""
     one, two = window(5, 6, 7, 8, 3, 4, targets=3), window(5, 6, 7, 9)
     packed = pack_prefix_trees([one, two], PAD, **COSTS)
@@ -110,7 +119,7 @@ def test_two_windows_that_share_three_tokens_are_one_tree():
     assert packed.tokens == 5
 
 
-def test_two_windows_that_part_see_what_they_share_and_not_each_other():
+def test_two_windows_that_part_see_what_they_share_and_not_each_other() -> None:
     one, two = window(5, 6, 7, 8, 3), window(5, 6, 7, 9, 2, 1, targets=3)
     packed = pack_prefix_trees([two, one], PAD, **COSTS)  # in any order
     (batch,) = packed.batches
@@ -130,7 +139,7 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other():
     assert packed.window.tolist() == [0, 0, 0, 1]
 
 
-def test_texts_that_share_nothing_lie_side_by_side():
+def test_texts_that_share_nothing_lie_side_by_side() -> None:
     (batch,) = pack_prefix_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
     assert batch.token_ids.tolist() == [[5, 6, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1]]
@@ -142,7 +151,7 @@ def test_texts_that_share_nothing_lie_side_by_side():
     ]
 
 
-def test_padding_sees_only_itself_and_nobody_sees_it():
+def test_padding_sees_only_itself_and_nobody_sees_it() -> None:
     windows = [window(5, 6, 7), window(8, 9, 1, 2)]
     packed = pack_prefix_trees(windows, PAD, overhead=100, waste=0.5, row_tokens=3)
     (batch,) = packed.batches
@@ -153,7 +162,7 @@ def test_padding_sees_only_itself_and_nobody_sees_it():
     assert packed.token.tolist() == [4, 2]
 
 
-def test_rows_are_plain_texts_with_equal_ones_once():
+def test_rows_are_plain_texts_with_equal_ones_once() -> None:
     windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(5, 6, 7, 9)]
     packed = pack_rows(windows, PAD, overhead=100, waste=0.5)
     (batch,) = packed.batches
@@ -166,7 +175,7 @@ def test_rows_are_plain_texts_with_equal_ones_once():
     assert packed.window.tolist() == [0, 1, 1, 2]
 
 
-def test_rows_of_one_length_run_together():
+def test_rows_of_one_length_run_together() -> None:
     windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(1, 9), window(5, 6, 7, 9)]
     packed = pack_rows(windows, PAD, overhead=100, waste=1, company=Company.EQUAL)
     assert [batch.token_ids.tolist() for batch in packed.batches] == [[[5, 6, 7]], [[5], [1]]]
@@ -182,52 +191,55 @@ def test_rows_of_one_length_run_together():
 @example([window(1, 2, targets=0), window(2, 3)])
 @example([window(1, 2, 3, targets=0)])
 @given(many_windows)
-def test_every_window_is_read_back_from_rows(windows):
+def test_every_window_is_read_back_from_rows(windows: list[Window]) -> None:
     packed = pack_rows(windows, PAD, **COSTS)
     check(packed, windows)
-    assert packed.tokens == sum(map(len, {tuple(one.inputs.tolist()) for one in windows}))
+    assert packed.tokens == sum(map(len, {tuple(window.inputs.tolist()) for window in windows}))
 
 
 @example([window(1, 2, targets=0), window(2, 3)], 6)
 @example([window(1, 2, 3, targets=0)], 6)
 @given(many_windows, st.sampled_from([1, 6, 20, ROW_TOKENS]))
-def test_every_window_is_read_back_from_trees(windows, row_tokens):
+def test_every_window_is_read_back_from_grow_trees(windows: list[Window], row_tokens: int) -> None:
     check(pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens), windows)
 
 
 @given(many_windows)
-def test_trees_and_rows_predict_the_same_after_the_same(windows):
+def test_trees_and_rows_predict_the_same_after_the_same(windows: list[Window]) -> None:
     trees, rows = (pack(windows, PAD, **COSTS) for pack in (pack_prefix_trees, pack_rows))
     assert trees.target.tolist() == rows.target.tolist()
     assert trees.window.tolist() == rows.window.tolist()
     after = [
-        np.array(contexts(packed), dtype=object)[packed.token].tolist() for packed in (trees, rows)
+        np.array(visible_ids(packed), dtype=object)[packed.token].tolist()
+        for packed in (trees, rows)
     ]
     assert after[0] == after[1]
     assert trees.tokens <= rows.tokens
 
 
 @given(many_windows)
-def test_what_fits_a_row_is_computed_once(windows):
+def test_what_fits_a_row_is_computed_once(windows: list[Window]) -> None:
     assert pack_prefix_trees(windows, PAD, **COSTS).tokens == len(prefixes(windows))
 
 
 @given(many_windows, st.sampled_from([1, 4, 6, 20]))
-def test_a_tree_computes_each_beginning_once(windows, row_tokens):
-    trees, ends = packing._trees(windows, row_tokens)
+def test_a_tree_computes_each_beginning_once(windows: list[Window], row_tokens: int) -> None:
+    trees, ends = packing._grow_trees(windows, row_tokens)
     for tree in trees:
-        own = [one for one, (where, _) in zip(windows, ends, strict=True) if where is tree]
-        assert len(tree) == len(prefixes(own)) > 0
-        assert (tree.sees().sum(1) == np.array(tree.depths) + 1).all()
+        of_tree = [
+            window for window, (its_tree, _) in zip(windows, ends, strict=True) if its_tree is tree
+        ]
+        assert len(tree) == len(prefixes(of_tree)) > 0
+        assert (tree.attention_mask().sum(1) == np.array(tree.positions) + 1).all()
     assert pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens).tokens == sum(
         map(len, trees)
     )
 
 
 @given(many_windows, st.sampled_from([1, 4, 6, 20]))
-def test_only_a_single_tree_makes_a_row_longer_than_asked(windows, row_tokens):
-    trees, _ = packing._trees(windows, row_tokens)
-    rows = packing._fill(trees, row_tokens)
+def test_only_a_single_tree_makes_a_row_too_long(windows: list[Window], row_tokens: int) -> None:
+    trees, _ = packing._grow_trees(windows, row_tokens)
+    rows = packing._fill_rows(trees, row_tokens)
     assert sorted(map(id, (tree for row in rows for tree in row))) == sorted(map(id, trees))
     assert all(len(row) == 1 or sum(map(len, row)) <= row_tokens for row in rows)
     packed = pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens)
@@ -236,12 +248,14 @@ def test_only_a_single_tree_makes_a_row_longer_than_asked(windows, row_tokens):
 
 
 @given(many_windows)
-def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
+def test_the_order_of_windows_changes_nothing_but_their_numbers(windows: list[Window]) -> None:
     there, back = (
         pack_prefix_trees(windows, PAD, **COSTS),
         pack_prefix_trees(windows[::-1], PAD, **COSTS),
     )
     for one, other in zip(there.batches, back.batches, strict=True):
+        assert one.attention_mask is not None
+        assert other.attention_mask is not None
         assert np.array_equal(one.token_ids, other.token_ids)
         assert np.array_equal(one.attention_mask, other.attention_mask)
     assert sorted(zip(there.token, there.target, strict=True)) == sorted(
@@ -253,7 +267,7 @@ def test_the_order_of_windows_changes_nothing_but_their_numbers(windows):
 
 
 @pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
-def test_identical_windows_are_computed_once_and_scored_each(pack):
+def test_identical_windows_are_computed_once_and_scored_each(pack: Callable[..., Packed]) -> None:
     windows = [window(5, 6, 7, 8, targets=2)] * 3
     packed = pack(windows, PAD, **COSTS)
     assert packed.tokens == 3
@@ -262,7 +276,7 @@ def test_identical_windows_are_computed_once_and_scored_each(pack):
 
 
 @pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
-def test_windows_that_score_nothing_are_computed_all_the_same(pack):
+def test_windows_that_score_nothing_are_computed_all_the_same(pack: Callable[..., Packed]) -> None:
     windows = [window(5, 6, 7, targets=0), window(8, 9), window(5, 1, 2, targets=0)]
     packed = pack(windows, PAD, **COSTS)
     check(packed, windows)
@@ -270,12 +284,12 @@ def test_windows_that_score_nothing_are_computed_all_the_same(pack):
 
 
 @pytest.mark.parametrize("pack", [pack_rows, pack_prefix_trees])
-def test_all_that_goes_in_may_be_scored(pack):
+def test_all_that_goes_in_may_be_scored(pack: Callable[..., Packed]) -> None:
     windows = [Window(np.array([5, 6, 7], np.int32), np.array([6, 7, 8], np.int32))]
     assert pack(windows, PAD, **COSTS).token.tolist() == [0, 1, 2]
 
 
-def test_a_long_context_with_answers_of_one_token_stays_one_tree():
+def test_a_long_context_with_answers_of_one_token_stays_one_tree() -> None:
     """Few-shot examples: far longer than a row, and the questions after them share it."""
     shots = list(range(1, 601))
     windows = [window(*shots, question, answer) for question in range(1, 41) for answer in (1, 2)]
@@ -286,7 +300,7 @@ def test_a_long_context_with_answers_of_one_token_stays_one_tree():
     assert packed.tokens == len(prefixes(windows))
 
 
-def test_a_tree_ends_where_it_would_be_too_long():
+def test_a_tree_ends_where_it_would_be_too_long() -> None:
     """No tree is longer than its limit: what the next one shares with it is computed again."""
     shots = list(range(1, TREE_TOKENS // 2 + 1))
     windows = [window(*shots, *(question,) * (TREE_TOKENS // 4), 1) for question in range(1, 4)]
@@ -295,7 +309,7 @@ def test_a_tree_ends_where_it_would_be_too_long():
     assert lengths == [TREE_TOKENS, TREE_TOKENS * 3 // 4]
 
 
-def test_texts_that_share_little_do_not_make_long_trees():
+def test_texts_that_share_little_do_not_make_long_trees() -> None:
     """Sixty tokens in common out of two hundred are computed again rather than seen by a row twice
     as long.
     """
@@ -305,7 +319,7 @@ def test_texts_that_share_little_do_not_make_long_trees():
     assert [batch.mask.sum(1).tolist() for batch in packed.batches] == [[200] * 3]
 
 
-def test_one_long_text_makes_one_long_row():
+def test_one_long_text_makes_one_long_row() -> None:
     windows = [window(*range(1, 402)), window(7, 8)]
     packed = pack_prefix_trees(windows, PAD, **COSTS)
     assert sorted(int(length) for batch in packed.batches for length in batch.mask.sum(1)) == [
@@ -318,19 +332,19 @@ def test_one_long_text_makes_one_long_row():
 
 
 @given(st.lists(st.lists(windows_of(), min_size=1, max_size=4), max_size=10), st.integers(1, 60))
-def test_blocks_are_full_and_not_too_full(texts, tokens):
+def test_blocks_are_full_and_not_too_full(texts: list[list[Window]], tokens: int) -> None:
     sizes = cut_prefix_trees(texts, tokens)
     assert sum(sizes) == len(texts)
     assert all(sizes)
     ends = np.cumsum([0, *sizes]).tolist()
     for first, last in pairwise(ends):
-        block = [one for windows in texts[first:last] for one in windows]
+        block = [window for windows in texts[first:last] for window in windows]
         assert last == first + 1 or len(prefixes(block)) <= tokens
         if last < len(texts):
             assert len(prefixes([*block, *texts[last]])) > tokens  # the next would be too much
 
 
-def test_blocks_count_what_is_shared_once():
+def test_blocks_count_what_is_shared_once() -> None:
     texts = [
         [window(1, 2, 3, 4, 9), window(1, 2, 3, 5, 9)],
         [window(1, 2, 3, 6, 9)],

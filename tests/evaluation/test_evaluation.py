@@ -24,7 +24,7 @@ from torch import nn
 import repsim
 from repsim import models
 from repsim.errors import Interrupted, RepsimError
-from repsim.evaluation import tasks
+from repsim.evaluation import task_sources, tasks
 from repsim.evaluation.lm_eval_model import LmEvalModel
 from repsim.evaluation.reader import Scores
 from repsim.jobs.resumable import Progress
@@ -140,7 +140,11 @@ def aggregates(scores: Scores, plan: str) -> list[tuple[str, str, float]]:
 
 def harness_says(model: models.Model, plan: str, data: Path, names: Any = TASKS) -> dict[str, Any]:
     """lm-eval's own evaluation, in plain batches, of the model as it is inside `planned`."""
-    prepared = [tasks._prepared(one, SHOTS) for name in names for one in tasks._tasks(name, data)]
+    prepared = [
+        task_sources.prepare(one, SHOTS)
+        for name in names
+        for one in task_sources.find_tasks(name, data)
+    ]
     with repsim.planned(model, plan) as module:
         lm = HFLM(pretrained=module, tokenizer=model.tokenizer, batch_size=4)
         by_name = {one.config.task: one for one in prepared}
@@ -218,7 +222,7 @@ def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(model, data, p
     asked = {"tasks": names, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "out": path}
     with pytest.raises(
         RepsimError,
-        match=r"^contexts 'trees': mistral does not take trees of texts; leave it to auto",
+        match=r"^prefix_sharing 'on': mistral does not take trees of texts; leave it to auto",
     ):
         repsim.evaluate(other, contexts="trees", **asked)
     assert not path.exists()

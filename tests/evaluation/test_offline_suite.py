@@ -29,7 +29,7 @@ DIGESTS = {
 
 
 def documents(name):
-    return [document for seed in SEEDS for document in offline_suite.documents(name, seed)]
+    return [document for seed in SEEDS for document in offline_suite.make_documents(name, seed)]
 
 
 def right(document):
@@ -39,7 +39,7 @@ def right(document):
 def test_known_items():
     facts = {
         document["text"]: right(document)
-        for document in offline_suite.documents("knowledge", items=290)
+        for document in offline_suite.make_documents("knowledge", items=290)
     }
     assert facts["The capital of France is"] == "Paris"
     assert facts["The opposite of hot is"] == "cold"
@@ -52,7 +52,7 @@ def test_items_change_only_with_the_version(name):
     """Scores of one version can be compared: whoever changes an item raises `VERSION`, then these
     digests.
     """
-    text = json.dumps(offline_suite.documents(name), sort_keys=True)
+    text = json.dumps(offline_suite.make_documents(name), sort_keys=True)
     assert (offline_suite.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (
         1.0,
         DIGESTS[name],
@@ -61,21 +61,21 @@ def test_items_change_only_with_the_version(name):
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_items_are_distinct_and_follow_from_the_seed(name):
-    first = offline_suite.documents(name)
+    first = offline_suite.make_documents(name)
     assert len(first) == offline_suite.ITEMS >= 200
     assert len({json.dumps(document, sort_keys=True) for document in first}) == offline_suite.ITEMS
     asked = Counter(
         (one["text"], one.get("target"), *sorted(one.get("choices", ()))) for one in first
     )
     assert max(asked.values()) == 1
-    assert offline_suite.documents(name) == first
-    assert offline_suite.documents(name, seed=1) != first
-    assert len(offline_suite.documents(name, items=7)) == 7
+    assert offline_suite.make_documents(name) == first
+    assert offline_suite.make_documents(name, seed=1) != first
+    assert len(offline_suite.make_documents(name, items=7)) == 7
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_the_first_items_are_a_fair_sample(name):
-    found = offline_suite.documents(name)
+    found = offline_suite.make_documents(name)
     whole, first = (Counter(document["kind"] for document in part) for part in (found, found[:50]))
     for kind, count in whole.items():
         assert abs(first[kind] - count * 50 / len(found)) <= 5, kind
@@ -86,7 +86,7 @@ def test_the_first_items_are_a_fair_sample(name):
 def test_every_place_is_right_equally_often(name):
     for items in (offline_suite.ITEMS, 50):
         counts = Counter(
-            document["gold"] for document in offline_suite.documents(name, items=items)
+            document["gold"] for document in offline_suite.make_documents(name, items=items)
         )
         assert set(counts) == set(range(CHOICES[name]))
         assert max(counts.values()) - min(counts.values()) <= 1
@@ -103,7 +103,7 @@ def test_the_recalled_word_is_in_the_passage_and_often_not_the_last_of_its_sort(
         assert document["target"] == f" {target}"
         assert document["text"] == document["text"].strip()
         assert 2 <= document["text"].count(". ") + 1 <= 4
-        sort = next(sort for sort in offline_suite.DRAWN.values() if target in sort)
+        sort = next(sort for sort in offline_suite.RECALL_WORDS.values() if target in sort)
         mentioned = [word for word in words if word in sort]
         assert target in mentioned
         assert len(set(mentioned)) > 1
@@ -220,7 +220,7 @@ def test_arithmetic_is_right_and_cannot_be_copied():
             assert int(answer) == computed(question) != computed(problem)
             assert question != problem
     default = [
-        document["text"].split("\n")[-1] for document in offline_suite.documents("arithmetic")
+        document["text"].split("\n")[-1] for document in offline_suite.make_documents("arithmetic")
     ]
     assert len(set(default)) == offline_suite.ITEMS
 
@@ -229,7 +229,7 @@ def test_the_rank_of_an_answer_does_not_give_it_away():
     """Off-by-one answers alone would leave the right one in the middle most of the time."""
     ranks = Counter(
         sorted(document["choices"], key=int).index(right(document))
-        for document in offline_suite.documents("arithmetic")
+        for document in offline_suite.make_documents("arithmetic")
     )
     assert ranks == dict.fromkeys(range(4), offline_suite.ITEMS // 4)
 
@@ -250,17 +250,17 @@ def test_knowledge_has_one_answer():
         assert right(document) == known[document["text"]]
         assert set(document["choices"]) <= answers
     assert (
-        len({document["text"] for document in offline_suite.documents("knowledge")})
+        len({document["text"] for document in offline_suite.make_documents("knowledge")})
         == offline_suite.ITEMS
     )
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_lm_eval_takes_it(name):
-    task = ConfigurableTask(config=offline_suite.config(name, items=20))
+    task = ConfigurableTask(config=offline_suite.make_config(name, items=20))
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=5)
-    first, number = offline_suite.documents(name, items=20)[0], CHOICES.get(name, 1)
+    first, number = offline_suite.make_documents(name, items=20)[0], CHOICES.get(name, 1)
     assert (task.config.task, task.VERSION, len(task.eval_docs)) == (name, 1.0, 20)
     assert len(task.instances) == 5 * number
     assert sorted({instance.doc_id for instance in task.instances}) == list(range(5))
@@ -276,7 +276,7 @@ def test_lm_eval_takes_it(name):
 
 def test_lm_eval_scores_it():
     tasks = {
-        name: ConfigurableTask(config=offline_suite.config(name, items=4))
+        name: ConfigurableTask(config=offline_suite.make_config(name, items=4))
         for name in offline_suite.NAMES
     }
     for name, number in CHOICES.items():
@@ -297,12 +297,12 @@ def test_lm_eval_scores_it():
 
 def test_nothing_heavy_is_imported():
     heavy = "{'torch', 'lm_eval', 'datasets', 'numpy'}"
-    code = "import sys; from repsim.evaluation import offline_suite; offline_suite.documents('recall'); "
+    code = "import sys; from repsim.evaluation import offline_suite; offline_suite.make_documents('recall'); "
     code += f"assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("call", [offline_suite.documents, offline_suite.config])
+@pytest.mark.parametrize("call", [offline_suite.make_documents, offline_suite.make_config])
 def test_bad_requests_are_told_in_one_line(call):
     with pytest.raises(
         RepsimError, match=r"^task 'recal': the offline suite has recall, grammar, .*knowledge$"
@@ -318,6 +318,6 @@ def test_bad_requests_are_told_in_one_line(call):
 @pytest.mark.parametrize("name", offline_suite.NAMES)
 def test_the_largest_suite_is_there(name):
     assert (
-        len(offline_suite.documents(name, items=offline_suite.MOST_ITEMS))
+        len(offline_suite.make_documents(name, items=offline_suite.MOST_ITEMS))
         == offline_suite.MOST_ITEMS
     )

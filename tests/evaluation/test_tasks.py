@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from repsim import models
 from repsim.data.corpus import read_corpus
 from repsim.errors import RepsimError
-from repsim.evaluation import offline_suite, tasks
+from repsim.evaluation import offline_suite, task_sources, tasks
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
 PAGE = " ".join((WORDS * 3)[:2600])  # in two windows of the tiny model's 2,048 tokens
@@ -166,7 +166,7 @@ def _own_cache(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
     # Some hundred thousand objects, through which other tests would look for theirs.
-    tasks._manager.cache_clear()
+    task_sources.task_manager.cache_clear()
     gc.collect()
 
 
@@ -231,7 +231,7 @@ def lm_eval_on(model, config, limit=None, shots=None):
         found = simple_evaluate(
             lm,
             tasks=[config],
-            task_manager=tasks._manager(),
+            task_manager=task_sources.task_manager(),
             limit=limit,
             num_fewshot=shots,
             bootstrap_iters=0,
@@ -256,7 +256,7 @@ def references(tiny, folder):
 
     def of(name):
         if name not in known:
-            config = files_of(folder, name) if name in OWN else offline_suite.config(name)
+            config = files_of(folder, name) if name in OWN else offline_suite.make_config(name)
             known[name] = lm_eval_on(tiny, config, limit=None if name in OWN else LIMIT)
         return known[name]
 
@@ -295,7 +295,7 @@ def check_against(benchmark, reference):
         for request, argument in zip(example.requests, asked[example.doc], strict=True):
             if benchmark.generates:
                 assert (request.prompt, request.windows) == (argument[0], ())
-            elif request.rolling:
+            elif request.is_whole_text:
                 windows, rolled = rolled[: len(request.windows)], rolled[len(request.windows) :]
                 assert pairs(request) == windows
             else:
@@ -317,7 +317,7 @@ def test_a_choice_by_hand(tiny, offline):
     """`text + " " + choice`, one token each in a word-level vocabulary; the last is predicted, not
     read.
     """
-    (document, *_) = offline_suite.documents("arithmetic")
+    (document, *_) = offline_suite.make_documents("arithmetic")
     example = offline["arithmetic"].examples[0]
     assert (example.task, example.doc, example.choices, example.gold) == (
         "arithmetic",
@@ -335,7 +335,7 @@ def test_a_choice_by_hand(tiny, offline):
 
 
 def test_a_whole_sentence_is_predicted_after_the_first_special_token(tiny, offline):
-    document = offline_suite.documents("grammar")[0]
+    document = offline_suite.make_documents("grammar")[0]
     requests = offline["grammar"].examples[0].requests
     for request, sentence in zip(requests, document["choices"], strict=True):
         ids = tiny.tokenizer(sentence)["input_ids"]
@@ -353,7 +353,7 @@ def test_scores_by_hand(offline):
             answers = [(-1.0 if choice == best else -2.0, False) for choice in range(4)]
             assert knowledge.score(example.doc, answers) == {"acc": float(best == example.gold)}
     assert knowledge.aggregate("acc", [1.0, 0.0, 0.0, 1.0]) == 0.5
-    assert knowledge.number("acc", 1) == 1.0
+    assert knowledge.to_number("acc", 1) == 1.0
 
 
 def test_the_offline_suite_is_all_of_its_tasks_in_order(tiny, offline):
@@ -390,7 +390,7 @@ def test_choices_and_right_ones(own):
 @slow
 def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp_path):
     for name in ("grammar", "arithmetic", "knowledge"):
-        golds = Counter(document["gold"] for document in offline_suite.documents(name))
+        golds = Counter(document["gold"] for document in offline_suite.make_documents(name))
         assert offline[name].gold_count == tuple(golds[choice] for choice in range(len(golds)))
         assert len(offline[name].examples) == LIMIT
     assert own["hellaswag"].gold_count == (2, 1, 1, 0)
@@ -446,12 +446,12 @@ def test_filters_name_the_metrics(own):
 @slow
 def test_a_metric_that_needs_many_is_aggregated_over_one(own):
     wiki = own["wikitext"]
-    assert wiki.examples[1].requests[0].rolling
+    assert wiki.examples[1].requests[0].is_whole_text
     assert len(wiki.examples[1].requests[0].windows) == 2
     words = len(FILES["wikitext.test"][2]["page"].split())
     scores = wiki.score(2, [-10.0])
     assert scores["word_perplexity"] == (-10.0, words)
-    assert wiki.number("word_perplexity", scores["word_perplexity"]) == pytest.approx(
+    assert wiki.to_number("word_perplexity", scores["word_perplexity"]) == pytest.approx(
         math.exp(10 / words)
     )
     both = wiki.aggregate("word_perplexity", [(-10.0, 4), (-2.0, 2)])
@@ -583,7 +583,7 @@ def test_digests_are_the_same_in_another_process(tiny_folder, own, folder):
     functions of their own.
     """
     program = (
-        "import json, sys; from pathlib import Path; from repsim import models, tasks; "
+        "import json, sys; from pathlib import Path; from repsim import models; from repsim.evaluation import tasks; "
         "folder, model, names = sys.argv[1:]; tiny = models.load(model, device='cpu'); "
         "found = tasks.load(names.split(','), tiny, data_dir=Path(folder), limit=1); "
         "print(json.dumps({one.name: [one.digest, one.examples[0].requests[0].digest] for one in found}))"

@@ -11,7 +11,7 @@ import zarr
 
 import repsim
 from repsim.errors import RepsimError, StoreDamaged
-from repsim.storage import state_store
+from repsim.storage import frame, state_store
 from repsim.storage.frame import write_frame
 from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
 from repsim.storage.integrity import (
@@ -64,8 +64,8 @@ FLAGS = {"done", "predicted"}
 def small_chunks(monkeypatch):
     monkeypatch.setattr(state_store, "CHUNK_BYTES", 0)
     monkeypatch.setattr(state_store, "STATISTIC_BYTES", 0)
-    monkeypatch.setattr(state_store, "CHUNKS", dict.fromkeys(state_store.CHUNKS, 3))
-    monkeypatch.setattr(state_store, "DONE_CHUNKS", dict.fromkeys(state_store.DONE_CHUNKS, 2))
+    monkeypatch.setattr(frame, "CHUNKS", dict.fromkeys(frame.CHUNKS, 3))
+    monkeypatch.setattr(state_store, "DONE_CHUNKS", (2, 2))
 
 
 @pytest.fixture(params=KINDS)
@@ -188,7 +188,7 @@ def test_what_an_extension_cut_short_has_added_is_not_missing(place, kind, monke
     )
     write(place, layout)
     with monkeypatch.context() as patch:
-        patch.setattr(state_store, "_attributes", lambda _layout: 1 / 0)
+        patch.setattr(state_store.Layout, "attributes", lambda _layout: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_frame(place, zarr.open_group(place.zarr, mode="r+"), larger)
         place.delete("done/c/4/1")  # and it had not come this far

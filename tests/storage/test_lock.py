@@ -130,8 +130,8 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
 
 
 def test_another_process_is_refused(tmp_path):
-    command = "import sys; from repsim.storage.lock import Lock; from repsim.storage.location import place_of as at\n"
-    command += "with Lock(at(sys.argv[1])): pass"
+    command = "import sys; from repsim.storage.lock import WriterLock; from repsim.storage.location import location_of as at\n"
+    command += "with WriterLock(at(sys.argv[1])): pass"
     with WriterLock(location_of(tmp_path)):
         found = subprocess.run(
             [sys.executable, "-c", command, tmp_path], capture_output=True, text=True
@@ -161,9 +161,9 @@ def test_a_zombie_is_dead(place):
 
 
 def test_a_killed_writer_has_lost_its_lock(tmp_path):
-    command = "import sys, os, signal; from repsim.storage.lock import Lock\n"
-    command += "from repsim.storage.location import place_of as at\n"
-    command += "with Lock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    command = "import sys, os, signal; from repsim.storage.lock import WriterLock\n"
+    command += "from repsim.storage.location import location_of as at\n"
+    command += "with WriterLock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == -9
     assert (tmp_path / KEY).exists()
     with WriterLock(location_of(tmp_path)) as lock:

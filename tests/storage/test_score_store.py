@@ -25,7 +25,7 @@ from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite
 from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCHEMA_VERSION
-from repsim.storage import frame, integrity, score_store, state_store
+from repsim.storage import frame, integrity, score_store
 from repsim.storage import lock as locks
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
@@ -201,7 +201,7 @@ def test_right_choices_of_the_whole_data_set_are_kept(whole):
     """Whatever part of it was evaluated; a store from before has none."""
     kept = dict(zip(whole.tasks, whole.dataset["gold_count"].values.tolist(), strict=True))
     for name in ("grammar", "arithmetic", "knowledge"):
-        golds = Counter(document["gold"] for document in offline_suite.documents(name))
+        golds = Counter(document["gold"] for document in offline_suite.make_documents(name))
         assert {choice: count for choice, count in enumerate(kept[name]) if count >= 0} == golds
     assert set(kept["recall"]) == set(kept["gsm8k"]) == {-1}
     (table, *_), (before, *_) = (
@@ -377,7 +377,7 @@ def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken,
             raise KeyboardInterrupt
         return real(group, array, *rest, **options)
 
-    monkeypatch.setattr(state_store, "sized_array", die)
+    monkeypatch.setattr(frame, "create_or_resize", die)
     with pytest.raises(KeyboardInterrupt):
         repsim.evaluate(model, out=broken, repair=True, **few)
     monkeypatch.undo()
@@ -424,9 +424,9 @@ def test_a_store_that_is_being_written_is_refused(model, asked, copied):
 
 def nurse() -> None:
     """A nursery of evaluations."""
-    from repsim.evaluation import tasks
+    from repsim.evaluation import task_sources
 
-    tasks._manager()
+    task_sources.task_manager()
     HFLM.max_gen_toks = WRITTEN
     score_store.WRITE_SECONDS = -1.0
     faults.nurse(repsim.evaluate)

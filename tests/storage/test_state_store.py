@@ -14,9 +14,10 @@ import zarr
 from numpy.testing import assert_array_equal
 
 from repsim.errors import RepsimError
+from repsim.options import COMPRESSION
 from repsim.schema import SCHEMA_VERSION, Identity
+from repsim.storage import frame, state_store
 from repsim.storage import lock as locks
-from repsim.storage import state_store
 from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import StoreGroup, exists
 from repsim.storage.integrity import check, invalidate
@@ -89,7 +90,7 @@ def test_tokens_in_a_chunk(units, tokens, chunk):
 
 
 def test_names_and_coordinates(place):
-    layout = layout_of((3, 2), requests=({"model": "m", "plan": ["baseline"]},))
+    layout = layout_of((3, 2), commands=({"model": "m", "plan": ["baseline"]},))
     begin(place, layout)
     dataset = dataset_of(place)
     assert dataset.sizes == {
@@ -204,7 +205,7 @@ def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
 # Chunked equals whole
 
 
-@pytest.mark.parametrize("compression", state_store.COMPRESSION)
+@pytest.mark.parametrize("compression", COMPRESSION)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(
     "lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)]
@@ -227,7 +228,7 @@ def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
     layout = layout_of((100, 200, 90), units=16)
     direct, through = (location_of(tmp_path / name) for name in ("direct", "through"))
     write(direct, layout)
-    monkeypatch.setattr(state_store, "Folder", type(None))
+    monkeypatch.setattr(state_store, "LocalFolder", type(None))
     write(through, layout)
     assert bytes_in(direct) == bytes_in(through)
 
@@ -326,8 +327,8 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
 
 
 def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
-    monkeypatch.setattr(state_store, "CHUNKS", dict.fromkeys(state_store.CHUNKS, 2))
-    monkeypatch.setattr(state_store, "DONE_CHUNKS", dict.fromkeys(state_store.DONE_CHUNKS, 2))
+    monkeypatch.setattr(frame, "CHUNKS", dict.fromkeys(frame.CHUNKS, 2))
+    monkeypatch.setattr(state_store, "DONE_CHUNKS", (2, 2))
     write(place, layout_of())
     before, reader = dataset_of(place).load(), dataset_of(place)
     larger = layout_of(MORE_LENGTHS, MORE_PLANS)
@@ -360,7 +361,7 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(
             write_whole(place, key, data)
 
         patch.setattr(LocalFolder, "write", write_some)
-        patch.setattr(state_store, "array_digests", _stop)  # the last step but one
+        patch.setattr(frame, "array_digests", _stop)  # the last step but one
         with pytest.raises(KeyboardInterrupt):
             begin(place, larger)
     plain = xr.open_zarr(place.path, consolidated=False)  # sizes agree at any moment
@@ -425,7 +426,7 @@ for options in ({"consolidated": False}, {}):
 """
 
 
-@pytest.mark.parametrize("compression", state_store.COMPRESSION)
+@pytest.mark.parametrize("compression", COMPRESSION)
 def test_xarray_alone_reads_a_store(place, tmp_path, small_chunks, compression):
     states = write(place, layout_of(compression=compression))
     np.save(tmp_path / "expected.npy", states[[0, 1, 4]])
