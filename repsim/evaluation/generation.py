@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from repsim.evaluation.request import EvaluationRequest
     from repsim.evaluation.tasks import Example
     from repsim.models import Model
-    from repsim.plans.families import NamedPlan
+    from repsim.plans import NamedPlan
     from repsim.plans.plan import Plan
     from repsim.storage import score_store
 

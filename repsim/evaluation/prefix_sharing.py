@@ -20,7 +20,7 @@ from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.evaluation.scoring import score_examples
 from repsim.jobs.memory import explain_out_of_memory
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie
 from repsim.schema import NOT_FINITE, ReplayVerdict
 
 if TYPE_CHECKING:
