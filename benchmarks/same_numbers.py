@@ -30,19 +30,19 @@ PLANS = [
     "--plan",
     "looped_parallel:start=12,loops=3",
 ]
-HALVES = ["--plan", "drop:layer=3,part=attn", "--plan", "drop:layer=3,part=mlp"]
+SUBLAYERS = ["--plan", "drop:layer=3,part=attn", "--plan", "drop:layer=3,part=mlp"]
 RUNS = {
     "demo": ["capture"],
     "encoder": ["capture", "minilm-l6", "--limit", "8"],
     "plans": [
         *("capture", "--limit", "6", "--max-tokens", "48", "--logprobs", "--dtype", "float32"),
-        *(*PLANS, *HALVES),
+        *(*PLANS, *SUBLAYERS),
     ],
     "statistics": [
         *("capture", "--limit", "6", "--max-tokens", "64", "--keep", "none"),
         *("--statistics", "cosine,norms,blocks,similarity,drift"),
     ],
-    "scores": ["evaluate", "--tasks", "offline", "--limit", "8", *PLANS, *HALVES],
+    "scores": ["evaluate", "--tasks", "offline", "--limit", "8", *PLANS, *SUBLAYERS],
 }
 ANALYSES = {
     "demo": [
