@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repsim.data import packing
-from repsim.data.batching import Batch, Company, Costs
+from repsim.data.batching import Batch, BatchRule, Costs
 from repsim.data.packing import (
     ROW_TOKENS,
     TREE_TOKENS,
@@ -188,11 +188,12 @@ def test_rows_are_plain_texts_with_equal_ones_once() -> None:
 
 def test_rows_of_one_length_run_together() -> None:
     windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(1, 9), window(5, 6, 7, 9)]
-    packed = pack_rows(windows, PAD, overhead=100, waste=1, company=Company.EQUAL)
+    packed = pack_rows(windows, PAD, overhead=100, waste=1, batch_rule=BatchRule.EQUAL)
     assert [batch.token_ids.tolist() for batch in packed.batches] == [[[5, 6, 7]], [[5], [1]]]
     check(packed, windows)
     assert [
-        len(batch.mask) for batch in pack_rows(windows, PAD, **COSTS, company=Company.NONE).batches
+        len(batch.mask)
+        for batch in pack_rows(windows, PAD, **COSTS, batch_rule=BatchRule.NONE).batches
     ] == [1, 1, 1]
 
 
