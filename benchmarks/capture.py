@@ -34,6 +34,7 @@ from repsim.captures import run as capture_run
 from repsim.data.batching import Batch, batches, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
+from repsim.evaluation.prefix_sharing import LikelihoodScorer
 from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
