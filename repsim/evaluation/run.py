@@ -171,9 +171,13 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
     def compute(
         self, existing: Scores | None, work: RemainingWork[Layout], lock: WriterLock
     ) -> None:
-        layout, group = work.layout, existing and existing.group
+        layout = work.layout
         writer = score_store.prepare(
-            self.location, layout, lock, existing=group, damages=self._damages
+            self.location,
+            layout,
+            lock,
+            existing=None if existing is None else existing.group,
+            damages=self._damages,
         )
         # Again: what was damaged is missing as well.
         missing = self.request.missing_in(layout, writer.done)

@@ -51,7 +51,7 @@ CHUNKS = {NODE: 4096, TOKEN: 65536, PLAN: 1024, STATE: 64, SAMPLE: 4096, BLOCK: 
 CHUNKS |= {TASK: 1024, METRIC: 8, EXAMPLE: 4096, REQUEST: 4096, CHOICE: 16}
 CODECS = (ZstdCodec(level=1), Crc32cCodec())
 # Otherwise zarr compares every chunk with NaN, which takes longer than writing it.
-WHOLE_CHUNKS = {"write_empty_chunks": True}
+WHOLE_CHUNKS: Any = {"write_empty_chunks": True}
 GO_ON = "make that good, and the same command goes on"
 
 

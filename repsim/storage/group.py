@@ -272,11 +272,13 @@ class StoreGroup:
         makes arrays.
         """
         dims = [str(dim).removesuffix(GROWING) for dim in document.get("dimension_names") or ()]
-        shape, grid, codecs = (document.get(key) for key in ("shape", "chunk_grid", "codecs"))
+        shape: Any = document.get("shape")
+        grid: Any = document.get("chunk_grid")
+        codecs: Any = document.get("codecs")
         try:
-            chunks = grid["configuration"]["chunk_shape"]  # type: ignore[index]
-            sizes = [self.extent.get(dim, size) for dim, size in zip(dims, shape, strict=True)]  # type: ignore[arg-type]
-            known = {codec["name"] for codec in codecs} <= CODECS  # type: ignore[union-attr]
+            chunks = grid["configuration"]["chunk_shape"]
+            sizes = [self.extent.get(dim, size) for dim, size in zip(dims, shape, strict=True)]
+            known = {codec["name"] for codec in codecs} <= CODECS
             sound = len(chunks) == len(sizes) and all(size > 0 for size in chunks)
             cells = 1
             for size in chunks:
@@ -284,7 +286,7 @@ class StoreGroup:
             sound = sound and cells * 16 <= CHUNK_LIMIT
             sound = sound and all(
                 0 <= size <= there for size, there in zip(sizes, shape, strict=True)
-            )  # type: ignore[arg-type]
+            )
         except (TypeError, KeyError, ValueError):
             known = sound = False
         if not (known and sound):
