@@ -39,7 +39,6 @@ from repsim.models.model import Model
 from repsim.models.model_files import (
     EMBEDDED,
     PICKLE_SUFFIXES,
-    cache_folder,
     find_files,
     has_weights,
 )
