@@ -115,6 +115,7 @@ class Tracer:
     proof: how far the replay was found to be from the model's own forward so far.
 
     Example:
+        >>> import numpy as np
         >>> import transformers
         >>> from repsim.models.stack import find_stack
         >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
