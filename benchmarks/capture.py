@@ -338,7 +338,7 @@ def timed_checks() -> Iterator[list[float]]:
     spent: list[float] = []
     inside = False
     places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
-    places += [(capture_run, "_tried"), (LikelihoodScorer, "__init__")]
+    places += [(capture_run, "_try_batches"), (LikelihoodScorer, "__init__")]
     before = [(where, name, getattr(where, name)) for where, name in places]
 
     def timed(check: Callable[..., Any]) -> Callable[..., Any]:

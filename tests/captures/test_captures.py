@@ -947,7 +947,7 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
     model, texts, path, monkeypatch, problem
 ):
     def run(self, trie, made, consume, **options):
-        if len(trie) > model.layers:  # the trial of texts in company runs fewer layers
+        if len(trie) > model.layers:  # the trial of texts in one batch runs fewer layers
             if blocks:
                 raise problem
             blocks.append(made)

@@ -1,3 +1,5 @@
+"""The joins of a parallel step."""
+
 import copy
 import pickle
 import threading
@@ -10,10 +12,10 @@ from torch import Tensor
 
 from repsim import plans
 from repsim.data.batching import Batch
-from repsim.models.layer_call import JOINS, Join, join_of, logits_of
+from repsim.models.layer_call import JOINS, Join, join_of
 from repsim.plans import Application, Step
 from support.models import make
-from support.oracles import assert_equal_but_for_rounding, last_states, naive, traced
+from support.oracles import assert_equal_but_for_rounding, last_states, naive, trace_plans
 
 
 def mean_of(members: int) -> Join:
@@ -103,15 +105,7 @@ def test_trace_and_planned_model_join_as_a_plain_loop_does(kind: str) -> None:
     plan = plans.Plan.from_steps([0, join, join, 5])
     batch = Batch(np.arange(2, 14).reshape(2, 6), np.ones((2, 6), bool))
     expected = naive(model, plan, batch)
-    (states,) = traced(model, [plan], batch)
+    (states,) = trace_plans(model, [plan], batch)
     for state, right in zip(states, expected, strict=True):
         assert_equal_but_for_rounding(state, right, model.layers)
     assert torch.equal(last_states(model, plan, batch), states[-1])
-
-
-def test_finishing_a_state_leaves_the_layers_in_their_place() -> None:
-    model = make("llama")
-    layers = model.module.model.layers
-    with torch.inference_mode():
-        logits_of(model.module, model.stack, torch.ones(2, 32), form=torch.empty(0))
-    assert model.module.model.layers is layers

@@ -9,13 +9,13 @@ from torch import Tensor
 
 import repsim
 from repsim.data.batching import Batch
-from repsim.data.packing import Window
+from repsim.data.packing import Packed, Window
 from repsim.models import Model
-from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
-from repsim.models.tracing import Tracer
-from repsim.plans import Plan, PlanTrie
-from support.models import VOCABULARY
+from repsim.models.sublayers import ATTENTION_PATHS, MLP_PATHS, match_paths
+from repsim.models.tracing import NodeState, Tracer
+from repsim.plans import Plan, PlanTrie, resolve
+from support.models import VOCABULARY, T
 
 # What a step's members give together, of its input and their outputs, by kind of join.
 JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
@@ -23,7 +23,7 @@ JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
 }
 
 
-def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
+def trace_plans(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
@@ -33,10 +33,8 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     return [[states[node] for node in path] for path in trie.paths]
 
 
-def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
-    """What each layer is called with in the model's own forward, and with it the model's own
-    states.
-    """
+def record_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
+    """What each layer is called with in the model's own forward, the states included."""
     calls: list[LayerCall] = []
     hooks = [
         layer.register_forward_pre_hook(
@@ -54,11 +52,10 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
 
 
 def without_cache(model: Model) -> dict[str, bool]:
-    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and
-    answer the same bits.
+    """Inputs with which a model computes bit for bit what the trace computes.
 
-    With its cache a model lays out keys and values anew, for which some processors' kernels add up
-    in another order.
+    With its cache a model gives keys and values another layout, for which the kernels of some
+    processors add up in another order.
     """
     return {"use_cache": False} if model.module.can_generate() else {}
 
@@ -70,7 +67,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
         layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out)))
         for layer in model.stack.layers
     ]
-    first = recorded_calls(model, batch, **inputs)[0].state
+    first = record_calls(model, batch, **inputs)[0].state
     for hook in hooks:
         hook.remove()
     mask = torch.from_numpy(batch.mask)
@@ -78,8 +75,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
 
 
 def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
-    """States that the same layers computed, with sums taken in another order: another layout,
-    another kernel.
+    """States that the same layers computed, with sums taken in another order.
 
     Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and
     Mary 2019), and two runs differ by sqrt(2) of that. A layer adds two such results to its input,
@@ -97,8 +93,8 @@ def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> 
 
 
 def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
-    """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    calls = recorded_calls(model, batch, **without_cache(model))
+    """A plain loop over layers with forward hooks for sublayers; the oracle for every family."""
+    calls = record_calls(model, batch, **without_cache(model))
     state = calls[0].state
     states = [state]
     for step in plan.steps:
@@ -112,7 +108,7 @@ def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
                         (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
                     )
                 )
-                for path in half_paths(layer, patterns)
+                for path in match_paths(layer, patterns)
             ]
             with torch.inference_mode():
                 call = calls[application.layer].on(state)
@@ -138,8 +134,9 @@ def last_states(model: Model, plan: str | Plan, batch: Batch, **inputs: object) 
 
 
 def windows_that_share() -> list[Window]:
-    """Four share six tokens, three of those nine; one of them ends where others go on, and the
-    fifth shares nothing.
+    """Five texts: four share six tokens, three of those nine, and the fifth shares nothing.
+
+    One of the three ends where the others go on.
     """
     ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
     first, more = ids[:6], ids[6:9]
@@ -154,3 +151,18 @@ def windows_that_share() -> list[Window]:
         Window(row, ids[45 : 45 + length])
         for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)
     ]
+
+
+def score_packed(
+    model: Model, packed: Packed, plans: tuple[str, ...]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each plan: the states that predict, `[target, unit]`, and what `predict` makes of them."""
+    tracer, trie = Tracer(model), PlanTrie.build([resolve(text, T)[0].plan for text in plans])
+    token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def consume(state: NodeState) -> None:
+        found[state.node] = state.hidden[token], *tracer.predict(state.hidden, token, target)
+
+    tracer.run(trie, packed.batches, consume, nodes=trie.ends)
+    return [found[end] for end in trie.ends]
