@@ -275,9 +275,9 @@ def _json_step(step: Step) -> list[int | str] | dict[str, list[int | str]]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _lone_step(layer: int) -> Step:
-    """The step of one whole layer; most steps are, so each is made and checked once."""
-    return Step((Application(layer),))
+def _lone_step(layer: int, sublayer: str = "") -> Step:
+    """The step of one member; most steps are such, so each is made and checked once."""
+    return Step((Application(layer, sublayer),))
 
 
 def _step(step: StepLike) -> Step:
@@ -370,7 +370,8 @@ def _parse_piece(piece: str, layers: int) -> list[Step]:
             f"{piece}: a range takes no count; write ({body})*{count} for these layers in parallel "
             "or list the steps"
         )
-    return [Step((member,)) for member in _parse_members(body, piece, layers)] * count
+    members = _parse_members(body, piece, layers)
+    return [_lone_step(member.layer, member.sublayer) for member in members] * count
 
 
 def _parse_parallel(inside: str, piece: str, layers: int) -> Step:

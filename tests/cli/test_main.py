@@ -169,7 +169,7 @@ def test_an_unforeseen_error_is_one_line_too(
         raise KeyError("something\nodd")
 
     monkeypatch.delenv("REPSIM_DEBUG", raising=False)
-    monkeypatch.setattr("repsim.plans.plan.draw", broken)
+    monkeypatch.setattr("repsim.plans.draw", broken)
     assert cli.main(["plans", "show", "baseline"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(

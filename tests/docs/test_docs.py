@@ -17,7 +17,7 @@ import typer
 
 import repsim
 from repsim.cli.main import app
-from repsim.plans.families import resolve
+from repsim.plans import resolve
 from support.models import ARCHITECTURES, make, save_folder
 
 ROOT = Path(__file__).parents[2]
