@@ -71,7 +71,7 @@ class Run:
     @property
     def layer(self) -> int | None:
         """The layer, where the step runs one whole layer."""
-        return self.step and self.step.layer
+        return None if (step := self.step) is None else step.layer
 
     @property
     def text(self) -> str:
