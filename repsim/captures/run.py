@@ -41,8 +41,9 @@ from repsim.options import (
     takes,
 )
 from repsim.plans import Plan, PlanTrie, resolve
+from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
-from repsim.stats.per_sample import SampleStatistic, statistics_of
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.group import check_target
 from repsim.storage.location import LocalFolder, location_of

