@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from lm_eval import evaluator
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from numpy.testing import assert_allclose
 
@@ -14,7 +13,7 @@ import repsim
 from repsim import models
 from repsim.analyses import degradation
 from repsim.errors import RepsimError, StoreError
-from repsim.evaluation import offline_suite
+from repsim.evaluation import task_sources
 from repsim.evaluation.reader import LABEL, Scores, open_scores
 from repsim.storage.location import location_of
 from support.stores import layout_of, write
@@ -39,10 +38,11 @@ def scores(model: models.Model, tmp_path_factory: pytest.TempPathFactory) -> Sco
 
 def lm_eval_results(model: models.Model, plan: str) -> dict[str, dict[str, Any]]:
     """Task → lm-eval's own results of the model under a plan."""
-    tasks = {}
-    for name in TASKS:
-        tasks[name] = ConfigurableTask(config=offline_suite.config(name))
-        tasks[name].set_config(key="num_fewshot", value=0)
+    tasks = {
+        name: task_sources.prepare(task, None)
+        for name in TASKS
+        for task in task_sources.find_tasks(name, None)
+    }
     with repsim.planned(model, plan) as module:
         lm = HFLM(pretrained=module, tokenizer=model.tokenizer, batch_size=4)
         results = evaluator.evaluate(lm, tasks, limit=LIMIT, bootstrap_iters=10)["results"]
