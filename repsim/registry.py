@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, brief
-from repsim.schema import ANALYSES, CAPTURE, SCORES
+from repsim.schema import ANALYSES, Kind
 from repsim.stats.per_sample import SampleStatistic, StateSource
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class AnalysisKind(StrEnum):
     SCORES = "scores"
 
     @property
-    def reads(self) -> str:
+    def reads(self) -> Kind:
         """The kind of store that it reads, as `repsim.open(store).kind` says it."""
-        return SCORES if self is AnalysisKind.SCORES else CAPTURE
+        return Kind.SCORES if self is AnalysisKind.SCORES else Kind.CAPTURE
 
     @property
     def takes_plans_together(self) -> bool:
@@ -146,7 +146,7 @@ def kind_of(module: ModuleType) -> AnalysisKind:
     kind = getattr(module, "KIND", None)
     if isinstance(kind, AnalysisKind):
         return kind
-    reads_scores = getattr(module, "READS", CAPTURE) == SCORES
+    reads_scores = getattr(module, "READS", Kind.CAPTURE) == Kind.SCORES
     return AnalysisKind.SCORES if reads_scores else AnalysisKind.STATES
 
 
