@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 
 from repsim import stats
 from repsim.errors import DataError, PlanError, RepsimError
-from repsim.plans.families import FAMILIES
+from repsim.plans import FAMILIES
 from repsim.schema import PLAN, SCORES, TASK
 from repsim.stats import results
 from repsim.stats.bootstrap import LEVEL, Estimate

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from repsim.analyses import degradation
 from repsim.errors import ModelError
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 from repsim.schema import PLAN, SCORES
 from repsim.stats import results
 

@@ -31,15 +31,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim.captures import run as capture_run
-from repsim.data.batching import CPU_COSTS, Batch, batches, cut_blocks
+from repsim.data.batching import Batch, batches, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
 from repsim.evaluation.prefix_sharing import LikelihoodScorer
+from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
-from repsim.options import DEFAULT_BATCH_TOKENS
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 
 ROUNDS = 5
 EQUAL_SAMPLES, EQUAL_LENGTH = 96, 128
@@ -339,7 +338,7 @@ def timed_checks() -> Iterator[list[float]]:
     spent: list[float] = []
     inside = False
     places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
-    places += [(capture_run, "_tried"), (LikelihoodScorer, "__init__")]
+    places += [(capture_run, "_try_batches"), (LikelihoodScorer, "__init__")]
     before = [(where, name, getattr(where, name)) for where, name in places]
 
     def timed(check: Callable[..., Any]) -> Callable[..., Any]:

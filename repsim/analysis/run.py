@@ -29,8 +29,7 @@ from repsim.cache import file_name
 from repsim.captures.reader import Capture
 from repsim.errors import RepsimError, printable
 from repsim.evaluation.reader import Scores
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan
+from repsim.plans import Plan, resolve
 from repsim.plotting import Figure, save, styled
 from repsim.registry import draws_together, find_analysis, keywords_of, kind_of
 from repsim.stats import results

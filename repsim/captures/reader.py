@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from repsim.errors import PlanError, StoreError, printable
-from repsim.plans.families import names_of, resolve
-from repsim.plans.plan import Plan
+from repsim.plans import Plan, names_of, resolve
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends

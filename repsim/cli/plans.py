@@ -19,7 +19,7 @@ def plans(ctx: typer.Context) -> None:
         return
     from rich.table import Table
 
-    from repsim.plans.families import FAMILIES, SETS
+    from repsim.plans import FAMILIES, SETS
 
     table = Table.grid(padding=(0, 2))
     for family in FAMILIES.values():
@@ -37,8 +37,7 @@ def show(
     ] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
-    from repsim.plans.families import resolve
-    from repsim.plans.plan import PlanTrie, describe, draw
+    from repsim.plans import PlanTrie, describe, draw, resolve
 
     named_plans = resolve(plan, layers)
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from repsim.errors import StoreError, printable
-from repsim.plans.families import names_of
+from repsim.plans import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of

@@ -130,7 +130,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
 
         from repsim.evaluation.tasks import load as load_tasks
 
-        loaded = loaded.at_rest()  # lm-eval changes it
+        loaded = loaded.private_copy()  # lm-eval changes it
         folder = None if tasks.data_dir is None else Path(tasks.data_dir)
         command = {
             "model": loaded.name,

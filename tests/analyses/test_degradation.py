@@ -15,7 +15,7 @@ from scipy import stats
 from repsim.analyses import degradation
 from repsim.analyses.degradation import chance_of, kind_of, variants
 from repsim.errors import RepsimError
-from repsim.plans.families import FAMILIES, resolve
+from repsim.plans import FAMILIES, resolve
 from repsim.stats import results
 from repsim.stats.bootstrap import bootstrap_shares
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from repsim.plans.families import FAMILIES
+from repsim.plans import FAMILIES
 from support.cli import Call
 
 

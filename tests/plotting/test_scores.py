@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgba
 from repsim import plotting
 from repsim.analyses import degradation
 from repsim.errors import RepsimError
-from repsim.plans.families import resolve
+from repsim.plans import resolve
 from repsim.plotting.curves import FAMILIES, look, look_of_task
 from repsim.plotting.page import MARK
 from support.figures import assert_nothing_is_clipped_or_overlaps, tick_texts
