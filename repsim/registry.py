@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, brief
 from repsim.schema import ANALYSES, Kind
-from repsim.stats.per_sample import SampleStatistic, StateSource
+from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,18 +62,11 @@ class PlansSource(StateSource, Protocol):
     def plans(self) -> Sequence[Any]: ...
 
 
-class LogprobSource(Protocol):
+class LogprobSource(PlanSource, Protocol):
     """What an analysis of log-probabilities asks of a capture."""
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
-
-    @property
     def plans(self) -> Sequence[Any]: ...
-
-    def plan_name(self, plan: str) -> str: ...
-
-    def plan_text(self, plan: str) -> str: ...
 
     def lengths(self, *plans: str) -> NDArray[np.int64]: ...
 
