@@ -31,13 +31,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim.captures import run as capture_run
-from repsim.data.batching import Batch, batches, cut_blocks
+from repsim.data.batching import CPU_COSTS, Batch, batches, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
 from repsim.evaluation.prefix_sharing import LikelihoodScorer
-from repsim.jobs.interruption import CPU_COSTS, DEFAULT_BATCH_TOKENS
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
+from repsim.options import DEFAULT_BATCH_TOKENS
 from repsim.plans import PlanTrie, resolve
 
 ROUNDS = 5

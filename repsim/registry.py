@@ -74,16 +74,21 @@ class LogprobSource(PlanSource, Protocol):
 
 
 class ScoreSource(Protocol):
-    """What an analysis of scores asks of a store of scores."""
+    """What an analysis of scores asks of a store; see `repsim.Scores`.
+
+    dataset: the store as xarray opens it.
+    layers: the model's T.
+    identity: with `model`.
+    """
 
     @property
     def dataset(self) -> xr.Dataset: ...
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def layers(self) -> int: ...
 
     @property
-    def layers(self) -> int: ...
+    def identity(self) -> Mapping[str, Any]: ...
 
 
 def installed() -> dict[str, EntryPoint]:

@@ -226,7 +226,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         at_once: int,
         finish: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        """The answers to a unit's examples under its plans; `finish` takes a plan and its answers."""
+        """Answers a unit's examples under its plans; `finish` takes a plan and its answers."""
         (block,) = unit.blocks
         doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
         model, plans = self.request.model, list(unit.rows)

@@ -388,7 +388,7 @@ def _colour_bar(
 
 
 def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bool) -> None:
-    """A quantity of each result with its interval, against states or, for several results, depth."""
+    """A quantity of each result with its interval, against states; of several results, depth."""
     lowest = np.inf
     for row, (result, label) in enumerate(zip(results, names_of(results), strict=True)):
         values = result[name].values

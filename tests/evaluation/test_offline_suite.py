@@ -135,9 +135,9 @@ def test_the_recalled_word_is_what_the_passage_says() -> None:
         text, target = document["text"], document["target"].strip()
         if document["kind"] in patterns:
             statement, question = patterns[document["kind"]]
-            stated = [match.groups() for match in re.finditer(statement, text)]
+            stated = [(match[1], match[2]) for match in re.finditer(statement, text)]
             if document["kind"] == "contents":
-                stated = [pair[::-1] for pair in stated]
+                stated = [(place, thing) for thing, place in stated]
             assert len(stated) == 2
             assert dict(stated)[group(question, text)] == target
         elif document["kind"] == "giver":

@@ -153,8 +153,8 @@ def test_families_that_say_the_same_are_equal(layers: int) -> None:
         looped = plan_of(f"looped_parallel:start={start},loops=1", layers)
         assert looped == plan_of(f"parallel:start={start}", layers)
     for layer in range(layers):
-        block = plan_of(f"drop_block:first={layer},last={layer}", layers)
-        assert plan_of(f"drop:layer={layer}", layers) == block
+        dropped = plan_of(f"drop_block:first={layer},last={layer}", layers)
+        assert plan_of(f"drop:layer={layer}", layers) == dropped
         assert plan_of(f"repeat:layer={layer},times=1", layers) == plan_of("baseline", layers)
 
 

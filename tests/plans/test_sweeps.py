@@ -251,7 +251,7 @@ def test_texts_that_are_refused(text: str, message: str) -> None:
 
 
 def test_unknown_names_list_what_there_is() -> None:
-    with pytest.raises(PlanError, match=r"repeat; sets: fig2, .*, painters, dropouts$"):
+    with pytest.raises(PlanError, match=r"baseline, skip, .*; sets: fig2, .*, painters, dropouts$"):
         resolve("painter", 30)
 
 
