@@ -9,9 +9,9 @@ It reads the scores of examples as `repsim evaluate` stores them, and knows neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -27,7 +27,8 @@ from repsim.evaluation.normalised_scores import (
     summarise_tasks,
 )
 from repsim.evaluation.task_scores import split_by_task
-from repsim.schema import PLAN, SCORES, TASK
+from repsim.registry import AnalysisKind, ScoreSource
+from repsim.schema import PLAN, TASK
 from repsim.stats import results
 from repsim.stats.bootstrap import LEVEL, Estimate
 from repsim.studies.painters import (
@@ -48,28 +49,10 @@ from repsim.studies.painters import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-READS = SCORES
-VARIANT, KIND, COMPARISON = "variant", "kind", "comparison"
+KIND = AnalysisKind.SCORES
+VARIANT, TASK_KIND, COMPARISON = "variant", "kind", "comparison"
 GUESSED, GIVEN = "guessed from the name", "given"  # where a task's kind is from
 Array = NDArray[np.float64]
-
-
-class ScoreSource(Protocol):
-    """What this analysis asks of scores; see `repsim.Scores`.
-
-    dataset: the store as xarray opens it.
-    layers: the model's T.
-    identity: with `model`.
-    """
-
-    @property
-    def dataset(self) -> xr.Dataset: ...
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def identity(self) -> Mapping[str, Any]: ...
 
 
 def compute(
@@ -361,9 +344,9 @@ def measure_order_sensitivity(
     compared = float(examples[np.isin(kinds, ("mathematics", "reasoning", "semantics"))].sum())
     return xr.Dataset(
         {
-            **_label("order_sensitivity", (KIND,), normalised.map(by_kind, examples_of_kind)),
+            **_label("order_sensitivity", (TASK_KIND,), normalised.map(by_kind, examples_of_kind)),
             **_label("order_difference", (), normalised.map(difference, compared)),
-            KIND: (KIND, np.array(present, object)),
+            TASK_KIND: (TASK_KIND, np.array(present, object)),
         }
     )
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from repsim.analyses import degradation
 from repsim.errors import ModelError
 from repsim.plans import Plan
-from repsim.schema import PLAN, SCORES
+from repsim.registry import AnalysisKind
+from repsim.schema import PLAN
 from repsim.stats import results
 from repsim.studies.painters import find_variants
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from repsim.evaluation.reader import Scores
     from repsim.models import Model
 
-READS = SCORES
+KIND = AnalysisKind.SCORES
 OF_DEGRADATION = ("mean", "mean_standard_error", "mean_low", "mean_high")
 MOST_IDS = 1000  # token ids that are drawn for the text that is timed
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, brief
-from repsim.schema import ANALYSES, CAPTURE, SCORES
-from repsim.stats.per_sample import SampleStatistic, StateSource
+from repsim.schema import ANALYSES, Kind
+from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,9 +45,9 @@ class AnalysisKind(StrEnum):
     SCORES = "scores"
 
     @property
-    def reads(self) -> str:
+    def reads(self) -> Kind:
         """The kind of store that it reads, as `repsim.open(store).kind` says it."""
-        return SCORES if self is AnalysisKind.SCORES else CAPTURE
+        return Kind.SCORES if self is AnalysisKind.SCORES else Kind.CAPTURE
 
     @property
     def takes_plans_together(self) -> bool:
@@ -62,18 +62,11 @@ class PlansSource(StateSource, Protocol):
     def plans(self) -> Sequence[Any]: ...
 
 
-class LogprobSource(Protocol):
+class LogprobSource(PlanSource, Protocol):
     """What an analysis of log-probabilities asks of a capture."""
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
-
-    @property
     def plans(self) -> Sequence[Any]: ...
-
-    def plan_name(self, plan: str) -> str: ...
-
-    def plan_text(self, plan: str) -> str: ...
 
     def lengths(self, *plans: str) -> NDArray[np.int64]: ...
 
@@ -81,16 +74,21 @@ class LogprobSource(Protocol):
 
 
 class ScoreSource(Protocol):
-    """What an analysis of scores asks of a store of scores."""
+    """What an analysis of scores asks of a store; see `repsim.Scores`.
+
+    dataset: the store as xarray opens it.
+    layers: the model's T.
+    identity: with `model`.
+    """
 
     @property
     def dataset(self) -> xr.Dataset: ...
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def layers(self) -> int: ...
 
     @property
-    def layers(self) -> int: ...
+    def identity(self) -> Mapping[str, Any]: ...
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -146,7 +144,7 @@ def kind_of(module: ModuleType) -> AnalysisKind:
     kind = getattr(module, "KIND", None)
     if isinstance(kind, AnalysisKind):
         return kind
-    reads_scores = getattr(module, "READS", CAPTURE) == SCORES
+    reads_scores = getattr(module, "READS", Kind.CAPTURE) == Kind.SCORES
     return AnalysisKind.SCORES if reads_scores else AnalysisKind.STATES
 
 

@@ -32,13 +32,11 @@ from repsim.evaluation.reader import Scores
 from repsim.plans import Plan, resolve
 from repsim.plotting import Figure, save, styled
 from repsim.registry import draws_together, find_analysis, keywords_of, kind_of
-from repsim.schema import CAPTURE, SCORES
 from repsim.stats import results
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-MAKERS = {CAPTURE: "repsim capture", SCORES: "repsim evaluate"}
 Store: TypeAlias = str | Path | Capture | Scores
 
 log = logging.getLogger("repsim")
@@ -178,9 +176,10 @@ def _split_options(
 def _check_kind(name: str, module: ModuleType, store: Capture | Scores) -> None:
     """Refuses a store of another kind than the analysis reads."""
     wanted = kind_of(module).reads
+    makers = {each.kind: each.maker for each in (Capture, Scores)}
     if wanted != store.kind:
         raise RepsimError(
-            f"{store.path}: holds {store.kind}; {name} reads {wanted}, made by {MAKERS[wanted]}"
+            f"{store.path}: holds {store.kind}; {name} reads {wanted}, made by {makers[wanted]}"
         )
 
 

@@ -13,7 +13,7 @@ from repsim.cli.printing import console
 from repsim.errors import printable
 
 if TYPE_CHECKING:
-    from repsim.jobs.interruption import Progress
+    from repsim.jobs.resumable import Progress
 
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal
 

@@ -45,19 +45,15 @@ class SampleStatistic:
         return len(self.kernel(np.ones((states, 1, units), np.float32)))
 
 
-class StateSource(Protocol):
-    """What analyses of states need of a capture; `repsim.captures.reader.Capture` is one.
+class PlanSource(Protocol):
+    """What an analysis of any kind needs to say what its numbers are of.
 
-    Only finished samples count, always in the same order. A plan is given by its name or its text.
+    A plan is given by its name or its text.
     """
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """`model` and `corpus`: what the states were computed from."""
-        ...
-
-    def steps(self, plan: str) -> list[str]:
-        """What each state of the plan is the output of, `embed` first."""
+        """`model` and `corpus`: what the numbers were computed from."""
         ...
 
     def plan_name(self, plan: str) -> str:
@@ -66,6 +62,17 @@ class StateSource(Protocol):
 
     def plan_text(self, plan: str) -> str:
         """The layers that the plan runs, e.g. `0-3, 5-7`."""
+        ...
+
+
+class StateSource(PlanSource, Protocol):
+    """What analyses of states need of a capture; `repsim.captures.reader.Capture` is one.
+
+    Only finished samples count, always in the same order.
+    """
+
+    def steps(self, plan: str) -> list[str]:
+        """What each state of the plan is the output of, `embed` first."""
         ...
 
     def lengths(self, *plans: str) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from repsim.errors import PlanError, RepsimError
 from repsim.files import replacing
 from repsim.schema import STATE
 from repsim.stats.bootstrap import LEVEL, Estimate
-from repsim.stats.per_sample import StateSource
+from repsim.stats.per_sample import PlanSource, StateSource
 
 STATE_OTHER = "state_other"
 LEFT_OUT = "left_out_tokens"
@@ -69,8 +69,8 @@ def layer_coordinate(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
 
 
 def attributes(
-    source: StateSource,
-    plan: str,
+    source: PlanSource,
+    plan: str | Sequence[str],
     analysis: str,
     description: str,
     *,
@@ -81,7 +81,7 @@ def attributes(
 
     Args:
         source: an open capture.
-        plan: plan whose states were measured.
+        plan: plan whose states were measured, or several.
         analysis: name of the analysis.
         description: what its numbers are.
         left_out: tokens that were left out because a state is a zero vector there, so that its
@@ -91,19 +91,21 @@ def attributes(
     Returns:
         Attribute → value.
     """
+    plans = [plan] if isinstance(plan, str) else list(plan)
+    names = ", ".join(map(source.plan_name, plans))
     if left_out:
         log.warning(
             "%s of plan %s: %d tokens left out: a state is a zero vector there and has no "
             "direction",
             analysis,
-            source.plan_name(plan),
+            names,
             left_out,
         )
     return {
         "analysis": analysis,
         "description": description,
-        "plan": source.plan_name(plan),
-        "plan_text": source.plan_text(plan),
+        "plan": names,
+        "plan_text": "; ".join(map(source.plan_text, plans)),
         "model": source.identity["model"],
         "corpus": source.identity["corpus"],
         "interval": f"{LEVEL:.0%} of a bootstrap over samples",

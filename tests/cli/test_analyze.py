@@ -199,12 +199,12 @@ def test_models_in_which_a_plan_stands_for_different_numbers_of_plans(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(store, tmp_path / "b.zarr")
-    layers = repsim_library.Capture.layers.fget
-    monkeypatch.setattr(
-        repsim_library.Capture,
-        "layers",
-        property(lambda self: layers(self) + 4 * (self.path.stem == "b")),
-    )
+    layers = repsim_library.open(store).layers
+
+    def deeper_if_called_b(capture: repsim_library.Capture) -> int:
+        return layers + 4 * (Path(str(capture.path)).stem == "b")
+
+    monkeypatch.setattr(repsim_library.Capture, "layers", property(deeper_if_called_b))
     assert (
         main(
             "analyze",
@@ -255,7 +255,8 @@ def test_degradation_draws_what_the_plans_give(
         numbers = {
             name: values.fillna(0) for name, values in found.items() if values.dtype.kind == "f"
         }
-        return found.assign({**numbers, "valid": ("task", [1, 1])})
+        valid: xr.Dataset = found.assign({**numbers, "valid": ("task", [1, 1])})
+        return valid
 
     compute = degradation.compute
     monkeypatch.setattr(degradation, "compute", lenient)

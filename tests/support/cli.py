@@ -65,7 +65,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Call:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capfd.readouterr()
         status = main(*arguments)
-        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+        return subprocess.CompletedProcess([*map(str, arguments)], status, *capfd.readouterr())
 
     return run
 
