@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 PAGES: list[Path] = TABLES["pages"]()
 CHANGED = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
+REPSIM = typer.main.get_command(app)
 MODEL, LAYERS = "smollm2-135m", 30
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 # Before a block that is only run where the library has a public name.
@@ -61,7 +62,7 @@ def parse(line: str) -> dict[str, Any]:
     """The parameters of a command line as the command's own parser reads them; nothing is run."""
     arguments = [STANDS_FOR.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     arguments = arguments[: arguments.index("|")] if "|" in arguments else arguments
-    command: Any = typer.main.get_command(app)
+    command: Any = REPSIM
     context = command.make_context("repsim", arguments)
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
