@@ -1,6 +1,4 @@
-"""Which run of layers does least? Distance between states n layers apart, and each layer's Block
-Influence.
-"""
+"""Which run of layers does least? Distances between states n steps apart, and Block Influence."""
 
 from __future__ import annotations
 
@@ -32,26 +30,30 @@ PIECE = 256  # tokens whose cosines are held at once
 
 
 def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Of a sample: angular distances at its last token, their sums over tokens, and sums of 1 -
-    cosine over a layer.
+    """A sample's angular distances at its last token, their sums over tokens, and sums of
+    1 - cosine over each step; then how many tokens each of these is over, `[value]`.
 
-    Then of how many tokens each of these is: where a state is a zero vector it has no direction.
+    A token counts where neither state is a zero vector, which has no direction.
     """
+    # Sum over the sample piece by piece, so that few cosines are held at once.
     sums, counts = np.zeros((2, len(states), len(states)))
     influence = np.zeros(len(states) - 1)
     for first in range(0, states.shape[1], PIECE):
         piece = states[:, first : first + PIECE]
         cosines = token_cosines(piece)
         undefined = _undefined(piece, cosines)
-        cosines[undefined] = 1  # adds nothing to any sum
+        cosines[undefined] = 1  # adds 0 to every sum
         distances = half_turns(cosines)
         sums += distances.sum(0)
         counts += (~undefined).sum(0)
         influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
-    each_sum = [pack_symmetric(distances[-1]), pack_symmetric(sums), influence]
+
+    # The last piece holds the last token.
     return np.concatenate(
         [
-            *each_sum,
+            pack_symmetric(distances[-1]),
+            pack_symmetric(sums),
+            influence,
             pack_symmetric(1.0 - undefined[-1]),
             pack_symmetric(counts),
             np.diagonal(counts, 1),
@@ -60,8 +62,9 @@ def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where one of two states is a zero vector, `[token, state, state]`; what is not finite is
-    none.
+    """Where one of two states is a zero vector, `[token, state, state]`, bool.
+
+    NaN cosines of states that are not finite are not among these.
     """
     if not np.isnan(np.einsum("tss->ts", cosines)).any():
         return np.zeros(cosines.shape, bool)
@@ -69,7 +72,7 @@ def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np
     return zero[:, :, None] | zero[:, None, :]
 
 
-# What a capture that keeps no states takes of each sample for this analysis.
+# What a capture without states computes from each sample for this analysis.
 STATISTICS = {"distances": _distances}
 
 
@@ -79,16 +82,17 @@ def compute(
     """Angular distance between the states around every run of a plan's steps, and each step's Block
     Influence.
 
-    Distance 0 (the run changes no direction) to 1 (opposite); the run of n steps with the least
-    distance is the one that "The Unreasonable Ineffectiveness of the Deeper Layers" would prune.
-    Block Influence 0 to 2, mean over all tokens of 1 - cosine of a step's input and output, as in
-    ShortGPT.
+        distance     mean_t arccos(cos(h_i[t], h_(i+n)[t])) / π    0 (no change) to 1 (opposite)
+        influence    mean_t (1 - cos(h_i[t], h_(i+1)[t]))          0 to 2, over all tokens
+
+    The run of n steps with the least distance is the one that "The Unreasonable Ineffectiveness of
+    the Deeper Layers" would prune; Block Influence is that of ShortGPT.
 
     Intervals, and how often a run is the least, come from a bootstrap over samples.
 
     A zero vector has no direction: its token is left out of that state's distances and influences
-    and no others. `left_out_tokens` is how many tokens the number that lacks most is without. What
-    is not finite stays NaN.
+    and of no others. `left_out_tokens` is the largest number of tokens that any number is without.
+    Anything not finite stays NaN.
 
     Args:
         capture: an open capture.
@@ -110,32 +114,45 @@ def compute(
     if tokens not in get_args(Tokens):
         raise RepsimError(f"tokens={tokens!r}: choose {' or '.join(get_args(Tokens))}")
     results.check_counts(resamples=resamples)
-    steps = results.steps(capture, plan)
+    steps = results.require_two_states(capture, plan)
     states = len(steps)
+
+    # Collect the sums of `_distances` and what each is over; without zero vectors, every token.
     pairs = states * (states + 1) // 2
     statistic = SampleStatistic("blocks.distances", _distances)
     lengths, values, counts = collect_sums(capture, plan, statistic, 2 * pairs + states - 1)
-    usual = np.where(np.arange(values.shape[1]) < pairs, 1, lengths[:, None])
-    counts = np.where(np.isnan(counts), usual, counts)
-    of_last, of_all, of_steps = slice(pairs), slice(pairs, 2 * pairs), slice(2 * pairs, None)
-    of = of_last if tokens == "last" else of_all
+    all_tokens = np.where(np.arange(values.shape[1]) < pairs, 1, lengths[:, None])
+    counts = np.where(np.isnan(counts), all_tokens, counts)
+
+    # Mean distances of all pairs of states, arranged by the size of the run between them.
+    columns = slice(pairs) if tokens == "last" else slice(pairs, 2 * pairs)
     means = stats.bootstrap(
-        stats.ratio_of_sums(values[:, of], counts[:, of]), len(lengths), resamples=resamples
+        stats.ratio_of_sums(values[:, columns], counts[:, columns]),
+        len(lengths),
+        resamples=resamples,
     )
-    apart = means.map(lambda array: _by_size(unpack_symmetric(array, states)))
-    influence = stats.ratio_of_sums(values[:, of_steps], counts[:, of_steps])
-    per_step = stats.bootstrap(influence, len(lengths), resamples=resamples)
-    undefined = np.isnan(apart.value) | (len(lengths) == 1)
-    first = np.argmin(np.nan_to_num(apart.replicates, nan=2), axis=2)  # a distance is at most 1
+    distance = means.map(lambda array: _by_size(unpack_symmetric(array, states)))
+
+    # Mean Block Influence of each step.
+    columns = slice(2 * pairs, None)
+    influence = stats.bootstrap(
+        stats.ratio_of_sums(values[:, columns], counts[:, columns]),
+        len(lengths),
+        resamples=resamples,
+    )
+
+    # In which share of resamples each run is the least of its size; a distance is at most 1.
+    undefined = np.isnan(distance.value) | (len(lengths) == 1)
+    first = np.argmin(np.nan_to_num(distance.replicates, nan=2), axis=2)
     least = np.where(undefined, np.nan, (first[:, :, None] == np.arange(states - 1)).mean(0))
     return xr.Dataset(
         {
-            **results.variables("distance", (SIZE, STATE), apart, bounds=(0, 1)),
+            **results.variables("distance", (SIZE, STATE), distance, bounds=(0, 1)),
             "least": ((SIZE, STATE), least),
-            **results.variables("influence", ("step",), per_step, "influence_", (0, 2)),
+            **results.variables("influence", ("step",), influence, "influence_", (0, 2)),
         },
         coords={
-            **results.layers(steps[:-1]),
+            **results.layer_coordinate(steps[:-1]),
             SIZE: np.arange(1, states),
             "step_layer": ("step", np.array(steps[1:], object)),
         },
@@ -143,8 +160,9 @@ def compute(
             capture,
             plan,
             "blocks",
-            "Angular distance between the states before and after a run of steps; Block Influence of each step.",
-            left_out=int((usual - counts).sum(0).max()),
+            "Angular distance between the states before and after a run of steps; Block Influence "
+            "of each step.",
+            left_out=int((all_tokens - counts).sum(0).max()),
             distance_tokens=tokens,
             tokens=int(lengths.sum()),
             samples=len(lengths),
@@ -153,20 +171,22 @@ def compute(
 
 
 def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[..., state, state]` → `[..., size, state]`: row n - 1 holds the diagonal n above the main
-    one, then NaN.
+    """Pairs of states by how many steps lie between: `[..., state, state]` → `[..., size, state]`.
+
+    Row n - 1 holds the n-th diagonal above the main one, then NaN.
     """
     states = matrices.shape[-1]
-    found = np.full((*matrices.shape[:-2], states - 1, states - 1), np.nan)
+    by_size = np.full((*matrices.shape[:-2], states - 1, states - 1), np.nan)
     for size in range(1, states):
-        found[..., size - 1, : states - size] = np.diagonal(matrices, size, -2, -1)
-    return found
+        by_size[..., size - 1, : states - size] = np.diagonal(matrices, size, -2, -1)
+    return by_size
 
 
-def plot(found: xr.Dataset) -> Figure:
-    """Distance by size and place, the least of each size marked, above Block Influence; see
-    `plotting.blocks`.
+def plot(dataset: xr.Dataset) -> Figure:
+    """Distance by size and place, the least of each size marked, above Block Influence.
+
+    See `repsim.plotting.blocks`.
     """
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.blocks(found)
+    return plotting.blocks(dataset)

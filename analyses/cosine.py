@@ -35,27 +35,28 @@ Average = Literal["token", "sequence", "centred", "without-sinks"]
 
 DESCRIPTION = {
     "token": "Mean over tokens of the cosine between two states at the same token.",
-    "sequence": "Mean over samples of the cosine between two states flattened over a sample's tokens, without padding.",
-    "centred": "Mean over tokens of the cosine between two states at the same token, each less its mean over tokens.",
-    "without-sinks": "Mean over tokens that are no attention sinks of the cosine between two states at the same token.",
+    "sequence": "Mean over samples of the cosine between two states flattened over a sample's "
+    "tokens, without padding.",
+    "centred": "Mean over tokens of the cosine between two states at the same token, each less its "
+    "mean over tokens.",
+    "without-sinks": "Mean over tokens that are no attention sinks of the cosine between two "
+    "states at the same token.",
 }
 
 
 def _token(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine sums over a sample's tokens, then of how many tokens each sum is."""
+    """Cosine sums over a sample's tokens, then how many tokens each sum is over, `[value]`."""
     return np.concatenate([pack_symmetric(total) for total in token_cosine_totals(states)])
 
 
 def _without_sinks(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine sums over the tokens that are no sinks, and how many these are; then of how many
-    tokens each sum is.
-    """
+    """As `_token`, over tokens that are not sinks; their number ends the sums and the counts."""
     kept = states[:, ~sink_tokens(states)]
     sums, counts = map(pack_symmetric, token_cosine_totals(kept))
     return np.concatenate([sums, [kept.shape[1]], counts, [kept.shape[1]]])
 
 
-# What a capture that keeps no states takes of each sample for this analysis.
+# What a capture without states computes from each sample for this analysis.
 STATISTICS = {
     "token": _token,
     "sequence": lambda states: pack_symmetric(grams(states)),
@@ -74,19 +75,23 @@ def compute(
 
     -1 (opposite directions) to 1 (same direction). The averages answer different questions and
     differ a lot: in the middle layers of a decoder the first token's state is tens to hundreds of
-    times longer than the others', so it alone rules a sample's flattened cosine, and `sequence` is
-    near 1 there whatever the other tokens do. `token` weighs all tokens alike. States that share a
-    large constant part are alike by that alone: `centred` takes it away.
+    times longer than the others', so it alone determines a sample's flattened cosine, and
+    `sequence` is near 1 there whatever the other tokens do. `token` weighs all tokens alike. States
+    that share a large constant part are alike for that reason alone: `centred` subtracts it.
 
-    Standard error and interval come from a bootstrap over samples; NaN where there is only one.
+        token       (1 / T) Σ_t h_i[t] · h_j[t] / (|h_i[t]| |h_j[t]|)
+        sequence    (1 / S) Σ_s Σ_t∈s h_i[t] · h_j[t] / √(Σ_t∈s |h_i[t]|² Σ_t∈s |h_j[t]|²)
+
+    with T tokens and S samples. Standard error and interval come from a bootstrap over samples; NaN
+    where there is only one.
 
     A zero vector has no direction, so its cosines are 0/0: the token (with `sequence`, a sample
     whose state is zero at every token) is left out of that state's cosines and no others.
-    `left_out_tokens` is how many tokens the cosine that lacks most is without. What is not finite
-    stays NaN.
+    `left_out_tokens` is the largest number of tokens that any cosine is without. Anything not
+    finite stays NaN.
 
-    Works on a capture that keeps its states, and, but for `centred`, on one that keeps the
-    statistic `cosine` of them.
+    Works on a capture that keeps its states and, except for `centred`, on one that keeps the
+    statistic `cosine`.
 
     Args:
         capture: an open capture.
@@ -103,13 +108,16 @@ def compute(
         RepsimError: an unknown average, a plan of fewer than two states, or no tokens.
     Source:
         `sequence`: Sun et al. 2024, Transformer Layers as Painters (arXiv 2407.09298), fig. 3,
-        without the padding that the notebook beside it flattens along with the tokens.
+        without the padding that their notebook flattens along with the tokens.
     """
-    found, facts = estimate(capture, plan, average, resamples)
+    matrix, facts = estimate(capture, plan, average, resamples)
     steps = capture.steps(plan)
     return xr.Dataset(
-        results.variables("cosine", (STATE, results.STATE_OTHER), found, bounds=(-1, 1)),
-        coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
+        results.variables("cosine", (STATE, results.STATE_OTHER), matrix, bounds=(-1, 1)),
+        coords={
+            **results.layer_coordinate(steps),
+            **results.layer_coordinate(steps, results.STATE_OTHER),
+        },
         attrs=results.attributes(
             capture, plan, "cosine", DESCRIPTION[average], average=average, **facts
         ),
@@ -119,15 +127,26 @@ def compute(
 def estimate(
     capture: StateSource, plan: str, average: Average = "token", resamples: int = 1000
 ) -> tuple[Estimate, dict[str, int]]:
-    """The cosine matrix with its replicates, and the numbers of tokens, samples and tokens left
-    out; see `compute`.
+    """The cosine matrix with its replicates, and what it is over; see `compute`.
+
+    Args:
+        capture: an open capture.
+        plan: plan whose states are compared.
+        average: as in `compute`.
+        resamples: draws of the bootstrap.
+    Returns:
+        `[state, state]` with replicates, and the numbers of tokens, samples and tokens left out.
+    Raises:
+        RepsimError: as `compute`.
     """
     if average not in get_args(Average):
         raise RepsimError(f"average={average!r}: choose {', '.join(get_args(Average))}")
     results.check_counts(resamples=resamples)
-    states = len(results.steps(capture, plan))
+    states = len(results.require_two_states(capture, plan))
     kernel = _centred(capture, plan) if average == "centred" else STATISTICS[average]
     statistic = SampleStatistic(f"cosine.{average}", kernel)
+
+    # Collect per sample the cosine sums and what each is over: samples, or tokens.
     if average == "sequence":
         tokens, totals, weights = _flattened(capture, plan, statistic, states)
         lost = (tokens @ (1 - weights)).max()
@@ -138,12 +157,15 @@ def estimate(
         tokens = totals[:, -1].astype(np.int64) if sinks else lengths
         if not tokens.any():
             raise RepsimError(
-                "average='without-sinks': every kept token is a sink, as a sample's first kept one is"
+                "average='without-sinks': every kept token is a sink, as a sample's first kept one "
+                "is"
             )
-        there, totals, weights = tokens > 0, totals[:, :pairs], weights[:, :pairs]
-        tokens, totals, weights = tokens[there], totals[there], weights[there]
+        nonempty, totals, weights = tokens > 0, totals[:, :pairs], weights[:, :pairs]
+        tokens, totals, weights = tokens[nonempty], totals[nonempty], weights[nonempty]
         weights = np.where(np.isnan(weights), tokens[:, None], weights)
         lost = (tokens[:, None] - weights).sum(0).max()
+
+    # Divide sum by sum, for all samples and for each resample of them.
     packed = stats.bootstrap(
         stats.ratio_of_sums(totals, weights), len(weights), resamples=resamples
     )
@@ -154,34 +176,36 @@ def estimate(
 def _flattened(
     capture: StateSource, plan: str, statistic: SampleStatistic, states: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Of each sample its tokens, its flattened cosines, 0 where a state is zero, and 1 for a
-    cosine, 0 for none.
+    """Per sample its tokens, its flattened cosines, and their weights: 0 where undefined, else 1.
+
+    Returns:
+        `[sample]`, int64, then `[sample, value]` twice, float64; an undefined cosine is 0.
     """
-    tokens, products = collect(capture, plan, statistic)
-    products = unpack_symmetric(products, states)
+    tokens, packed = collect(capture, plan, statistic)
+    products = unpack_symmetric(packed, states)
     zero = np.diagonal(products, axis1=1, axis2=2) == 0
     undefined = pack_symmetric(zero[:, :, None] | zero[:, None, :])
-    return (
-        tokens,
-        np.where(undefined, 0, pack_symmetric(cosine_from_gram(products))),
-        1.0 - undefined,
-    )
+    cosines = np.where(undefined, 0, pack_symmetric(cosine_from_gram(products)))
+    return tokens, cosines, 1.0 - undefined
 
 
 def _centred(capture: StateSource, plan: str) -> Any:
-    """Cosine sums of states less their mean, which a first reading of all states finds."""
+    """A kernel as `_token`, of states minus their mean over all tokens.
+
+    Reads all states once, for the mean.
+    """
     sums = SampleStatistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
     count, total = 0, np.zeros(())
-    for tokens, added in capture.per_sample(plan, sums):
-        count, total = count + tokens, total + added
+    for tokens, values in capture.per_sample(plan, sums):
+        count, total = count + tokens, total + values
     if not count:
         return STATISTICS["token"]
     mean = (total / count).astype(np.float32)[:, None, :]
     return lambda states: _token(states - mean)
 
 
-def plot(*found: xr.Dataset) -> Figure:
+def plot(*datasets: xr.Dataset) -> Figure:
     """Heat map of each cosine matrix, side by side; see `repsim.plotting.similarity_matrices`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.similarity_matrices(*found)
+    return plotting.similarity_matrices(*datasets)

@@ -25,15 +25,17 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     counterpart.
 
     A state's counterpart is the baseline's state after the same layer; the last state's is the
-    last. Parallel steps and halves of layers have none, and their distance is NaN. `distance` is
-    |plan - baseline| / |baseline|, the mean over tokens: 0 (the same) upwards. `cosine` is the mean
-    over tokens, -1 to 1.
+    last. Parallel steps and sublayers have none, and their distance is NaN. With h the plan's
+    states, g the baseline's and T tokens,
+
+        cosine      (1 / T) Σ_t h_i[t] · g_j[t] / (|h_i[t]| |g_j[t]|)     -1 to 1
+        distance    (1 / T) Σ_t |h_i[t] - g_j[t]| / |g_j[t]|              0 (the same) upwards
 
     Standard errors and intervals come from a bootstrap over samples.
 
-    A zero vector has no direction, and nothing is a share of its length: its token is left out of
-    the cosines of that state, and of the distance from it, and no others. `left_out_tokens` is how
-    many tokens the number that lacks most is without. What is not finite stays NaN.
+    A zero vector has neither a direction nor a length to divide by: its token is left out of the
+    cosines of that state, and of the distance from it, and of no others. `left_out_tokens` is the
+    largest number of tokens that any number is without. Anything not finite stays NaN.
 
     Args:
         capture: an open capture that keeps its states and holds the baseline.
@@ -48,37 +50,47 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     """
     results.check_counts(resamples=resamples)
     steps, base = capture.steps(plan), capture.steps("baseline")
-    own, other = counterparts(steps, base)
+    paired, partners = counterparts(steps, base)
     states = len(steps)
 
+    # Per sample: sums of cosines and distances over tokens, and how many tokens each is over.
     def sums(both: NDArray[Any]) -> NDArray[np.float64]:
         cosines, defined = (total[:states, states:].ravel() for total in token_cosine_totals(both))
-        apart, counts = np.zeros((2, len(own)))
-        # One by one: less memory.
-        for row, (mine, theirs) in enumerate(zip(own, states + other, strict=True)):
-            length = norms(both[theirs])
-            long = length != 0
+        distances, counts = np.zeros((2, len(paired)))
+        # One pair at a time takes less memory.
+        for row, (state, partner) in enumerate(zip(paired, states + partners, strict=True)):
+            length = norms(both[partner])
+            nonzero = length != 0
             with np.errstate(invalid="ignore"):  # of infinities
-                away = norms(both[mine].astype(np.float32) - both[theirs])
-                apart[row] = np.divide(away, length, where=long, out=np.zeros_like(length)).sum()
-            counts[row] = long.sum()
-        return np.concatenate([cosines, apart, defined, counts])
+                apart = norms(both[state].astype(np.float32) - both[partner])
+                share = np.divide(apart, length, where=nonzero, out=np.zeros_like(length))
+                distances[row] = share.sum()
+            counts[row] = nonzero.sum()
+        return np.concatenate([cosines, distances, defined, counts])
 
-    size = states * len(base) + len(own)
+    cosines = states * len(base)
     tokens, values, counts = collect_sums(
-        capture, [plan, "baseline"], SampleStatistic("drift.sums", sums), size
+        capture,
+        [plan, "baseline"],
+        SampleStatistic("drift.sums", sums),
+        size=cosines + len(paired),
     )
-    found = stats.bootstrap(stats.ratio_of_sums(values, counts), len(tokens), resamples=resamples)
-    cosine = found.map(
-        lambda array: array[..., : states * len(base)].reshape(*array.shape[:-1], states, len(base))
+
+    # Divide sum by sum, and give the cosines and the distances their axes.
+    means = stats.bootstrap(stats.ratio_of_sums(values, counts), len(tokens), resamples=resamples)
+    cosine = means.map(
+        lambda array: array[..., :cosines].reshape(*array.shape[:-1], states, len(base))
     )
-    distance = found.map(lambda array: _spread(array[..., states * len(base) :], own, states))
+    distance = means.map(lambda array: _spread(array[..., cosines:], paired, states))
     return xr.Dataset(
         {
             **results.variables("cosine", (STATE, STATE_BASELINE), cosine, "cosine_", (-1, 1)),
             **results.variables("distance", (STATE,), distance, "distance_", (0, np.inf)),
         },
-        coords={**results.layers(steps), **results.layers(base, STATE_BASELINE)},
+        coords={
+            **results.layer_coordinate(steps),
+            **results.layer_coordinate(base, STATE_BASELINE),
+        },
         attrs=results.attributes(
             capture,
             plan,
@@ -92,26 +104,35 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
 
 
 def counterparts(steps: list[str], base: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the states that the baseline has a counterpart for, and of the counterparts."""
+    """The states with a counterpart in the baseline, and these counterparts.
+
+    Args:
+        steps: what each state of the plan is the output of.
+        base: what each state of the baseline is the output of.
+    Returns:
+        Indices into `steps` and into `base`, `[pair]` each, int64.
+    Example:
+        >>> states, partners = counterparts(["embed", "(0|1)", "2"], ["embed", "0", "1", "2"])
+        >>> states.tolist(), partners.tolist()
+        ([0, 2], [0, 3])
+    """
     place = {step: index for index, step in enumerate(base)}
-    found = {index: place[step] for index, step in enumerate(steps) if step in place}
-    found[len(steps) - 1] = len(base) - 1
-    return np.array(list(found), np.int64), np.array(list(found.values()), np.int64)
+    partner = {index: place[step] for index, step in enumerate(steps) if step in place}
+    partner[len(steps) - 1] = len(base) - 1
+    return np.array(list(partner), np.int64), np.array(list(partner.values()), np.int64)
 
 
 def _spread(
     values: NDArray[np.float64], places: NDArray[np.int64], states: int
 ) -> NDArray[np.float64]:
-    """`[..., place]` → `[..., state]`, NaN elsewhere."""
+    """Values at some places among the states, `[..., place]` → `[..., state]`; NaN elsewhere."""
     spread = np.full((*values.shape[:-1], states), np.nan)
     spread[..., places] = values
     return spread
 
 
-def plot(found: xr.Dataset) -> Figure:
-    """Where the plan's states lie among the baseline's, and how far from it; see
-    `repsim.plotting.drift`.
-    """
+def plot(dataset: xr.Dataset) -> Figure:
+    """The plan's states among the baseline's, and their distance; see `repsim.plotting.drift`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.drift(found)
+    return plotting.drift(dataset)

@@ -1,6 +1,4 @@
-"""What shape do the states of a plan have? Norm, dimensions that the tokens fill, and the direction
-that they share.
-"""
+"""What shape do the states of a plan have? Norm, dimensions filled, and the direction shared."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ import xarray as xr
 from repsim import stats
 from repsim.measures import geometry, norms
 from repsim.schema import STATE
-from repsim.stats import results, subsample
+from repsim.stats import results
 from repsim.stats.per_sample import StateSource
+from repsim.stats.subsample import draw_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,12 +42,12 @@ def compute(
     `norm`: mean Euclidean norm. `effective_rank`: exponential of the singular values' entropy, and
     `participation_ratio`: (Σλ)² / Σλ² of the covariance's eigenvalues, both in directions; they
     depend on the number of items. `intrinsic_dimension`: TwoNN. `anisotropy`: mean cosine of two
-    different tokens. `repsim.measures` has each number's range and source.
+    different tokens. `repsim.measures` has each number's formula, range and source.
 
     Standard errors and intervals come from a bootstrap over samples, to first order.
 
-    A zero vector has no direction and is left out of the state's anisotropy; all else is defined
-    for it. `left_out_tokens` is how many items the state that lacks most is without.
+    A zero vector has no direction and is left out of the state's anisotropy; every other number is
+    defined for it. `left_out_tokens` is the largest number of items that any state is without.
 
     Args:
         capture: an open capture that keeps its states.
@@ -64,8 +63,9 @@ def compute(
     Raises:
         RepsimError: the plan is not in the capture, its states were not kept, or too few tokens.
     """
+    # Measure each state: every number with each item's influence on it.
     results.check_counts(resamples=resamples)
-    drawn = _draw(capture, plan, items, sinks=sinks, seed=seed)
+    drawn = draw_tokens(capture, plan, items, sinks=sinks, seed=seed)
     rows = []
     for state in drawn.states:
         lengths = norms(state)
@@ -79,19 +79,20 @@ def compute(
                 geometry.anisotropy_parts(state),
             )
         )
+
+    # Bootstrap each number over samples, whose influence is the sum of their items'.
     variables: dict[str, Any] = {}
     for name, parts in zip(LABELS, zip(*rows, strict=True), strict=True):
         value = np.array([number for number, _ in parts])
-        influence = np.stack([drawn.per_sample(of_item) for _, of_item in parts], axis=-1)
-        found = stats.bootstrap(
+        influence = np.stack([drawn.per_sample(per_item) for _, per_item in parts], axis=-1)
+        estimate = stats.bootstrap(
             stats.linearised(value, influence), drawn.samples, resamples=resamples
         )
-        variables |= results.variables(
-            name, (STATE,), found, f"{name}_", (-1 if name == "anisotropy" else 0, np.inf)
-        )
+        lowest = -1 if name == "anisotropy" else 0
+        variables |= results.variables(name, (STATE,), estimate, f"{name}_", (lowest, np.inf))
     return xr.Dataset(
         variables,
-        coords=results.layers(capture.steps(plan)),
+        coords=results.layer_coordinate(capture.steps(plan)),
         attrs=results.attributes(
             capture,
             plan,
@@ -106,11 +107,8 @@ def compute(
     )
 
 
-_draw = subsample.draw_tokens  # `compute` has an option of the module's name
-
-
-def plot(*found: xr.Dataset) -> Figure:
-    """A panel for each number, a line for each result; see `repsim.plotting.profiles`."""
+def plot(*datasets: xr.Dataset) -> Figure:
+    """One panel per number, one line per result; see `repsim.plotting.profiles`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.profiles(found, LABELS)
+    return plotting.profiles(datasets, LABELS)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from repsim.analyses import degradation
 from repsim.errors import ModelError
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 from repsim.schema import PLAN, SCORES
 from repsim.stats import results
+from repsim.studies.painters import find_variants
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from repsim.models import Model
 
 READS = SCORES
-KEPT = ("mean", "mean_standard_error", "mean_low", "mean_high")
+OF_DEGRADATION = ("mean", "mean_standard_error", "mean_low", "mean_high")
+MOST_IDS = 1000  # token ids that are drawn for the text that is timed
 
 
 def compute(
@@ -53,7 +55,7 @@ def compute(
         metric: as in the analysis degradation.
         model: the model to time, by name or folder; by default the one that the scores are of.
         tokens: length of the text that is timed.
-        repeats: forwards of each plan; 0 measures nothing.
+        repeats: forwards under each plan; 0 measures nothing.
         resamples: draws of the bootstrap of the scores.
         seed: of the draws.
     Returns:
@@ -61,36 +63,38 @@ def compute(
         `mean_low` and `mean_high` over variant, with the coordinates of the analysis degradation;
         of the random plans of a start, the first is timed.
     Raises:
-        RepsimError: the model cannot be loaded, is another one, or has fewer positions than
-            `tokens`.
+        ModelError: the model cannot be loaded, has other weights than the scores are of, or has
+            fewer positions than `tokens`.
     """
     results.check_counts(repeats=repeats, tokens=tokens)
-    found = degradation.compute(scores, metric=metric, resamples=resamples, seed=seed)
-    by_text = {named.plan.text: named.plan for named in scores.plans}
-    texts = found[PLAN].values.tolist()
-    names = [str(name) for name in found["plan_name"].values]
-    variants = degradation.variants(names, texts, scores.layers)
-    plans = [by_text[texts[variant.plans[0]]] for variant in variants]
+
+    # One plan per variant: of the random plans of a start, the first.
+    harm = degradation.compute(scores, metric=metric, resamples=resamples, seed=seed)
+    plan_of = {named.plan.text: named.plan for named in scores.plans}
+    names, texts = (harm[name].values.tolist() for name in ("plan_name", PLAN))
+    variants = find_variants(names, texts, scores.layers)
+    plans = [plan_of[texts[variant.plans[0]]] for variant in variants]
+
+    # What each costs.
     seconds = np.full(len(plans), np.nan)
     if repeats:
-        seconds = _timed(_load(scores, model), plans, tokens, repeats)
+        seconds = _time_plans(_load(scores, model), plans, tokens, repeats)
     dims = (degradation.VARIANT,)
-    coords = {name: values for name, values in found.coords.items() if values.dims == dims}
+    coords = {name: values for name, values in harm.coords.items() if values.dims == dims}
+    valid_tasks = harm["task"].values[harm["valid"].values == 1]
     return xr.Dataset(
         {
-            **{name: found[name] for name in KEPT},
+            **{name: harm[name] for name in OF_DEGRADATION},
             "applications": (dims, np.array([plan.applications for plan in plans])),
             "critical_path": (dims, np.array([len(plan) for plan in plans])),
             "milliseconds": (dims, 1000 * seconds / tokens),
         },
         coords,
         {
-            **found.attrs,
+            **harm.attrs,
             "analysis": "latency",
             "description": "Score against critical path and measured time of each plan.",
-            "benchmarks": ", ".join(
-                str(task) for task in found["task"].values[found["valid"].values == 1]
-            ),
+            "benchmarks": ", ".join(str(task) for task in valid_tasks),
             "tokens": tokens,
             "repeats": repeats,
         },
@@ -98,6 +102,11 @@ def compute(
 
 
 def _load(scores: Scores, name: str | None) -> Model:
+    """The model that the scores are of, as their last command loaded it, or that of a name.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are others than the scores are of.
+    """
     from repsim.models import load
 
     request = scores.dataset.attrs["requests"][-1]
@@ -112,9 +121,10 @@ def _load(scores: Scores, name: str | None) -> Model:
     return model
 
 
-def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArray[np.float64]:
-    """Seconds of a forward under each plan, `[plan]`; they take turns, so that no drift of the
-    machine favours one.
+def _time_plans(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArray[np.float64]:
+    """Seconds of a forward under each plan, `[plan]`: the median of the repeats.
+
+    Plans take turns, so that no drift of the machine favours one.
     """
     import torch
 
@@ -122,26 +132,33 @@ def _timed(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArra
 
     if tokens > model.context_length:
         raise ModelError(f"tokens={tokens}: {model.name} takes at most {model.context_length}")
-    most = min(1000, model.module.config.get_text_config().vocab_size)
-    ids = torch.randint(0, most, (1, tokens), generator=torch.Generator().manual_seed(0)).to(
-        model.device
-    )
-    found = np.empty((repeats, len(plans)))
+
+    # A text of random tokens, the same for all plans.
+    vocabulary = model.module.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(MOST_IDS, vocabulary), (1, tokens), generator=generator)
+    ids = ids.to(model.device)
+
+    seconds = np.empty((repeats, len(plans)))
     with torch.inference_mode():
-        model.module(input_ids=ids)
+        model.module(input_ids=ids)  # what only a first forward takes is not timed
         for turn in range(repeats):
             for index, plan in enumerate(plans):
-                # Its time is asked for, not what it says.
+                # No check: the time is wanted, not the output.
                 module = planned(model, plan, check=False)
-                began = time.perf_counter()
+                start = time.perf_counter()
                 logits: Any = module(input_ids=ids, use_cache=False).logits
                 logits[0, -1, 0].item()  # waits for a GPU
-                found[turn, index] = time.perf_counter() - began
-    return np.median(found, axis=0)
+                seconds[turn, index] = time.perf_counter() - start
+    return np.median(seconds, axis=0)
 
 
-def plot(found: xr.Dataset) -> Figure:
-    """Score against critical path, and against measured time; see `repsim.plotting.latency`."""
+def plot(result: xr.Dataset) -> Figure:
+    """Score against critical path, and against measured time; see `repsim.plotting.latency`.
+
+    Args:
+        result: what `compute` gave.
+    """
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.latency(found)
+    return plotting.latency(result)

@@ -1,4 +1,4 @@
-"""How long are the states of a plan? Mean Euclidean norm of the residual stream after every step."""
+"""How long are the states of a plan? Mean Euclidean norm of the residual stream after each step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 
 def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
-    """Sum over tokens of the norm of each state, `[state]`."""
+    """Sum over tokens of the norm of each state: `[state, token, unit]` → `[state]`, float64."""
     return measures.norms(states).sum(1)
 
 
-# What a capture that keeps no states takes of each sample for this analysis.
+# What a capture without states computes from each sample for this analysis.
 STATISTICS = {"sum": _norm_sums}
 
 
 def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
     """Mean over tokens of the Euclidean norm of each state of a plan.
 
+        (1 / T) Σ_t |h_i[t]|,   T tokens
+
     At least 0, in the units of the residual stream. In the middle layers of many decoders the first
-    token's state is tens to hundreds of times longer than the others' (attention sinks) and counts
-    as much as it is long.
+    token's state is tens to hundreds of times longer than the others' (attention sinks), and the
+    mean counts it in full.
 
     Standard error and interval come from a bootstrap over samples; NaN where there is only one.
 
@@ -46,19 +48,19 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     """
     results.check_counts(resamples=resamples)
     tokens, sums = collect(capture, plan, SampleStatistic("norms.sum", _norm_sums))
-    found = stats.bootstrap(stats.ratio_of_sums(sums, tokens), len(tokens), resamples=resamples)
+    mean = stats.bootstrap(stats.ratio_of_sums(sums, tokens), len(tokens), resamples=resamples)
     description = "Mean over tokens of the Euclidean norm of each state."
     return xr.Dataset(
-        results.variables("norm", (STATE,), found, bounds=(0, np.inf)),
-        coords=results.layers(capture.steps(plan)),
+        results.variables("norm", (STATE,), mean, bounds=(0, np.inf)),
+        coords=results.layer_coordinate(capture.steps(plan)),
         attrs=results.attributes(
             capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)
         ),
     )
 
 
-def plot(*found: xr.Dataset) -> Figure:
-    """Norm against state, a line for each result; see `repsim.plotting.profiles`."""
+def plot(*datasets: xr.Dataset) -> Figure:
+    """Norm against state, one line per result; see `repsim.plotting.profiles`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.profiles(found, {"norm": "mean norm of the state"}, logarithmic=True)
+    return plotting.profiles(datasets, {"norm": "mean norm of the state"}, logarithmic=True)

@@ -1,10 +1,9 @@
-"""Do two states hold the same items apart in the same way? Measures of what is between items, not
-of directions.
+"""Are the same items alike in two states? Similarities that compare relations between items.
 
 Three families share this module. Most measures are the cosine of two matrices over items (centred
 Gram matrices, dissimilarities, neighbourhoods); some are sums over the singular values of a small
 matrix (canonical correlations, Procrustes); minibatch CKA streams over all tokens. Each gives every
-pair of states, and what each sample does to it.
+pair of states a value, and each sample its influence on it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from numpy.typing import NDArray
 
 from repsim import stats
 from repsim.errors import RepsimError
-from repsim.measures import cka, cosine_from_gram, dissimilarity, neighbours, sink_tokens, subspace
+from repsim.measures import cka, cosine_from_gram, sink_tokens, subspace
+from repsim.measures.dissimilarity import dissimilarities
+from repsim.measures.neighbours import local_gram, nearest
 from repsim.measures.subspace import Pair
 from repsim.schema import STATE
-from repsim.stats import results, subsample
+from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
 from repsim.stats.per_sample import (
     SampleStatistic,
@@ -32,7 +33,7 @@ from repsim.stats.per_sample import (
     pack_symmetric,
     unpack_symmetric,
 )
-from repsim.stats.subsample import TokenSubsample
+from repsim.stats.subsample import TokenSubsample, draw_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,8 @@ DESCRIPTION: dict[Measure, str] = {
     "svcca": "SVCCA",
     "pwcca": "PWCCA, mean of both directions",
 }
-DIRECTIONS = ("mutual-knn", "cknna")  # compare directions, which a zero vector has none of
+DIRECTIONS = ("mutual-knn", "cknna")  # compare directions; a zero vector has none
+# The option of `compute` that belongs to one measure alone.
 OPTION = {
     "mutual-knn": "neighbours",
     "cknna": "neighbours",
@@ -80,14 +82,14 @@ BATCH = 256  # tokens of one sample that minibatch CKA compares at a time
 
 
 def _minibatch(states: NDArray[Any]) -> Array:
-    """Weighted HSICs within a sample, without its sinks, and the weight: tokens in minibatches of
-    at least four.
+    """Weighted HSICs within a sample, without its sinks, `[value]`, and their weight.
+
+    The weight is the number of tokens in minibatches of at least four.
     """
     kept = states[:, ~sink_tokens(states)]
     rest = kept.shape[1] % BATCH
-    return np.append(
-        pack_symmetric(cka.minibatch_hsic(kept, BATCH)), kept.shape[1] - (rest if rest < 4 else 0)
-    )
+    weight = kept.shape[1] - (rest if rest < 4 else 0)
+    return np.append(pack_symmetric(cka.minibatch_hsic(kept, BATCH)), weight)
 
 
 # What a capture that keeps no states takes of each sample for this analysis: enough for
@@ -112,21 +114,22 @@ def compute(
     """Similarity of every two states of a plan by a measure that ignores rotations: CKA, RSA,
     Procrustes, CCA, ...
 
-    1: the same up to what the measure ignores; about 0, or what `null_mean` says: unrelated.
-    `repsim.measures` has each measure's range, invariances and source. minibatch-cka compares the
-    tokens of one text with each other, streams over all of them, and is the one that a capture with
-    --keep none --statistics similarity can give; the others compare tokens of all texts, a random
-    subsample with equally many from each.
+    1: the same up to what the measure ignores; about 0, or about `null_mean`: unrelated.
+    `repsim.measures` has each measure's formula, range, invariances and source. minibatch-cka
+    compares the tokens of one text with each other, streams over all of them, and works on a
+    capture with --keep none --statistics similarity; the others compare tokens of all texts, a
+    random subsample with equally many from each.
 
-    Standard error and interval come from a bootstrap over samples, to first order: what each sample
-    adds to the value (minibatch-cka: exactly). In simulations they were right for cka, biased-cka
-    and procrustes, 12 % too small for rsa and rbf-cka, 1.3 to 1.4 times too large for mutual-knn,
-    cknna and cca, 1.4 times too small for pwcca; svcca has none (NaN). The null exchanges whole
-    samples. `p_value` is that of the largest similarity of any two states in a shuffle, so that it
-    holds for all pairs at once; `calibrated` is 0 where a similarity is the null's mean, 1 at 1.
+    Standard error and interval come from a bootstrap over samples, to first order: how much each
+    sample adds to the value (minibatch-cka: exactly). In simulations they were right for cka,
+    biased-cka and procrustes, 12 % too small for rsa and rbf-cka, 1.3 to 1.4 times too large for
+    mutual-knn, cknna and cca, 1.4 times too small for pwcca; svcca has none (NaN). The null
+    exchanges whole samples. `p_value` compares with the largest similarity of any two states in a
+    permutation, so it holds for all pairs at once; `calibrated` is 0 where a similarity equals the
+    null's mean, and 1 at 1.
 
     mutual-knn and cknna compare directions: tokens at which a state is a zero vector, which has
-    none, are not drawn, and `left_out_tokens` says how many these were. To the other measures a
+    none, are not drawn, and `left_out_tokens` says how many these were. For the other measures a
     zero vector is a point like any other.
 
     Args:
@@ -153,35 +156,41 @@ def compute(
         RepsimError: an option that does not fit, a plan of fewer than two states, or too few
             tokens.
     """
-    asked: dict[str, Any] = {"neighbours": neighbours, "variance": variance, "bandwidth": bandwidth}
-    found, null, facts = estimate(
+    options: dict[str, Any] = {
+        "neighbours": neighbours,
+        "variance": variance,
+        "bandwidth": bandwidth,
+    }
+    matrix, null, facts = estimate(
         capture,
         plan,
         measure,
-        count=items,
+        items=items,
         sinks=sinks,
         resamples=resamples,
         permutations=permutations,
         seed=seed,
-        **asked,
+        **options,
     )
     steps, dims = capture.steps(plan), (STATE, results.STATE_OTHER)
-    variables = results.variables("similarity", dims, found, bounds=(-1, 1))
+    variables = results.variables("similarity", dims, matrix, bounds=(-1, 1))
     if len(null):
-        other = ~np.eye(len(steps), dtype=bool)
+        # A state with itself is not a comparison.
+        different = ~np.eye(len(steps), dtype=bool)
+        p_value = stats.max_statistic_p_values(
+            np.where(different, matrix.value, np.nan), np.where(different, null, np.nan)
+        )
         variables |= {
             "null_mean": (dims, null.mean(0)),
-            "calibrated": (dims, stats.chance_corrected(found.value, null)),
-            "p_value": (
-                dims,
-                stats.max_statistic_p_values(
-                    np.where(other, found.value, np.nan), np.where(other, null, np.nan)
-                ),
-            ),
+            "calibrated": (dims, stats.chance_corrected(matrix.value, null)),
+            "p_value": (dims, p_value),
         }
     return xr.Dataset(
         variables,
-        coords={**results.layers(steps), **results.layers(steps, results.STATE_OTHER)},
+        coords={
+            **results.layer_coordinate(steps),
+            **results.layer_coordinate(steps, results.STATE_OTHER),
+        },
         attrs=results.attributes(
             capture,
             plan,
@@ -191,17 +200,17 @@ def compute(
             sinks="kept" if sinks else "left out",
             permutations=len(null),
             seed=seed,
-            **{OPTION[measure]: asked[OPTION[measure]]} if measure in OPTION else {},
+            **{OPTION[measure]: options[OPTION[measure]]} if measure in OPTION else {},
             **facts,
         ),
     )
 
 
-def plot(*found: xr.Dataset) -> Figure:
+def plot(*datasets: xr.Dataset) -> Figure:
     """Heat map of each matrix, side by side; see `repsim.plotting.similarity_matrices`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.similarity_matrices(*found)
+    return plotting.similarity_matrices(*datasets)
 
 
 def estimate(
@@ -209,7 +218,7 @@ def estimate(
     plan: str,
     measure: Measure = "cka",
     *,
-    count: int | None = None,
+    items: int | None = None,
     sinks: bool = False,
     neighbours: int = 10,
     variance: float = 0.99,
@@ -218,54 +227,74 @@ def estimate(
     permutations: int | None = None,
     seed: int = 0,
 ) -> tuple[Estimate, Array, dict[str, int]]:
-    """The matrix with its replicates, the null `[permutation, state, state]`, and the numbers of
-    tokens and samples.
+    """The similarity matrix with its replicates, its null, and what they are over.
+
+    Args:
+        capture: an open capture.
+        plan: plan whose states are compared.
+        measure: as in `compute`, like the options that follow.
+    Returns:
+        `[state, state]` with replicates; `[permutation, state, state]`, float64; and the numbers of
+        tokens, samples and (for measures on drawn tokens) tokens left out.
+    Raises:
+        RepsimError: as `compute`.
     """
+    # Refuse what does not fit; minibatch CKA holds no items and goes its own way.
     if measure not in get_args(Measure):
         raise RepsimError(f"measure={measure!r}: choose {', '.join(get_args(Measure))}")
-    results.check_counts(resamples=resamples, items=count, permutations=permutations, seed=seed)
-    states = len(results.steps(capture, plan))
+    results.check_counts(resamples=resamples, items=items, permutations=permutations, seed=seed)
+    states = len(results.require_two_states(capture, plan))
     if measure == "minibatch-cka":
-        if permutations or sinks or count:
+        if permutations or sinks or items:
             raise RepsimError(
                 "measure='minibatch-cka': takes all tokens but sinks, and holds no items to shuffle"
             )
         return _streamed(capture, plan, states, resamples)
-    default, permutations_default = (
+
+    # Draw the items, and prepare each state's view of them.
+    default_items, default_permutations = (
         (MAP_ITEMS, 0) if measure in MAPS else (MATRIX_ITEMS, PERMUTATIONS)
     )
-    directions = measure in DIRECTIONS
-    drawn = subsample.draw_tokens(
-        capture, plan, count or default, sinks=sinks, directions=directions, seed=seed
+    drawn = draw_tokens(
+        capture,
+        plan,
+        items or default_items,
+        sinks=sinks,
+        directions=measure in DIRECTIONS,
+        seed=seed,
     )
-    states_at_items = (state.astype(np.float64) for state in drawn.states)
-    compare: Any
+    views = (state.astype(np.float64) for state in drawn.states)
+    comparison: _Maps | _Matrices
     try:
         if measure in MAPS:
-            compare = _Maps([_map(x, measure, variance) for x in states_at_items], measure)
-            compare.check(len(drawn.sample))
+            comparison = _Maps([_prepare_map(x, measure, variance) for x in views], measure)
+            comparison.require_items(len(drawn.sample))
         else:
-            matrices = [_matrix(x, measure, neighbours, bandwidth) for x in states_at_items]
-            compare = _Matrices(np.stack(matrices), drawn.samples, measure in DIRECTIONS)
-    except ValueError as wrong:
-        raise RepsimError(f"measure={measure!r}: {wrong}") from None
-    value, influence = compare.estimate(drawn)
-    found = stats.bootstrap(stats.linearised(value, influence), drawn.samples, resamples=resamples)
+            matrices = [_prepare_matrix(x, measure, neighbours, bandwidth) for x in views]
+            comparison = _Matrices(np.stack(matrices), drawn.samples, measure in DIRECTIONS)
+    except ValueError as problem:
+        raise RepsimError(f"measure={measure!r}: {problem}") from None
+
+    # Compare every two states, and resample the samples by their influences.
+    value, influence = comparison.estimate(drawn)
+    matrix = stats.bootstrap(stats.linearised(value, influence), drawn.samples, resamples=resamples)
     if measure == "svcca":  # how many components hold the variance changes from draw to draw
-        found = Estimate(
-            found.value, np.full_like(found.replicates, np.nan), found.samples, found.skewed
-        )
-    wanted = permutations_default if permutations is None else permutations
-    null = [
-        compare.shuffled(order) for order in stats.permute_samples(drawn.sample, wanted, seed=seed)
-    ]
+        unknown = np.full_like(matrix.replicates, np.nan)
+        matrix = Estimate(matrix.value, unknown, matrix.samples, matrix.skewed)
+
+    # Compare again with the samples of the second state exchanged, for the null.
+    orders = stats.permute_samples(
+        drawn.sample, default_permutations if permutations is None else permutations, seed=seed
+    )
+    null = [comparison.permuted(order) for order in orders]
     facts = {"tokens": len(drawn.sample), "samples": drawn.samples, "left_out": drawn.left_out}
-    return found, np.array(null).reshape(-1, states, states), facts
+    return matrix, np.array(null).reshape(-1, states, states), facts
 
 
 def _streamed(
     capture: StateSource, plan: str, states: int, resamples: int
 ) -> tuple[Estimate, Array, dict[str, int]]:
+    """`estimate` of minibatch CKA: sums over the samples of the capture, and an empty null."""
     _, values = collect(capture, plan, SampleStatistic("similarity.minibatch", _minibatch))
     values = values[values[:, -1] > 0]
     if not len(values):
@@ -273,17 +302,14 @@ def _streamed(
     means = stats.bootstrap(
         stats.ratio_of_sums(values[:, :-1], values[:, -1]), len(values), resamples=resamples
     )
-    found = means.map(lambda array: cosine_from_gram(unpack_symmetric(array, states)))
-    return (
-        found,
-        np.empty((0, states, states)),
-        {"tokens": int(values[:, -1].sum()), "samples": len(values)},
-    )
+    matrix = means.map(lambda array: cosine_from_gram(unpack_symmetric(array, states)))
+    facts = {"tokens": int(values[:, -1].sum()), "samples": len(values)}
+    return matrix, np.empty((0, states, states)), facts
 
 
-def _matrix(x: Array, measure: Measure, k: int, bandwidth: float) -> Array:
-    """What a measure compares of a view, `[item, item]`: its value is the cosine of two of these."""
-    centred = cka.centred(x)
+def _prepare_matrix(x: Array, measure: Measure, k: int, bandwidth: float) -> Array:
+    """The matrix over items of which a measure takes cosines: `[item, unit]` → `[item, item]`."""
+    centred = cka.subtract_mean(x)
     if not centred.any():  # undefined
         return np.zeros((len(x), len(x)))
     if measure == "cka":
@@ -293,21 +319,18 @@ def _matrix(x: Array, measure: Measure, k: int, bandwidth: float) -> Array:
     if measure == "rbf-cka":
         return cka.u_centre(cka.rbf_gram(x, bandwidth))
     if measure == "rsa":
-        return dissimilarity.dissimilarities(x, "euclidean", "spearman")
-    return (
-        neighbours.nearest(x, k).astype(np.float64)
-        if measure == "mutual-knn"
-        else neighbours.local_gram(x, k)
-    )
+        return dissimilarities(x, "euclidean", "spearman")
+    return nearest(x, k).astype(np.float64) if measure == "mutual-knn" else local_gram(x, k)
 
 
-def _map(x: Array, measure: Measure, variance: float) -> tuple[Array, Array]:
-    """What a measure makes maps of, `[item, component]`, and what weighs them: for pwcca, the
-    centred view.
+def _prepare_map(x: Array, measure: Measure, variance: float) -> tuple[Array, Array]:
+    """What a measure maps, `[item, component]`, and what weighs the maps, `[item, unit]`.
+
+    Only pwcca has weights, the centred view; the other measures' have no units.
     """
     if measure == "procrustes":
         return subspace.unit_norm(x), x[:, :0]
-    weights = cka.centred(x) if measure == "pwcca" else x[:, :0]
+    weights = cka.subtract_mean(x) if measure == "pwcca" else x[:, :0]
     return subspace.basis(x, variance if measure == "svcca" else 1.0), weights
 
 
@@ -327,29 +350,33 @@ class _Matrices:
     def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
         """Cosines, `[state, state]`, and each sample's influence, `[sample, state, state]`.
 
-        A sample's items are rows and columns of a matrix; what these add to an inner product is its
-        part of it.
+        A sample's items are rows and columns of a matrix; what these add to an inner product is the
+        sample's part of it.
         """
-        parts = self._rows(self.stack)
+        parts = self._row_products(self.stack)
         gram = parts.sum(0)
-        parts = parts + self._rows(self.stack.swapaxes(1, 2)) if self.lopsided else 2 * parts
+        parts = (
+            parts + self._row_products(self.stack.swapaxes(1, 2)) if self.lopsided else 2 * parts
+        )
         with np.errstate(invalid="ignore"):  # a state that does not vary is like no other: NaN
             parts /= np.sqrt(np.outer(np.diagonal(gram), np.diagonal(gram)))
-        own = np.diagonal(parts, axis1=1, axis2=2)
+        squares = np.diagonal(parts, axis1=1, axis2=2)
         cosine = cosine_from_gram(gram)
-        return cosine, parts - cosine * (own[:, :, None] + own[:, None, :]) / 2
+        return cosine, parts - cosine * (squares[:, :, None] + squares[:, None, :]) / 2
 
-    def shuffled(self, order: NDArray[np.int64]) -> Array:
+    def permuted(self, order: NDArray[np.int64]) -> Array:
         """Cosines with the second matrix of each pair in another order, to float32's rounding."""
-        rows, other = self._room
-        for matrix, moved in zip(self._unit, other, strict=True):  # `clip` spares a copy
+        rows, permuted = self._room
+        for matrix, target in zip(self._unit, permuted, strict=True):  # `clip` avoids a copy
             np.take(matrix, order, axis=0, out=rows, mode="clip")
-            np.take(rows, order, axis=1, out=moved, mode="clip")
-        cosine = self._unit.reshape(len(other), -1) @ other.reshape(len(other), -1).T
-        return unpack_symmetric(pack_symmetric(cosine.astype(np.float64)), len(other))
+            np.take(rows, order, axis=1, out=target, mode="clip")
+        states = len(permuted)
+        cosine = self._unit.reshape(states, -1) @ permuted.reshape(states, -1).T
+        return unpack_symmetric(pack_symmetric(cosine.astype(np.float64)), states)
 
     @cached_property
     def _room(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Memory for one matrix and for all permuted ones, used again for every permutation."""
         return np.empty_like(self._unit[0]), np.empty_like(self._unit)
 
     @cached_property
@@ -360,7 +387,7 @@ class _Matrices:
                 np.float32
             )
 
-    def _rows(self, stack: Array) -> Array:
+    def _row_products(self, stack: Array) -> Array:
         """Inner products over each sample's rows, `[sample, state, state]`."""
         flat = stack.reshape(len(stack), self.samples, -1).swapaxes(0, 1)
         return flat @ flat.swapaxes(1, 2)
@@ -370,49 +397,51 @@ class _Matrices:
 class _Maps:
     """Sums over the singular values of two bases' product.
 
-    views: of each state what is mapped, and what weighs the maps.
+    views: per state, what is mapped and what weighs the maps, from `_prepare_map`.
     measure: one of `MAPS`; pwcca is the mean of both directions.
     """
 
     views: list[tuple[Array, Array]]
     measure: Measure
 
-    def check(self, items: int) -> None:
-        """Refuses canonical correlations that are 1 whatever the states hold."""
+    def require_items(self, items: int) -> None:
+        """Refuses canonical correlations that are 1 whatever the states hold.
+
+        Raises:
+            ValueError: too few items for the two states with most components.
+        """
         ranks = sorted(mapped.shape[1] for mapped, _ in self.views)[-2:]
         if self.measure != "procrustes" and sum(ranks) >= items - 1:
             raise ValueError(
-                f"{items} items for {' and '.join(map(str, ranks))} components: correlations of 1 by construction; "
-                "ask for more items"
+                f"{items} items for {' and '.join(map(str, ranks))} components: "
+                "correlations of 1 by construction; ask for more items"
             )
 
     def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
         """Similarities, `[state, state]`, and each sample's influence, `[sample, state, state]`."""
-        found = self._pairs(self.views)
-        influence = np.stack([drawn.per_sample(pair.influence) for pair in found], axis=-1)
-        states = len(self.views)
-        return unpack_symmetric(np.array([pair.value for pair in found]), states), unpack_symmetric(
-            influence, states
-        )
+        pairs, states = self._pairs(self.views), len(self.views)
+        value = np.array([pair.value for pair in pairs])
+        influence = np.stack([drawn.per_sample(pair.influence) for pair in pairs], axis=-1)
+        return unpack_symmetric(value, states), unpack_symmetric(influence, states)
 
-    def shuffled(self, order: NDArray[np.int64]) -> Array:
+    def permuted(self, order: NDArray[np.int64]) -> Array:
         """Similarities with the second view of each pair in another order."""
         pairs = self._pairs([(mapped[order], view[order]) for mapped, view in self.views])
         return unpack_symmetric(np.array([pair.value for pair in pairs]), len(self.views))
 
     def _pairs(self, others: list[tuple[Array, Array]]) -> list[Pair]:
+        """Every two states, the second of `others`, in the order of `pack_symmetric`."""
         return [
             self._pair(self.views[a], others[b])
             for a, b in combinations_with_replacement(range(len(self.views)), 2)
         ]
 
-    def _pair(self, one: tuple[Array, Array], other: tuple[Array, Array]) -> Pair:
+    def _pair(self, first: tuple[Array, Array], second: tuple[Array, Array]) -> Pair:
+        """The similarity of two states; for pwcca the mean of both directions."""
+        (x, x_weights), (y, y_weights) = first, second
         if self.measure == "procrustes":
-            return subspace.rotation(one[0], other[0])
+            return subspace.rotation(x, y)
         if self.measure != "pwcca":
-            return subspace.canonical(one[0], other[0])
-        there, back = (
-            subspace.canonical(one[0], other[0], one[1]),
-            subspace.canonical(other[0], one[0], other[1]),
-        )
+            return subspace.canonical(x, y)
+        there, back = subspace.canonical(x, y, x_weights), subspace.canonical(y, x, y_weights)
         return Pair((there.value + back.value) / 2, (there.influence + back.influence) / 2)

@@ -1,12 +1,14 @@
-"""Every text architecture of transformers, tiny and random, against plain loops over its own
-layers. Run by hand:
+"""Every text architecture of transformers, tiny and random, against plain loops over its layers.
+
+Run by hand:
 
     .venv/bin/python benchmarks/architectures.py [--log FILE] [ARCHITECTURE ...]
 
 Prints a row per architecture and writes all of them to benchmarks/ARCHITECTURES.md. What is right
-is never asked of repsim: layers are called with what hooks saw the model's own forward give them,
-half layers have the other half's last weights set to zero, logits come from the model's own forward
-with one state exchanged, and generation with a cache is held against generation without.
+never comes from repsim: layers are called with what hooks saw the model's own forward give them,
+sublayers are layers in which the other sublayer's last weights are zero, logits come from the
+model's own forward with one state exchanged, and generation with a cache is held against generation
+without.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from support.architectures import SUBJECTS, USED, Subject, build
 from support.survey import Outcome, examine, told
@@ -35,7 +38,7 @@ from support.uses import examine_uses
 PROCESSES = 2
 LIMIT_S = 90  # of processor time for one architecture
 TABLE = Path(__file__).with_name("ARCHITECTURES.md")
-CHECKS = ("baseline", "families", "halves", "log-probabilities", "generation", "uses")
+CHECKS = ("baseline", "families", "sublayers", "log-probabilities", "generation", "uses")
 
 
 def main(names: list[str], log: Path | None = None) -> int:
@@ -46,7 +49,7 @@ def main(names: list[str], log: Path | None = None) -> int:
         log: a file that keeps every outcome; what it holds is not done again.
     """
     torch.set_num_threads(1)
-    disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     build("llama")  # imports, once for all processes, what all of them need
     known = {subject.name: subject for subject in SUBJECTS}
     subjects = [known[name] for name in names] or SUBJECTS
@@ -58,19 +61,18 @@ def main(names: list[str], log: Path | None = None) -> int:
         print(row(subject, found), flush=True)
         if log:
             with log.open("a") as lines:
-                lines.write(json.dumps([subject.name, [vars(one) for one in found]]) + "\n")
+                lines.write(json.dumps([subject.name, [vars(outcome) for outcome in found]]) + "\n")
     faults = [
-        (subject.name, one)
+        (subject.name, outcome)
         for subject in subjects
-        for one in outcomes[subject.name]
-        if one.is_fault
+        for outcome in outcomes[subject.name]
+        if outcome.is_fault
     ]
     times = os.times()
-    print(
-        f"{len(subjects)} architectures, {len(faults)} faults, {sum(times[:4]):.0f} s of processor time"
-    )
-    for name, one in faults:
-        print(f"{name}: {one.check}: {one.case}: {one.text}")
+    seconds = sum(times[:4])
+    print(f"{len(subjects)} architectures, {len(faults)} faults, {seconds:.0f} s of processor time")
+    for name, fault in faults:
+        print(f"{name}: {fault.check}: {fault.case}: {fault.text}")
     if not names:
         TABLE.write_text(page([(subject, outcomes[subject.name]) for subject in subjects]))
     return 1 if faults else 0
@@ -86,7 +88,8 @@ def read(log: Path | None) -> dict[str, list[Outcome]]:
 def examine_all(subjects: list[Subject]) -> Iterator[tuple[Subject, list[Outcome]]]:
     """Each subject in a process of its own, two at a time."""
     context = multiprocessing.get_context("fork")
-    left, running = list(subjects), {}
+    left = list(subjects)
+    running: dict[Any, tuple[Subject, Any]] = {}
     while left or running:
         while left and len(running) < PROCESSES:
             subject = left.pop(0)
@@ -95,10 +98,11 @@ def examine_all(subjects: list[Subject]) -> Iterator[tuple[Subject, list[Outcome
             process.start()
             sending.close()
             running[receiving] = (subject, process)
-        for receiving in wait(list(running)):
-            subject, process = running.pop(receiving)
+        for ready in wait(list(running)):
+            subject, process = running.pop(ready)
             try:
-                found = [Outcome(**each) for each in json.loads(receiving.recv())]
+                message: Any = ready
+                found = [Outcome(**each) for each in json.loads(message.recv())]
             except EOFError:
                 process.join()
                 ended = f"its process ended with {process.exitcode} (a limit of {LIMIT_S} s holds)"
@@ -125,21 +129,20 @@ def work(subject: Subject, sending: Connection) -> None:
 
 def cell(found: list[Outcome], check: str) -> str:
     """The largest difference of a check, and what was refused or wrong."""
-    mine = [one for one in found if one.check == check]
-    if not mine:
+    outcomes = [outcome for outcome in found if outcome.check == check]
+    if not outcomes:
         return "-"
-    said = []
-    if faults := [one for one in mine if one.is_fault]:
-        said.append(f"**{len(faults)} WRONG** ({max(one.text for one in faults)[:60]})")
-    if equal := [one.difference for one in mine if one.kind == "equal"]:
-        said.append(f"{max(equal):.0e}")
-    if not said and all(one.kind == "none" for one in mine):
+    parts = []
+    if faults := [outcome.text for outcome in outcomes if outcome.is_fault]:
+        parts.append(f"**{len(faults)} WRONG** ({max(faults)[:60]})")
+    if equal := [outcome.difference for outcome in outcomes if outcome.kind == "equal"]:
+        parts.append(f"{max(equal):.0e}")
+    if not parts and all(outcome.kind == "none" for outcome in outcomes):
         return "no loop"
-    if refused := [one for one in mine if one.kind == "refused"]:
-        said.append(
-            "refused" if len(refused) == len(mine) else f"{len(refused)} of {len(mine)} refused"
-        )
-    return ", ".join(said)
+    if refused := sum(outcome.kind == "refused" for outcome in outcomes):
+        every = refused == len(outcomes)
+        parts.append("refused" if every else f"{refused} of {len(outcomes)} refused")
+    return ", ".join(parts)
 
 
 def row(subject: Subject, found: list[Outcome]) -> str:
@@ -151,7 +154,7 @@ def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
         f"- {subject.name}: {line}"
         for subject, found in rows
         for line in dict.fromkeys(
-            f"{one.check}: {one.text}" for one in found if one.kind == "refused"
+            f"{outcome.check}: {outcome.text}" for outcome in found if outcome.kind == "refused"
         )
     ]
     head = ["architecture", *CHECKS]
@@ -159,7 +162,8 @@ def page(rows: list[tuple[Subject, list[Outcome]]]) -> str:
         "# Architectures",
         "",
         f"{len(rows)} tiny random models from transformers' configuration classes, made by",
-        "`python benchmarks/architectures.py`: the largest relative difference of any token from a plain loop",
+        "`python benchmarks/architectures.py`: the largest relative difference of any token from a "
+        "plain loop",
         "over the model's own layers (float32), or what is refused.",
         "",
         "| " + " | ".join(head) + " |",

@@ -38,8 +38,7 @@ from repsim.evaluation.prefix_sharing import LikelihoodScorer
 from repsim.models import Model, load
 from repsim.models.tracing import Tracer
 from repsim.options import DEFAULT_BATCH_TOKENS
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 
 ROUNDS = 5
 EQUAL_SAMPLES, EQUAL_LENGTH = 96, 128
@@ -339,7 +338,7 @@ def timed_checks() -> Iterator[list[float]]:
     spent: list[float] = []
     inside = False
     places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
-    places += [(capture_run, "_tried"), (LikelihoodScorer, "__init__")]
+    places += [(capture_run, "_try_batches"), (LikelihoodScorer, "__init__")]
     before = [(where, name, getattr(where, name)) for where, name in places]
 
     def timed(check: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,12 @@ from scipy.special import ndtr
 from scipy.stats import norm
 
 from repsim import stats
-from repsim.analyses import degradation
+from repsim.evaluation.normalised_scores import (
+    drop_undefined,
+    estimate_mean,
+    normalise_array,
+    summarise_tasks,
+)
 from repsim.stats.bootstrap import Estimate
 
 Array = NDArray[np.float64]
@@ -126,9 +131,8 @@ def answers(generator: np.random.Generator, examples: int, shares: Array) -> Arr
 def means_of(right: Array, seed: int, name: str = "task") -> tuple[Estimate, Estimate]:
     """Mean scores of `[study, plan, example]` before and now, `[study, plan]`."""
     flat = right.reshape(-1, right.shape[-1])
-    now = degradation._mean(
-        name, flat, [str(column) for column in range(len(flat))], RESAMPLES, seed
-    )
+    plans = [str(column) for column in range(len(flat))]
+    now = estimate_mean(name, flat, plans, resamples=RESAMPLES, seed=seed)
     examples = right.shape[-1]
     plain = stats.bootstrap(
         lambda counts: counts @ flat.T / examples, examples, resamples=RESAMPLES, seed=seed
@@ -190,12 +194,10 @@ def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
         for way, estimate in enumerate(of_each):
             for row in range(BATCH):
                 one = Estimate(estimate.value[row], estimate.replicates[:, row], estimate.samples)
-                score = one.map(lambda array: degradation._normalised(array, chance))
-                score, _ = degradation._defined(score, valid[row])
+                score = one.map(lambda array: normalise_array(array, chance))
+                score, _ = drop_undefined(score, valid[row])
                 results[way].append(
-                    degradation._over_tasks(score, valid[row], np.mean).map(
-                        lambda array: array[..., 1]
-                    )
+                    summarise_tasks(score, valid[row], np.mean).map(lambda array: array[..., 1])
                 )
         truths = np.array(
             [truth[row, valid[row]].mean() if valid[row].any() else np.nan for row in range(BATCH)]

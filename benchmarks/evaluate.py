@@ -33,8 +33,7 @@ from repsim.data.batching import costs_on
 from repsim.data.packing import cut_prefix_trees, pack_prefix_trees, pack_rows
 from repsim.evaluation import run, tasks
 from repsim.models import Model, load
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CHOICES = ("arc_easy", "arc_challenge", "hellaswag", "winogrande", "lambada_openai")

@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from repsim.cli.main import app
-from repsim.plans.families import FAMILIES, SETS
+from repsim.plans import FAMILIES, SETS
 from repsim.schema import ANALYSES
 
 ROOT = Path(__file__).parents[1]

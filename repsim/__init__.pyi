@@ -1,4 +1,6 @@
 from . import (
+    analysis,
+    cache,
     captures,
     data,
     errors,
@@ -10,11 +12,13 @@ from . import (
     options,
     plans,
     plotting,
+    registry,
     schema,
     stats,
     storage,
     stores,
 )
+from .analysis.run import Analysis, analyze
 from .captures.reader import Capture
 from .captures.run import capture
 from .errors import (
@@ -36,6 +40,7 @@ from .stores import open, verify
 __version__: str
 
 __all__ = [
+    "Analysis",
     "Capture",
     "DataError",
     "Interrupted",
@@ -47,6 +52,9 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreLocked",
+    "analysis",
+    "analyze",
+    "cache",
     "capture",
     "captures",
     "data",
@@ -62,6 +70,7 @@ __all__ = [
     "planned",
     "plans",
     "plotting",
+    "registry",
     "schema",
     "stats",
     "storage",

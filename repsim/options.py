@@ -118,7 +118,9 @@ class TaskOptions:
     shots: int | None = option(
         None, "Solved examples before each; the task's own number by default.", least=0
     )
-    data_dir: str | Path | None = option(None, "Read DIR/TASK.SPLIT.jsonl in place of the hub.")
+    data_dir: str | Path | None = option(
+        None, "Read DIR/TASK.SPLIT.jsonl in place of the hub.", metavar="DIR"
+    )
     paper_cache: bool = option(
         False, "When generating, average keys and values over a parallel step's layers."
     )

@@ -132,7 +132,8 @@ class ReplayVerdict:
         """For `repsim info`: `proven to 3e-07 (plain, padded)`."""
         if not self.kinds:
             return "not proven"
-        return f"proven {f'to {self.error:.0e}' if self.error else 'bit for bit'} ({', '.join(self.kinds)})"
+        how_far = f"to {self.error:.0e}" if self.error else "bit for bit"
+        return f"proven {how_far} ({', '.join(self.kinds)})"
 
 
 def _short(value: object) -> str:

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from repsim.errors import PlanError, StoreError, printable
-from repsim.plans.families import names_of, resolve
-from repsim.plans.plan import Plan
+from repsim.plans import Plan, names_of, resolve
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends
@@ -52,7 +51,8 @@ class Capture(StoreReader):
         """What a reader of the numbers has to know: what is not finished; empty where all is."""
         if not self.missing:
             return ""
-        return f"{self.complete:,} of {self.dataset.sizes[TOKEN]:,} tokens are finished under every plan"
+        total = self.dataset.sizes[TOKEN]
+        return f"{self.complete:,} of {total:,} tokens are finished under every plan"
 
     @property
     def tokens(self) -> xr.Dataset:
@@ -66,7 +66,7 @@ class Capture(StoreReader):
 
     @property
     def complete(self) -> int:
-        """Kept tokens finished under every plan; fewer than there are where a capture was stopped."""
+        """Kept tokens finished under every plan; all of them unless a capture was stopped."""
         return int(self._token_starts[self._finished_blocks(self._wanted)])
 
     @property
@@ -213,9 +213,10 @@ class Capture(StoreReader):
             else f"statistics ({', '.join(self.dataset.attrs['statistics'])})"
         )
         wanted = len(self._wanted) * sizes["block"]
+        compression = self.dataset.attrs["compression"]
         return {
             **self._facts(),
-            "kept": f"{kept} of {identity['tokens']} tokens, compression {self.dataset.attrs['compression']}",
+            "kept": f"{kept} of {identity['tokens']} tokens, compression {compression}",
             "batches": str(self.dataset.attrs.get("batches", "not tried")),
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
@@ -290,11 +291,14 @@ class Capture(StoreReader):
             stored = self.dataset["hidden"]
             states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {stored.nbytes / 1e9:.2f} GB"
         else:
-            states = f"{sizes[NODE]:,} nodes, not kept; statistics: {', '.join(self.dataset.attrs['statistics'])}"
+            names_kept = ", ".join(self.dataset.attrs["statistics"])
+            states = f"{sizes[NODE]:,} nodes, not kept; statistics: {names_kept}"
+        units = self.dataset.attrs["units"]
         return {
-            "model": f"{identity['model']} ({self.layers} layers, {self.dataset.attrs['units']} units, "
+            "model": f"{identity['model']} ({self.layers} layers, {units} units, "
             f"{identity['compute_dtype']})",
-            "corpus": f"{identity['corpus']} ({sizes[SAMPLE]:,} samples, {computed:,} tokens{kept})",
+            "corpus": f"{identity['corpus']} ({sizes[SAMPLE]:,} samples, "
+            f"{computed:,} tokens{kept})",
             "plans": ", ".join(names[:4]) + (f" ... {len(names)} in all" if len(names) > 4 else ""),
             "states": states,
             "complete": "yes"

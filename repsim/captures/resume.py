@@ -115,8 +115,8 @@ def _extension_error(
     lacks = [f"plans {names_of(plans)}"] if plans else []
     lacks += [f"{len(samples):,} samples"] if samples else []
     return StoreError(
-        f"{existing.place}: holds {names_of(existing.plans)} over {existing.samples.size:,} samples, "
-        f"not {' nor '.join(lacks)}; add --append, or choose another --out"
+        f"{existing.place}: holds {names_of(existing.plans)} over {existing.samples.size:,} "
+        f"samples, not {' nor '.join(lacks)}; add --append, or choose another --out"
     )
 
 

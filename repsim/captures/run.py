@@ -18,7 +18,7 @@ import numpy as np
 
 from repsim.captures import resume
 from repsim.captures.reader import Capture, open_capture
-from repsim.data.batching import Company, batches, costs_on, cut_blocks
+from repsim.data.batching import BatchRule, batches, costs_on, cut_blocks
 from repsim.data.corpus import Corpus, read_corpus
 from repsim.data.samples import TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreError
@@ -41,8 +41,9 @@ from repsim.options import (
     takes,
 )
 from repsim.plans import Plan, PlanTrie, resolve
+from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
-from repsim.stats.per_sample import SampleStatistic, statistics_of
+from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.group import check_target
 from repsim.storage.location import LocalFolder, location_of
@@ -165,8 +166,8 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     ) -> None:
         from repsim.captures.write_queue import WriteQueue
 
-        tracer, company = _try_batches(self._model, work.layout)
-        layout = replace(work.layout, company=company)
+        tracer, batch_rule = _try_batches(self._model, work.layout)
+        layout = replace(work.layout, batch_rule=batch_rule)
         writer = state_store.prepare(self.location, layout, lock)
         missing = writer.missing
         lengths = np.diff(layout.token_starts)
@@ -221,7 +222,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
                 samples,
                 self._model.tokenizer.pad_token_id or 0,
                 **costs_on(self._model.device.type),
-                company=Company(layout.company),
+                batch_rule=BatchRule(layout.batch_rule),
             )
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
             advice = "fewer --batch-tokens or --max-tokens"
@@ -322,19 +323,19 @@ def _requested_layout(
     )
 
 
-def _try_batches(model: Model, layout: Layout) -> tuple[Tracer, Company]:
+def _try_batches(model: Model, layout: Layout) -> tuple[Tracer, BatchRule]:
     """The model's tracer, and which of the samples may share a batch.
 
     Raises:
         ModelError: log-probabilities are asked for, and a token has seen the one after it.
     """
-    from repsim.models.company import Trials
+    from repsim.models.batch_invariance import BatchTrials
     from repsim.models.tracing import Tracer
 
     tracer = Tracer(model)
-    trials = Trials(model, tracer, [sample.token_ids for sample in layout.samples])
+    trials = BatchTrials(model, tracer, [sample.token_ids for sample in layout.samples])
     with explain_out_of_memory(model, "trying two texts together", "fewer --max-tokens"):
-        log.info("batches: %s", trials.company)
+        log.info("batches: %s", trials.result)
         if layout.logprobs:
-            trials.check_foresight("--logprobs")
-    return tracer, trials.company.company
+            trials.check_causality("--logprobs")
+    return tracer, trials.result.rule

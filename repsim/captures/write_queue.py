@@ -181,5 +181,11 @@ class StateSink:
         )
         if np.isfinite(bounds).all():
             largest = np.abs(bounds).max()
-            return f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32 or --allow-nonfinite"
-        return f"{place}: not finite in {computed}; use another --model-dtype or plan, or --allow-nonfinite"
+            return (
+                f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32 or "
+                "--allow-nonfinite"
+            )
+        return (
+            f"{place}: not finite in {computed}; use another --model-dtype or plan, or "
+            "--allow-nonfinite"
+        )

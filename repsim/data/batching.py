@@ -63,7 +63,7 @@ class Batch:
         return int(self.mask.sum())
 
 
-class Company(StrEnum):
+class BatchRule(StrEnum):
     """Which texts may share a batch without changing each other's states; a property of a model."""
 
     ANY = "texts of any length, padded"
@@ -121,7 +121,7 @@ def batches(
     *,
     overhead: float,
     waste: float,
-    company: Company = Company.ANY,
+    batch_rule: BatchRule = BatchRule.ANY,
 ) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
@@ -131,7 +131,7 @@ def batches(
         overhead: what one more forward costs, counted in positions.
         waste: the largest share of all positions that may be padding, 0 to 1; more batches are made
             where it takes them.
-        company: which samples may share a batch.
+        batch_rule: which samples may share a batch.
 
     Example:
         >>> samples = [Sample("a", np.array([5, 6, 7])), Sample("b", np.array([8, 9]))]
@@ -140,18 +140,22 @@ def batches(
         [[5, 6, 7], [8, 9, 0]]
     """
     lengths = np.array([len(sample) for sample in samples])
-    ends = batch_ends(lengths, overhead=overhead, waste=waste, company=company)
+    ends = batch_ends(lengths, overhead=overhead, waste=waste, batch_rule=batch_rule)
     return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
 
 
 def batch_ends(
-    lengths: NDArray[np.int64], *, overhead: float, waste: float, company: Company = Company.ANY
+    lengths: NDArray[np.int64],
+    *,
+    overhead: float,
+    waste: float,
+    batch_rule: BatchRule = BatchRule.ANY,
 ) -> list[int]:
     """Where the batches end that cost least.
 
     Args:
         lengths: `[row]`, tokens of each row, which keep this order.
-        overhead, waste, company: see `batches`.
+        overhead, waste, batch_rule: see `batches`.
 
     Returns:
         For each batch the index after its last row.
@@ -160,9 +164,9 @@ def batch_ends(
         >>> batch_ends(np.array([9, 9, 2]), overhead=5, waste=1)
         [2, 3]
     """
-    if company is Company.NONE:
+    if batch_rule is BatchRule.NONE:
         return list(range(1, len(lengths) + 1))
-    if company is Company.EQUAL:
+    if batch_rule is BatchRule.EQUAL:
         return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
     ends = _cheapest_ends(lengths, overhead)
     # The cheapest batches may waste too much; the cheaper a forward is taken for, the less they do.

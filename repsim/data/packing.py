@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.data.batching import Batch, Company, batch_ends, batches
+from repsim.data.batching import Batch, BatchRule, batch_ends, batches
 from repsim.data.samples import Sample
 
 ROW_TOKENS = 256  # of a row that trees share; longer rows cost attention, shorter ones padding
@@ -67,14 +67,14 @@ def pack_rows(
     *,
     overhead: float,
     waste: float,
-    company: Company = Company.ANY,
+    batch_rule: BatchRule = BatchRule.ANY,
 ) -> Packed:
     """Packs windows as plain texts, one per row; equal inputs share a row.
 
     Args:
         windows: in any order.
         pad_id: token id at padded positions.
-        overhead, waste, company: see `repsim.data.batching.batches`.
+        overhead, waste, batch_rule: see `repsim.data.batching.batches`.
 
     Example:
         >>> windows = [Window(np.array([1, 2, 3]), np.array([4])),
@@ -88,7 +88,7 @@ def pack_rows(
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
     order = sorted(rows, key=lambda key: -len(rows[key]))
     row_batches = batches(
-        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, company=company
+        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, batch_rule=batch_rule
     )
 
     # The last input of a window is the last token of its row; batches keep the order of the rows.

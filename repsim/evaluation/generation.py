@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from repsim.evaluation.request import EvaluationRequest
     from repsim.evaluation.tasks import Example
     from repsim.models import Model
-    from repsim.plans.families import NamedPlan
-    from repsim.plans.plan import Plan
+    from repsim.plans import NamedPlan, Plan
     from repsim.storage import score_store
 
 MOST_TEXTS_AT_ONCE = 8
@@ -57,7 +56,7 @@ def choose_texts_at_once(request: EvaluationRequest) -> int:
     Returns:
         `MOST_TEXTS_AT_ONCE` or 1.
     """
-    from repsim.models.company import can_write_together
+    from repsim.models.batch_invariance import can_generate_together
 
     prompts = [
         question.prompt
@@ -65,7 +64,7 @@ def choose_texts_at_once(request: EvaluationRequest) -> int:
         for question in example.requests
         if question.prompt is not None
     ]
-    if can_write_together(request.model, prompts):
+    if can_generate_together(request.model, prompts):
         return MOST_TEXTS_AT_ONCE
     log.info(
         "writing: one text at a time, as padding or a longer prompt in the same batch changes what "

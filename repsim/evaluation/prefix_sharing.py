@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repsim.data.batching import Company, costs_on
+from repsim.data.batching import BatchRule, costs_on
 from repsim.data.packing import Packed, Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
 from repsim.evaluation.scoring import score_examples
 from repsim.jobs.memory import explain_out_of_memory
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie
 from repsim.schema import NOT_FINITE, ReplayVerdict
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class LikelihoodScorer:
         examples: Sequence[Example],
         prefix_sharing: str,
     ) -> None:
-        from repsim.models.company import Trials
+        from repsim.models.batch_invariance import BatchTrials
+        from repsim.models.prefix_trees import supports_prefix_trees
         from repsim.models.tracing import Tracer
 
         self._request, self._layout = request, layout
@@ -90,17 +91,17 @@ class LikelihoodScorer:
 
         # Which texts may run together without changing each other's states?
         texts = [window.inputs for window in windows_of(examples)]
-        trials = Trials(request.model, self._tracer, texts)
+        trials = BatchTrials(request.model, self._tracer, texts)
         with explain_out_of_memory(request.model, "trying two texts together", "fewer --shots"):
-            log.info("batches: %s", trials.company)
-            trials.check_foresight("benchmarks")
-        self._company = trials.company.company
+            log.info("batches: %s", trials.result)
+            trials.check_causality("benchmarks")
+        self._batch_rule = trials.result.rule
 
         # Texts of a tree are neighbours, so a model whose states depend on neighbours takes none.
         self._shares_prefixes = (
             prefix_sharing != "off"
-            and self._company is Company.ANY
-            and self._tracer.shares_contexts(max(map(len, texts)))
+            and self._batch_rule is BatchRule.ANY
+            and supports_prefix_trees(self._tracer, max(map(len, texts)))
         )
         if prefix_sharing == "on" and not self._shares_prefixes:
             raise ModelError(
@@ -132,7 +133,7 @@ class LikelihoodScorer:
     def _pack_rows(self, examples: Sequence[Example]) -> Packed:
         model = self._request.model
         pad_id, costs = model.tokenizer.pad_token_id or 0, costs_on(model.device.type)
-        return pack_rows(windows_of(examples), pad_id, **costs, company=self._company)
+        return pack_rows(windows_of(examples), pad_id, **costs, batch_rule=self._batch_rule)
 
     def score(
         self,

@@ -1,6 +1,7 @@
-"""Scores that are on disk: gives answers of a model to benchmarks, under plans, their names.
+"""Reads a store of scores: a model's answers to tasks, and lm-eval's metrics of them, under plans.
 
-How they are made is `repsim.evaluation.run`; how they lie on disk, `repsim.storage.score_store`.
+How scores are made is in `repsim.evaluation.run`, what they mean in `repsim.evaluation.task_scores`
+and how they lie on disk in `repsim.storage.score_store`.
 """
 
 from __future__ import annotations
@@ -9,23 +10,28 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from repsim.errors import StoreError, printable
-from repsim.plans.families import names_of
+from repsim.evaluation.task_scores import tabulate
+from repsim.plans import names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.reader import StoreReader
 from repsim.storage.score_store import PAPER_CACHE
 
-# By what a store's `paper_cache` is
+# What `repsim info` says of a store's attribute `paper_cache`.
 CACHES = {
     False: "exact",
     PAPER_CACHE: "keys and values averaged over the layers of each parallel step, as in the paper",
-    True: "keys and values averaged over the rounds of loops, as --paper-cache once did and the paper did not",
+    True: (
+        "keys and values averaged over the rounds of loops, "
+        "as --paper-cache once did and the paper did not"
+    ),
 }
-LABEL = 40  # characters that names of tasks take in the name of a file
+LABEL = 40  # most characters that names of tasks take in the name of a file
 
 
 class Scores(StoreReader):
@@ -37,14 +43,13 @@ class Scores(StoreReader):
     def __repr__(self) -> str:
         sizes = self.dataset.sizes
         counts = f"{sizes[PLAN]:,} plans x {sizes[EXAMPLE]:,} examples of {', '.join(self.tasks)}"
-        return printable(
-            f"Scores of {self.identity['model']}: {counts}; {self.path}{self.remark and '; ' + self.remark}"
-        )
+        remark = self.remark and f"; {self.remark}"
+        return printable(f"Scores of {self.identity['model']}: {counts}; {self.path}{remark}")
 
     def _facts(self) -> dict[str, str]:
-        sizes = self.dataset.sizes
+        identity, sizes = self.identity, self.dataset.sizes
         return {
-            "model": f"{self.identity['model']} ({self.layers} layers, {self.identity['compute_dtype']})",
+            "model": f"{identity['model']} ({self.layers} layers, {identity['compute_dtype']})",
             "tasks": f"{', '.join(self.tasks)} ({sizes[EXAMPLE]:,} examples)",
             "plans": f"{sizes[PLAN]:,}: {names_of(self.plans)}",
             "complete": self.remark or "yes",
@@ -57,9 +62,10 @@ class Scores(StoreReader):
 
     @property
     def over(self) -> str:
-        """The tasks as they were asked for, or how many if that is too long."""
-        asked = ",".join(request["tasks"] for request in self.dataset.attrs["requests"]).split(",")
-        tasks = "+".join(dict.fromkeys(asked))
+        """The tasks as the commands named them, or their number where that is too long."""
+        requests = self.dataset.attrs["requests"]
+        names = ",".join(request["tasks"] for request in requests).split(",")
+        tasks = "+".join(dict.fromkeys(names))
         return tasks if len(tasks) <= LABEL else f"{len(self.tasks)} tasks"
 
     @cached_property
@@ -75,7 +81,7 @@ class Scores(StoreReader):
 
     @property
     def remark(self) -> str:
-        """What a reader of the numbers has to know: what is not finished; empty where all is."""
+        """What a reader of the numbers has to know: how much is finished; empty where all is."""
         done = self.dataset["done"].values
         return (
             ""
@@ -83,32 +89,58 @@ class Scores(StoreReader):
             else f"{int(done.sum()):,} of {done.size:,} blocks of examples by plan are finished"
         )
 
+    def table(self, metric: str | None = None) -> pd.DataFrame:
+        """Scores as a table, one row per plan, task and metric.
+
+        Columns: `plan_name` (the plan's family text, `skip:start=3`, or what else it was called),
+        `task`, `metric`, `value` (lm-eval's metric of the whole task; NaN where examples are not
+        finished or have no score), `standard_error` (lm-eval's own, of metrics that are means over
+        examples: standard deviation / √n; NaN for other metrics, and where `value` is NaN),
+        `examples` (n), `higher_is_better`, `aggregation` (lm-eval's name of how the metric is made
+        of examples) and `plan` (the plan's canonical text).
+
+        Args:
+            metric: for one row per plan and task, the metric of tasks that have it; the others are
+                measured by `acc`, an `exact_match`, or their first metric. By default there is a
+                row for every metric of every task.
+        Raises:
+            RepsimError: no task has the metric.
+        Example::
+
+            table = repsim.open("scores.zarr").table("acc")
+            table.pivot(index="plan_name", columns="task", values="value")
+        """
+        return tabulate(self.dataset, metric)
+
     @property
     def info(self) -> dict[str, str]:
         """What the store is, line by line."""
         identity, sizes, data = self.identity, self.dataset.sizes, self.dataset
         counts = {name: int((data["example_task"] == name).sum()) for name in self.tasks}
-        about = zip(
-            counts.items(), data["task_version"].values, data["num_fewshot"].values, strict=True
-        )
-        lost = {
+        versions, shots = data["task_version"].values, data["num_fewshot"].values
+        unscored = {
             str(name): int(count)
             for name, count in zip(data["plan_name"].values, self.nonfinite.values, strict=True)
         }
         return {
             "store": f"{self.path} (scores)",
-            "model": f"{identity['model']}, {self.layers} layers, {identity['compute_dtype']} on {identity['device']}",
+            "model": (
+                f"{identity['model']}, {self.layers} layers, "
+                f"{identity['compute_dtype']} on {identity['device']}"
+            ),
             "stack": self.stack,
             "weights": identity["weights"],
             "tasks": ", ".join(
-                f"{name} version {version}, {shots}-shot, {count:,} examples"
-                for (name, count), version, shots in about
+                f"{name} version {version}, {number}-shot, {count:,} examples"
+                for (name, count), version, number in zip(
+                    counts.items(), versions, shots, strict=True
+                )
             ),
             "plans": f"{sizes[PLAN]:,}: {names_of(self.plans)}",
             "requests": f"{sizes[REQUEST]:,}",
             "complete": self.remark or "yes",
             "not finite": ", ".join(
-                f"{name} ({count:,} examples)" for name, count in lost.items() if count
+                f"{name} ({count:,} examples)" for name, count in unscored.items() if count
             )
             or "no plan",
             "cache": CACHES[data.attrs["paper_cache"]],
@@ -125,8 +157,10 @@ def open_scores(path: str | Path) -> Scores:
     """Opens a store of scores; one that is being written shows what was finished when it was
     opened.
 
+    Args:
+        path: folder or URL of the store.
     Raises:
-        RepsimError: nothing is there, or it holds no scores.
+        StoreError: nothing is there, or it holds no scores.
     """
     place = location_of(path)
     group = StoreGroup.open(place)

@@ -130,7 +130,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
 
         from repsim.evaluation.tasks import load as load_tasks
 
-        loaded = loaded.at_rest()  # lm-eval changes it
+        loaded = loaded.private_copy()  # lm-eval changes it
         folder = None if tasks.data_dir is None else Path(tasks.data_dir)
         command = {
             "model": loaded.name,
@@ -226,7 +226,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         at_once: int,
         finish: Callable[[int, dict[str, Any]], None],
     ) -> None:
-        """The answers to a unit's examples under its plans; `finish` takes a plan and its answers."""
+        """Answers a unit's examples under its plans; `finish` takes a plan and its answers."""
         (block,) = unit.blocks
         doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
         model, plans = self.request.model, list(unit.rows)

@@ -374,8 +374,8 @@ def load(
         for request in example.requests
         for window in request.windows
     )
-    for problem in too_long:
-        log.error("left out: %s", problem)
+    for too_long_task in too_long:
+        log.error("left out: %s", too_long_task)
     return tuple(tasks)
 
 

@@ -29,5 +29,6 @@ def explain_out_of_memory(model: Model, doing: str, advice: str) -> Iterator[Non
         ):
             raise
         raise RepsimError(
-            f"{doing}: out of memory on {model.device}; what is finished is kept: go on with {advice}"
+            f"{doing}: out of memory on {model.device}; what is finished is kept: go on with "
+            f"{advice}"
         ) from problem

@@ -29,7 +29,7 @@ log = logging.getLogger("repsim")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `tokens` of the `total` that it computes, those under way counted in part."""
+    """How far a run is: `tokens` of its `total`, those under way counted in part."""
 
     tokens: int
     total: int

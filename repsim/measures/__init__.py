@@ -1,9 +1,8 @@
-"""Measures of representations: which numbers say how alike two states are, and what shape a state
-has?
+"""Measures of representations: how alike are two states, and what shape does a state have?
 
-Each function takes arrays, `[item, unit]` or `[state, token, unit]`, and returns numbers. Nothing
-here knows of plans, stores, samples or dimension names; whoever calls a kernel adds its results up
-and gives them names.
+Each function takes arrays, `[item, unit]` or `[state, token, unit]`, and returns numbers. An item
+is one row of a view: a token whose states are compared. Nothing here knows of plans, stores,
+samples or dimension names; whoever calls a kernel adds its results up and names them.
 """
 
 from repsim.measures.cka import (

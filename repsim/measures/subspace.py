@@ -1,9 +1,11 @@
-"""Maps between views: how well does the best linear map, or the best rotation, take one view to the
-other?
+"""Maps between views: how well does the best linear map, or the best rotation, take one to another?
 
-Each pair is a sum over the singular values of one small matrix, once every view is prepared: an
-orthonormal basis (canonical correlations) or centred and of norm one (Procrustes). `Pair` keeps
-what each item adds to that sum.
+Once every view is prepared, each pair is a sum over the singular values s of one small matrix:
+
+    canonical correlations    Σ_c w_c s_c(pᵀq)    p and q orthonormal bases of the centred views
+    Procrustes                Σ_c s_c(xᵀy)        x and y centred, of Frobenius norm one
+
+`Pair` keeps what each item adds to that sum.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from repsim.measures.cka import centred, same_items
+from repsim.measures.cka import subtract_mean, validate_views
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A similarity of two views, and what each item does to it.
+    """A similarity of two views, and how much each item contributes to it.
 
     value: the similarity.
-    influence: `[item]`, summing to 0: to first order, counting an item twice adds so much to the
-    value.
+    influence: `[item]`, float64, summing to 0; to first order, counting an item twice adds this
+        much to the value.
     """
 
     value: float
@@ -32,18 +34,27 @@ class Pair:
 
 
 def basis(x: NDArray[Any], variance: float = 1.0) -> NDArray[np.float64]:
-    """Orthonormal basis of the centred view's leading components, `[item, component]`.
+    """Orthonormal basis of the centred view's leading principal components.
 
     Args:
-        x: `[item, unit]`.
-        variance: share of the variance that the components hold; 1 leaves out nothing but rounding.
+        x: `[item, unit]`, any float dtype; computed as float64.
+        variance: share of the variance that the components hold, above 0 to 1; 1 leaves out nothing
+            but rounding.
+    Returns:
+        `[item, component]`, float64, orthonormal columns that sum to zero; no column where the view
+        does not vary.
     Raises:
         ValueError: a share outside 0 to 1.
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([[3.0, 0], [-3, 0], [0, 1], [0, -1]])  # variances 9 : 1
+        >>> basis(x).shape, basis(x, variance=0.9).shape
+        ((4, 2), (4, 1))
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance={variance}: a share above 0, at most 1")
     x = np.asarray(x, np.float64)
-    left, singular, _ = np.linalg.svd(centred(x), full_matrices=False)
+    left, singular, _ = np.linalg.svd(subtract_mean(x), full_matrices=False)
     if not singular.any():
         return left[:, :0]
     rank = int((singular > singular[0] * max(x.shape) * np.finfo(np.float64).eps).sum())
@@ -52,10 +63,21 @@ def basis(x: NDArray[Any], variance: float = 1.0) -> NDArray[np.float64]:
 
 
 def unit_norm(x: NDArray[Any]) -> NDArray[np.float64]:
-    """The centred view scaled to a Frobenius norm of one; never wider than there are items, by a
-    rotation.
+    """The centred view divided by its Frobenius norm.
+
+    A view with more units than items is rotated into as many units as there are items, which
+    changes no inner product.
+
+    Args:
+        x: `[item, unit]`, any float dtype; computed as float64.
+    Returns:
+        `[item, unit]`, float64, at most as many units as items; NaN where the view does not vary.
+    Example:
+        >>> import numpy as np
+        >>> unit_norm(np.array([[3.0], [5], [4], [4]])).ravel().round(4).tolist()
+        [-0.7071, 0.7071, 0.0, 0.0]
     """
-    x = centred(x)
+    x = subtract_mean(x)
     if x.shape[1] > len(x):
         x = scipy.linalg.qr(x.T, mode="r")[0][: len(x)].T
     with np.errstate(invalid="ignore"):  # a view that does not vary has no direction
@@ -65,11 +87,28 @@ def unit_norm(x: NDArray[Any]) -> NDArray[np.float64]:
 def canonical(
     p: NDArray[np.float64], q: NDArray[np.float64], weigh: NDArray[np.float64] | None = None
 ) -> Pair:
-    """Mean canonical correlation of two bases, 0 to 1; weighted where `weigh` is the first view's
-    centred units.
+    """Mean canonical correlation of two bases, and each item's influence; 0 to 1.
 
-    The influence holds the directions and weights as they are. A correlation near 0 cannot spread
-    below it, so that the influence overstates the spread there. NaN where a view does not vary.
+        r = Σ_c w_c s_c,   s the singular values of pᵀq,   Σ_c w_c = 1
+
+    The weights are equal, or with `weigh` w_c ∝ Σ_u |u_c · weigh_u|, u_c the canonical variables of
+    the first view. The influence takes directions and weights as fixed. A correlation near 0 cannot
+    spread below it, so the influence overstates the spread there.
+
+    Args:
+        p: `[item, component_a]`, float64, from `basis`.
+        q: `[item, component_b]`, float64, of the same items.
+        weigh: `[item, unit_a]`, float64, the first view's centred units; None weighs alike.
+    Returns:
+        The pair; NaN where a view does not vary.
+    Source: Hotelling 1936, Relations between two sets of variates; Morcos, Raghu & Bengio 2018 (the
+        weights).
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(50, 3))
+        >>> pair = canonical(basis(x), basis(x @ np.diag([1, 2, 3])))
+        >>> round(pair.value, 6), pair.influence.shape
+        (1.0, (50,))
     """
     if not p.size or not q.size:
         return Pair(np.nan, np.full(len(p), np.nan))
@@ -82,8 +121,22 @@ def canonical(
 
 
 def rotation(x: NDArray[np.float64], y: NDArray[np.float64]) -> Pair:
-    """Normalised nuclear-norm similarity of two views of `unit_norm`, and each item's part; NaN
-    without a direction.
+    """Procrustes similarity of two prepared views, and each item's influence; 0 to 1.
+
+        s = ‖xᵀy‖_* = max over rotations R of ⟨x R, y⟩
+
+    Args:
+        x: `[item, unit_a]`, float64, from `unit_norm`.
+        y: `[item, unit_b]`, float64, of the same items.
+    Returns:
+        The pair; NaN where a view does not vary.
+    Source: Williams et al. 2021, Generalized shape metrics on neural representations, eq. 9.
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> pair = rotation(unit_norm(x), unit_norm(x @ np.array([[0, -1], [1, 0]])))
+        >>> round(pair.value, 6), bool(abs(pair.influence.sum()) < 1e-12)
+        (1.0, True)
     """
     if np.isnan(x).any() or np.isnan(y).any():
         return Pair(np.nan, np.full(len(x), np.nan))
@@ -95,86 +148,132 @@ def rotation(x: NDArray[np.float64], y: NDArray[np.float64]) -> Pair:
 
 
 def mean_cca(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Mean canonical correlation; 0 (unrelated) to 1 (equal up to an invertible linear map and a
-    shift).
+    """Mean canonical correlation; 0 (unrelated) to 1 (equal up to an invertible map and a shift).
 
-    With fewer items than units of both views together some correlations are 1 whatever the views
-    hold; have many more.
+        r = (1 / C) Σ_c s_c(pᵀq),   p and q bases of the centred views, C the smaller rank
+
+    Have many more items than units of both views together: with fewer, some correlations are 1
+    whatever the views hold.
 
     Args:
-        x: `[item, unit_a]`.
+        x: `[item, unit_a]`, any float dtype; computed as float64.
         y: `[item, unit_b]`, the same items in the same order.
+    Returns:
+        The correlation; NaN where a view does not vary.
     Raises:
         ValueError: the numbers of items differ.
-    Source: Hotelling 1936; Raghu et al. 2017.
+    Source: Hotelling 1936, Relations between two sets of variates; Raghu et al. 2017, SVCCA.
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> round(mean_cca(x, x @ np.array([[1, 5], [0, 1]]) + 3), 6)
+        1.0
     """
-    x, y = same_items(x, y)
+    x, y = validate_views(x, y)
     return canonical(basis(x), basis(y)).value
 
 
 def svcca(x: NDArray[Any], y: NDArray[Any], variance: float = 0.99) -> float:
     """Mean canonical correlation of the components that hold most variance; 0 to 1.
 
-    Invariant to rotations, scale and shifts; to any invertible map at `variance=1` only, as the
+        r = mean_c s_c(pᵀq),   p and q the leading components of each view, `basis(·, variance)`
+
+    Invariant to rotations, scale and shifts. To any invertible map only at `variance=1`, since the
     components depend on scale.
 
     Args:
-        x: `[item, unit_a]`.
+        x: `[item, unit_a]`, any float dtype; computed as float64.
         y: `[item, unit_b]`, the same items in the same order.
-        variance: share of each view's variance that its components hold.
+        variance: share of each view's variance that its components hold, above 0 to 1.
+    Returns:
+        The correlation; NaN where a view does not vary.
     Raises:
         ValueError: the numbers of items differ, or a share outside 0 to 1.
     Source: Raghu et al. 2017, SVCCA.
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(50, 2))
+        >>> round(svcca(x, 3 * x[:, ::-1]), 6)
+        1.0
     """
-    x, y = same_items(x, y)
+    x, y = validate_views(x, y)
     return canonical(basis(x, variance), basis(y, variance)).value
 
 
 def pwcca(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Canonical correlations weighted by how much of `x` their directions account for; 0 to 1; not
-    symmetric.
+    """Canonical correlations weighted by how much of `x` their directions account for; 0 to 1.
 
-    Invariant to any invertible map of `y`; of `x` to scale and shifts, as the weights follow its
-    units.
+        r = Σ_c w_c s_c / Σ_c w_c,   w_c = Σ_u |u_c · x_u|,   u_c the canonical variables of x
+
+    Not symmetric. Invariant to any invertible map of `y`; of `x` only to scale and shifts, since
+    the weights depend on its units.
 
     Args:
-        x: `[item, unit_a]`.
+        x: `[item, unit_a]`, any float dtype; computed as float64.
         y: `[item, unit_b]`, the same items in the same order.
+    Returns:
+        The correlation; NaN where a view does not vary.
     Raises:
         ValueError: the numbers of items differ.
     Source: Morcos, Raghu & Bengio 2018, Insights on representational similarity, sec. 3.
+    Example:
+        >>> import numpy as np
+        >>> x, noise = np.random.default_rng(0).normal(size=(2, 500, 2)) * [4, 1]
+        >>> y = np.stack([x[:, 0], noise[:, 1]], axis=1)  # keeps the longer unit of x
+        >>> bool(pwcca(x, y) > mean_cca(x, y) + 0.2)
+        True
     """
-    x, y = same_items(x, y)
-    return canonical(basis(x), basis(y), weigh=centred(x)).value
+    x, y = validate_views(x, y)
+    return canonical(basis(x), basis(y), weigh=subtract_mean(x)).value
 
 
 def procrustes_similarity(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Normalised nuclear-norm similarity: the cosine of the angle that the best rotation leaves; 0
-    to 1.
+    """Cosine of the angle that the best rotation leaves between two views; 0 to 1.
+
+        s = ‖xᵀy‖_* / (‖x‖ ‖y‖),   x and y centred, ‖·‖_* the nuclear norm
+
+    Invariant to rotations, reflections, scale and shifts.
 
     Args:
-        x: `[item, unit_a]`.
+        x: `[item, unit_a]`, any float dtype; computed as float64.
         y: `[item, unit_b]`, the same items in the same order.
+    Returns:
+        The similarity; NaN where a view does not vary.
     Raises:
         ValueError: the numbers of items differ.
     Source: Williams et al. 2021, Generalized shape metrics on neural representations, eq. 9.
+    Example:
+        >>> import numpy as np
+        >>> square = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+        >>> line = np.array([[0.0], [0], [3], [-3]])
+        >>> round(procrustes_similarity(square, line), 6) == round(0.5**0.5, 6)
+        True
     """
-    x, y = same_items(x, y)
+    x, y = validate_views(x, y)
     product = unit_norm(x).T @ unit_norm(y)
     return np.nan if np.isnan(product).any() else float(np.linalg.norm(product, "nuc"))
 
 
 def procrustes_distance(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Angle between two views after the best rotation, shift and scale, in radians; 0 (equal) to
-    π/2. A metric.
+    """Angle between two views after the best rotation, shift and scale; 0 (equal) to π/2 radians.
 
-    Rounding lets equal views be about 1e-7 apart.
+        d = arccos(s),   s the `procrustes_similarity`
+
+    A metric. Rounding can put equal views about 1e-7 apart.
 
     Args:
-        x: `[item, unit_a]`.
+        x: `[item, unit_a]`, any float dtype; computed as float64.
         y: `[item, unit_b]`, the same items in the same order.
+    Returns:
+        The angle in radians; NaN where a view does not vary.
     Raises:
         ValueError: the numbers of items differ.
     Source: Williams et al. 2021, Generalized shape metrics on neural representations, eq. 9.
+    Example:
+        >>> import numpy as np
+        >>> square = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+        >>> line = np.array([[0.0], [0], [3], [-3]])
+        >>> round(procrustes_distance(square, line) / np.pi, 6)
+        0.25
     """
     return float(np.arccos(np.minimum(procrustes_similarity(x, y), 1.0)))

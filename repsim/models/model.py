@@ -1,5 +1,4 @@
-"""What a run needs to know of a loaded model: where its layers are, how wide they are, by which
-digests it is known.
+"""What a run needs to know of a loaded model: its layers, their width, its limits, its digests.
 
 Where a model comes from is `repsim.models.loading`; what its layers do is
 `repsim.models.layer_call`.
@@ -21,7 +20,7 @@ from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 
 from repsim.errors import ModelError
-from repsim.models.module_state import settle
+from repsim.models.module_state import prepare_for_run
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
 
@@ -30,7 +29,7 @@ NO_LIMIT = 1 << 31
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: everything that a capture needs to know of it.
+    """A loaded model: everything that a run needs to know of it.
 
     module: the Hugging Face model, in evaluation mode.
     tokenizer: its tokenizer.
@@ -45,32 +44,39 @@ class Model:
     revision: str | None
     stack: Stack
 
-    def at_rest(self) -> Model:
-        """The same model as repsim runs it, as module trees of its own that share parameters with
-        the loaded one.
+    def private_copy(self) -> Model:
+        """A copy for a run, which shares parameters with this model and is in evaluation mode.
 
-        Whatever runs do to the copy (hooks, nnsight's controllers, rotary tables that grow) never
-        reaches the model that was lent.
+        Whatever a run does to the copy (hooks, nnsight's controllers, rotary tables that grow)
+        never reaches this model.
         """
-        copies = SharedCopies()
-        module, own = copies.of(self.module), self.stack
-        settle(module)
-        norm, head = (part and copies.of(part) for part in (own.norm, own.head))
-        owner, layers = copies.of(own.owner), copies.of(own.layers)
+        copies, stack = SharedCopies(), self.stack
+        module = copies.copy(self.module)
+        prepare_for_run(module)
         copied = replace(
             self,
             module=module,
-            stack=replace(own, owner=owner, layers=layers, norm=norm, head=head, halves={}),
+            stack=replace(
+                stack,
+                owner=copies.copy(stack.owner),
+                layers=copies.copy(stack.layers),
+                norm=stack.norm and copies.copy(stack.norm),
+                head=stack.head and copies.copy(stack.head),
+                sublayers={},
+            ),
         )
-        vars(copied)["config_digest"] = self.config_digest  # settling is no other configuration
+        # What `prepare_for_run` sets is not another configuration.
+        vars(copied)["config_digest"] = self.config_digest
         return copied
 
     @property
     def layers(self) -> int:
+        """How many layers the stack has."""
         return len(self.stack)
 
     @property
     def units(self) -> int:
+        """Width of the residual stream."""
         return int(self.module.config.get_text_config().hidden_size)
 
     @property
@@ -89,18 +95,17 @@ class Model:
 
     @property
     def predicts_next_token(self) -> bool:
+        """Whether the model can generate and has a head that gives logits."""
         return bool(self.module.can_generate()) and self.stack.head is not None
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that a sample may have: those the model has positions for; None where it
-        names no limit.
+        """The most tokens that a sample may have by the model's positions; None without a limit.
 
         A number below 1 is how configurations say that there is no limit (XLNet's -1).
         """
-        positions = (
-            getattr(self.module.config.get_text_config(), "max_position_embeddings", None) or 0
-        )
+        config = self.module.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or 0
         if positions < 1:
             return None
         for name, child in self.module.named_modules():
@@ -112,77 +117,57 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a sample by default: the model's positions or the tokenizer's limit,
-        if smaller.
-        """
-        limits = [
-            limit
-            for limit in (self.positions, self.tokenizer.model_max_length)
-            if limit and limit > 0
-        ]
-        return int(min(limits, default=NO_LIMIT))
+        """The most tokens of a sample by default: the smaller of model's and tokenizer's limit."""
+        limits = (self.positions, self.tokenizer.model_max_length)
+        return int(min((limit for limit in limits if limit and limit > 0), default=NO_LIMIT))
 
     def check_ids(self, token_ids: Iterable[NDArray[np.int32]]) -> None:
         """Refuses tokens that the model has no embedding for.
 
+        Args:
+            token_ids: of each text, `[token]`.
         Raises:
-            RepsimError: a token's id is as large as the model's vocabulary, or larger.
+            ModelError: a token's id is as large as the model's vocabulary, or larger.
         """
         known = self.module.get_input_embeddings().weight.shape[0]
         largest = max((int(ids.max()) for ids in token_ids if len(ids)), default=0)
         if largest >= known:
             raise ModelError(
-                f"{self.name}: its tokenizer gives the token {largest}, and the model knows {known:,}; "
-                "is the tokenizer another model's?"
+                f"{self.name}: its tokenizer gives the token {largest}, and the model knows "
+                f"{known:,}; is the tokenizer another model's?"
             )
 
     @cached_property
     def weights_digest(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of all weights and buffers that are saved
-        with the model.
-        """
+        """sha256 over names, dtypes, shapes and bytes of all that is saved with the model."""
         digests = {}
         for path, module in self.module.named_modules():
             with align_module_device(module):  # brings what accelerate has moved to memory or disk
-                passing = module._non_persistent_buffers_set
+                unsaved = module._non_persistent_buffers_set
                 named = chain(module._parameters.items(), module._buffers.items())
                 for name, tensor in named:
-                    if tensor is not None and name not in passing:
+                    if tensor is not None and name not in unsaved:
                         raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                        of = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                        of.update(memoryview(raw.numpy()))
-                        digests[f"{path}.{name}"] = of.hexdigest()
+                        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                        digest.update(memoryview(raw.numpy()))
+                        digests[f"{path}.{name}"] = digest.hexdigest()
         return _digest(digests)
 
     @cached_property
     def config_digest(self) -> str:
-        """sha256 over the configuration; where it was loaded from, by what and in which dtype is
-        left out.
-        """
+        """sha256 over the configuration, without what says where, by what and how it was loaded."""
         config = self.module.config.to_dict()
         changing = {"transformers_version", "dtype", "torch_dtype", "architectures"}
-        return _digest(
-            {
-                name: value
-                for name, value in config.items()
-                if name not in changing and name[0] != "_"
-            }
-        )
+        return _digest({n: v for n, v in config.items() if n not in changing and n[0] != "_"})
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """sha256 over all that decides how a text becomes token ids; how long it may be is left
-        out.
-        """
+        """sha256 over all that decides how a text becomes token ids, except how long it may be."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        form = (
-            json.loads(backend.to_str())
-            if backend is not None
-            else sorted(self.tokenizer.get_vocab().items())
-        )
-        if isinstance(form, dict):  # these two are what the last call asked for
-            form |= {"truncation": None, "padding": None}
-        return _digest(form)
+        if backend is None:
+            return _digest(sorted(self.tokenizer.get_vocab().items()))
+        # Truncation and padding are those of the last call.
+        return _digest(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
 
 
 def _digest(values: Any) -> str:

@@ -3,8 +3,8 @@
 A forward may leave traces in the modules: rotary frequencies grown for a long text (dynamic NTK),
 attention switched to another kind for a short one (BigBird), recurrent states. The next text would
 be computed with them, so its states would depend on which texts ran before it. `ModuleState`
-remembers what was there and restores it; `settle` makes a model ready for a run. This module knows
-nothing of plans, of tracing or of disks.
+remembers what was there and restores it; `prepare_for_run` makes a model ready for a run. This
+module knows nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Remembered:
     copy: Tensor | None
     version: int | None
 
-    def is_still(self, now: Any) -> bool:
+    def is_unchanged(self, now: Any) -> bool:
         """Whether this is the value, not written to since."""
         if self.copy is None:
             return now is self.value or (
@@ -57,8 +57,8 @@ class _Remembered:
             torch.equal(now, self.copy) if self.version is None else _version(now) == self.version
         )
 
-    def as_it_was(self, now: Any) -> Any:
-        """The value; in place of a tensor that has moved to another device or dtype, a copy there."""
+    def restored_value(self, now: Any) -> Any:
+        """The value; for a tensor that has moved to another device or dtype, a copy there."""
         if self.copy is None:
             return self.value
         if isinstance(now, Tensor) and (now.device, now.dtype) != (
@@ -72,7 +72,7 @@ class _Remembered:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _ModuleSnapshot:
     """What one module held.
 
     values: in each of its dictionaries (attributes, buffers, submodules), what is remembered.
@@ -84,30 +84,32 @@ class _Kept:
     sizes: tuple[int, ...]
 
     @staticmethod
-    def of(module: nn.Module) -> _Kept:
-        found = _dictionaries(module)
-        kept = (
-            {name: _remember(values[name]) for name in names(module)} for values, names in found
+    def take(module: nn.Module) -> _ModuleSnapshot:
+        dictionaries = _dictionaries(module)
+        values = (
+            {name: _remember(held[name]) for name in names(module)} for held, names in dictionaries
         )
-        return _Kept(module, tuple(kept), tuple(len(values) for values, _ in found))
+        sizes = (len(held) for held, _ in dictionaries)
+        return _ModuleSnapshot(module, tuple(values), tuple(sizes))
 
     @property
     def is_current(self) -> bool:
         pairs = zip(_dictionaries(self.module), self.values, self.sizes, strict=True)
         return all(
             len(now) == size
-            and all(remembered.is_still(now.get(name)) for name, remembered in before.items())
+            and all(remembered.is_unchanged(now.get(name)) for name, remembered in before.items())
             for (now, _), before, size in pairs
         )
 
     def restore(self) -> None:
+        """Puts back what was there and removes what is new."""
         for (now, names), before, size in zip(
             _dictionaries(self.module), self.values, self.sizes, strict=True
         ):
             for name, remembered in before.items():
                 value = now.get(name)
                 if remembered.copy is not None or value is not remembered.value:
-                    now[name] = remembered.as_it_was(value)
+                    now[name] = remembered.restored_value(value)
             if len(now) > size:
                 for name in set(names(self.module)) - before.keys():
                     del now[name]
@@ -115,45 +117,56 @@ class _Kept:
 
 
 class ModuleState:
-    """Plain attributes, unsaved buffers and submodules of a module and of all in it, as they are
-    now.
+    """Plain attributes, unsaved buffers and submodules of a module tree, as they are now.
 
     Weights are not among them (parameters and saved buffers), nor hooks, nor what lists and
     dictionaries hold.
+
+    Example:
+        >>> module = nn.Linear(2, 2)
+        >>> module.calls = 0
+        >>> state = ModuleState(module)
+        >>> module.calls = 3
+        >>> state.is_current
+        False
+        >>> state.restore()
+        >>> module.calls
+        0
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [_Kept.of(child) for child in module.modules()]
+        self._snapshots = [_ModuleSnapshot.take(child) for child in module.modules()]
 
     @property
     def is_current(self) -> bool:
         """Whether nothing has changed since."""
-        return all(kept.is_current for kept in self._kept)
+        return all(snapshot.is_current for snapshot in self._snapshots)
 
     @torch.inference_mode()
     def restore(self) -> None:
         """Puts back what has changed."""
-        for kept in self._kept:
-            kept.restore()
+        for snapshot in self._snapshots:
+            snapshot.restore()
 
 
-def settle(module: nn.Module) -> None:
+def prepare_for_run(module: nn.Module) -> None:
     """Brings a model into the state in which repsim runs it.
 
     It is in evaluation mode, its rotary positions are those of a model that has seen no long text,
     and its parts return records whatever its configuration says (`return_dict`).
     """
     module.eval()
-    _shrink(module)
+    _reset_rotary_frequencies(module)
     configs: list[Any] = [child.config for child in module.modules() if hasattr(child, "config")]
     for config in configs:
         if getattr(config, "return_dict", True) is False:
             config.return_dict = True
 
 
-def _shrink(module: nn.Module) -> None:
-    """Rotary frequencies as they were before longer texts made them grow; transformers keeps them
-    beside the others.
+def _reset_rotary_frequencies(module: nn.Module) -> None:
+    """Rotary frequencies as they were before longer texts made them grow.
+
+    transformers keeps the original ones in a buffer of their own.
     """
     for child in module.modules():
         for name in [name for name in vars(child) if name.endswith("max_seq_len_cached")]:
@@ -168,9 +181,7 @@ def _shrink(module: nn.Module) -> None:
 def _dictionaries(
     module: nn.Module,
 ) -> tuple[tuple[dict[str, Any], Callable[[nn.Module], list[str]]], ...]:
-    """Where a module keeps attributes, buffers and submodules, and the names of those that are
-    remembered.
-    """
+    """Where a module keeps attributes, buffers and submodules, and which names are remembered."""
     return (vars(module), _plain), (module._buffers, _unsaved), (module._modules, _children)
 
 

@@ -1,12 +1,11 @@
-"""A model that follows a plan: `planned` makes one, for generation, training and whatever else
-models are used for.
+"""A model that follows a plan: `planned` makes one, for generation, training and any other use.
 
-It is a module tree of its own that shares parameters and buffers with the model it was made from,
-which is never touched (`repsim.models.sharing`). Each application of a layer is one entry of its
-module list: a copy of the layer, or of one half of it, with its own KV-cache slot. Its
-configuration says how many entries there are and of which kind each is, so that the model's own
-code builds the masks and the cache. Tracing does not use this module; both call layers through
-`repsim.models.layer_call`.
+It is a module tree that shares parameters and buffers with the model it was made from, which is
+never touched (`repsim.models.sharing`). Each application of a layer is one entry of its module
+list: a copy of the layer, or of one sublayer of it, with its own KV-cache slot. Its configuration
+says how many entries there are and of which kind each is (`repsim.models.planned_config`), so that
+the model's own code builds the masks and the cache. Tracing does not use this module; both call
+layers through `repsim.models.layer_call`.
 """
 
 from __future__ import annotations
@@ -20,40 +19,25 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
 from repsim.errors import ModelError
-from repsim.models.halves import half_layer
-from repsim.models.layer_call import Join, LayerCall, state_of, with_state
+from repsim.models.layer_call import Join, LayerCall, join_of, state_of, with_state
 from repsim.models.model import Model
+from repsim.models.planned_config import configs_of, describe_plan
 from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
-from repsim.plans.families import resolve
-from repsim.plans.plan import Application, Plan
+from repsim.models.sublayers import keep_sublayer
+from repsim.plans import Plan, resolve
 
-# Lists in a configuration with one entry per layer that a model's forward, its cache or its making
-# reads.
-PER_LAYER_LISTS = (
-    "layer_types",
-    "layers_block_type",
-    "attention_layers",
-    "mlp_layer_types",
-    "no_rope_layers",
-    "layer_rope_theta",
-    "indexer_types",
-    "kv_sharing_modes",
-)
-# Of a loop: the place of the first layer that never comes.
+# Attributes of a stack's owner that hold the index of its last layer plus one where a model does
+# without what they are for (Gemma 4's shared keys and values).
 PAST_THE_LAST = ("first_kv_shared_layer_idx",)
 SLOT_NAMES = ("layer_idx", "layer_id")  # what a layer's modules call their slot in the KV cache
-DEPTHS = ("num_hidden_layers", "num_layers")
-DECODER_DEPTHS = ("decoder_layers", "num_decoder_layers")
-ENCODER_DEPTHS = ("encoder_layers", "num_encoder_layers", *DEPTHS)
 
 log = logging.getLogger("repsim")
 
 
 def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -> Any:
-    """A model that follows a plan: its forward, `generate` and everything built on them run the
-    plan's steps.
+    """A model that follows a plan, in its forward, `generate` and everything built on them.
 
     It shares parameters and buffers with `model`, which stays as it is; gradients arrive at the
     shared parameters. Every application of a layer has a KV-cache slot of its own, so generation
@@ -69,8 +53,20 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     Returns:
         A Hugging Face model of the same class; also a context manager that yields itself.
     Raises:
-        RepsimError: the plan does not fit the model or stands for several plans, the model follows
-            a plan already, or the proof fails.
+        PlanError: the plan does not fit the model.
+        ModelError: the text stands for several plans, the model follows a plan already, or the
+            proof fails.
+
+    Example:
+        >>> import torch, transformers
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> config = transformers.LlamaConfig(num_hidden_layers=4, vocab_size=32, **sizes)
+        >>> model = transformers.LlamaForCausalLM(config).eval()
+        >>> looped = planned(model, "0, (1|2)*2, 3")
+        >>> looped.plan.text, looped.config.num_hidden_layers, model.config.num_hidden_layers
+        ('0, (1|2)*2, 3', 6, 4)
+        >>> looped.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, min_new_tokens=2).shape
+        torch.Size([1, 5])
     """
     if not isinstance(model, Model):
         module = getattr(model, "_orig_mod", model)  # of torch.compile
@@ -82,23 +78,22 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     plans = resolve(plan, model.layers)
     if len(plans) != 1:
         raise ModelError(f"{plan}: stands for {len(plans)} plans; a model follows one at a time")
-    made = _made(model.module, model.stack, plans[0].plan)
+    planned_model = _build(model.module, model.stack, plans[0].plan)
     if check:
-        cache_error = prove(made, made.plan, model)
+        cache_error = prove(planned_model, planned_model.plan, model)
         if cache_error is not None:
             log.warning(
-                "plan %s: text is generated without a KV cache; with it, %s", made.plan, cache_error
+                "plan %s: text is generated without a KV cache; with it, %s",
+                planned_model.plan,
+                cache_error,
             )
-            made.config.use_cache = made.generation_config.use_cache = False
-            made._repsim_uses_cache = False
-    return made
+            planned_model.config.use_cache = planned_model.generation_config.use_cache = False
+            planned_model._repsim_uses_cache = False
+    return planned_model
 
 
 class PlannedModel(nn.Module):
-    """What a planned model can do beyond its class, which comes second among its bases.
-
-    plan: what it follows.
-    """
+    """What a planned model can do beyond its class, which comes second among its bases."""
 
     _repsim_plan: Plan
     _repsim_stack: str  # path of its module list
@@ -106,6 +101,7 @@ class PlannedModel(nn.Module):
 
     @property
     def plan(self) -> Plan:
+        """The plan that the model follows."""
         return self._repsim_plan
 
     def __enter__(self) -> PlannedModel:
@@ -115,10 +111,10 @@ class PlannedModel(nn.Module):
         pass
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
-        return _empty, (type(self).__bases__[1],), vars(self)
+        return _empty_planned, (type(self).__bases__[1],), vars(self)
 
     def generate(self, *args: Any, **options: Any) -> Any:
-        """As the class generates; without a cache where the cache was found to change the states."""
+        """As the class generates; without a cache where that was found to change the states."""
         if not self._repsim_uses_cache:
             options["use_cache"] = False
         return super().generate(*args, **options)  # type: ignore[misc]
@@ -126,65 +122,77 @@ class PlannedModel(nn.Module):
     def save_pretrained(
         self, folder: Any, *args: Any, state_dict: Any = None, **options: Any
     ) -> None:
-        """Saves a folder that loads as this very model, layers that run several times as so many
-        copies.
+        """Saves a folder that loads as this very model.
 
+        A layer that runs several times is there several times.
+
+        Args:
+            folder: where to.
+            state_dict: weights to save in place of the model's own.
+            args: further arguments of transformers' `save_pretrained`.
+            options: likewise.
         Raises:
-            RepsimError: a Hugging Face folder cannot say what the plan runs.
+            ModelError: a Hugging Face folder cannot say what the plan runs.
         """
-        state_dict = savable_weights(
-            self, self.plan, self.state_dict() if state_dict is None else state_dict
-        )
-        super().save_pretrained(folder, *args, state_dict=state_dict, **options)  # type: ignore[misc]
+        weights = self.state_dict() if state_dict is None else state_dict
+        options["state_dict"] = savable_weights(self, self.plan, weights)
+        super().save_pretrained(folder, *args, **options)  # type: ignore[misc]
 
 
 @functools.cache
-def _planned_class(own: Any) -> Any:
-    """A model's class with `PlannedModel` before it; its name stays, since transformers looks
-    things up by it.
+def _planned_class(model_class: Any) -> Any:
+    """A model's class with `PlannedModel` before it.
+
+    Its name stays, since transformers looks things up by it.
     """
-    return type(
-        own.__name__,
-        (PlannedModel, own),
-        {"__module__": own.__module__, "__qualname__": own.__qualname__},
-    )
+    names = {"__module__": model_class.__module__, "__qualname__": model_class.__qualname__}
+    return type(model_class.__name__, (PlannedModel, model_class), names)
 
 
-def _empty(own: type) -> Any:
-    return object.__new__(_planned_class(own))
+def _empty_planned(model_class: type) -> Any:
+    """For copies and pickles, which cannot look the class up by its name."""
+    return object.__new__(_planned_class(model_class))
 
 
-def _made(module: nn.Module, stack: Stack, plan: Plan) -> Any:
+def _build(module: nn.Module, stack: Stack, plan: Plan) -> Any:
     """The planned model, unproven."""
     applications = [member for step in plan.steps for member in step]
+
+    # A copy of the model in which `entries`, still empty, is in the place of the layers, and whose
+    # configurations describe the plan.
     copies = SharedCopies()
     entries = nn.ModuleList()
-    copies.use(stack.layers, entries)
-    made: Any = copies.of(module)
-    for config in _configs_of(module, stack):
-        _configure(copies.config(config), applications, stack)
+    copies.replace(stack.layers, entries)
+    planned_model: Any = copies.copy(module)
+    for config in configs_of(module, stack):
+        describe_plan(copies.copy_config(config), applications, stack)
+
+    # One entry per application: each is a copy, which refers to the rest of the copied model.
     for step in plan.steps:
-        join = Join(step)
+        join = join_of(step)
         for position, application in enumerate(step):
-            layer = SharedCopies(copies).of(stack.layers[application.layer])
+            layer = SharedCopies(copies).copy(stack.layers[application.layer])
             _point_to_slot(layer, len(entries))
-            if application.half:
-                half_layer(layer, application.half)
+            if application.sublayer:
+                keep_sublayer(layer, application.sublayer)
             entries.append(layer if len(step) == 1 else ParallelMember(layer, join, position))
-    owner = made.get_submodule(stack.path.rpartition(".")[0])
+
+    # What the owner remembers of its depth, and the hidden states that it collects: one per step.
+    owner = planned_model.get_submodule(stack.path.rpartition(".")[0])
     for name in PAST_THE_LAST:
         if vars(owner).get(name) == len(stack):
             setattr(owner, name, len(entries))
     if len(applications) > len(plan):
-        starts = [number for step in plan.steps for number in (True, *[False] * (len(step) - 1))]
+        starts = [position == 0 for step in plan.steps for position in range(len(step))]
         owner.register_forward_hook(functools.partial(_without_inner_states, starts))
-        for module_asked in (made, owner):
-            count = functools.partial(_count_states_from_the_front, len(plan) + 1)
-            module_asked.register_forward_pre_hook(count, with_kwargs=True)
-    own: Any = type(module)
-    made.__class__ = _planned_class(own)
-    made._repsim_plan, made._repsim_stack = plan, stack.path
-    return made
+        count = functools.partial(_count_states_from_the_front, len(plan) + 1)
+        planned_model.register_forward_pre_hook(count, with_kwargs=True)
+        owner.register_forward_pre_hook(count, with_kwargs=True)
+
+    model_class: Any = type(module)
+    planned_model.__class__ = _planned_class(model_class)
+    planned_model._repsim_plan, planned_model._repsim_stack = plan, stack.path
+    return planned_model
 
 
 def _point_to_slot(layer: nn.Module, slot: int) -> None:
@@ -194,81 +202,6 @@ def _point_to_slot(layer: nn.Module, slot: int) -> None:
                 setattr(part, name, slot)
 
 
-# Configurations
-
-
-def _configs_of(module: Any, stack: Stack) -> list[Any]:
-    """The configurations that say how deep the stack is: the model's, and where it has one of its
-    own its owner's.
-    """
-    config = module.config
-    found = [config if config.is_encoder_decoder else config.get_text_config(decoder=True)]
-    own = getattr(stack.owner, "config", None)
-    return found if own is None or own is found[0] else [*found, own]
-
-
-def _configure(config: Any, applications: Sequence[Application], stack: Stack) -> None:
-    """Tells a configuration how many layers there are and of which kind each is."""
-    names: tuple[str, ...] = DEPTHS
-    if config.is_encoder_decoder:
-        names = DECODER_DEPTHS if "decoder" in stack.path.split(".") else ENCODER_DEPTHS
-    # All are read before the first is set, since some are derived from others.
-    changes: dict[str, Any] = {}
-    for name in names:
-        if getattr(config, name, None) == len(stack):
-            changes[name] = len(applications)
-    for name in PER_LAYER_LISTS:
-        values = getattr(config, name, None)
-        if isinstance(values, (list, tuple)) and len(values) == len(stack):
-            changes[name] = [values[application.layer] for application in applications]
-    for name, value in changes.items():
-        _set(config, name, value)
-
-
-def _set(config: Any, name: str, value: Any) -> None:
-    """Sets a value of a configuration, also one that its class derives from others and lets nobody
-    set.
-    """
-    name = config.attribute_map.get(name, name)
-    own: Any = type(config)
-    if not isinstance(getattr(own, name, None), property):
-        setattr(config, name, value)
-        return
-    derived = getattr(own, "_repsim_derived", ())
-    config.__class__ = _with_attributes(own.__bases__[0] if derived else own, (*derived, name))
-    vars(config)[name] = value
-
-
-@functools.cache
-def _with_attributes(own: Any, names: tuple[str, ...]) -> Any:
-    """A configuration's class in which some properties are attributes that can be set; files leave
-    them out.
-    """
-
-    def to_dict(config: Any) -> dict[str, Any]:
-        return {name: value for name, value in own.to_dict(config).items() if name not in names}
-
-    body = {
-        **dict.fromkeys(names),
-        "_repsim_derived": names,
-        "to_dict": to_dict,
-        "__reduce_ex__": _reduce_config,
-    }
-    return type(
-        own.__name__,
-        (own,),
-        {**body, "__module__": own.__module__, "__qualname__": own.__qualname__},
-    )
-
-
-def _reduce_config(config: Any, _protocol: Any) -> tuple[Any, ...]:
-    return _empty_config, (type(config).__bases__[0], config._repsim_derived), vars(config)
-
-
-def _empty_config(own: Any, names: tuple[str, ...]) -> Any:
-    return object.__new__(_with_attributes(own, names))
-
-
 # Parallel steps
 
 
@@ -276,8 +209,8 @@ class ParallelMember(nn.Module):
     """One member of a parallel step, an entry of the module list like any layer.
 
     Members stand one after the other: each runs on the step's input, all but the last pass that
-    input on, and the last returns what the outputs of all are joined to. Any attribute a model asks
-    of its layer is the layer's own.
+    input on, and the last returns what the outputs of all are joined to. Any attribute that a model
+    reads of its layer is the layer's own.
     """
 
     def __init__(self, layer: nn.Module, join: Join, position: int) -> None:
@@ -287,10 +220,13 @@ class ParallelMember(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = LayerCall(args, kwargs)
+        # transformers records what each entry returns; a step has one state.
         recorded = _recorded_states()
         before = len(recorded)
+        if self._position == 0:
+            self._join.begin(call.state)
         output = self.layer(*args, **kwargs)
-        joined = self._join.add(self._position, state_of(output))
+        joined = self._join.add(state_of(output))
         if len(recorded) > before:
             _record_once(recorded, before, joined)
         return with_state(output, call.state if joined is None else joined)
@@ -303,19 +239,20 @@ class ParallelMember(nn.Module):
 
 
 def _recorded_states() -> list[Tensor | None]:
-    """What transformers' hooks on layers have collected so far for `output_hidden_states`; nothing
-    where it is unasked.
+    """What transformers' hooks on layers have collected so far for `output_hidden_states`.
 
-    A step is one state of the residual stream, but each member is a layer that those hooks record,
-    and transformers has no other way to say which outputs count.
+    Empty where hidden states were not requested. A step is one state of the residual stream, but
+    each member is a layer that those hooks record, and transformers has no other way to say which
+    outputs count.
     """
     collected: dict[str, list[Tensor | None]] = _active_collector.get() or {}  # type: ignore[no-untyped-call]
     return collected.get("hidden_states", [])
 
 
 def _record_once(recorded: list[Tensor | None], before: int, joined: Tensor | None) -> None:
-    """Takes back a member's record, but not that of the state that entered the stack, and puts in
-    the joined state.
+    """Replaces a member's record by the joined state, once the step is complete.
+
+    The first record, of the state that entered the stack, stays.
     """
     while len(recorded) > max(before, 1):
         recorded.pop()
@@ -327,8 +264,9 @@ def _record_once(recorded: list[Tensor | None], before: int, joined: Tensor | No
 def _count_states_from_the_front(
     states: int, _module: nn.Module, args: Any, kwargs: dict[str, Any]
 ) -> Any:
-    """Some hidden states may be asked for by index; transformers counts negative ones by entries,
-    not by states.
+    """A forward pre-hook that makes negative indices of hidden states count states.
+
+    Some hidden states may be requested by index; transformers counts negative ones by entries.
     """
     wanted = kwargs.get("output_hidden_states")
     if isinstance(wanted, int) and not isinstance(wanted, bool):
@@ -341,8 +279,9 @@ def _count_states_from_the_front(
 def _without_inner_states(
     starts: Sequence[bool], _owner: nn.Module, _args: Any, output: Any
 ) -> Any:
-    """Leaves out the states between a parallel step's members where a model's loop collects what
-    enters each entry.
+    """A forward hook that leaves out the states between a parallel step's members.
+
+    A model's loop may collect what enters each entry.
 
     Args:
         starts: `[entry]`, whether an entry is the first of its step.
@@ -350,20 +289,16 @@ def _without_inner_states(
     """
     kept = (*starts, True)
 
-    def of(value: Any) -> Any:
-        states = (
-            isinstance(value, tuple)
-            and len(value) == len(kept)
-            and all(isinstance(v, Tensor) for v in value)
-        )
-        return (
-            tuple(state for state, keep in zip(value, kept, strict=True) if keep)
-            if states
-            else value
-        )
+    def select(value: Any) -> Any:
+        """One state per step of a tuple with one per entry; anything else as it is."""
+        if not (isinstance(value, tuple) and len(value) == len(kept)):
+            return value
+        if not all(isinstance(state, Tensor) for state in value):
+            return value
+        return tuple(state for state, keep in zip(value, kept, strict=True) if keep)
 
     if isinstance(output, tuple):
-        return tuple(map(of, output))
+        return tuple(map(select, output))
     if isinstance(output, dict) and output.get("hidden_states") is not None:
-        output["hidden_states"] = of(output["hidden_states"])
+        output["hidden_states"] = select(output["hidden_states"])
     return output

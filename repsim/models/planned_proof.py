@@ -1,9 +1,9 @@
 """Whether a planned model is what its plan says, found out on a few tokens.
 
 Its own code runs a loop that was written for another stack: it may hand a layer what belongs to its
-place in the list, or keep a cache that minds which layer comes first. So a planned model's states
-are compared with the trace's, and those that it computes with a KV cache with those without; and a
-folder is written only where what it loads as gives the same.
+place in the list, or keep a cache that depends on which layer comes first. So a planned model's
+states are compared with the trace's, and those that it computes with a KV cache with those without;
+and a folder is written only where what it loads as gives the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from repsim.models.layer_call import state_of
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 
 TOKENS = 6  # of the longer of two texts that a proof runs
 # How far two layouts of the same tokens (padded or not, with the cache or without) may be apart,
@@ -37,31 +37,39 @@ TOKENS = 6  # of the longer of two texts that a proof runs
 ROUNDING, CAP = 512.0, 0.1
 
 
-def rounding_bound(dtype: torch.dtype, applications: int) -> float:
-    """The largest relative difference that counts as rounding after so many layers."""
+def layout_rounding(dtype: torch.dtype, applications: int) -> float:
+    """The largest relative difference that counts as rounding between two layouts.
+
+        min(CAP, ROUNDING * eps(dtype) * sqrt(applications))
+
+    Args:
+        dtype: of the states.
+        applications: how many layers the states have passed.
+    """
     return min(CAP, ROUNDING * torch.finfo(dtype).eps * math.sqrt(applications))
 
 
-def prove(made: Any, plan: Plan, model: Model) -> str | None:
+def prove(planned_model: Any, plan: Plan, model: Model) -> str | None:
     """Compares a planned model with the trace of its plan.
 
     Args:
-        made: the planned model.
+        planned_model: the planned model.
         plan: what it follows.
         model: the model it was made from.
     Returns:
         What is wrong with its KV cache; None where the cache is right or the model has none.
     Raises:
-        RepsimError: its states are not the plan's.
+        ModelError: its states are not the plan's.
     """
     ids, mask = _texts(model)
     real = mask.bool()
-    bound = rounding_bound(made.dtype, plan.applications)
+    bound = layout_rounding(planned_model.dtype, plan.applications)
     cached, cache_error = None, None
-    with torch.inference_mode(), _evaluating(made):
-        if made.can_generate() and not made.config.is_encoder_decoder:
+    with torch.inference_mode(), _evaluation_mode(planned_model):
+        # First as it generates, with its cache: where these states are the plan's, all is right.
+        if planned_model.can_generate() and not planned_model.config.is_encoder_decoder:
             try:
-                ids, states = _generated(made, model, ids, mask)
+                ids, states = _generated(planned_model, model, ids, mask)
                 # A model without a cache reads all again.
                 cached = states if states.shape[:2] == ids.shape else None
             except Exception as problem:  # a cache meets a stack that it was not written for
@@ -69,19 +77,20 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
         traced = _traced(model, plan, ids, mask)
         if cached is not None and _error(cached[real], traced[real]) <= bound:
             return None
-        # Without the cache: are the states wrong, or the cache, or does the model itself mind
-        # padding on the left?
+        # Otherwise without the cache: are the states wrong, or the cache, or do padding tokens on
+        # the left change what this model computes?
         try:
-            plain = _last_states(made, model, ids, mask)
+            plain = _last_states(planned_model, model, ids, mask)
         except Exception as problem:
             raise ModelError(
-                f"{plan}: {model.name} cannot run it in its own forward ({brief(problem)}); capture the plan instead"
+                f"{plan}: {model.name} cannot run it in its own forward ({brief(problem)}); "
+                "capture the plan instead"
             ) from problem
     if not (error := _error(plain[0], traced[0])) <= bound:
         raise ModelError(
-            f"{plan}: in its own forward {model.name} comes to other states than its layers do (relative difference "
-            f"{error:.1g}, rounding is {bound:.1g}): it gives its layers something that depends on their place in the "
-            "stack; capture the plan instead"
+            f"{plan}: in its own forward {model.name} comes to other states than its layers do "
+            f"(relative difference {error:.1g}, rounding is {bound:.1g}): it gives its layers "
+            "something that depends on their place in the stack; capture the plan instead"
         )
     if cached is not None and not (error := _error(cached[real], plain[real])) <= bound:
         cache_error = f"the states differ by {error:.1g} (relative)"
@@ -89,9 +98,7 @@ def prove(made: Any, plan: Plan, model: Model) -> str | None:
 
 
 def _texts(model: Model) -> tuple[Tensor, Tensor]:
-    """Ids and mask of two texts, the shorter padded on the left, as texts are that `generate` goes
-    on from.
-    """
+    """Ids and mask of two texts, the shorter padded on the left, as `generate` takes them."""
     ids = ordinary_tokens(model.module, TOKENS).to(model.device).repeat(2, 1)
     ids[1] = ids[1].flip(0)
     mask = torch.ones_like(ids)
@@ -99,14 +106,16 @@ def _texts(model: Model) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _generated(
+    planned_model: Any, model: Model, ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Lets the model write one token, and read it, with its cache.
 
     Returns:
         The ids that it has read, `[2, TOKENS]`, and what left the stack at each of them, `[2,
         TOKENS, unit]`.
     """
-    pad = getattr(made.config.get_text_config(), "pad_token_id", None)
+    pad = getattr(planned_model.config.get_text_config(), "pad_token_id", None)
     settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=2,
         min_new_tokens=2,
@@ -115,25 +124,35 @@ def _generated(made: Any, model: Model, ids: Tensor, mask: Tensor) -> tuple[Tens
         use_cache=True,
         pad_token_id=pad or 0,
     )
-    with _last_layer(made, model) as states:
-        written = made.generate(
+    with _record_last_layer(planned_model, model) as states:
+        written = planned_model.generate(
             ids[:, :-1], attention_mask=mask[:, :-1], generation_config=settings
         )
     return written[:, :-1], torch.cat(states, 1)
 
 
-def _last_states(made: Any, model: Model, ids: Tensor, mask: Tensor) -> Tensor:
+def _last_states(planned_model: Any, model: Model, ids: Tensor, mask: Tensor) -> Tensor:
     """What leaves the planned stack in one forward without a cache, `[2, TOKENS, unit]`."""
-    options: dict[str, Any] = {**without_cache(made), **decoder_inputs(made, ids, mask)}
-    if made.can_generate() and "position_ids" in inspect.signature(type(made).forward).parameters:
+    options: dict[str, Any] = {
+        **without_cache(planned_model),
+        **decoder_inputs(planned_model, ids, mask),
+    }
+    if (
+        planned_model.can_generate()
+        and "position_ids" in inspect.signature(type(planned_model).forward).parameters
+    ):
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # as `generate` counts them
-    with _last_layer(made, model) as states:
-        made(input_ids=ids, attention_mask=mask, **options)
+    with _record_last_layer(planned_model, model) as states:
+        planned_model(input_ids=ids, attention_mask=mask, **options)
     return states[0]
 
 
 def _traced(model: Model, plan: Plan, ids: Tensor, mask: Tensor) -> Tensor:
-    """What leaves the plan's last step by the trace, which pads on the right, `[2, TOKENS, unit]`."""
+    """What leaves the plan's last step by the trace, which pads on the right.
+
+    Returns:
+        `[2, TOKENS, unit]`, at the places of the texts that are padded on the left.
+    """
     real = mask.bool().cpu().numpy()
     batch = Batch(np.zeros(real.shape, np.int64), np.sort(real)[:, ::-1].copy())
     batch.token_ids[batch.mask] = ids.cpu().numpy()[real]
@@ -148,8 +167,9 @@ def _traced(model: Model, plan: Plan, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _error(states: Tensor, expected: Tensor) -> float:
-    """The largest difference of a token's states, relative to their length; what overflows must do
-    so in both.
+    """The largest difference of a token's states, relative to their length.
+
+    What overflows must do so in both.
     """
     states, expected = states.float().to(expected.device), expected.float()
     apart = (states - expected).norm(dim=-1) / expected.norm(dim=-1)
@@ -158,10 +178,10 @@ def _error(states: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
+def _record_last_layer(planned_model: Any, model: Model) -> Iterator[list[Tensor]]:
     """The states that leave the planned stack while the block runs, one tensor per forward."""
     states: list[Tensor] = []
-    last = made.get_submodule(model.stack.path)[-1]
+    last = planned_model.get_submodule(model.stack.path)[-1]
     handle = last.register_forward_hook(
         lambda _module, _args, output: states.append(state_of(output))
     )
@@ -172,13 +192,11 @@ def _last_layer(made: Any, model: Model) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _evaluating(made: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards in training what was before, and no trace of the short texts that
-    were run.
-    """
-    before = ModuleState(made)
-    training = [module for module in made.modules() if module.training]
-    made.eval()
+def _evaluation_mode(planned_model: nn.Module) -> Iterator[None]:
+    """Runs a model without dropout, and leaves it as it was: training modes and module state."""
+    before = ModuleState(planned_model)
+    training = [module for module in planned_model.modules() if module.training]
+    planned_model.eval()
     try:
         yield
     finally:
@@ -190,46 +208,57 @@ def _evaluating(made: nn.Module) -> Iterator[None]:
 # Saving
 
 
-def savable_weights(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A planned model's weights for a Hugging Face folder, with physical copies where layers run
-    several times.
+def savable_weights(
+    planned_model: Any, plan: Plan, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A planned model's weights for a Hugging Face folder.
 
+    Layers that run several times are there several times.
+
+    Args:
+        planned_model: the planned model.
+        plan: what it follows.
+        weights: its state dictionary.
     Raises:
-        RepsimError: the folder would load as another model, so nothing is to be written.
+        ModelError: the folder would load as another model, so nothing is to be written.
     """
-    if any(len(step) > 1 or member.half for step in plan.steps for member in step):
+    if any(len(step) > 1 or member.sublayer for step in plan.steps for member in step):
         raise ModelError(
-            f"{plan}: a Hugging Face folder holds whole layers one after the other, no half layers or parallel steps; "
-            "save the model itself and keep the plan's text"
+            f"{plan}: a Hugging Face folder holds whole layers one after the other, no sublayers "
+            "or parallel steps; save the model itself and keep the plan's text"
         )
-    entries: set[int] = set()
+    # safetensors refuses tensors that share memory, so each repetition of a layer is a copy.
+    addresses: set[int] = set()
     physical: dict[str, Tensor] = {}
-    path = f"{made._repsim_stack}."
+    path = f"{planned_model._repsim_stack}."
     for name, tensor in weights.items():
-        again = name.startswith(path) and tensor.numel() > 0 and tensor.data_ptr() in entries
-        physical[name] = tensor.clone() if again else tensor
-        entries.add(tensor.data_ptr())
-    _check_loads_as(made, plan, physical)
+        repeats = name.startswith(path) and tensor.numel() > 0 and tensor.data_ptr() in addresses
+        physical[name] = tensor.clone() if repeats else tensor
+        addresses.add(tensor.data_ptr())
+    _check_loads_as(planned_model, plan, physical)
     return physical
 
 
-def _check_loads_as(made: Any, plan: Plan, weights: Mapping[str, Tensor]) -> None:
-    """Makes a model of the configuration and these weights, and compares what both give for some
-    tokens.
-    """
-    advice = "its configuration cannot say which layers these are; save the model itself and keep the plan's text"
-    own: Any = type(made).__bases__[1]
-    ids = ordinary_tokens(made, 2 * TOKENS)[None].to(made.get_input_embeddings().weight.device)
+def _check_loads_as(planned_model: Any, plan: Plan, weights: Mapping[str, Tensor]) -> None:
+    """Makes a model of the configuration and these weights, and compares both on some tokens."""
+    advice = (
+        "its configuration cannot say which layers these are; save the model itself and keep the "
+        "plan's text"
+    )
+    model_class: Any = type(planned_model).__bases__[1]
+    ids = ordinary_tokens(planned_model, 2 * TOKENS)[None].to(
+        planned_model.get_input_embeddings().weight.device
+    )
     try:
-        config = own.config_class.from_dict(made.config.to_dict())
-        fresh = own.from_pretrained(
-            None, config=config, state_dict=dict(weights), dtype=made.dtype
+        config = model_class.config_class.from_dict(planned_model.config.to_dict())
+        fresh = model_class.from_pretrained(
+            None, config=config, state_dict=dict(weights), dtype=planned_model.dtype
         ).eval()
-        with torch.inference_mode(), _evaluating(made):
-            found, expected = (model.to(ids.device)(input_ids=ids)[0] for model in (fresh, made))
-        same = found.shape == expected.shape and _error(found, expected) <= rounding_bound(
-            made.dtype, len(plan)
-        )
+        with torch.inference_mode(), _evaluation_mode(planned_model):
+            models = (fresh, planned_model)
+            loaded, expected = (model.to(ids.device)(input_ids=ids)[0] for model in models)
+        bound = layout_rounding(planned_model.dtype, len(plan))
+        same = loaded.shape == expected.shape and _error(loaded, expected) <= bound
     except Exception as problem:  # a configuration or its model refuse in whatever way
         raise ModelError(
             f"{plan}: would not load from a folder ({brief(problem)}): {advice}"

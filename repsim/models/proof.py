@@ -19,8 +19,7 @@ from repsim.data.batching import Batch
 from repsim.errors import ModelError
 from repsim.schema import ReplayVerdict
 
-# Of one kind of batch; they run twice, in the replay and in the model's own forward.
-PROOF_TOKENS = 128
+PROOF_TOKENS = 128  # at most per row of a batch that is compared; both sides run them
 PADDED_ROWS = 24, 16  # tokens of the rows that prove batches with padding
 ROUNDINGS = 4  # how many roundings a layer may add
 
@@ -41,16 +40,16 @@ class ReplayProof:
     logits: bool = False
 
     def covers(self, batch: Batch) -> bool:
-        """Whether a batch of this kind, and not much shorter, was compared."""
-        kind = kind_of(batch)
+        """Whether a batch of this kind was compared that was not much shorter."""
+        kind = batch_kind(batch)
         longer = kind != "padded" and min(batch.token_ids.shape[1], PROOF_TOKENS) > 2 * self.longest
         return kind in self.kinds and not longer
 
-    def adding(self, batch: Batch, error: float) -> ReplayProof:
+    def with_batch(self, batch: Batch, error: float) -> ReplayProof:
         """The verdict once a batch was compared, too."""
-        kinds = tuple(dict.fromkeys((*self.kinds, kind_of(batch))))
+        kinds = tuple(dict.fromkeys((*self.kinds, batch_kind(batch))))
         length = min(batch.token_ids.shape[1], PROOF_TOKENS)
-        # Of one position, samples and positions look alike.
+        # With one position, samples and positions look alike.
         longest = max(self.longest, length if length > 1 else 0)
         return ReplayProof(max(self.error, error), kinds, longest, self.logits)
 
@@ -61,12 +60,11 @@ class ReplayProof:
     @property
     def verdict(self) -> ReplayVerdict:
         """What a store keeps of it."""
-        return ReplayVerdict().merged(
-            ReplayVerdict(self.error, (*self.kinds, *(["logits"] if self.logits else [])))
-        )
+        kinds = (*self.kinds, "logits") if self.logits else self.kinds
+        return ReplayVerdict().merged(ReplayVerdict(self.error, kinds))
 
 
-def kind_of(batch: Batch) -> str:
+def batch_kind(batch: Batch) -> str:
     """`trees`, `padded` or `plain`: each reaches a model's attention in its own way."""
     if batch.attention_mask is not None:
         return "trees"
@@ -74,12 +72,13 @@ def kind_of(batch: Batch) -> str:
 
 
 def excerpt(batch: Batch) -> Batch:
-    """A small batch of the same kind, of a batch's own tokens, with as many rows as no other size
-    is.
+    """A small batch of the same kind, of a batch's own tokens.
 
-    Models that turn samples and positions round are found out only where the two differ in number.
+    It has another number of rows than of positions: a model that swaps samples and positions is
+    seen only where the two differ.
     """
     ids, length = batch.token_ids, batch.token_ids.shape[1]
+    # A tree, cut: each token sees earlier ones only, so the beginning is a tree, too.
     if batch.attention_mask is not None and batch.position_ids is not None:
         whole, kept = batch.mask[:1], slice(min(PROOF_TOKENS, length))
         return Batch(
@@ -88,10 +87,12 @@ def excerpt(batch: Batch) -> Batch:
             batch.attention_mask[:1, kept, kept],
             batch.position_ids[:1, kept],
         )
-    if kind_of(batch) == "plain":
+    # Whole rows: one, or two where a row has one position.
+    if batch_kind(batch) == "plain":
         kept = slice(min(PROOF_TOKENS, length))
         rows = min(2, len(ids)) if length == 1 else 1
         return Batch(ids[:rows, kept], batch.mask[:rows, kept])
+    # Padding: the longest text, and the same text cut.
     first = int(batch.mask.sum(1).argmax())
     longest = min(PADDED_ROWS[0], length)
     shortest = min(PADDED_ROWS[1], max(1, longest * 2 // 3))
@@ -101,43 +102,55 @@ def excerpt(batch: Batch) -> Batch:
     return Batch(np.where(mask, np.repeat(ids[first : first + 1, :longest], rows, 0), pad), mask)
 
 
-def distance(found: Tensor, own: Tensor) -> float:
-    """Norm of the difference as a share of the model's own norm; what is not finite in both counts
-    as equal.
+def relative_distance(replayed: Tensor, own: Tensor) -> float:
+    """How far replayed states are from the model's own: |replayed - own| / |own|.
+
+    Equal infinities, and NaN in both, count as equal.
+
+    Args:
+        replayed: of any shape.
+        own: of the same shape.
+
+    Example:
+        >>> relative_distance(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+        0.1
     """
-    ours, theirs = found.double(), own.to(found.device).double()
+    ours, theirs = replayed.double(), own.to(replayed.device).double()
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
-    difference = torch.where(same, 0.0, ours - theirs).norm().item()
-    scale = torch.where(theirs.isfinite(), theirs, 0.0).norm().item()
+    difference: float = torch.where(same, 0.0, ours - theirs).norm().item()
+    scale: float = torch.where(theirs.isfinite(), theirs, 0.0).norm().item()
     return difference / scale if difference and scale else difference
 
 
-def rounding(dtype: torch.dtype, layers: int) -> float:
-    """How far rounding alone may take states after so many layers: a few roundings each, which add
-    up at random.
+def replay_rounding(dtype: torch.dtype, layers: int) -> float:
+    """How far rounding alone may take states after a number of layers, as a share of their norm.
+
+    A layer adds a few roundings, which add up at random:
+
+        ROUNDINGS * eps(dtype) * sqrt(layers)
     """
     return ROUNDINGS * torch.finfo(dtype).eps * math.sqrt(layers)
 
 
-def parting(errors: Sequence[float], dtype: torch.dtype, noise: float = 0.0) -> int | None:
-    """The first layer where replay and model part by more than rounding, and more than the model
-    from itself.
+def first_divergence(errors: Sequence[float], dtype: torch.dtype, noise: float = 0.0) -> int | None:
+    """The first layer where replay and model differ by more than rounding and noise; None if none.
 
     Args:
-        errors: `[layer]`, distance of what leaves each layer.
+        errors: `[layer]`, relative distance of what leaves each layer.
         dtype: of the states.
         noise: largest distance between two of the model's own forwards of the same batch.
     """
     for layer, error in enumerate(errors):
-        if not error <= max(rounding(dtype, layer + 1), 4 * noise):  # NaN parts
+        if not error <= max(replay_rounding(dtype, layer + 1), 4 * noise):  # NaN differs, too
             return layer
     return None
 
 
-def refusal(model: str, layer: int, error: float, kind: str, dtype: torch.dtype) -> ModelError:
-    """Says that a replay is not the model, and where it parts."""
+def replay_error(model: str, layer: int, error: float, kind: str, dtype: torch.dtype) -> ModelError:
+    """The error that says that a replay is not the model, and from which layer on."""
     return ModelError(
-        f"{model}: replayed layers are not the model: at layer {layer} their states part from those of the model's own "
-        f"forward by {error:.1g} of their norm ({kind} batch; rounding allows {rounding(dtype, layer + 1):.1g}), so "
-        "every number would be wrong; the layer depends on more than the state it is given, and cannot be traced"
+        f"{model}: replayed layers are not the model: at layer {layer} their states differ from "
+        f"those of the model's own forward by {error:.1g} of their norm ({kind} batch; rounding "
+        f"allows {replay_rounding(dtype, layer + 1):.1g}), so every number would be wrong; the "
+        "layer depends on more than the state it is given, and cannot be traced"
     )

@@ -1,9 +1,8 @@
-"""Where a Hugging Face model keeps its layers: the one module list that holds its blocks, and what
-stands around it.
+"""Where a Hugging Face model keeps its layers: the one module list that holds its blocks.
 
 `find_stack` looks for the list, the final norm and the head. What a layer computes is
-`repsim.models.layer_call`, what its halves are `repsim.models.halves`. This module knows nothing of
-plans, of tracing or of disks.
+`repsim.models.layer_call`, what its sublayers are `repsim.models.sublayers`. This module knows
+nothing of plans, of tracing or of disks.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from repsim.errors import ModelError
-from repsim.plans.plan import Application
+from repsim.plans import Application
 
-# What configurations call the depth of a stack; the first stands for the model's own, found by
-# whatever name.
+# What configurations call the depth of a stack; the first one is the model's own depth, to which
+# transformers maps other names.
 DEPTHS = (
     "num_hidden_layers",
     "encoder_layers",
@@ -39,8 +38,9 @@ class Stack:
     norm: the norm between the last layer and the head; None for post-norm encoders.
     head: the module that gives logits; None for a model without one.
     is_named: whether the list had to be named: the search alone gives none or another one.
-    halves: the half layers that have been made so far.
-    proven_kinds: the kinds of layers whose halves have been proven so far (`repsim.models.halves`).
+    sublayers: the layers with a silenced sublayer that have been made so far.
+    proven_kinds: the kinds of layers whose sublayers have been proven so far
+        (`repsim.models.sublayers`).
     """
 
     path: str
@@ -49,7 +49,7 @@ class Stack:
     norm: nn.Module | None
     head: nn.Module | None
     is_named: bool = False
-    halves: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
+    sublayers: dict[Application, nn.Module] = field(default_factory=dict, compare=False, repr=False)
     proven_kinds: set[Any] = field(default_factory=set, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -59,115 +59,127 @@ class Stack:
 def find_stack(module: nn.Module, path: str | None = None) -> Stack:
     """The stack of a model, found by its shape or named by its path.
 
-    A list that is named passes the tests that one has to pass which is found: it is no part of
-    another list, and as long as the configuration says. Whether its entries run once each, in
-    order, only the model's forward can tell: `repsim.models.forward.check_stack`.
+    It is the one module list that is not inside another list and as long as the model is deep by
+    its configuration. A list that is named has to fit likewise. Whether its entries run once each,
+    in order, only the model's forward can tell: `repsim.models.forward.check_stack`.
 
     Args:
         module: a Hugging Face model.
         path: dotted path of the module list, e.g. `model.layers`; needed only where the search is
             not unique.
     Raises:
-        RepsimError: no list or several fit, or `path` names none that does (the message lists the
+        ModelError: no list or several fit, or `path` names none that does (the message shows the
             module lists seen); or the layers cannot run apart from each other.
+
+    Example:
+        >>> import transformers
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> config = transformers.LlamaConfig(num_hidden_layers=3, vocab_size=32, **sizes)
+        >>> stack = find_stack(transformers.LlamaForCausalLM(config))
+        >>> stack.path, len(stack), type(stack.norm).__name__
+        ('model.layers', 3, 'LlamaRMSNorm')
     """
     lists = {
         name: child
         for name, child in module.named_modules()
         if isinstance(child, nn.ModuleList) and len(child)
     }
-    fits = [
-        name
-        for name in lists
-        if _overflow_message(name, lists, _depths(module, DEPTHS[:1])) is None
-    ]
+    own_depth = _depths(module, DEPTHS[:1])
+    fits = [name for name in lists if _mismatch(name, lists, own_depth) is None]
     if path is None:
-        path = _only(fits, module, lists)
+        path = _choose(fits, module, lists)
         is_named = False
     else:
-        _check_named(path, module, lists)
+        _check_path(path, module, lists)
         is_named = fits != [path]
-    layers = lists[path]
-    # Gemma 3n, Gemma 4 E2B and E4B.
-    if shared := getattr(_text_config(module), "num_kv_shared_layers", 0):
-        raise ModelError(
-            f"{type(module).__name__}: its last {shared} layers read the keys and values of layers before them, "
-            "so they cannot run by themselves; take a model without shared keys and values"
-        )
     owner = module.get_submodule(path.rpartition(".")[0])
-    # RWKV.
-    if (
-        hasattr(owner, "layers_are_rescaled")
-        and getattr(_text_config(module), "rescale_every", 0) > 0
-    ):
-        raise ModelError(
-            f"{type(module).__name__}: divides its weights and states on the way, so they are not each layer's own; "
-            "load it with rescale_every=0 in its config.json, which gives the same logits"
-        )
+    _check_independence(module, owner)
     return Stack(
         path=path,
         owner=owner,
-        layers=layers,
+        layers=lists[path],
         norm=_final_norm(owner),
         head=getattr(module, "get_output_embeddings", lambda: None)(),
         is_named=is_named,
     )
 
 
-def _only(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> str:
-    """The one list that fits."""
+def _check_independence(module: nn.Module, owner: nn.Module) -> None:
+    """Refuses layers that depend on each other by more than the state."""
+    config = _text_config(module)
+    if shared := getattr(config, "num_kv_shared_layers", 0):  # Gemma 3n, Gemma 4 E2B and E4B
+        raise ModelError(
+            f"{type(module).__name__}: its last {shared} layers read the keys and values of layers "
+            "before them, so they cannot run by themselves; take a model without shared keys and "
+            "values"
+        )
+    # RWKV.
+    if hasattr(owner, "layers_are_rescaled") and getattr(config, "rescale_every", 0) > 0:
+        raise ModelError(
+            f"{type(module).__name__}: divides its weights and states on the way, so they are not "
+            "each layer's own; load it with rescale_every=0 in its config.json, which gives the "
+            "same logits"
+        )
+
+
+def _choose(fits: Sequence[str], module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> str:
+    """The one list that fits.
+
+    Raises:
+        ModelError: none fits, or several do.
+    """
     if len(fits) == 1:
         return fits[0]
     problem = (
         "several module lists could be the layers" if fits else "no module list fits its layers"
     )
-    could = [
-        name for name in lists if _overflow_message(name, lists, _depths(module, DEPTHS)) is None
-    ]
+    # A list that was named may be as deep as any part of the model.
+    depths = _depths(module, DEPTHS)
+    can_be_named = any(_mismatch(name, lists, depths) is None for name in lists)
     remedy = (
         "name one with stack=PATH (--stack PATH)"
-        if could
+        if can_be_named
         else "no plan can arrange them; take another model"
     )
-    raise ModelError(f"{type(module).__name__}: {problem}; seen: {_seen(lists)}; {remedy}")
+    raise ModelError(f"{type(module).__name__}: {problem}; seen: {_list_names(lists)}; {remedy}")
 
 
-def _check_named(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> None:
+def _check_path(path: str, module: nn.Module, lists: Mapping[str, nn.ModuleList]) -> None:
     kind = type(module).__name__
     if path not in lists:
-        raise ModelError(f"stack={path}: {kind} has no such module list; seen: {_seen(lists)}")
-    if misfit := _overflow_message(path, lists, _depths(module, DEPTHS)):
         raise ModelError(
-            f"stack={path}: {misfit}, so it does not hold the layers of {kind}; seen: {_seen(lists)}"
+            f"stack={path}: {kind} has no such module list; seen: {_list_names(lists)}"
+        )
+    if mismatch := _mismatch(path, lists, _depths(module, DEPTHS)):
+        raise ModelError(
+            f"stack={path}: {mismatch}, so it does not hold the layers of {kind}; "
+            f"seen: {_list_names(lists)}"
         )
 
 
-def _overflow_message(
-    path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]
-) -> str | None:
+def _mismatch(path: str, lists: Mapping[str, nn.ModuleList], depths: set[int]) -> str | None:
     """Why a module list cannot be the layers; None where it can."""
     if outer := next((other for other in lists if path.startswith(f"{other}.")), None):
         return f"it is a part of an entry of {outer}"
     if depths and len(lists[path]) not in depths:
-        said = " or ".join(map(str, sorted(depths)))
-        return f"it has {len(lists[path])} entries where the configuration says {said}"
+        expected = " or ".join(map(str, sorted(depths)))
+        return f"it has {len(lists[path])} entries where the configuration says {expected}"
     return None
 
 
 def _depths(module: nn.Module, names: Sequence[str]) -> set[int]:
-    """What the configuration says of how deep the model's stacks are; nothing where it has no word
-    for it.
-    """
+    """How deep the model's stacks are by its configuration; empty where it does not say."""
     configs = [_text_config(module)]
     if len(names) > 1:  # a model that is made of two has a configuration for each
         configs += vars(getattr(module, "config", None) or object).values()
-    found = [getattr(config, name, None) for config in configs for name in names]
-    return {depth for depth in found if isinstance(depth, int)}
+    values = [getattr(config, name, None) for config in configs for name in names]
+    return {depth for depth in values if isinstance(depth, int)}
 
 
-def _seen(lists: Mapping[str, nn.ModuleList]) -> str:
-    """Lists inside layers are alike from layer to layer: `encoder.block.*.layer (2)` stands for all
-    of them.
+def _list_names(lists: Mapping[str, nn.ModuleList]) -> str:
+    """Module lists with their lengths, those inside layers once.
+
+    They are alike from layer to layer: `encoder.block.*.layer (2)` stands for all of them.
     """
     names = {
         f"{re.sub(r'[.][0-9]+', '.*', name)} ({len(child)})": None for name, child in lists.items()
@@ -186,8 +198,9 @@ def _text_config(module: nn.Module) -> Any:
 
 
 def _final_norm(owner: nn.Module) -> nn.Module | None:
-    """The last of the norms beside the layers; those of embeddings are called so
-    (`layernorm_embedding`).
+    """The last norm among the modules next to the layers, except norms of embeddings.
+
+    Their names say so, e.g. `layernorm_embedding`.
     """
     norms = [
         child

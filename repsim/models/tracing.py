@@ -1,72 +1,75 @@
-"""A model, a trie and a block of batches give node states, by nnsight. The only module that imports
-nnsight.
+"""Runs a trie of plans on a block of batches and gives the state at each node.
 
-One trace a batch. As the model's forward reaches each layer, the trace reads what the layer was
-called with (its mask, its positions, in whatever form the architecture uses) and lets the layer's
-input pass it by unchanged; at the last layer it holds one call for every layer and stops. Then the
-trie runs, depth first, on the states that entered the stack, each layer with its own calls. So a
-layer keeps its own kind of call wherever a plan runs it (Gemma's sliding and full attention), and
-no more states are alive than the path under way has branches. What layers hand on besides the state
-is carried along (`carrying`), and before the first batch of each kind runs, the replayed baseline
-is compared with the model's own forward (`proof`). Nothing here touches a disk.
+The only module that imports nnsight. There is one trace per batch. As the model's forward reaches
+each layer, the trace reads what the layer was called with (its mask, its positions, in whatever
+form the architecture uses) and lets the layer's input pass it by unchanged; at the last layer it
+has one call for every layer and stops. Then the trie runs, depth first, on the states that entered
+the stack, each layer with its own calls. So a layer keeps its own kind of call wherever a plan runs
+it (Gemma's sliding and full attention), and no more states are alive than the current path has
+branches. What layers hand on besides the state follows the path (`side_outputs`), and before the
+first batch of each kind runs, the replayed baseline is compared with the model's own forward
+(`proof`). Nothing here touches a disk.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import nnsight
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repsim.data.batching import Batch
-from repsim.data.packing import Window, pack_prefix_trees, pack_rows
 from repsim.errors import ModelError
-from repsim.models.carrying import Observed, Passed, Slot, contents, find_slots
-from repsim.models.forward import decoder_inputs, without_cache
+from repsim.models.forward import batch_inputs, check_layer_calls, probe_batch
 from repsim.models.layer_call import (
-    Absent,
-    Join,
+    AbsentLayer,
     LayerCall,
     apply_layer,
-    logits_of,
-    prove_unproven_halves,
+    join_of,
+    prove_new_sublayers,
     state_of,
     with_state,
 )
+from repsim.models.logits import logits_of, next_tokens, score_targets
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
-from repsim.models.proof import ReplayProof, distance, excerpt, kind_of, parting, refusal, rounding
+from repsim.models.observation import observe_forward
+from repsim.models.proof import (
+    ReplayProof,
+    batch_kind,
+    excerpt,
+    first_divergence,
+    relative_distance,
+    replay_error,
+    replay_rounding,
+)
 from repsim.models.sharing import SharedCopies
-from repsim.plans.plan import Plan, PlanTrie, Step
-
-LOGIT_TOKENS = 512
-PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
-WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention")
-ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
-# How far trees may be from plain texts, as a share of how far they are where positions or mask are
-# not heeded.
-TREE_ERRORS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.2}
-
-log = logging.getLogger("repsim")
+from repsim.models.side_outputs import (
+    Handoff,
+    ObservedCall,
+    SideOutput,
+    check_steps,
+    container_contents,
+    find_side_outputs,
+)
+from repsim.plans import Plan, PlanTrie, Step
 
 
 @dataclass(frozen=True)
 class NodeState:
-    """What a block's traces found at one node; padding is gone.
+    """The state of a block at one node of the trie; padding is gone.
 
     node: index in the trie; 0 is the state that enters the stack.
     hidden: `[token, unit]`, the block's samples one after the other, on the model's device.
     logprob: `[token]`, log-probability in nats of each token's successor, float32; NaN at a
-        sample's last token. None unless asked for and the node ends a plan.
+        sample's last token. None unless log-probabilities were requested and the node ends a plan.
     """
 
     node: int
@@ -75,28 +78,26 @@ class NodeState:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BatchRun:
     """What one batch runs with.
 
     calls: `[layer]`.
     tokens: indices of the real tokens among the flattened positions, `[token]`.
     following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one.
-    state: what the forward left in the model's modules; None where it left them as they were.
+    module_state: what the forward left in the model's modules; None where it left them as they
+        were.
     """
 
     calls: list[LayerCall]
     tokens: Tensor
     following: Tensor
-    state: ModuleState | None
+    module_state: ModuleState | None
 
 
-class _StackLeft(Exception):
-    """Ends a forward behind the last layer."""
+class _Envoy(nnsight.NNsight):  # type: ignore[misc]
+    """nnsight's view of a model that leaves inputs where they are.
 
-
-class _Frame(nnsight.NNsight):  # type: ignore[misc]
-    """nnsight's view of a model, whose inputs stay where they are: its first parameter may be
-    offloaded.
+    nnsight would move them to the device of the first parameter, which may be offloaded.
     """
 
     @property
@@ -105,20 +106,37 @@ class _Frame(nnsight.NNsight):  # type: ignore[misc]
 
 
 class Tracer:
-    """Runs tries of plans on one model, or rather on module trees of its own that share the model's
-    parameters.
+    """Runs tries of plans on one model.
 
-    proof: what comparing the replay with the model's own forward has found so far.
+    What runs is a private copy that shares the model's parameters, so nothing that a run does
+    reaches the model that was given.
+
+    model: the private copy.
+    proof: how far the replay was found to be from the model's own forward so far.
+
+    Example:
+        >>> import transformers
+        >>> from repsim.models.stack import find_stack
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> config = transformers.LlamaConfig(num_hidden_layers=3, vocab_size=32, **sizes)
+        >>> module = transformers.LlamaForCausalLM(config).eval()
+        >>> model = Model(module, None, "tiny", None, find_stack(module))
+        >>> batch = Batch(np.array([[5, 6, 7, 8]]), np.ones((1, 4), bool))
+        >>> trie = PlanTrie.build([Plan.from_steps([0, 1, 2]), Plan.from_steps([0, 2])])
+        >>> states = []
+        >>> Tracer(model).run(trie, [batch], states.append)
+        >>> [(state.node, tuple(state.hidden.shape)) for state in states]
+        [(0, (4, 8)), (1, (4, 8)), (2, (4, 8)), (3, (4, 8)), (4, (4, 8))]
     """
 
     def __init__(self, model: Model) -> None:
-        self._model = model = model.at_rest()
+        """A tracer of a model, which is left as it is."""
+        self.model = model = model.private_copy()
         self.proof = ReplayProof()
-        self._state = ModuleState(model.module)
-        # What a layer returned, for its form: a tensor, or a tuple that may carry what later layers
+        self._module_state = ModuleState(model.module)
+        # What a layer returned, for its form: a tensor, or a tuple that may hold what later layers
         # read (T5's biases).
         self._form: Any = None
-        self._no_cache = without_cache(model.module)
 
     @torch.inference_mode()
     def run(
@@ -131,7 +149,7 @@ class Tracer:
         logprobs: bool = False,
         check: bool = True,
     ) -> None:
-        """Hands node states of one block to `consume`, parents before children.
+        """Hands the node states of one block to `consume`, parents before children.
 
         Args:
             trie: the plans' nodes.
@@ -140,17 +158,20 @@ class Tracer:
             nodes: those wanted, all by default; what leads to them is computed and not handed out.
             logprobs: whether to score the next token at the nodes that end a plan.
             check: whether to prove the replay for each kind of batch that comes for the first time.
+        Raises:
+            ModelError: the model cannot run these plans, or its replayed layers are not the model.
         """
-        with self._unchanged():
-            self._check_steps(trie)
+        with self._restore_afterwards():
+            # Nothing runs before what runs is known to be right: the steps, their sublayers, and
+            # the replay of batches of these kinds.
+            check_steps(self.model.name, trie.steps, self._side_outputs)
             applications = itertools.chain.from_iterable(filter(None, trie.steps))
-            prove_unproven_halves(self._model.stack, applications, self._probe_calls)
+            prove_new_sublayers(self.model.stack, applications, self._record_probe_calls)
             for batch in batches if check else ():
                 if not self.proof.covers(batch):
                     self.prove(batch)
-            self._run(
-                trie, batches, consume, range(len(trie)) if nodes is None else nodes, logprobs
-            )
+            wanted = range(len(trie)) if nodes is None else nodes
+            self._run(trie, batches, consume, wanted, logprobs)
 
     def _run(
         self,
@@ -161,7 +182,7 @@ class Tracer:
         logprobs: bool = False,
     ) -> None:
         """`run`, without proof."""
-        runs = [self._calls(batch) for batch in batches]
+        runs = [self._record_calls(batch) for batch in batches]
         scored = frozenset(trie.ends) if logprobs else frozenset()
         for node, states in self._depth_first(trie, runs, trie.with_ancestors(wanted)):
             if node not in wanted:
@@ -175,174 +196,9 @@ class Tracer:
                 logprob = torch.cat([self._logprob(piece, run.following) for piece, run in pairs])
             consume(NodeState(node, pieces[0] if len(pieces) == 1 else torch.cat(pieces), logprob))
 
-    def _frame(self) -> tuple[Any, list[Any]]:
-        """The model without its layers as nnsight sees it, and the places of the layers in it.
-
-        A new one for each forward, so that nothing which a forward leaves in it reaches the next.
-        """
-        copies, stack = SharedCopies(), self._model.stack
-        copies.use(stack.layers, nn.ModuleList(map(Absent, stack.layers)))
-        with warnings.catch_warnings():
-            # Submodules named `output` are not asked for; that nnsight renames them is no news.
-            warnings.filterwarnings(
-                "ignore", message="Module .* has a submodule named", category=UserWarning
-            )
-            envoy = _Frame(copies.of(self._model.module))
-        places = envoy
-        for part in stack.path.split("."):
-            places = getattr(places, part)
-        return envoy, [places[layer] for layer in range(len(stack))]
-
-    def _calls(self, batch: Batch) -> _Run:
-        """What the model's forward calls its layers with; none of them runs, but for the first
-        one's form.
-        """
-        self._state.restore()
-        envoy, places = self._frame()
-        inputs, calls = self._inputs(batch), []
-        mask = torch.from_numpy(batch.mask).to(self._model.device)
-        first = self._model.stack.layers[0]
-        with envoy.trace(**inputs) as tracer:
-            for place in places:
-                args, kwargs = place.inputs
-                calls.append(LayerCall(args, kwargs))
-                self._check(calls, inputs["input_ids"])
-                if len(calls) == 1 and not isinstance(self._form, Tensor):
-                    self._form = first(*args, **kwargs)
-                if len(calls) < len(places):
-                    place.skip(with_state(self._form, calls[-1].state))
-            tracer.stop()
-        left = None if self._state.is_current else ModuleState(self._model.module)
-        if left is not None:
-            self._state.restore()
-        following = next_tokens(inputs["input_ids"], mask)
-        return _Run(calls, mask.flatten().nonzero()[:, 0], following, left)
-
-    def _probe_calls(self) -> list[LayerCall]:
-        """Calls on a few random tokens; the layers are left as a forward on these takes them."""
-        run = self._calls(self._probe(0))
-        if run.state is not None:
-            run.state.restore()
-        return run.calls
-
-    @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Leaves the model's modules as they were found, whatever its forward or its layers do to
-        them.
-        """
-        try:
-            yield
-        finally:
-            if not self._state.is_current:
-                self._state.restore()
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the model is called with."""
-        token_ids = torch.from_numpy(batch.token_ids).to(self._model.device)
-        decoded = decoder_inputs(
-            self._model.module, token_ids, torch.from_numpy(batch.mask).to(self._model.device)
-        )
-        return {"input_ids": token_ids, **decoded, **self._masked(batch), **self._no_cache}
-
-    def _masked(self, batch: Batch) -> dict[str, Tensor]:
-        """What tells the model which tokens see which: padding, or for trees everything."""
-        device = self._model.device
-        if batch.attention_mask is None or batch.position_ids is None:
-            return {"attention_mask": torch.from_numpy(batch.mask).to(device).long()}
-        sees = torch.from_numpy(batch.attention_mask).to(device)[:, None]
-        dtype = self._model.module.dtype
-        hidden = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(
-            ~sees, torch.finfo(dtype).min
-        )
-        return {
-            "attention_mask": hidden,
-            "position_ids": torch.from_numpy(batch.position_ids).to(device),
-        }
-
-    def _check(self, calls: list[LayerCall], token_ids: Tensor) -> None:
-        """Replaying layers is the model only if each takes one state a token and nothing else
-        changes the states.
-        """
-        root, state, last = calls[0].state, calls[-1].state, len(calls) - 1
-        if state.shape != (expected := (*token_ids.shape, self._model.units)):
-            raise ModelError(
-                f"{self._model.name}: layer {last} takes states of shape {tuple(state.shape)}, not {tuple(expected)} "
-                "(sample, position, unit); models that fold, pad or multiply positions cannot be traced"
-            )
-        # Each layer passed its input by.
-        if state is not root and not torch.equal(state.to(root.device), root):
-            raise ModelError(
-                f"{self._model.name}: the model itself changes the states between layers {last - 1} and {last}, "
-                "so its layers alone are not the model; it cannot be traced"
-            )
-
-    def _depth_first(
-        self, trie: PlanTrie, runs: Sequence[_Run], nodes: Collection[int]
-    ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Node and its states, `[sample, position, unit]` per batch; let go once the last child has
-        begun.
-
-        Args:
-            trie: the plans' nodes.
-            runs: one per batch.
-            nodes: those to visit, ancestors included.
-        """
-        alive = {0: [Passed.into(run.calls[0], self._slots) for run in runs]}
-        left = [sum(child in nodes for child in children) for children in trie.children]
-        switches = any(run.state is not None for run in runs)
-        for node in trie.depth_first():
-            if node not in nodes:
-                continue
-            if node:
-                parent = trie.parents[node]
-                left[parent] -= 1
-                entering = alive[parent] if left[parent] else alive.pop(parent)
-                alive[node] = []
-                for run, passed in zip(runs, entering, strict=True):
-                    # A model that changes with the batch is this batch's while it runs.
-                    if switches:
-                        (run.state or self._state).restore()
-                        self._model.stack.halves.clear()  # copies of layers in another batch's mode
-                    alive[node].append(self._step(trie.steps[node], run.calls, passed))
-                del entering, passed
-            leaving = alive[node] if left[node] else alive.pop(node)
-            yield node, [passed.state for passed in leaving]
-            del leaving
-
-    def _step(self, step: Step | None, calls: list[LayerCall], passed: Passed) -> Passed:
-        assert step is not None, "only the root has no step"
-        join = Join(step)
-        for position, application in enumerate(step):
-            call = passed.onto(calls[application.layer], self._slots)
-            try:
-                output = apply_layer(self._model.stack, application, call)
-            except Exception as problem:
-                if None not in passed.carried:
-                    raise
-                raise ModelError(
-                    f"{self._model.name}: layer {application.text} takes {self._handed_on} from the layer before it, "
-                    f"and in this plan no layer before it has made one ({problem}); keep the layer that makes it"
-                ) from problem
-            joined = join.add(position, state_of(output))
-        assert joined is not None, "the last member completes the step"
-        return Passed(joined, Passed.from_output(output, self._slots).carried)
-
-    @property
-    def _handed_on(self) -> str:
-        return ", ".join(slot.name for slot in self._slots)
-
-    def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
-        (tokens,) = (following >= 0).nonzero(as_tuple=True)
-        found = torch.full(following.shape, torch.nan, device=hidden.device)
-        found[tokens.to(hidden.device)] = self.predict(hidden, tokens, following[tokens])[0].to(
-            hidden.device
-        )
-        return found
-
     @torch.inference_mode()
     def predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """How likely the model finds what follows some tokens; each token's logits are computed
-        once.
+        """How likely the model finds what follows some tokens.
 
         Args:
             hidden: `[token, unit]`, states that leave the stack.
@@ -351,215 +207,248 @@ class Tracer:
         Returns:
             `[target]`, log-probability in nats, float32; and whether it is the likeliest of all
             ids.
+        Raises:
+            ModelError: the model's logits depend on more than the state that leaves the stack.
         """
-        with self._unchanged():
+        with self._restore_afterwards():
             if not self.proof.logits:
                 self._prove_logits()
-            return self._predict(hidden, tokens, targets)
+            module, stack = self.model.module, self.model.stack
+            return score_targets(module, stack, hidden, tokens, targets, form=self._form)
 
-    def _predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        needed, row = torch.unique(tokens.to(hidden.device), return_inverse=True)
-        logprob = torch.empty(len(targets), device=hidden.device)
-        likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-        for first in range(0, len(needed), LOGIT_TOKENS):
-            piece = hidden[needed[first : first + LOGIT_TOKENS]]
-            logits = logits_of(self._model.module, self._model.stack, piece, form=self._form)
-            (here,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
-            at, wanted = (
-                (row[here] - first).to(logits.device),
-                targets.to(logits.device)[here.to(logits.device)],
+    def final_states(self, batches: Sequence[Batch]) -> Tensor:
+        """States that leave the whole stack, `[token, unit]`, float32; without proof."""
+        states: list[Tensor] = []
+        trie = self._baseline
+        with self._restore_afterwards():
+            self._run(trie, batches, lambda state: states.append(state.hidden.float()), trie.ends)
+        return states[0]
+
+    # What the model calls its layers with
+
+    def _record_calls(self, batch: Batch) -> _BatchRun:
+        """What the model's forward calls its layers with.
+
+        No layer runs, except the first one once, for the form of what layers return.
+        """
+        self._module_state.restore()
+        envoy, places = self._wrap_model()
+        inputs, calls = batch_inputs(self.model, batch), []
+        mask = torch.from_numpy(batch.mask).to(self.model.device)
+        first_layer = self.model.stack.layers[0]
+        # Inside the trace each line waits until the forward reaches its layer.
+        with envoy.trace(**inputs) as tracer:
+            for place in places:
+                args, kwargs = place.inputs
+                calls.append(LayerCall(args, kwargs))
+                check_layer_calls(self.model, calls, inputs["input_ids"])
+                if len(calls) == 1 and not isinstance(self._form, Tensor):
+                    self._form = first_layer(*args, **kwargs)
+                if len(calls) < len(places):
+                    place.skip(with_state(self._form, calls[-1].state))
+            tracer.stop()
+        # A model whose forward changes it (BigBird's kind of attention) is this batch's while the
+        # batch runs; until then it is as it was.
+        module_state = None
+        if not self._module_state.is_current:
+            module_state = ModuleState(self.model.module)
+            self._module_state.restore()
+        following = next_tokens(inputs["input_ids"], mask)
+        return _BatchRun(calls, mask.flatten().nonzero()[:, 0], following, module_state)
+
+    def _wrap_model(self) -> tuple[Any, list[Any]]:
+        """The model without its layers as nnsight sees it, and the places of the layers in it.
+
+        A new one for each forward, so that nothing which a forward leaves in it reaches the next.
+        """
+        copies, stack = SharedCopies(), self.model.stack
+        copies.replace(stack.layers, nn.ModuleList(map(AbsentLayer, stack.layers)))
+        with warnings.catch_warnings():
+            # nnsight renames submodules called `output`, which are not read here.
+            warnings.filterwarnings(
+                "ignore", message="Module .* has a submodule named", category=UserWarning
             )
-            logprob[here] = torch.log_softmax(logits, -1, dtype=torch.float32)[at, wanted].to(
-                logprob.device
-            )
-            likeliest[here] = (logits.max(-1).indices[at] == wanted).to(likeliest.device)
-        return logprob, likeliest
+            envoy = _Envoy(copies.copy(self.model.module))
+        places = envoy
+        for part in stack.path.split("."):
+            places = getattr(places, part)
+        return envoy, [places[layer] for layer in range(len(stack))]
 
-    def shares_contexts(self, longest: int) -> bool:
-        """Whether trees of texts give the states that the texts give one by one.
+    def _record_probe_calls(self) -> list[LayerCall]:
+        """Calls on a few random tokens; the model stays in the state that such a forward left."""
+        run = self._record_calls(probe_batch(self.model, 0))
+        if run.module_state is not None:
+            run.module_state.restore()
+        return run.calls
 
-        Tried on a small tree: it has to come much closer to the plain texts than what comes out
-        where its positions or its mask are not heeded. Attention within windows is told of trees
-        where every text fits into one; layers that are no attention, and windows that count places
-        in the row, cannot be told.
+    @contextmanager
+    def _restore_afterwards(self) -> Iterator[None]:
+        """Leaves the model's modules as they were before, whatever the forward changed in them."""
+        try:
+            yield
+        finally:
+            if not self._module_state.is_current:
+                self._module_state.restore()
+
+    # The trie
+
+    def _depth_first(
+        self, trie: PlanTrie, runs: Sequence[_BatchRun], nodes: Collection[int]
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Node and its states, `[sample, position, unit]` per batch.
 
         Args:
-            longest: tokens of the longest text.
+            trie: the plans' nodes.
+            runs: one per batch.
+            nodes: those to visit, ancestors included.
         """
-        config = self._model.module.config.get_text_config()
-        spans = [getattr(config, name, None) for name in WINDOWS]
-        if any(isinstance(span, int) and 0 < span < longest for span in spans):
-            return False
-        kinds = getattr(config, "layer_types", None) or ()
-        # GPT-Neo.
-        if not ATTENTION_KINDS.issuperset(kinds) or "local" in getattr(
-            config, "attention_layers", ()
-        ):
-            return False
-        ids = (
-            np.random.default_rng(0).integers(0, min(1000, config.vocab_size), 44).astype(np.int32)
-        )
-        parts = ids[6:26], ids[26:36], ids[36:]
-        windows = [Window(np.concatenate([ids[:6], part]), part) for part in parts]
-        plain, tree = (
-            pack(windows, 0, overhead=1, waste=1) for pack in (pack_rows, pack_prefix_trees)
-        )
-        (batch,) = tree.batches
-        length = batch.token_ids.shape[1]
-        unplaced = replace(batch, position_ids=np.arange(length)[None])
-        unmasked = replace(batch, attention_mask=np.tril(np.ones((1, length, length), bool)))
-        try:
-            wanted = self._last(plain.batches)[plain.token]
-            errors = [
-                (self._last([one])[tree.token] - wanted).norm().item()
-                for one in (batch, unplaced, unmasked)
-            ]
-        except Exception as problem:  # models refuse what they cannot take in whatever way
-            log.debug("%s takes no trees: %s", self._model.name, problem)
-            return False
-        return errors[0] < TREE_ERRORS.get(self._model.module.dtype, 0.2) * min(errors[1:])
+        # Invariant: `alive` holds the states of exactly those nodes that were visited and have
+        # children to come (`children_left`); a state is freed when its last child begins.
+        alive = {0: [Handoff.from_call(run.calls[0], self._side_outputs) for run in runs]}
+        children_left = [sum(child in nodes for child in children) for children in trie.children]
+        changes_with_batch = any(run.module_state is not None for run in runs)
+        for node in trie.depth_first():
+            if node not in nodes:
+                continue
+            if node:
+                parent = trie.parents[node]
+                children_left[parent] -= 1
+                entering = alive[parent] if children_left[parent] else alive.pop(parent)
+                alive[node] = []
+                for run, handoff in zip(runs, entering, strict=True):
+                    if changes_with_batch:
+                        (run.module_state or self._module_state).restore()
+                        # Sublayers are copies of layers in another batch's state.
+                        self.model.stack.sublayers.clear()
+                    alive[node].append(self._run_step(trie.steps[node], run.calls, handoff))
+                del entering, handoff
+            leaving = alive[node] if children_left[node] else alive.pop(node)
+            yield node, [handoff.state for handoff in leaving]
+            del leaving
 
-    def _last(self, batches: Sequence[Batch]) -> Tensor:
-        """States that leave the whole stack, `[token, unit]`, float32."""
-        found: list[Tensor] = []
-        trie = self._baseline
-        with self._unchanged():
-            self._run(trie, batches, lambda state: found.append(state.hidden.float()), trie.ends)
-        return found[0]
+    def _run_step(self, step: Step | None, calls: list[LayerCall], handoff: Handoff) -> Handoff:
+        """One step of a plan on what the step before handed on."""
+        assert step is not None, "only the root has no step"
+        join = join_of(step)
+        join.begin(handoff.state)
+        for application in step:
+            call = handoff.apply_to(calls[application.layer], self._side_outputs)
+            try:
+                output = apply_layer(self.model.stack, application, call)
+            except Exception as problem:
+                # A layer may fail because nothing before it made the value that it reads.
+                if None not in handoff.side_values:
+                    raise
+                raise ModelError(
+                    f"{self.model.name}: layer {application.text} takes {self._side_names} from "
+                    "the layer before it, and in this plan no layer before it has made one "
+                    f"({problem}); keep the layer that makes it"
+                ) from problem
+            joined = join.add(state_of(output))
+        assert joined is not None, "the last member completes the step"
+        return Handoff(joined, Handoff.from_output(output, self._side_outputs).side_values)
 
-    # The replay and the model's own forward
+    def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
+        """Log-probability of the id that follows each token, NaN where none follows, `[token]`."""
+        (tokens,) = (following >= 0).nonzero(as_tuple=True)
+        logprob = torch.full(following.shape, torch.nan, device=hidden.device)
+        scored, _ = self.predict(hidden, tokens, following[tokens])
+        logprob[tokens.to(hidden.device)] = scored.to(hidden.device)
+        return logprob
+
+    # What layers hand on besides the state
+
+    @functools.cached_property
+    def _side_outputs(self) -> tuple[SideOutput, ...]:
+        """What the layers hand on besides the state.
+
+        Nothing, where they return the state alone and are given nothing that they could change.
+        """
+        calls = self._record_calls(probe_batch(self.model, 0)).calls
+        if isinstance(self._form, Tensor) and not any(map(container_contents, calls)):
+            return ()
+        return find_side_outputs(
+            self.model.name,
+            self.model.stack.layers,
+            self._observe(probe_batch(self.model, 0))[0],
+            lambda: self._observe(probe_batch(self.model, 1))[0],
+        )
+
+    @property
+    def _side_names(self) -> str:
+        return ", ".join(side.name for side in self._side_outputs)
+
+    # The replay against the model's own forward
 
     @torch.inference_mode()
     def prove(self, batch: Batch) -> None:
         """Compares the replayed baseline with the model's own forward on a part of a batch.
 
+        Args:
+            batch: of which a part is run; its kind is proven.
         Raises:
-            RepsimError: they part by more than rounding; names the layer.
+            ModelError: they differ by more than rounding; names the layer.
         """
-        small, dtype = excerpt(batch), self._model.module.dtype
+        small, dtype = excerpt(batch), self.model.module.dtype
         replayed: list[Tensor] = []
         trie = self._baseline
-        with self._unchanged():
-            self._check_steps(trie)
-            self._run(
-                trie,
-                [small],
-                lambda state: replayed.append(state.hidden.clone()),
-                range(1, len(trie)),
-            )
+
+        def keep(state: NodeState) -> None:
+            replayed.append(state.hidden.clone())
+
+        with self._restore_afterwards():
+            check_steps(self.model.name, trie.steps, self._side_outputs)
+            self._run(trie, [small], keep, range(1, len(trie)))
             own = self._own_states(small)
-            errors = [distance(*pair) for pair in zip(replayed, own, strict=True)]
-            layer = parting(errors, dtype)
-            if layer is not None:  # a model that differs from itself as much is not to blame
-                again = self._own_states(small)
-                layer = parting(errors, dtype, max(map(distance, again, own)))
+            errors = [relative_distance(*pair) for pair in zip(replayed, own, strict=True)]
+            layer = first_divergence(errors, dtype)
+            # A model that differs from itself as much, from one forward to the next, is no fault
+            # of the replay.
+            if layer is not None:
+                noise = max(map(relative_distance, self._own_states(small), own))
+                layer = first_divergence(errors, dtype, noise)
         if layer is not None:
-            raise refusal(self._model.name, layer, errors[layer], kind_of(batch), dtype)
-        self.proof = self.proof.adding(batch, max(errors))
+            raise replay_error(self.model.name, layer, errors[layer], batch_kind(batch), dtype)
+        self.proof = self.proof.with_batch(batch, max(errors))
 
     def _prove_logits(self) -> None:
         """Compares what is made of states that leave the stack with the model's own logits.
 
         Raises:
-            RepsimError: they differ by more than rounding.
+            ModelError: they differ by more than rounding.
         """
-        observed, output = self._forward(self._probe(0), to_the_end=True)
+        observed, output = self._observe(probe_batch(self.model, 0), to_the_end=True)
         if self._form is None:
             self._form = observed[0].output
         states = state_of(observed[-1].output).flatten(0, 1)
-        found = logits_of(self._model.module, self._model.stack, states, form=self._form)
-        error = distance(found, output.logits.flatten(0, 1))
-        allowed = rounding(self._model.module.dtype, self._model.layers)
-        if not error <= allowed:
+        logits = logits_of(self.model.module, self.model.stack, states, form=self._form)
+        error = relative_distance(logits, output.logits.flatten(0, 1))
+        allowed = replay_rounding(self.model.module.dtype, self.model.layers)
+        if not error <= allowed:  # NaN differs, too
             raise ModelError(
-                f"{self._model.name}: logits made of the state that leaves layer {self._model.layers - 1} part from "
-                f"the model's own by {error:.1g} of their norm (rounding allows {allowed:.1g}): the model uses more "
-                "than that state, so log-probabilities would be wrong; capture without --logprobs"
+                f"{self.model.name}: logits made of the state that leaves layer "
+                f"{self.model.layers - 1} differ from the model's own by {error:.1g} of their norm "
+                f"(rounding allows {allowed:.1g}): the model uses more than that state, so "
+                "log-probabilities would be wrong; capture without --logprobs"
             )
         self.proof = self.proof.with_logits(error)
 
     @functools.cached_property
-    def _slots(self) -> tuple[Slot, ...]:
-        """What the layers hand on besides the state.
-
-        Nothing, where they return the state alone and are given nothing that they could change.
-        """
-        calls = self._calls(self._probe(0)).calls
-        if isinstance(self._form, Tensor) and not any(map(contents, calls)):
-            return ()
-        return find_slots(
-            self._model.name,
-            self._model.stack.layers,
-            self._forward(self._probe(0))[0],
-            lambda: self._forward(self._probe(1))[0],
-        )
-
-    def _check_steps(self, trie: PlanTrie) -> None:
-        """Of what layers hand on besides the state there is no mean, and half a layer may make
-        another one.
-        """
-        for step in trie.steps if self._slots else ():
-            if step is not None and any(member.half for member in step):
-                raise ModelError(
-                    f"{self._model.name}: step {step.text} runs half of a layer, which hands on {self._handed_on} "
-                    "besides the state, so the other half may still act on later layers; name whole layers"
-                )
-            if step is not None and len(step) > 1:
-                raise ModelError(
-                    f"{self._model.name}: step {step.text} averages layers, and layer {step.members[0].layer} hands on "
-                    f"{self._handed_on} besides the state, of which there is no mean; take plans without parallel steps"
-                )
-
-    @functools.cached_property
     def _baseline(self) -> PlanTrie:
-        return PlanTrie.build([Plan.from_steps(range(self._model.layers))])
-
-    def _probe(self, seed: int) -> Batch:
-        """Random tokens without padding."""
-        most = min(1000, self._model.module.config.get_text_config().vocab_size)
-        ids = np.random.default_rng(seed).integers(most // 10, most, PROBE_SHAPE)
-        return Batch(ids, np.ones(PROBE_SHAPE, bool))
+        return PlanTrie.build([Plan.from_steps(range(self.model.layers))])
 
     def _own_states(self, batch: Batch) -> list[Tensor]:
         """What leaves each layer in the model's own forward, `[layer][token, unit]`."""
-        tokens = torch.from_numpy(batch.mask).to(self._model.device).flatten().nonzero()[:, 0]
-        return [_without_padding(state_of(seen.output), tokens) for seen in self._forward(batch)[0]]
+        tokens = torch.from_numpy(batch.mask).to(self.model.device).flatten().nonzero()[:, 0]
+        observed, _ = self._observe(batch)
+        return [_without_padding(state_of(call.output), tokens) for call in observed]
 
-    def _forward(self, batch: Batch, *, to_the_end: bool = False) -> tuple[list[Observed], Any]:
-        """Each layer in the model's own forward, in order, and what the model returns where it runs
-        to the end.
-        """
-        layers = list(self._model.stack.layers)[: self._model.layers]
-        held: dict[int, dict[str, tuple[int, ...]]] = {}
-        observed: dict[int, Observed] = {}
-
-        def enter(layer: int, args: Any, kwargs: Any) -> None:
-            held[layer] = contents(LayerCall(args, kwargs))
-
-        def leave(layer: int, args: Any, kwargs: Any, output: Any) -> None:
-            call = LayerCall(args, kwargs)
-            now = contents(call)
-            changed = tuple(name for name, before in held[layer].items() if before != now[name])
-            observed[layer] = Observed(call, output, changed)
-            if layer == len(layers) - 1 and not to_the_end:
-                raise _StackLeft
-
-        handles = []
-        for number, layer in enumerate(layers):
-            before = lambda _, args, kwargs, n=number: enter(n, args, kwargs)
-            after = lambda _, args, kwargs, output, n=number: leave(n, args, kwargs, output)
-            handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(layer.register_forward_hook(after, with_kwargs=True))
-        output = None
-        try:
-            with self._unchanged():
-                output = self._model.module(**self._inputs(batch))
-        except _StackLeft:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [observed[layer] for layer in sorted(observed)], output
+    def _observe(self, batch: Batch, *, to_the_end: bool = False) -> tuple[list[ObservedCall], Any]:
+        """Each layer's call in the model's own forward, and what the model returned at the end."""
+        module, layers = self.model.module, list(self.model.stack.layers)
+        with self._restore_afterwards():
+            inputs = batch_inputs(self.model, batch)
+            return observe_forward(module, layers, inputs, to_the_end=to_the_end)
 
 
 def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:
@@ -567,10 +456,3 @@ def _without_padding(state: Tensor, tokens: Tensor) -> Tensor:
     flat = state.flatten(0, 1)
     tokens = tokens.to(flat.device)
     return flat if len(tokens) == len(flat) else flat.index_select(0, tokens)
-
-
-def next_tokens(token_ids: Tensor, mask: Tensor) -> Tensor:
-    """The id that follows each real token in its sample, `[token]`; -1 at a sample's last token."""
-    following = torch.full_like(token_ids, -1)
-    following[:, :-1] = torch.where(mask[:, 1:], token_ids[:, 1:], -1)
-    return following[mask]

@@ -2,21 +2,56 @@
 only.
 """
 
-from repsim.plans.families import FAMILIES, SETS, Family, NamedPlan, names_of, resolve
-from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
+from repsim.plans.drawing import describe, draw
+from repsim.plans.families import FAMILIES, Family, Parameter, Value, register_family
+from repsim.plans.joins import JOIN_KINDS, JoinKind
+from repsim.plans.plan import (
+    SUBLAYERS,
+    Application,
+    Piece,
+    Plan,
+    Step,
+    check_layer,
+    check_steps,
+    parse_plan,
+    parse_step,
+)
+from repsim.plans.sweeps import (
+    SETS,
+    NamedPlan,
+    NamedSet,
+    family_of,
+    names_of,
+    recognise,
+    resolve,
+)
+from repsim.plans.trie import PlanTrie
 
 __all__ = [
     "FAMILIES",
+    "JOIN_KINDS",
     "SETS",
+    "SUBLAYERS",
     "Application",
     "Family",
+    "JoinKind",
     "NamedPlan",
+    "NamedSet",
+    "Parameter",
+    "Piece",
     "Plan",
     "PlanTrie",
     "Step",
+    "Value",
+    "check_layer",
+    "check_steps",
     "describe",
     "draw",
+    "family_of",
     "names_of",
     "parse_plan",
+    "parse_step",
+    "recognise",
+    "register_family",
     "resolve",
 ]

@@ -1,11 +1,12 @@
 """Datasets of results as figures fit for a paper; nothing is computed or read here.
 
 `page` holds what all figures share, `states` the figures of hidden states, `scores` those of
-benchmark scores.
+benchmark scores, `costs` the one of scores against time.
 """
 
+from repsim.plotting.costs import latency
 from repsim.plotting.page import PALETTE, WIDTHS, Figure, Width, save, styled
-from repsim.plotting.scores import degradation, latency
+from repsim.plotting.scores import degradation
 from repsim.plotting.states import blocks, clusters, drift, profiles, similarity_matrices
 
 __all__ = [

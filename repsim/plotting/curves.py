@@ -1,11 +1,10 @@
-"""A sweep of variants as a line on axes: its places, its look, its holes, and the legend.
+"""Variants as a line on axes: its places, its look, its holes, and the legend and title.
 
 Nothing here knows which figure it is drawn in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,81 +12,79 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from repsim.plotting.page import COLOURS, COMPACT, LABEL_STEPS, MARKERS, STYLES
+from repsim.plans import FAMILIES
+from repsim.plotting.page import (
+    COLOURS,
+    COMPACT,
+    LABEL_STEPS,
+    MARKERS,
+    STYLES,
+    Figure,
+    name_of,
+    wrapped,
+)
+from repsim.studies.painters import Curve, count_affected, count_places
 
 GUIDE = "0.35"  # grey of the lines at chance and at the full model
 NARROW, WIDE = 8, 16  # most labels along one of several panels, along a panel of its own
-FAMILIES = {
-    "skip": "skip",
-    "middle_repeat": "middle repeat",
-    "reverse": "reverse",
-    "random": "random order",
-    "parallel": "parallel",
-    "looped_parallel": "looped parallel",
-    "drop": "skip one layer",
-    "switch": "switch two layers",
-    "drop_block": "skip a block",
-    "repeat": "repeat one layer",
-    "": "other plans",
-}
+SCORE = "normalised score"
+BASELINE, OTHER = "baseline", ""  # the full model; plans of no family that is known here
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The variants of a family that make a line.
+# What is in a result
 
-    label: what the legend calls it.
-    along: start or layer, the parameter that the x axis shows.
-    part, loops: what they have in common; empty and -1 where the family has none.
+
+def find_rows(result: xr.Dataset, curve: Curve) -> dict[int, int]:
+    """Start or layer → where in the result that variant of the curve is."""
+    is_member = np.ones(result.sizes["variant"], bool)
+    for name in ("family", "part", "loops"):
+        is_member &= result[f"variant_{name}"].values == getattr(curve, name)
+    rows = np.flatnonzero(is_member).tolist()
+    return dict(zip(result[f"variant_{curve.along}"].values[rows].tolist(), rows, strict=True))
+
+
+def place_values(result: xr.Dataset, curve: Curve, name: str) -> NDArray[np.float64]:
+    """A variable over variants for each start or layer of the model, NaN where there is no
+    variant.
     """
-
-    label: str
-    family: str
-    along: str = "start"
-    part: str = ""
-    loops: int = -1
-
-    @property
-    def name(self) -> str:
-        return self.family + f" with loops={self.loops}" * (self.loops > 0)
-
-    def rows(self, found: xr.Dataset) -> dict[int, int]:
-        """Start or layer → where in the result that variant is."""
-        member = np.ones(found.sizes["variant"], bool)
-        for name in ("family", "part", "loops"):
-            member &= found[f"variant_{name}"].values == getattr(self, name)
-        rows = np.flatnonzero(member).tolist()
-        return dict(zip(found[f"variant_{self.along}"].values[rows].tolist(), rows, strict=True))
-
-    def values(self, found: xr.Dataset, name: str) -> NDArray[np.float64]:
-        """A variable over variants for each start or layer of the model, NaN where there is no
-        variant.
-        """
-        layers = int(found.attrs["layers"])
-        placed = np.full(number_of_starts(layers) if self.along == "start" else layers, np.nan)
-        rows = self.rows(found)
-        placed[list(rows)] = found[name].values[list(rows.values())]
-        return placed
-
-    def count(self, found: xr.Dataset, name: str) -> int:
-        """How many of the variants have a value, in one task at least."""
-        values = found[name].transpose("variant", ...).values[list(self.rows(found).values())]
-        return int(np.isfinite(values.reshape(len(values), -1)).any(1).sum())
+    layers = int(result.attrs["layers"])
+    placed = np.full(
+        count_places(curve.family, layers) if curve.along == "start" else layers, np.nan
+    )
+    rows = find_rows(result, curve)
+    placed[list(rows)] = result[name].values[list(rows.values())]
+    return placed
 
 
-def number_of_starts(layers: int) -> int:
-    """How many starts a model has."""
-    return (layers + 1) // 2
+def count_scored(result: xr.Dataset, curve: Curve, name: str) -> int:
+    """How many of a curve's variants have a value, in one task at least."""
+    rows = list(find_rows(result, curve).values())
+    values = result[name].transpose("variant", ...).values[rows]
+    return int(np.isfinite(values.reshape(len(values), -1)).any(1).sum())
 
 
-def affected(layers: int, start: int) -> int:
-    """M, the number of layers that the variants of a start change."""
-    return layers - 2 * start - 1
+# Looks
+
+
+def families_in_order() -> list[str]:
+    """Families in the order of their looks and of legends; `OTHER` comes last."""
+    return [*(name for name in FAMILIES if name != BASELINE), OTHER]
+
+
+def known_family(family: str) -> str:
+    """The family that a variant is drawn as: its own, or `OTHER` where none of that name is
+    known.
+    """
+    return family if family in FAMILIES else OTHER
+
+
+def label_of_family(family: str) -> str:
+    return FAMILIES[family].label if family in FAMILIES else "other plans"
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour and marker; no two of the first 49 are alike, and after these the line's style changes
-    as well.
+    """Colour and marker of a line; no two of the first 49 are alike, and after these the line's
+    style changes as well.
     """
     turn, place = divmod(index, len(COLOURS) * len(MARKERS))
     shifted = place + place // len(COLOURS)
@@ -99,7 +96,7 @@ def look(index: int) -> dict[str, Any]:
 
 
 def look_of_family(family: str) -> dict[str, Any]:
-    return look(list(FAMILIES).index(family))
+    return look(families_in_order().index(known_family(family)))
 
 
 def look_of_task(index: int) -> dict[str, Any]:
@@ -120,33 +117,39 @@ def _line_style(turn: int) -> dict[str, Any]:
     return {"linestyle": STYLES[turn % len(STYLES)]} if turn else {}
 
 
-def curve(
+# Lines
+
+
+def draw_curve(
     axes: Axes,
-    found: xr.Dataset,
+    result: xr.Dataset,
     name: str,
-    sweep: Sweep,
-    look: dict[str, Any],
+    curve: Curve,
+    style: dict[str, Any],
     label: str,
     *,
     band: bool = True,
     bold: bool = False,
 ) -> None:
-    """A variable of a sweep's variants at their places, with its interval; missing ones are holes."""
-    values = sweep.values(found, name)
+    """A variable of a curve's variants at their places, with its interval; missing ones are holes.
+
+    style: colour and marker, see `look`.
+    """
+    values = place_values(result, curve, name)
     places = np.arange(len(values))
     if band:
-        low, high = (sweep.values(found, f"{name}_{end}") for end in ("low", "high"))
-        axes.fill_between(places, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        low, high = (place_values(result, curve, f"{name}_{end}") for end in ("low", "high"))
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
         hole = np.isnan(np.concatenate([[np.nan], low + high, [np.nan]]))
         alone = hole[:-2] & ~hole[1:-1] & hole[2:]  # a band of one place has no width
         axes.vlines(
-            places[alone], low[alone], high[alone], color=look["color"], alpha=0.4, linewidth=1.5
+            places[alone], low[alone], high[alone], color=style["color"], alpha=0.4, linewidth=1.5
         )
     width, size = (1.8, 3.5) if bold else (0.8, 2.5)
     axes.plot(
         places,
         values,
-        **look,
+        **style,
         linewidth=width,
         markersize=size,
         label=label,
@@ -154,16 +157,21 @@ def curve(
     )
 
 
-def guides(axes: Axes, chance: float, full: float) -> None:
+def draw_guides(axes: Axes, chance: float, full: float) -> None:
+    """Horizontal lines at the full model's score and at chance."""
     axes.axhline(full, color=GUIDE, linewidth=0.8, linestyle="--", label="full model", zorder=1)
     axes.axhline(chance, color=GUIDE, linewidth=0.8, linestyle=":", label="chance", zorder=1)
 
 
+# Axes and words
+
+
 def label_step(places: int, most: int) -> int:
+    """Every how many places there is a label, so that there are at most so many."""
     return next((step for step in LABEL_STEPS if places / step <= most), places)
 
 
-def number(axes: Axes, places: int, most: int) -> range:
+def number_places(axes: Axes, places: int, most: int) -> range:
     """Labels the places of the x axis, as many as there is room for, and returns these."""
     ticks = range(0, places, label_step(places, most))
     axes.set_xlim(-0.5, places - 0.5)
@@ -171,19 +179,20 @@ def number(axes: Axes, places: int, most: int) -> range:
     return ticks
 
 
-def start_axes(axes: Axes, found: xr.Dataset) -> None:
+def label_starts(axes: Axes, result: xr.Dataset) -> None:
     """Starts below, the number of affected layers above."""
-    layers = int(found.attrs["layers"])
-    ticks = number(axes, number_of_starts(layers), WIDE)
+    layers = int(result.attrs["layers"])
+    ticks = number_places(axes, count_places("skip", layers), WIDE)
     axes.set_xlabel("start layer N")
     above = axes.secondary_xaxis("top")
-    above.set_xticks(ticks, [str(affected(layers, start)) for start in ticks])
+    affected = [count_affected("skip", {"start": start}, layers) for start in ticks]
+    above.set_xticks(ticks, [str(count) for count in affected])
     above.set_xlabel("number of affected layers M")
 
 
-def legend(beside: Axes, of: Axes, **options: Any) -> None:
+def draw_legend(beside: Axes, panel: Axes, **options: Any) -> None:
     """What the lines of a panel mean, to the right of one; of two with the same name, the last."""
-    entries = dict(zip(*reversed(of.get_legend_handles_labels()), strict=True))
+    entries = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     place: dict[str, Any] = {
         "loc": "upper left",
         "bbox_to_anchor": (1.01, 1),
@@ -193,5 +202,16 @@ def legend(beside: Axes, of: Axes, **options: Any) -> None:
     beside.legend(entries.values(), entries.keys(), **place, **COMPACT, **options)
 
 
-def note(axes: Axes, text: str) -> None:
+def write_note(axes: Axes, text: str) -> None:
+    """A text in the middle of a panel."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center")
+
+
+def write_title(figure: Figure, result: xr.Dataset, *lines: str) -> None:
+    """The model and what was done to it, then further lines; empty ones are left out."""
+    texts = [f"{name_of(result)} · {lines[0]}", *filter(None, lines[1:])]
+    figure.suptitle("\n".join(wrapped(text, figure.get_figwidth()) for text in texts))
+
+
+def describe_intervals(result: xr.Dataset) -> str:
+    return f"intervals: {result.attrs['interval']}"

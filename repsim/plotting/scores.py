@@ -1,9 +1,8 @@
-"""Figures of benchmark scores under layer plans: those of "Transformer Layers as Painters", and
-scores against latency.
+"""Figures of benchmark scores under layer plans: those of "Transformer Layers as Painters".
 
-They know what the analyses degradation and latency give, and neither store nor plan. A number that
-is not in the result is a hole in its line or a grey cell. Source: Sun et al. 2024, arXiv
-2407.09298, figures 2 and 4 to 11.
+They know what the analysis degradation gives, and neither store nor plan. A number that is not in
+the result is a hole in its line or a grey cell. Source: Sun et al. 2024, arXiv 2407.09298, figures
+2 and 4 to 11.
 """
 
 from __future__ import annotations
@@ -17,27 +16,28 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, printable
 from repsim.plotting.curves import (
-    FAMILIES,
     NARROW,
+    SCORE,
     WIDE,
-    Sweep,
-    affected,
-    curve,
-    guides,
+    count_scored,
+    describe_intervals,
+    draw_curve,
+    draw_guides,
+    draw_legend,
+    find_rows,
+    label_starts,
     label_step,
-    legend,
     look,
     look_of_family,
     look_of_task,
-    note,
-    number,
-    number_of_starts,
-    start_axes,
+    number_places,
+    place_values,
+    write_note,
+    write_title,
 )
 from repsim.plotting.page import (
     COMPACT,
@@ -49,44 +49,23 @@ from repsim.plotting.page import (
     WIDTHS,
     Figure,
     blank_page,
-    name_of,
     wrapped,
 )
+from repsim.studies.painters import (
+    FIGURE_NUMBERS,
+    MIDDLE_CURVES,
+    SINGLE_LAYER_CURVES,
+    Curve,
+    count_affected,
+    count_places,
+    describe_middle,
+)
 
-LOOPS = 3  # of the looped_parallel that is a curve
-SCORE = "normalised score"
 COLUMNS = 3  # of panels
 ASIDE = 0.25  # of a start, how far whiskers go to either side so that none hides another
-LONG = 3  # times the full model's time, from which times are drawn on a logarithmic axis
-# What such an axis labels.
-TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
-OF_ONE_LAYER = (
-    Sweep("skip layer N", "drop", "layer"),
-    Sweep("switch layers N and N+1", "switch", "layer"),
-    Sweep("skip attention of N", "drop", "layer", "attn"),
-    Sweep("skip MLP of N", "drop", "layer", "mlp"),
-)
-OF_THE_MIDDLE = {
-    4: Sweep("skip", "skip"),
-    5: Sweep("middle repeat", "middle_repeat"),
-    6: Sweep("reverse", "reverse"),
-    7: Sweep("random order", "random"),
-    8: Sweep("parallel", "parallel"),
-    9: Sweep(f"looped parallel, {LOOPS} loops", "looped_parallel", loops=LOOPS),
-}
-DONE = {
-    4: "skipped",
-    5: "each replaced by layer {centre}",
-    6: "run backwards",
-    7: "run in random order",
-    8: "run in parallel, their outputs averaged",
-    9: f"run in parallel {LOOPS} times, the average of their outputs fed back",
-    10: "run in parallel, the average of their outputs fed back",
-    11: "under each variant",
-}
 
 
-def degradation(found: xr.Dataset, figure: int) -> Figure:
+def degradation(result: xr.Dataset, figure: int) -> Figure:
     """Scores under layer plans, drawn as in one of the paper's figures.
 
     2: a layer skipped, or switched with the next, against the layer: the median over benchmarks,
@@ -97,312 +76,262 @@ def degradation(found: xr.Dataset, figure: int) -> Figure:
     11: all variants of the middle against their start: the mean over benchmarks with its interval.
 
     Args:
-        found: of `repsim.analyses.degradation`.
+        result: of `repsim.analyses.degradation`.
         figure: 2 or 4 to 11.
     Raises:
         RepsimError: there is no such figure, its variants are not in the result or have no score,
             or the full model is above chance in no benchmark, so that nothing can be normalised.
     """
-    if figure != 2 and figure not in DONE:
-        raise RepsimError(f"figure={figure}: choose 2 or one of {', '.join(map(str, DONE))}")
-    if figure != 2 and not found["valid"].values.any():
-        tasks = ", ".join(map(str, found["task"].values))
+    if figure not in FIGURE_NUMBERS:
+        first, *others = map(str, FIGURE_NUMBERS)
+        raise RepsimError(f"figure={figure}: choose {first} or one of {', '.join(others)}")
+    if figure != 2 and not result["valid"].values.any():
+        tasks = ", ".join(map(str, result["task"].values))
         raise RepsimError(
             f"figure {figure}: the full model is not above chance in any of {tasks}; draw figure 2"
         )
-    if figure in OF_THE_MIDDLE:
-        return _one_variant(found, figure)
-    return {2: _single_layers, 10: _loops_by_width, 11: _all_variants}[figure](found)
-
-
-def latency(found: xr.Dataset) -> Figure:
-    """Mean normalised score of each plan against its critical path and against its measured time
-    per token.
-
-    Both are relative to the full model's. A plan that was not timed is in the left panel only.
-
-    Args:
-        found: of `repsim.analyses.latency`.
-    Raises:
-        RepsimError: the full model is not in the result, or nothing has a score.
-    """
-    families, scored = found["variant_family"].values, np.isfinite(found["mean"].values)
-    if "baseline" not in families:
-        raise RepsimError(
-            "latency: the full model is not in the result; add --plan baseline --append"
-        )
-    if not scored.any():
-        raise RepsimError(f"latency: none of {len(scored)} variants has a normalised score")
-    full = found.isel(variant=int(np.flatnonzero(families == "baseline")[0]))
-    steps, milliseconds = int(full["critical_path"]), float(full["milliseconds"])
-    timed = np.isfinite(found["milliseconds"].values)
-    with blank_page("page", 0.42, "constrained") as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
-        _costs(left, found, found["critical_path"].values / steps)
-        _costs(right, found, found["milliseconds"].values / milliseconds)
-        left.set(ylabel=f"mean {SCORE}", xlabel=f"critical path / the full model's ({steps} steps)")
-        time = f" ({milliseconds:.3g} ms)" if np.isfinite(milliseconds) else ""
-        right.set_xlabel(f"time per token / the full model's{time}")
-        legend(right, left)
-        lines = (
-            "scores against sequential steps and time",
-            f"mean over {found.attrs['benchmarks']}" if found.attrs.get("benchmarks") else "",
-            f"{scored.sum()} of {len(scored)} variants have a score, {timed.sum()} were timed · {_intervals(found)}",
-        )
-        _title(figure, found, *lines)
-    return figure
+    if figure in MIDDLE_CURVES:
+        return _draw_one_variant(result, figure)
+    draw = {2: _draw_single_layers, 10: _draw_loops_by_width, 11: _draw_all_variants}[figure]
+    return draw(result)
 
 
 # The paper's figures
 
 
-def _single_layers(found: xr.Dataset) -> Figure:
+def _draw_single_layers(result: xr.Dataset) -> Figure:
     """Figure 2: a panel for the median of normalised scores, then one for each benchmark's own
     score.
     """
-    sweeps = _present(found, 2, OF_ONE_LAYER, "value")
-    layers, valid = int(found.attrs["layers"]), int(found["valid"].sum())
+    curves = _curves_with_scores(result, 2, SINGLE_LAYER_CURVES, "value")
+    layers, valid = int(result.attrs["layers"]), int(result["valid"].sum())
     tasks = [
-        found.isel(task=task)
-        for task in range(found.sizes["task"])
-        if found["metric_of"].values[task]
+        result.isel(task=task)
+        for task in range(result.sizes["task"])
+        if result["metric_of"].values[task]
     ]
     rows = -(-(1 + len(tasks)) // COLUMNS)
     with blank_page("page", 0.1 + 0.27 * rows, "constrained") as figure:
         grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
         panels, free = grid[: 1 + len(tasks)], grid[1 + len(tasks) :]
-        for index, sweep in enumerate(sweeps):
-            curve(panels[0], found, "median", sweep, look(index), sweep.label)
+
+        # One line per curve in each panel.
+        for index, curve in enumerate(curves):
+            draw_curve(panels[0], result, "median", curve, look(index), curve.label)
             for axes, task in zip(panels[1:], tasks, strict=True):
-                curve(axes, task, "value", sweep, look(index), sweep.label)
-        guides(panels[0], 0, 1)
-        panels[0].set(ylabel=SCORE, title=f"median of {valid} benchmark{'s' * (valid != 1)}")
+                draw_curve(axes, task, "value", curve, look(index), curve.label)
+        draw_guides(panels[0], 0, 1)
         for axes, task in zip(panels[1:], tasks, strict=True):
-            guides(axes, float(task["chance"]), float(task["baseline"]))
-            axes.set(ylabel=str(task["metric_of"].values), title=_task_title(task))
+            draw_guides(axes, float(task["chance"]), float(task["baseline"]))
+
+        # What the axes are.
+        panels[0].set(ylabel=SCORE, title=f"median of {valid} benchmark{'s' * (valid != 1)}")
+        if not valid:
+            write_note(panels[0], "full model above\nchance in none")
+        for axes, task in zip(panels[1:], tasks, strict=True):
+            axes.set(ylabel=str(task["metric_of"].values), title=_title_of_task(task))
         for axes in panels:
-            number(axes, layers, NARROW)
+            number_places(axes, layers, NARROW)
             axes.title.set_fontsize(FONT)
         for axes in panels[-COLUMNS:]:
             axes.set_xlabel("layer N")
         for axes in free:
             axes.set_axis_off()
-        if not valid:
-            note(panels[0], "full model above\nchance in none")
+
+        # One legend below all panels, and the title.
         handles, labels = panels[1].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=3, frameon=False, **COMPACT
         )
-        places = {sweep: layers - (sweep.family == "switch") for sweep in sweeps}
-        drawn = [
-            f"{sweep.label}: {sweep.count(found, 'value')} of {many}"
-            for sweep, many in places.items()
+        counts = [
+            f"{curve.label}: {count_scored(result, curve, 'value')} of "
+            f"{count_places(curve.family, layers)}"
+            for curve in curves
         ]
-        _title(
-            figure, found, "one layer skipped, or two switched", ", ".join(drawn), _intervals(found)
-        )
+        title = "one layer skipped, or two switched"
+        write_title(figure, result, title, ", ".join(counts), describe_intervals(result))
     return figure
 
 
-def _one_variant(found: xr.Dataset, number: int) -> Figure:
+def _draw_one_variant(result: xr.Dataset, number: int) -> Figure:
     """Figures 4 to 9: a thin line for each benchmark, a bold one for their median."""
-    (sweep,) = _present(found, number, [OF_THE_MIDDLE[number]], "normalised")
-    valid = np.flatnonzero(found["valid"].values).tolist()
-    seeded = sweep.family == "random"
+    (curve,) = _curves_with_scores(result, number, [MIDDLE_CURVES[number]], "normalised")
+    layers = int(result.attrs["layers"])
+    valid = np.flatnonzero(result["valid"].values).tolist()
+    has_seeds = curve.family == "random"
     with blank_page("page", 0.45, "constrained") as figure:
         axes = figure.subplots()
+
+        # Benchmarks, with the spread over seeds where there are several, and their median.
         for index, aside in zip(valid, np.linspace(-ASIDE, ASIDE, len(valid)), strict=True):
-            task, look = found.isel(task=index), look_of_task(index)
-            curve(axes, task, "normalised", sweep, look, _with_examples(task), band=False)
-            if seeded:
+            task, style = result.isel(task=index), look_of_task(index)
+            draw_curve(
+                axes, task, "normalised", curve, style, _name_with_examples(task), band=False
+            )
+            if has_seeds:
                 values, spread = (
-                    sweep.values(task, name) for name in ("normalised", "normalised_spread")
+                    place_values(task, curve, name) for name in ("normalised", "normalised_spread")
                 )
-                style: dict[str, Any] = {"fmt": "none", "elinewidth": 0.6, "ecolor": look["color"]}
-                axes.errorbar(np.arange(len(values)) + aside, values, spread, **style)
-        curve(axes, found, "median", sweep, {"color": LINE, "marker": "o"}, "median", bold=True)
-        guides(axes, 0, 1)
+                bars: dict[str, Any] = {"fmt": "none", "elinewidth": 0.6, "ecolor": style["color"]}
+                axes.errorbar(np.arange(len(values)) + aside, values, spread, **bars)
+        bold = {"color": LINE, "marker": "o"}
+        draw_curve(axes, result, "median", curve, bold, "median", bold=True)
+        draw_guides(axes, 0, 1)
+
+        # Axes, legend and title.
         axes.set_ylabel(SCORE)
-        start_axes(axes, found)
-        legend(axes, axes, title="benchmark (examples)")
-        drawn = (
-            f"{sweep.count(found, 'median')} of {number_of_starts(found.attrs['layers'])} starts"
-        )
-        lines = (
-            " · ".join(
-                [
-                    drawn,
-                    *([_seeds(found, sweep)] if seeded else []),
-                    f"band: the median's {_interval(found)}",
-                ]
-            ),
-            "whiskers, side by side: each benchmark's standard deviation over seeds" * seeded,
-            _left_out(found),
-        )
-        _title(figure, found, _middle(found, number), *lines)
+        label_starts(axes, result)
+        draw_legend(axes, axes, title="benchmark (examples)")
+        starts = count_places(curve.family, layers)
+        facts = [
+            f"{count_scored(result, curve, 'median')} of {starts} starts",
+            *([_describe_seeds(result, curve)] if has_seeds else []),
+            f"band: the median's interval, {result.attrs['interval']}",
+        ]
+        whiskers = "whiskers, side by side: each benchmark's standard deviation over seeds"
+        lines = (" · ".join(facts), whiskers * has_seeds, _describe_left_out(result))
+        write_title(figure, result, describe_middle(number, layers), *lines)
     return figure
 
 
-def _all_variants(found: xr.Dataset) -> Figure:
+def _draw_all_variants(result: xr.Dataset) -> Figure:
     """Figure 11: a line for each variant of the middle, its mean over benchmarks."""
-    sweeps = _present(found, 11, OF_THE_MIDDLE.values(), "mean")
+    curves = _curves_with_scores(result, 11, MIDDLE_CURVES.values(), "mean")
+    layers = int(result.attrs["layers"])
     with blank_page("page", 0.45, "constrained") as figure:
         axes = figure.subplots()
-        for sweep in sweeps:
-            curve(axes, found, "mean", sweep, look_of_family(sweep.family), sweep.label)
-        guides(axes, 0, 1)
+        for curve in curves:
+            draw_curve(axes, result, "mean", curve, look_of_family(curve.family), curve.label)
+        draw_guides(axes, 0, 1)
         axes.set_ylabel(f"mean {SCORE}")
-        start_axes(axes, found)
-        legend(axes, axes)
-        seeds = {
-            sweep: f" ({_seeds(found, sweep)})" if sweep.family == "random" else ""
-            for sweep in sweeps
-        }
-        drawn = ", ".join(
-            f"{sweep.family} {sweep.count(found, 'mean')}{text}" for sweep, text in seeds.items()
-        )
+        label_starts(axes, result)
+        draw_legend(axes, axes)
+        counts = [
+            f"{curve.family} {count_scored(result, curve, 'mean')}"
+            + (f" ({_describe_seeds(result, curve)})" if curve.family == "random" else "")
+            for curve in curves
+        ]
         lines = (
-            f"starts drawn, of {number_of_starts(found.attrs['layers'])}: {drawn}",
-            _intervals(found),
-            _left_out(found),
+            f"starts drawn, of {count_places('skip', layers)}: {', '.join(counts)}",
+            describe_intervals(result),
+            _describe_left_out(result),
         )
-        _title(figure, found, _middle(found, 11), _benchmarks(found), *lines)
+        title = describe_middle(11, layers)
+        write_title(figure, result, title, _describe_benchmarks(result), *lines)
     return figure
 
 
-def _loops_by_width(found: xr.Dataset) -> Figure:
+def _draw_loops_by_width(result: xr.Dataset) -> Figure:
     """Figure 10: a heat map, widths to the right and loops upwards; of equals, the fewest loops are
     framed.
     """
-    of = {name: found[f"variant_{name}"].values for name in ("family", "start", "loops")}
-    own = np.flatnonzero(of["family"] == "looped_parallel")
-    widths, times = np.unique(of["start"][own], return_counts=True)
-    # Of one number of loops, none is the best.
-    own = own[np.isin(of["start"][own], widths[times > 1])]
-    if not len(own):
-        raise _missing(found, 10, "looped_parallel with several loops")
-    starts, loops = of["start"][own], of["loops"][own]
-    values = np.full((loops.max(), np.ptp(starts) + 1), np.nan)
-    values[loops - 1, starts.max() - starts] = found["mean"].values[own]
-    if np.isnan(values).all():
-        raise _unfinished(10, "looped_parallel", len(own))
+    values, first_start = _arrange_loops_by_width(result)
+    layers = int(result.attrs["layers"])
     with blank_page("page", 0.62, "constrained") as figure:
         axes = figure.subplots()
+
+        # Cells, the best of each width in a frame, and their scale.
         palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
         low, high = min(0, np.nanmin(values)), max(1, np.nanmax(values))
-        image = axes.imshow(
-            values,
-            palette,
-            vmin=low,
-            vmax=high,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-        )
+        cells: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
+        image = axes.imshow(values, palette, vmin=low, vmax=high, **cells)
         for column in np.flatnonzero(np.isfinite(values).sum(0) > 1).tolist():
-            corner = (column - 0.5, int(np.nanargmax(values[:, column])) - 0.5)
-            frame = Rectangle(corner, 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
-            # So that it is seen in grey.
-            frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
-            axes.add_patch(frame)
+            _frame_cell(axes, column, int(np.nanargmax(values[:, column])))
         bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label(f"mean {SCORE}" + " (grey: no score)" * bool(np.isnan(values).any()))
         for level in {0, 1} - {low, high}:
             bar.ax.axhline(level, color="white", linewidth=0.8)
+
+        # Axes and title.
         columns = range(0, values.shape[1], label_step(values.shape[1], WIDE))
-        axes.set_xticks(
-            columns,
-            [str(affected(found.attrs["layers"], starts.max() - column)) for column in columns],
-        )
+        widths = [
+            count_affected("looped_parallel", {"start": first_start - column}, layers)
+            for column in columns
+        ]
+        axes.set_xticks(columns, [str(width) for width in widths])
         step = label_step(len(values), WIDE)
         rows = [row for row in range(len(values)) if row == 0 or (row + 1) % step == 0]
         axes.set_yticks(rows, [str(row + 1) for row in rows])
         axes.set(xlabel="number of parallel layers M", ylabel="loops")
         lines = (
-            f"{np.isfinite(values).sum()} of {values.size} cells · framed: the best number of loops for each M",
+            f"{np.isfinite(values).sum()} of {values.size} cells · "
+            "framed: the best number of loops for each M",
             "colours: the mean over benchmarks, from 0 (chance) to 1 (full model)",
-            _left_out(found),
+            _describe_left_out(result),
         )
-        _title(figure, found, _middle(found, 10), _benchmarks(found), *lines)
+        title = describe_middle(10, layers)
+        write_title(figure, result, title, _describe_benchmarks(result), *lines)
     return figure
 
 
-def _costs(axes: Axes, found: xr.Dataset, cost: NDArray[np.float64]) -> None:
-    """Each plan's mean score against a cost as a share of the full model's, which is a star; rare
-    families on top.
+def _arrange_loops_by_width(result: xr.Dataset) -> tuple[NDArray[np.float64], int]:
+    """Mean scores of the looped variants, `[loops - 1, width]`, NaN where there is none, and the
+    start of the first and narrowest width.
+
+    Raises:
+        RepsimError: no width has several numbers of loops, or none of these has a score.
     """
-    mean, families = found["mean"].values, found["variant_family"].values
-    error = np.abs(np.stack([found["mean_low"].values, found["mean_high"].values]) - mean)
-    for family, label in FAMILIES.items():
-        if (own := families == family).any():
-            look, order = look_of_family(family), 3 - own.mean()
-            whiskers: dict[str, Any] = {
-                "fmt": "none",
-                "ecolor": look["color"],
-                "elinewidth": 0.4,
-                "alpha": 0.4,
-            }
-            axes.errorbar(cost[own], mean[own], error[:, own], **whiskers, zorder=order)
-            axes.plot(
-                cost[own],
-                mean[own],
-                **look,
-                linestyle="none",
-                markersize=2.5,
-                label=label,
-                zorder=order,
-            )
-    guides(axes, 0, 1)
-    star: dict[str, Any] = {
-        "color": MARK,
-        "markersize": 8,
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.4,
-    }
-    base = families == "baseline"
-    axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=4)
-    if np.isnan(cost).all():
-        note(axes, "not measured")
-        axes.set_xticks([])
-    elif np.nanmax(cost) > LONG:
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.set_xticks([time for time in TIMES if low <= time <= high])
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_xlim(left=0)
+    family, start, loops = (
+        result[f"variant_{name}"].values for name in ("family", "start", "loops")
+    )
+    rows = np.flatnonzero(family == "looped_parallel")
+    # A width with a single number of loops has no best one: M = 1, say, whose loop is the baseline.
+    starts, counts = np.unique(start[rows], return_counts=True)
+    rows = rows[np.isin(start[rows], starts[counts > 1])]
+    if not len(rows):
+        raise _missing_plans(result, 10, "looped_parallel with several loops")
+    first_start = start[rows].max()
+    values = np.full((loops[rows].max(), np.ptp(start[rows]) + 1), np.nan)
+    values[loops[rows] - 1, first_start - start[rows]] = result["mean"].values[rows]
+    if np.isnan(values).all():
+        raise _missing_scores(10, "looped_parallel", len(rows))
+    return values, int(first_start)
+
+
+def _frame_cell(axes: Axes, column: int, row: int) -> None:
+    """A frame around a cell, with a white edge so that it is seen in grey."""
+    corner = (column - 0.5, row - 0.5)
+    frame = Rectangle(corner, 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
+    frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+    axes.add_patch(frame)
 
 
 # What is in the result
 
 
-def _present(found: xr.Dataset, number: int, sweeps: Iterable[Sweep], name: str) -> list[Sweep]:
-    """The sweeps that are in the result.
+def _curves_with_scores(
+    result: xr.Dataset, number: int, curves: Iterable[Curve], name: str
+) -> list[Curve]:
+    """Those of a figure's curves that have a variant in the result.
+
+    name: the variable that is drawn.
 
     Raises:
         RepsimError: there is none, or none has a value.
     """
-    wanted = list(sweeps)
-    present = [sweep for sweep in wanted if sweep.rows(found)]
+    wanted = list(curves)
+    present = [curve for curve in wanted if find_rows(result, curve)]
     if not present:
-        raise _missing(found, number, " or ".join(dict.fromkeys(sweep.name for sweep in wanted)))
-    if not any(sweep.count(found, name) for sweep in present):
-        names = " and ".join(dict.fromkeys(sweep.name for sweep in present))
-        raise _unfinished(number, names, sum(len(sweep.rows(found)) for sweep in present))
+        names = " or ".join(dict.fromkeys(curve.name for curve in wanted))
+        raise _missing_plans(result, number, names)
+    if not any(count_scored(result, curve, name) for curve in present):
+        names = " and ".join(dict.fromkeys(curve.name for curve in present))
+        raise _missing_scores(
+            number, names, sum(len(find_rows(result, curve)) for curve in present)
+        )
     return present
 
 
-def _missing(found: xr.Dataset, number: int, asked: str) -> RepsimError:
+def _missing_plans(result: xr.Dataset, number: int, wanted: str) -> RepsimError:
     families = dict.fromkeys(
-        str(family) or "plans of no family" for family in found["variant_family"].values
+        str(family) or "plans of no family" for family in result["variant_family"].values
     )
-    here = f"no {asked} among {', '.join(families)}"
+    here = f"no {wanted} among {', '.join(families)}"
     return RepsimError(f"figure {number}: {here}; evaluate with --plan fig{number} --append")
 
 
-def _unfinished(number: int, names: str, variants: int) -> RepsimError:
+def _missing_scores(number: int, names: str, variants: int) -> RepsimError:
     why = "the evaluation is unfinished, or their states became non-finite"
     return RepsimError(
         f"figure {number}: none of {variants} variants of {names} has a score: {why}"
@@ -412,40 +341,26 @@ def _unfinished(number: int, names: str, variants: int) -> RepsimError:
 # Words
 
 
-def _title(figure: Figure, found: xr.Dataset, *lines: str) -> None:
-    """The model and what was done to it, then further lines; empty ones are left out."""
-    texts = [f"{name_of(found)} · {lines[0]}", *filter(None, lines[1:])]
-    figure.suptitle("\n".join(wrapped(text, figure.get_figwidth()) for text in texts))
-
-
-def _middle(found: xr.Dataset, number: int) -> str:
-    layers = int(found.attrs["layers"])
-    return f"layers N+1 to {layers - 1}-N {DONE[number].format(centre=layers // 2)}"
-
-
-def _with_examples(task: xr.Dataset) -> str:
+def _name_with_examples(task: xr.Dataset) -> str:
     return printable(f"{task['task'].item()} ({int(task['examples'])})")
 
 
-def _benchmarks(found: xr.Dataset) -> str:
+def _describe_benchmarks(result: xr.Dataset) -> str:
     """The valid benchmarks and their numbers of examples."""
-    valid = np.flatnonzero(found["valid"].values).tolist()
-    return "mean over benchmarks (examples): " + ", ".join(
-        _with_examples(found.isel(task=task)) for task in valid
-    )
+    valid = np.flatnonzero(result["valid"].values).tolist()
+    names = [_name_with_examples(result.isel(task=task)) for task in valid]
+    return f"mean over benchmarks (examples): {', '.join(names)}"
 
 
-def _left_out(found: xr.Dataset) -> str:
-    """The benchmarks that are not, if any."""
-    tasks = found["task"].values[found["valid"].values == 0]
-    return (
-        f"left out, the full model not above chance: {', '.join(map(str, tasks))}"
-        if len(tasks)
-        else ""
-    )
+def _describe_left_out(result: xr.Dataset) -> str:
+    """The benchmarks that are not valid; empty where all are."""
+    tasks = result["task"].values[result["valid"].values == 0]
+    if not len(tasks):
+        return ""
+    return f"left out, the full model not above chance: {', '.join(map(str, tasks))}"
 
 
-def _task_title(task: xr.Dataset) -> str:
+def _title_of_task(task: xr.Dataset) -> str:
     """The name of a benchmark, its examples, and a warning where the full model cannot do it."""
     title = wrapped(
         f"{task['task'].item()}, {int(task['examples'])} examples", WIDTHS["page"] / COLUMNS
@@ -455,15 +370,7 @@ def _task_title(task: xr.Dataset) -> str:
     return title + "\n(full model not above chance)" * (not task["valid"].item())
 
 
-def _seeds(found: xr.Dataset, sweep: Sweep) -> str:
-    counts = found["variant_seeds"].values[list(sweep.rows(found).values())]
+def _describe_seeds(result: xr.Dataset, curve: Curve) -> str:
+    counts = result["variant_seeds"].values[list(find_rows(result, curve).values())]
     fewest, most = int(counts.min()), int(counts.max())
     return f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
-
-
-def _interval(found: xr.Dataset) -> str:
-    return f"interval, {found.attrs['interval']}"
-
-
-def _intervals(found: xr.Dataset) -> str:
-    return f"intervals: {found.attrs['interval']}"

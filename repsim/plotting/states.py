@@ -21,7 +21,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError
+from repsim.errors import PlanError, RepsimError
+from repsim.plans import Step, parse_step
 from repsim.plotting.curves import look
 from repsim.plotting.page import (
     COLOURS,
@@ -60,19 +61,33 @@ class Run:
     middle: float
 
     @property
+    def step(self) -> Step | None:
+        """None where the label is no step: the states that enter the stack are its embeddings."""
+        try:
+            return parse_step(self.label)
+        except PlanError:
+            return None
+
+    @property
+    def layer(self) -> int | None:
+        """The layer, where the step runs one whole layer."""
+        return self.step and self.step.layer
+
+    @property
     def text(self) -> str:
         """The label and how often, about 13 characters: of a wide parallel step, the two ends."""
-        label, parts = self.label, self.label.split("|")
         times = f" ×{self.times}" if self.times > 1 else ""  # noqa: RUF001
         room = 13 - len(times)
-        if len(label) > room:
-            label = f"{parts[0]}|…|{parts[-1]}" if len(parts) > 2 else f"{label[: room - 1]}…"
+        if self.step is not None:
+            return self.step.short_text(room) + times
+        label = self.label if len(self.label) <= room else f"{self.label[: room - 1]}…"
         return label + times
 
     def follows(self, other: Run) -> bool:
         """Whether the two are neighbouring layers, up or down the stack."""
-        layers = self.label.isdecimal() and other.label.isdecimal()
-        return layers and abs(int(self.label) - int(other.label)) == 1
+        if self.layer is None or other.layer is None:
+            return False
+        return abs(self.layer - other.layer) == 1
 
 
 def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Figure:
@@ -373,7 +388,7 @@ def _colour_bar(
 
 
 def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bool) -> None:
-    """A quantity of each result with its interval, against states or, for several results, depth."""
+    """A quantity of each result with its interval, against states; of several results, depth."""
     lowest = np.inf
     for row, (result, label) in enumerate(zip(results, names_of(results), strict=True)):
         values = result[name].values
@@ -473,7 +488,7 @@ def _labelled(runs: Sequence[Run], cell: float) -> list[Run]:
     """
     step = next(step for step in LABEL_STEPS if len(runs) / step <= MOST_LABELS)
     breaks = [run for before, run in pairwise(runs) if not run.follows(before)]
-    multiples = [run for run in runs if run.label.isdecimal() and int(run.label) % step == 0]
+    multiples = [run for run in runs if run.layer is not None and run.layer % step == 0]
     chosen: list[Run] = []
     for run in (runs[0], runs[-1], *breaks, *multiples):
         if all(abs(run.middle - other.middle) * cell >= 1.6 * FONT for other in chosen):

@@ -1,5 +1,4 @@
-"""What analyses add up: numbers of each sample, taken from its states, wherever the states come
-from.
+"""Numbers per sample, taken from its states, which analyses add up.
 
 An analysis lists its statistics in `STATISTICS`: name → kernel. A capture that keeps no states
 applies the kernels while it computes; one that keeps them applies the same kernels as it reads.
@@ -10,65 +9,113 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError, StoreError, brief
-from repsim.schema import ANALYSES
+from repsim.errors import StoreError
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
+"""`[state, token, unit]`, the store's dtype → `[value]`, float64."""
 
 
 @dataclass(frozen=True)
 class SampleStatistic:
-    """Numbers that a kernel takes from one sample's states under one plan.
+    """Numbers that a kernel computes from one sample's states under one plan.
 
     name: `ANALYSIS.KERNEL`, e.g. `cosine.token`.
-    kernel: `[state, token, unit]` → `[value]`; how many values depends on the number of states
-    alone.
+    kernel: `[state, token, unit]`, the store's dtype → `[value]`, float64. The number of values
+        depends on the number of states alone.
     """
 
     name: str
     kernel: Kernel
 
     def width(self, states: int, units: int) -> int:
-        """How many values a plan of so many states gives."""
+        """How many values the kernel gives.
+
+        Args:
+            states: of the plan.
+            units: of a state.
+        Example:
+            >>> SampleStatistic("norms.sum", lambda states: states.sum((1, 2))).width(5, units=8)
+            5
+        """
         return len(self.kernel(np.ones((states, 1, units), np.float32)))
 
 
 class StateSource(Protocol):
-    """What analyses of statistics ask of a capture; see `repsim.captures.reader.Capture`."""
+    """What analyses of states need of a capture; `repsim.captures.reader.Capture` is one.
+
+    Only finished samples count, always in the same order. A plan is given by its name or its text.
+    """
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def identity(self) -> Mapping[str, Any]:
+        """`model` and `corpus`: what the states were computed from."""
+        ...
 
-    def steps(self, plan: str) -> list[str]: ...
+    def steps(self, plan: str) -> list[str]:
+        """What each state of the plan is the output of, `embed` first."""
+        ...
 
-    def plan_name(self, plan: str) -> str: ...
+    def plan_name(self, plan: str) -> str:
+        """The plan's name, e.g. `skip:start=1`."""
+        ...
 
-    def plan_text(self, plan: str) -> str: ...
+    def plan_text(self, plan: str) -> str:
+        """The layers that the plan runs, e.g. `0-3, 5-7`."""
+        ...
 
-    def lengths(self, *plans: str) -> NDArray[np.int64]: ...
+    def lengths(self, *plans: str) -> NDArray[np.int64]:
+        """Tokens per sample that is finished under all these plans, `[sample]`, int64."""
+        ...
 
-    def each_sample(self, *plans: str) -> Iterable[NDArray[Any]]: ...
+    def each_sample(self, *plans: str) -> Iterable[NDArray[Any]]:
+        """Each sample's states, `[state, token, unit]`, the store's dtype, plan after plan.
+
+        An array is valid only until the next one is read.
+        """
+        ...
 
     def per_sample(
         self, plan: str | Sequence[str], statistic: SampleStatistic
-    ) -> Iterable[tuple[int, NDArray[np.float64]]]: ...
+    ) -> Iterable[tuple[int, NDArray[np.float64]]]:
+        """Each sample's number of tokens, and its values of the statistic, `[value]`, float64."""
+        ...
 
 
 def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A symmetric matrix's upper triangle, row by row: `[..., state, state]` → `[..., value]`."""
+    """A symmetric matrix's upper triangle, row by row.
+
+    Args:
+        matrix: `[..., state, state]`, float64.
+    Returns:
+        `[..., value]`, float64, states (states + 1) / 2 values.
+    Example:
+        >>> import numpy as np
+        >>> pack_symmetric(np.array([[1.0, 2], [2, 3]])).tolist()
+        [1.0, 2.0, 3.0]
+    """
     rows, columns = np.triu_indices(matrix.shape[-1])
     packed: NDArray[np.float64] = matrix[..., rows, columns]
     return packed
 
 
 def unpack_symmetric(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:
-    """The symmetric matrix of an upper triangle: `[..., value]` → `[..., state, state]`."""
+    """The symmetric matrix of an upper triangle, the inverse of `pack_symmetric`.
+
+    Args:
+        packed: `[..., value]`, float64, states (states + 1) / 2 values.
+        states: rows of the matrix.
+    Returns:
+        `[..., state, state]`, float64.
+    Example:
+        >>> import numpy as np
+        >>> unpack_symmetric(np.array([1.0, 2, 3]), states=2).tolist()
+        [[1.0, 2.0], [2.0, 3.0]]
+    """
     matrix = np.empty((*packed.shape[:-1], states, states))
     rows, columns = np.triu_indices(states)
     matrix[..., rows, columns] = matrix[..., columns, rows] = packed
@@ -78,12 +125,17 @@ def unpack_symmetric(packed: NDArray[np.float64], states: int) -> NDArray[np.flo
 def collect(
     source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A statistic of every finished sample: its tokens, `[sample]`, and its values, `[sample,
-    value]`.
+    """A statistic of every finished sample.
 
+    Args:
+        source: an open capture.
+        plan: whose states; several plans' states follow each other.
+        statistic: what to compute from each sample's states.
+    Returns:
+        Tokens per sample, `[sample]`, int64, and values, `[sample, value]`, float64.
     Raises:
-        RepsimError: the plan is not in the capture, it lacks what the statistic needs, or nothing
-            is finished.
+        RepsimError: the plan is not in the capture, the capture lacks what the statistic needs, or
+            no sample is finished.
     """
     rows = list(source.per_sample(plan, statistic))
     if not rows:
@@ -96,11 +148,10 @@ def collect(
 def collect_sums(
     source: StateSource, plan: str | Sequence[str], statistic: SampleStatistic, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """A statistic that is sums and, after them, of how many tokens each sum is: what is 0/0 is left
-    out and counted.
+    """A statistic made of sums, and of how many tokens each sum is over.
 
-    A capture that was made before counts were kept has sums alone: its counts are NaN, and a sum
-    that a zero vector is part of is NaN as well.
+    Tokens at which a number is 0/0 are in neither. A capture made before counts were kept has sums
+    alone: its counts are NaN, and so is any sum that a zero vector is part of.
 
     Args:
         source: an open capture.
@@ -108,7 +159,7 @@ def collect_sums(
         statistic: its kernel gives `size` sums, then as many counts.
         size: how many sums there are.
     Returns:
-        Tokens, `[sample]`, sums, `[sample, value]`, and counts, `[sample, value]`.
+        Tokens per sample, `[sample]`, int64, sums and counts, `[sample, value]` each, float64.
     Raises:
         RepsimError: as `collect`.
     """
@@ -116,61 +167,3 @@ def collect_sums(
     lacking = max(0, 2 * size - values.shape[1])
     values = np.pad(values, ((0, 0), (0, lacking)), constant_values=np.nan)
     return tokens, values[:, :size], values[:, size : 2 * size]
-
-
-def statistics_of(analyses: Iterable[str]) -> tuple[SampleStatistic, ...]:
-    """Every statistic of these analyses, by name.
-
-    Raises:
-        RepsimError: no such analysis is installed, or it cannot do without the states.
-    """
-    found = []
-    for analysis in dict.fromkeys(analyses):
-        installed = {entry.name: entry for entry in entry_points(group=ANALYSES)}
-        if analysis not in installed:
-            there = ", ".join(
-                filter(None, (_offer(entry) for _, entry in sorted(installed.items())))
-            )
-            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {there}")
-        kernels = getattr(load_analysis(installed[analysis]), "STATISTICS", None)
-        if not kernels:
-            raise RepsimError(
-                f"statistics {analysis!r}: it needs the states themselves; capture with --keep all"
-            )
-        found += [SampleStatistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()]
-    return tuple(found)
-
-
-def load_analysis(entry: EntryPoint) -> Any:
-    """The module of an installed analysis.
-
-    Raises:
-        RepsimError: it cannot be imported, or it is no analysis.
-    """
-    try:
-        module = entry.load()
-    except (Exception, SystemExit) as problem:  # whatever another package does as it is imported
-        raise broken_analysis(entry, problem) from problem
-    for name in ("compute", "plot"):
-        if not callable(getattr(module, name, None)):
-            raise broken_analysis(entry, f"it has no function {name}")
-    if not isinstance(getattr(module, "STATISTICS", {}), Mapping):
-        raise broken_analysis(entry, "its STATISTICS are no mapping of names to kernels")
-    return module
-
-
-def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:
-    """What is wrong with an analysis, whose it is, and what to do."""
-    reason = problem if isinstance(problem, str) else brief(problem)
-    package = entry.dist.name if entry.dist else entry.module
-    return RepsimError(
-        f"analysis {entry.name!r} of {package} is broken: {reason}; mend, update or remove {package}"
-    )
-
-
-def _offer(entry: EntryPoint) -> str:
-    """An analysis's name if it has statistics, or is broken; else nothing."""
-    try:
-        return entry.name if hasattr(load_analysis(entry), "STATISTICS") else ""
-    except RepsimError:
-        return f"{entry.name} (broken)"

@@ -1,6 +1,4 @@
-"""Numbers of analyses get names: an estimate, its standard error and interval as variables, and
-what they are of.
-"""
+"""Names for the numbers of analyses: variables, coordinates and attributes of their results."""
 
 from __future__ import annotations
 
@@ -32,10 +30,21 @@ def variables(
     prefix: str = "",
     bounds: tuple[float | NDArray[np.float64], float | NDArray[np.float64]] = (-np.inf, np.inf),
 ) -> dict[str, Any]:
-    """An estimate as variables: `name`, and `standard_error`, `low` and `high` (`prefix` before
-    them).
+    """An estimate as four variables: `name`, and `standard_error`, `low` and `high`.
 
-    bounds: what the number cannot be beyond, nor the interval; broadcast to it.
+    Args:
+        name: of the value.
+        dims: of the value.
+        estimate: `[...]`, one axis per dimension.
+        prefix: stands before `standard_error`, `low` and `high`.
+        bounds: what neither the number nor its interval can pass, `[...]` or one number each.
+    Returns:
+        Name → (dimensions, values), as `xarray.Dataset` takes them.
+    Example:
+        >>> import numpy as np
+        >>> estimate = Estimate(np.array([0.5]), np.array([[0.4], [0.6]]))
+        >>> list(variables("norm", ["state"], estimate, prefix="norm_"))
+        ['norm', 'norm_standard_error', 'norm_low', 'norm_high']
     """
     low, high = estimate.interval()
     values = {name: estimate.value, f"{prefix}standard_error": estimate.standard_error}
@@ -43,9 +52,17 @@ def variables(
     return {key: (tuple(dims), value) for key, value in values.items()}
 
 
-def layers(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
-    """What each state is the output of, as a coordinate: `layer` along `state`, `layer_other` along
-    `state_other`.
+def layer_coordinate(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
+    """What each state is the output of, as a coordinate of `dim`.
+
+    Args:
+        steps: one per state, `embed` first.
+        dim: `state`, or `state_...` for a second dimension of states.
+    Returns:
+        `layer` (or `layer_...`) → (dimension, values), as `xarray.Dataset` takes them.
+    Example:
+        >>> list(layer_coordinate(["embed", "0"], "state_other"))
+        ['layer_other']
     """
     # Zarr has no stable type for fixed lengths.
     return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}
@@ -60,7 +77,7 @@ def attributes(
     left_out: int = 0,
     **more: Any,
 ) -> Mapping[str, Any]:
-    """What a result is of: analysis, plan, model, corpus and the numbers given.
+    """The attributes of a result: analysis, plan, model, corpus and the numbers given.
 
     Args:
         source: an open capture.
@@ -68,13 +85,16 @@ def attributes(
         analysis: name of the analysis.
         description: what its numbers are.
         left_out: tokens that were left out because a state is a zero vector there, so that its
-            cosine (its direction, its distance in units of its own length) is 0/0; of several
-            numbers, the most that any is without. A line to the logger `repsim` says it.
+            cosine (its direction, its distance in units of its own length) is 0/0; the largest
+            count, where numbers differ in it. The logger `repsim` warns of them.
         **more: further attributes.
+    Returns:
+        Attribute → value.
     """
     if left_out:
         log.warning(
-            "%s of plan %s: %d tokens left out: a state is a zero vector there and has no direction",
+            "%s of plan %s: %d tokens left out: a state is a zero vector there and has no "
+            "direction",
             analysis,
             source.plan_name(plan),
             left_out,
@@ -92,41 +112,56 @@ def attributes(
     }
 
 
-def steps(source: StateSource, plan: str) -> list[str]:
-    """What each of a plan's states is the output of.
+def require_two_states(source: StateSource, plan: str) -> list[str]:
+    """What each of a plan's states is the output of, if there are two states to compare.
 
+    Args:
+        source: an open capture.
+        plan: whose states.
+    Returns:
+        One step per state, `embed` first.
     Raises:
-        RepsimError: it has but one state, so there are no two to compare.
+        PlanError: the plan has only one state.
     """
-    found = source.steps(plan)
-    if len(found) < 2:
+    steps = source.steps(plan)
+    if len(steps) < 2:
         raise PlanError(
             f"plan {source.plan_name(plan)!r} runs no layer: a comparison needs at least two states"
         )
-    return found
+    return steps
 
 
 LEAST = {"resamples": 2, "items": 1, "permutations": 0, "seed": 0, "repeats": 0, "tokens": 1}
 
 
 def check_counts(**counts: int | None) -> None:
-    """Refuses a number that is too small for what it counts, in one line; None is a default."""
+    """Refuses a number that is too small for what it counts.
+
+    Args:
+        **counts: option → number; None stands for a default. `LEAST` lists the options.
+    Raises:
+        RepsimError: a number is too small.
+    Example:
+        >>> check_counts(resamples=1000, seed=0, items=None)
+    """
     for name, count in counts.items():
         if count is not None and count < LEAST[name]:
             raise RepsimError(f"{name}={count}: at least {LEAST[name]}")
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Writes a result as a NetCDF 3 file, the same bytes for the same numbers; missing folders are
-    made.
+    """Writes a result as a NetCDF 3 file; equal results give equal bytes.
 
-    The file is whole or what it was before.
+    Makes missing folders. If writing fails, the file stays as it was before.
 
+    Args:
+        result: of an analysis.
+        path: where to.
     Raises:
         RepsimError: the file cannot be written.
     """
     counts = {name: value for name, value in result.attrs.items() if isinstance(value, int)}
-    # the format's integers are short
+    # The format's integers have 32 bits.
     result = result.assign_attrs(
         {name: float(value) for name, value in counts.items() if value >= 2**31}
     )

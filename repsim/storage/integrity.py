@@ -102,7 +102,7 @@ def check(place: Location) -> VerificationReport:
         attributes = read_attributes(place)
         try:
             group = StoreGroup(place, attributes, note)
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError, RepsimError):
             # Attributes that nothing vouches for.
             return VerificationReport(0, 0, tuple(found) or (Damage("", (), "attributes", False),))
         # What is finished is read before the files are listed: a writer may be at work.
@@ -211,7 +211,7 @@ def _damage(task: tuple[Any, str, tuple[int, ...], bool], finite: Finite | None)
             values = np.asarray(array[region])
             if finite is None or finite(path, region, values):
                 return None
-        except (ValueError, RuntimeError, TypeError, IndexError):  # what codecs raise
+        except (RepsimError, ValueError, RuntimeError, TypeError, IndexError):  # of codecs, too
             pass
     named = zip(_dims(array), region, array.shape, strict=False)
     spans = [_span(str(dim), part) for dim, part, size in named if part.stop - part.start < size]

@@ -323,7 +323,8 @@ class LocalFolder(Location):
                 return
             if parent.is_symlink():
                 raise StoreError(
-                    f"{self}: {parent.name} is a link to another folder; repsim does not write there"
+                    f"{self}: {parent.name} is a link to another folder, where repsim does not "
+                    "write"
                 )
 
     def sizes(self) -> dict[str, int]:

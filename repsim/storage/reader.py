@@ -12,8 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import printable
-from repsim.plans.families import NamedPlan
-from repsim.plans.plan import parse_plan
+from repsim.plans import NamedPlan, parse_plan, recognise
 from repsim.schema import PLAN, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder
@@ -134,7 +133,7 @@ class StoreReader:
         """The plans in the store, with the names they were asked for by."""
         names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
         return tuple(
-            NamedPlan(str(name), parse_plan(str(text), self.layers))
+            recognise(str(name), parse_plan(str(text), self.layers), self.layers)
             for name, text in zip(names, texts, strict=True)
         )
 

@@ -23,10 +23,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from repsim.data.batching import Company
+from repsim.data.batching import BatchRule
 from repsim.data.samples import Sample, TokenRule
 from repsim.errors import StoreError
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
     NODE,
@@ -75,7 +75,7 @@ class Layout(StoreLayout):
     statistics: numbers of each sample and plan.
     compression: of the states, `none`, `fast` or `small`.
     commands: the options of every capture that made it.
-    company: which samples shared a batch when it was computed last, and were padded.
+    batch_rule: which samples shared a batch when it was computed last, and were padded.
     nonfinite: whether states that are not finite were allowed.
     """
 
@@ -89,7 +89,7 @@ class Layout(StoreLayout):
     statistics: tuple[SampleStatistic, ...] = ()
     compression: str = "none"
     commands: tuple[Mapping[str, Any], ...] = ()
-    company: Company = Company.ANY
+    batch_rule: BatchRule = BatchRule.ANY
     nonfinite: bool = False
 
     @cached_property
@@ -234,7 +234,7 @@ class Layout(StoreLayout):
             "statistics": [statistic.name for statistic in self.statistics],
             "compression": self.compression,
             "requests": [dict(command) for command in self.commands],
-            "batches": str(self.company),
+            "batches": str(self.batch_rule),
             "nonfinite": self.nonfinite,
             "extent": self.extent,
         }

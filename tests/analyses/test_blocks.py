@@ -1,27 +1,33 @@
 """Blocks of layers: distances around every run of steps, against slow loops over tokens."""
 
+from collections.abc import Sequence
 from math import acos, pi
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 import repsim
 from repsim.analyses import blocks
 from repsim.errors import RepsimError
-from support.captures import Stored, interval, random_capture, resampled, sample_states
+from support.captures import ArrayCapture, hall_interval, random_capture, resample, sample_states
+
+Array = NDArray[Any]
 
 
-def cosine(a, b):
+def cosine(a: Array, b: Array) -> float:
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def angle(a, b):
+def angle(a: Array, b: Array) -> float:
     return acos(min(1, max(-1, cosine(a, b)))) / pi
 
 
-def distances(states, tokens):
+def distances(states: Array, tokens: Sequence[int]) -> Array:
     """Sums over these tokens, `[size, state]`, NaN past the end."""
     steps = len(states) - 1
     found = np.full((steps, steps), np.nan)
@@ -33,12 +39,12 @@ def distances(states, tokens):
     return found
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """Quarter turns of the last token; the token before it turns about in the second step."""
     states = [[[1, 0], [1, 0]], [[2, 0], [0, 3]], [[-2, 0], [-1, 0]]]
-    last = blocks.compute(Stored(states, (2,)), tokens="last")
+    last = blocks.compute(ArrayCapture(states, (2,)), tokens="last")
     assert_allclose(last["distance"], [[0.5, 0.5], [1, np.nan]], atol=1e-7)
-    every = blocks.compute(Stored(states, (2,)), tokens="all")
+    every = blocks.compute(ArrayCapture(states, (2,)), tokens="all")
     assert_allclose(every["distance"], [[0.25, 0.75], [1, np.nan]], atol=1e-7)
     for found in (last, every):
         assert_allclose(found["influence"], [(0 + 1) / 2, (2 + 1) / 2], atol=1e-7)
@@ -47,7 +53,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_equals_a_loop_over_runs_and_tokens(tokens):
+def test_equals_a_loop_over_runs_and_tokens(tokens: Any) -> None:
     capture = random_capture(lengths=(5, 2, 12, 3, 7))
     pieces = sample_states(capture)
     ends = [range(one.shape[1]) if tokens == "all" else [one.shape[1] - 1] for one in pieces]
@@ -55,10 +61,10 @@ def test_equals_a_loop_over_runs_and_tokens(tokens):
     weights = [len(chosen) for chosen in ends]
     found = blocks.compute(capture, tokens=tokens)
     assert_allclose(found["distance"], np.sum(sums, 0) / np.sum(weights), atol=1e-6)
-    replicates = resampled(sums, weights)
+    replicates = resample(sums, weights)
     assert_allclose(found["standard_error"], replicates.std(0, ddof=1), atol=1e-6)
     for name, expected in zip(
-        ("low", "high"), interval(found["distance"], replicates, 5, (0, 1)), strict=True
+        ("low", "high"), hall_interval(found["distance"], replicates, 5, (0, 1)), strict=True
     ):
         assert_allclose(found[name], expected, atol=1e-6)
     for size in range(3):
@@ -68,7 +74,7 @@ def test_equals_a_loop_over_runs_and_tokens(tokens):
         assert_allclose(found["least"][size], share, atol=2e-3)
 
 
-def test_block_influence_equals_a_loop_over_steps_and_tokens():
+def test_block_influence_equals_a_loop_over_steps_and_tokens() -> None:
     capture = random_capture(lengths=(5, 2, 12, 3, 7))
     sums = [
         np.array(
@@ -81,15 +87,17 @@ def test_block_influence_equals_a_loop_over_steps_and_tokens():
     ]
     found = blocks.compute(capture)
     assert_allclose(found["influence"], np.sum(sums, 0) / 29, atol=1e-6)
-    replicates = resampled(sums, capture.sizes)
+    replicates = resample(sums, capture.sizes)
     assert_allclose(found["influence_standard_error"], replicates.std(0, ddof=1), atol=1e-6)
     assert_allclose(
-        found["influence_low"], interval(found["influence"], replicates, 5, (0, 2))[0], atol=1e-6
+        found["influence_low"],
+        hall_interval(found["influence"], replicates, 5, (0, 2))[0],
+        atol=1e-6,
     )
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_undefined_past_the_end_and_nowhere_else(tokens):
+def test_undefined_past_the_end_and_nowhere_else(tokens: Any) -> None:
     found = blocks.compute(random_capture(lengths=(4,) * 6, states=6), tokens=tokens)
     past = np.add.outer(np.arange(1, 6), np.arange(5)) > 5
     for name in ("distance", "standard_error", "low", "high", "least"):
@@ -98,7 +106,7 @@ def test_undefined_past_the_end_and_nowhere_else(tokens):
     assert_allclose(found["least"].values[-1, 0], 1)
 
 
-def test_steps_that_change_nothing_are_the_least():
+def test_steps_that_change_nothing_are_the_least() -> None:
     capture = random_capture(lengths=(4,) * 6, states=6)
     capture.array[3] = capture.array[2]
     capture.array[4] = 2 * capture.array[2]
@@ -108,7 +116,7 @@ def test_steps_that_change_nothing_are_the_least():
     assert_allclose(found["influence"][2:4], 0, atol=1e-6)
 
 
-def test_long_samples_are_taken_piece_by_piece(monkeypatch):
+def test_long_samples_are_taken_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = random_capture(lengths=(30, 7, 13))
     whole = blocks.compute(capture, tokens="all")
     monkeypatch.setattr(blocks, "PIECE", 4)
@@ -116,18 +124,28 @@ def test_long_samples_are_taken_piece_by_piece(monkeypatch):
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_a_capture_that_keeps_no_states_gives_the_same(tiny_folder, tmp_path, tokens):
-    asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20}
-    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **asked)
+def test_a_capture_that_keeps_no_states_gives_the_same(
+    tiny_folder: Path, tmp_path: Path, tokens: Any
+) -> None:
+    capture_options: dict[str, Any] = {
+        "plan": ["baseline", "skip:start=1"],
+        "limit": 8,
+        "max_tokens": 20,
+    }
+    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **capture_options)
     streamed = repsim.capture(
-        str(tiny_folder), out=tmp_path / "no.zarr", keep="none", statistics="blocks", **asked
+        str(tiny_folder),
+        out=tmp_path / "no.zarr",
+        keep="none",
+        statistics="blocks",
+        **capture_options,
     )
-    for plan in asked["plan"]:
+    for plan in capture_options["plan"]:
         first, second = (blocks.compute(one, plan=plan, tokens=tokens) for one in (kept, streamed))
         xr.testing.assert_identical(first, second)
 
 
-def test_names():
+def test_names() -> None:
     found = blocks.compute(random_capture(), plan="baseline")
     assert found["distance"].dims == ("size", "state")
     assert found["size"].values.tolist() == [1, 2, 3]
@@ -140,7 +158,7 @@ def test_names():
     )
 
 
-def test_a_state_of_zero_vectors_leaves_its_distances_undefined():
+def test_a_state_of_zero_vectors_leaves_its_distances_undefined() -> None:
     capture = random_capture(lengths=(4,) * 6)
     capture.array[1] = 0
     found = blocks.compute(capture)
@@ -151,7 +169,9 @@ def test_a_state_of_zero_vectors_leaves_its_distances_undefined():
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(tokens, caplog):
+def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(
+    tokens: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """State 1 is zero at the last token of the second sample and at another; state 2 at that last
     token.
     """
@@ -182,7 +202,7 @@ def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(to
     assert "2 left out (zero vectors)" in blocks.plot(found).get_suptitle()
 
 
-def test_what_is_not_finite_stays_undefined():
+def test_what_is_not_finite_stays_undefined() -> None:
     capture = random_capture(lengths=(4,) * 6)
     capture.array[1, 2, 0] = np.inf
     found = blocks.compute(capture, tokens="all")
@@ -190,22 +210,22 @@ def test_what_is_not_finite_stays_undefined():
     assert found.attrs["left_out_tokens"] == 0
 
 
-def test_plot_marks_the_least_of_each_size():
+def test_plot_marks_the_least_of_each_size() -> None:
     found = blocks.compute(random_capture())
     (marks,) = blocks.plot(found).axes[0].lines
     assert_array_equal(marks.get_xdata(), np.nanargmin(found["distance"], axis=1))
 
 
-def test_an_unknown_choice_of_tokens():
+def test_an_unknown_choice_of_tokens() -> None:
     with pytest.raises(RepsimError, match="tokens='first': choose last or all"):
         blocks.compute(random_capture(), tokens="first")
 
 
-def test_a_plan_without_layers():
+def test_a_plan_without_layers() -> None:
     with pytest.raises(RepsimError, match="'name of empty' runs no layer"):
         blocks.compute(random_capture(states=1), plan="empty")
 
 
-def test_too_few_resamples():
+def test_too_few_resamples() -> None:
     with pytest.raises(RepsimError, match="resamples=1: at least 2"):
         blocks.compute(random_capture(), resamples=1)

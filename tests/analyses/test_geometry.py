@@ -1,27 +1,32 @@
 """Geometry of states: against plain loops over the drawn items."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
+from numpy.typing import NDArray
 
 from repsim.analyses import geometry
 from repsim.errors import RepsimError
 from repsim.stats import subsample
-from support.captures import Stored, interval, random_capture
+from support.captures import ArrayCapture, hall_interval, random_capture
+
+Array = NDArray[Any]
 
 LENGTHS = (9, 12, 11, 8, 15, 9)
 
 
-def capture_of(seed=0, samples=40, tokens=8):
+def capture_of(seed: int = 0, samples: int = 40, tokens: int = 8) -> ArrayCapture:
     """Two states, the second of less dimensions; samples differ in their means."""
     generator = np.random.default_rng(seed)
     shared = np.repeat(generator.normal(size=(samples, 1, 6)), tokens, axis=1).reshape(-1, 6)
     first = shared + generator.normal(size=(samples * tokens, 6)) + 1
-    return Stored([first, first * [3, 2, 1, 0.3, 0.2, 0.1]], (tokens,) * samples)
+    return ArrayCapture([first, first * [3, 2, 1, 0.3, 0.2, 0.1]], (tokens,) * samples)
 
 
-def naive(x):
+def naive(x: Array) -> dict[str, float]:
     """Each number of items `[item, unit]`, the slow way."""
     x = x.astype(float)
     singular = np.linalg.svd(x - x.mean(0), compute_uv=False)
@@ -47,12 +52,12 @@ def naive(x):
     }
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """Items at both ends of two axes at right angles, one 2 or 3 times as long as the other, in two
     samples.
     """
     ends = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]] * 2, float)
-    found = geometry.compute(Stored([ends * [2, 1], ends * [3, 1]], (4, 4)), sinks=True)
+    found = geometry.compute(ArrayCapture([ends * [2, 1], ends * [3, 1]], (4, 4)), sinks=True)
     assert_allclose(found["norm"], [1.5, 2])
     assert_allclose(
         found["participation_ratio"], [(4 + 1) ** 2 / (16 + 1), (9 + 1) ** 2 / (81 + 1)]
@@ -66,7 +71,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("sinks", [False, True])
-def test_equals_loops_over_the_drawn_items(sinks):
+def test_equals_loops_over_the_drawn_items(sinks: bool) -> None:
     capture = random_capture(lengths=LENGTHS)
     found = geometry.compute(capture, items=48, sinks=sinks, seed=3)
     drawn = subsample.draw_tokens(capture, "baseline", 48, sinks=sinks, seed=3)
@@ -77,7 +82,7 @@ def test_equals_loops_over_the_drawn_items(sinks):
     assert found.attrs["tokens"] == drawn.states.shape[1]
 
 
-def test_the_norm_s_standard_error_is_that_of_sample_means():
+def test_the_norm_s_standard_error_is_that_of_sample_means() -> None:
     """Equally many items of each sample, so the bootstrap's is the deviation of means, which
     divides by n.
     """
@@ -92,13 +97,13 @@ def test_the_norm_s_standard_error_is_that_of_sample_means():
     assert_allclose(found["norm_standard_error"], replicates.std(0, ddof=1), rtol=1e-9)
     for end, expected in zip(
         ("low", "high"),
-        interval(found["norm"], replicates, drawn.samples, (0, np.inf)),
+        hall_interval(found["norm"], replicates, drawn.samples, (0, np.inf)),
         strict=True,
     ):
         assert_allclose(found[f"norm_{end}"], expected, rtol=1e-9)
 
 
-def test_standard_errors_are_the_deviation_over_fresh_captures():
+def test_standard_errors_are_the_deviation_over_fresh_captures() -> None:
     """150 of them, so that the deviation itself is sure to 6 %; of the state that is far from a
     ball.
     """
@@ -114,7 +119,7 @@ def test_standard_errors_are_the_deviation_over_fresh_captures():
         ), name
 
 
-def test_fewer_dimensions_are_seen():
+def test_fewer_dimensions_are_seen() -> None:
     found = geometry.compute(capture_of())
     for name in ("effective_rank", "participation_ratio", "intrinsic_dimension"):
         assert found[name][1] < found[name][0] < 6.5
@@ -124,9 +129,9 @@ def test_fewer_dimensions_are_seen():
         assert (found[f"{name}_high"] >= found[name]).all()
 
 
-def test_lengths_do_not_change_what_depends_on_directions_alone():
+def test_lengths_do_not_change_what_depends_on_directions_alone() -> None:
     capture = capture_of()
-    scaled = Stored(capture.array * 50, capture.sizes)
+    scaled = ArrayCapture(capture.array * 50, capture.sizes)
     one, other = geometry.compute(capture), geometry.compute(scaled)
     assert_allclose(other["norm"], 50 * one["norm"])
     xr.testing.assert_allclose(other.drop_vars("norm")["anisotropy"], one["anisotropy"])
@@ -135,7 +140,7 @@ def test_lengths_do_not_change_what_depends_on_directions_alone():
         assert_allclose(other[f"{name}_standard_error"], one[f"{name}_standard_error"], rtol=1e-6)
 
 
-def test_names():
+def test_names() -> None:
     found = geometry.compute(random_capture(lengths=LENGTHS), plan="baseline", resamples=10)
     assert found["layer"].values.tolist() == ["embed", "0", "1", "2"]
     assert set(found.data_vars) == {
@@ -146,7 +151,7 @@ def test_names():
     assert found.attrs["analysis"] == "geometry"
 
 
-def test_plot_draws_a_panel_for_each_number():
+def test_plot_draws_a_panel_for_each_number() -> None:
     found = geometry.compute(random_capture(lengths=LENGTHS), resamples=10)
     figure = geometry.plot(
         found, geometry.compute(random_capture(lengths=LENGTHS, states=6), resamples=10)
@@ -155,7 +160,7 @@ def test_plot_draws_a_panel_for_each_number():
     assert [len(axes.lines) for axes in figure.axes[:5]] == [2] * 5
 
 
-def test_a_state_that_never_changes_has_no_dimensions():
+def test_a_state_that_never_changes_has_no_dimensions() -> None:
     capture = random_capture(lengths=LENGTHS)
     capture.array[0] = 1
     found = geometry.compute(capture, resamples=10)
@@ -171,12 +176,14 @@ def test_a_state_that_never_changes_has_no_dimensions():
         ({"items": -1}, "items=-1"),
     ],
 )
-def test_options_that_do_not_fit(options, message):
+def test_options_that_do_not_fit(options: Any, message: str) -> None:
     with pytest.raises(RepsimError, match=message):
         geometry.compute(random_capture(lengths=LENGTHS), **options)
 
 
-def test_a_zero_vector_is_left_out_of_its_state_s_anisotropy_alone_and_counted(caplog):
+def test_a_zero_vector_is_left_out_of_its_state_s_anisotropy_alone_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     capture = random_capture(lengths=(9, 9, 9))
     capture.array[1, 3] = 0
     found = geometry.compute(capture, sinks=True)

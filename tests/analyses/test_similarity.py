@@ -1,11 +1,13 @@
 """Measures that no rotation fools: the pair functions' values, and what samples do to them."""
 
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 import repsim
 from repsim import measures
@@ -13,17 +15,19 @@ from repsim.analyses import similarity
 from repsim.errors import RepsimError
 from repsim.stats import subsample
 from support.captures import (
-    Stored,
-    interval,
+    ArrayCapture,
+    drop_sinks,
+    hall_interval,
     random_capture,
-    resampled,
+    resample,
     sample_states,
-    without_sinks,
 )
+
+Array = NDArray[Any]
 
 MEASURES = get_args(similarity.Measure)
 ON_ITEMS = [measure for measure in MEASURES if measure != "minibatch-cka"]
-PAIR = {
+PAIR: dict[str, Any] = {
     "cka": measures.debiased_linear_cka,
     "biased-cka": measures.linear_cka,
     "rbf-cka": lambda x, y: measures.rbf_cka(x, y, debiased=True),
@@ -37,13 +41,15 @@ PAIR = {
 }
 
 
-def mixture(seed=0, samples=40, tokens=6, states=3, units=8):
+def mixture(
+    seed: int = 0, samples: int = 40, tokens: int = 6, states: int = 3, units: int = 8
+) -> ArrayCapture:
     """Each state the one before and noise, half of it shared by a sample's tokens: samples matter,
     not tokens alone.
     """
     generator = np.random.default_rng(seed)
 
-    def noise():
+    def noise() -> Array:
         shared = np.repeat(generator.normal(size=(samples, 1, units)), tokens, axis=1)
         return (shared + generator.normal(size=(samples, tokens, units))).reshape(
             -1, units
@@ -52,20 +58,20 @@ def mixture(seed=0, samples=40, tokens=6, states=3, units=8):
     array = [noise()]
     while len(array) < states:
         array.append(array[-1] + noise())
-    return Stored(np.array(array) + 0.5, (tokens,) * samples)
+    return ArrayCapture(np.array(array) + 0.5, (tokens,) * samples)
 
 
-def unrelated(samples=30, tokens=5, seed=0):
+def unrelated(samples: int = 30, tokens: int = 5, seed: int = 0) -> ArrayCapture:
     """Three states: two have nothing to do with each other, the third is nearly the second."""
     first, second, more = np.random.default_rng(seed).normal(size=(3, samples * tokens, 6))
-    return Stored([first, second, second + 0.3 * more], (tokens,) * samples)
+    return ArrayCapture([first, second, second + 0.3 * more], (tokens,) * samples)
 
 
-def test_by_hand():
-    """Minibatch CKA of four items: of their U-centred Gram matrices two numbers are free, as here."""
+def test_by_hand() -> None:
+    """Minibatch CKA of four items, whose U-centred Gram matrices have two free numbers each."""
     corners = np.array([[9, 9], [0, 0], [0, 1], [1, 0], [1, 1]], float)  # the first is a sink
     line = np.array([[9, 9], [0, 0], [0, 0], [1, 0], [1, 0]], float)  # the corners' first unit
-    result = similarity.compute(Stored([corners, line], (5,)), measure="minibatch-cka")
+    result = similarity.compute(ArrayCapture([corners, line], (5,)), measure="minibatch-cka")
     # distances squared 1, 1, 2, 2, 1, 1 in the order 12 13 14 23 24 34, and 0, 1, 1, 1, 1, 0; each
     # less the mean of the two disjoint pairs' means, as U-centring does: opposite pairs (12, 34),
     # (13, 24), (14, 23) have 1, 1, 2 | 0, 1, 1
@@ -76,7 +82,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("measure", ON_ITEMS)
-def test_equals_the_pair_function_on_the_same_items(measure):
+def test_equals_the_pair_function_on_the_same_items(measure: Any) -> None:
     capture = random_capture(lengths=(9, 12, 11, 8, 15, 9), states=3)
 
     drawn = subsample.draw_tokens(capture, "baseline", 1024).states
@@ -94,7 +100,7 @@ def test_equals_the_pair_function_on_the_same_items(measure):
         ("rbf-cka", {"bandwidth": 0.4}, lambda x, y: measures.rbf_cka(x, y, 0.4, debiased=True)),
     ],
 )
-def test_an_option_of_a_measure(measure, option, pair):
+def test_an_option_of_a_measure(measure: Any, option: Any, pair: Any) -> None:
     capture = mixture()
     drawn = subsample.draw_tokens(capture, "baseline", 100, seed=3).states
     result = similarity.compute(
@@ -110,7 +116,7 @@ def test_an_option_of_a_measure(measure, option, pair):
     )
 
 
-def test_sinks_count_if_one_insists():
+def test_sinks_count_if_one_insists() -> None:
     capture = mixture(tokens=9)
     drawn = subsample.draw_tokens(capture, "baseline", 1024, sinks=True).states
     result = similarity.compute(capture, sinks=True, permutations=0)
@@ -120,7 +126,7 @@ def test_sinks_count_if_one_insists():
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_symmetric_with_a_diagonal_of_one_that_is_sure(measure):
+def test_symmetric_with_a_diagonal_of_one_that_is_sure(measure: Any) -> None:
     found = similarity.compute(
         mixture(tokens=9),
         measure=measure,
@@ -140,9 +146,9 @@ def test_symmetric_with_a_diagonal_of_one_that_is_sure(measure):
 
 
 @pytest.mark.parametrize("measure", [measure for measure in MEASURES if measure != "minibatch-cka"])
-def test_a_rotation_a_scale_and_a_shift_of_a_state_change_nothing(measure):
+def test_a_rotation_a_scale_and_a_shift_of_a_state_change_nothing(measure: Any) -> None:
     capture = mixture()
-    turned = Stored(capture.array.copy(), capture.sizes)
+    turned = ArrayCapture(capture.array.copy(), capture.sizes)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8))).Q
     # It weighs units.
     turned.array[1] = 3 * (turned.array[1] if measure == "pwcca" else turned.array[1] @ rotation)
@@ -158,19 +164,26 @@ def test_a_rotation_a_scale_and_a_shift_of_a_state_change_nothing(measure):
     )
 
 
-def influence_of(monkeypatch, capture, measure):
+def influence_of(
+    monkeypatch: pytest.MonkeyPatch, capture: ArrayCapture, measure: Any
+) -> tuple[Array, Array]:
     """What the bootstrap is told, `(value, influence)`."""
-    told = []
-    linear = similarity.stats.linearised
-    monkeypatch.setattr(
-        similarity.stats, "linear", lambda *parts: (told.append(parts), linear(*parts))[1]
-    )
+    calls: list[tuple[Array, Array]] = []
+    linearised = similarity.stats.linearised
+
+    def record(value: Array, influence: Array) -> Any:
+        calls.append((value, influence))
+        return linearised(value, influence)
+
+    monkeypatch.setattr(similarity.stats, "linearised", record)
     similarity.compute(capture, measure=measure, resamples=2, permutations=0)
-    return told[0]
+    return calls[0]
 
 
 @pytest.mark.parametrize("measure", ON_ITEMS)
-def test_influences_of_the_samples_sum_to_zero(monkeypatch, measure):
+def test_influences_of_the_samples_sum_to_zero(
+    monkeypatch: pytest.MonkeyPatch, measure: Any
+) -> None:
     _, influence = influence_of(monkeypatch, mixture(), measure)
     assert influence.shape == (40, 3, 3)
     assert_allclose(influence.sum(0), 0, atol=1e-10)
@@ -179,7 +192,7 @@ def test_influences_of_the_samples_sum_to_zero(monkeypatch, measure):
 
 
 @pytest.mark.parametrize("measure", ["cka", "rsa", "mutual-knn", "procrustes"])
-def test_the_standard_error_is_the_deviation_over_fresh_captures(measure):
+def test_the_standard_error_is_the_deviation_over_fresh_captures(measure: Any) -> None:
     """40 of them; a deviation of 40 numbers is itself sure to 11 %."""
     found = [
         similarity.compute(mixture(seed), measure=measure, resamples=200, permutations=0)
@@ -194,7 +207,7 @@ def test_the_standard_error_is_the_deviation_over_fresh_captures(measure):
     assert_allclose(ratio, 1.35 if measure == "mutual-knn" else 1, rtol=0.3)
 
 
-def test_the_standard_error_is_that_of_the_influence(monkeypatch):
+def test_the_standard_error_is_that_of_the_influence(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = mixture()
     value, influence = influence_of(monkeypatch, capture, "cka")
     found = similarity.compute(capture, permutations=0)
@@ -205,17 +218,17 @@ def test_the_standard_error_is_that_of_the_influence(monkeypatch):
     ]
     assert_allclose(found["standard_error"], np.std(replicates, axis=0, ddof=1), atol=1e-12)
     assert_allclose(
-        found["low"], interval(found["similarity"], np.array(replicates), 40)[0], atol=1e-12
+        found["low"], hall_interval(found["similarity"], np.array(replicates), 40)[0], atol=1e-12
     )
 
 
 # Minibatch CKA
 
 
-def minibatch_sums(capture, batch):
-    """Of each sample the HSICs of its minibatches times their tokens, and the tokens; the slow way."""
+def minibatch_sums(capture: ArrayCapture, batch: int) -> tuple[list[Array], list[int]]:
+    """Per sample the HSICs of its minibatches times their tokens, and the tokens, by loops."""
     sums, weights = [], []
-    for states in map(without_sinks, sample_states(capture)):
+    for states in map(drop_sinks, sample_states(capture)):
         total, weight = np.zeros((len(states),) * 2), 0
         for first in range(0, states.shape[1], batch):
             piece = states[:, first : first + batch]
@@ -231,12 +244,14 @@ def minibatch_sums(capture, batch):
     return sums, weights
 
 
-def cosines(sums):
+def cosines(sums: Array) -> Array:
     return sums / np.sqrt(np.outer(np.diagonal(sums), np.diagonal(sums)))
 
 
 @pytest.mark.parametrize("batch", [8, 256])
-def test_minibatch_cka_equals_a_loop_over_minibatches(monkeypatch, batch):
+def test_minibatch_cka_equals_a_loop_over_minibatches(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
     monkeypatch.setattr(similarity, "BATCH", batch)
     # 26, 3, 20, 8, 4 and 16 without the first.
     capture = random_capture(lengths=(27, 4, 21, 9, 5, 17))
@@ -245,18 +260,28 @@ def test_minibatch_cka_equals_a_loop_over_minibatches(monkeypatch, batch):
     result = similarity.compute(capture, measure="minibatch-cka")
     assert_allclose(result["similarity"], cosines(np.sum(sums, 0)), atol=1e-10)
     assert (result.attrs["tokens"], result.attrs["samples"]) == (sum(weights), len(weights))
-    replicates = np.array([cosines(one) for one in resampled(sums, weights)])
+    replicates = np.array([cosines(one) for one in resample(sums, weights)])
     assert_allclose(result["standard_error"], replicates.std(0, ddof=1), atol=1e-9)
-    assert_allclose(result["high"], interval(result["similarity"], replicates, 5)[1], atol=1e-9)
-
-
-def test_minibatch_cka_needs_no_states(tiny_folder, tmp_path):
-    asked = {"plan": ["baseline", "skip:start=1"], "limit": 8, "max_tokens": 20}
-    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **asked)
-    streamed = repsim.capture(
-        str(tiny_folder), out=tmp_path / "none.zarr", keep="none", statistics="similarity", **asked
+    assert_allclose(
+        result["high"], hall_interval(result["similarity"], replicates, 5)[1], atol=1e-9
     )
-    for plan in asked["plan"]:
+
+
+def test_minibatch_cka_needs_no_states(tiny_folder: Path, tmp_path: Path) -> None:
+    capture_options: dict[str, Any] = {
+        "plan": ["baseline", "skip:start=1"],
+        "limit": 8,
+        "max_tokens": 20,
+    }
+    kept = repsim.capture(str(tiny_folder), out=tmp_path / "all.zarr", **capture_options)
+    streamed = repsim.capture(
+        str(tiny_folder),
+        out=tmp_path / "none.zarr",
+        keep="none",
+        statistics="similarity",
+        **capture_options,
+    )
+    for plan in capture_options["plan"]:
         found = [
             similarity.compute(one, plan=plan, measure="minibatch-cka") for one in (kept, streamed)
         ]
@@ -265,12 +290,12 @@ def test_minibatch_cka_needs_no_states(tiny_folder, tmp_path):
         similarity.compute(streamed, measure="cka")
 
 
-def test_minibatch_cka_of_samples_without_four_tokens():
+def test_minibatch_cka_of_samples_without_four_tokens() -> None:
     with pytest.raises(RepsimError, match="no sample has four tokens that are no attention sinks"):
         similarity.compute(random_capture(lengths=(4, 3, 1)), measure="minibatch-cka")
 
 
-def test_one_sample_of_minibatches_has_no_standard_error():
+def test_one_sample_of_minibatches_has_no_standard_error() -> None:
     result = similarity.compute(random_capture(lengths=(40,)), measure="minibatch-cka")
     assert np.isfinite(result["similarity"]).all()
     assert np.isnan(result["standard_error"]).all()
@@ -280,7 +305,7 @@ def test_one_sample_of_minibatches_has_no_standard_error():
 
 
 @pytest.mark.parametrize("measure", ["cka", "rbf-cka", "rsa", "mutual-knn", "procrustes"])
-def test_only_what_is_related_stands_out_of_the_null(measure):
+def test_only_what_is_related_stands_out_of_the_null(measure: Any) -> None:
     result = similarity.compute(unrelated(), measure=measure, permutations=99, resamples=50)
     p = result["p_value"].values
     assert np.isnan(np.diagonal(p)).all()
@@ -294,7 +319,7 @@ def test_only_what_is_related_stands_out_of_the_null(measure):
     assert_allclose(calibrated, (value - null) / (1 - null), atol=1e-9)
 
 
-def test_the_null_of_a_debiased_measure_is_about_zero():
+def test_the_null_of_a_debiased_measure_is_about_zero() -> None:
     """100 shuffles of 120 items: the mean's deviation is a tenth of a shuffle's, itself about 1 /
     120.
     """
@@ -306,7 +331,7 @@ def test_the_null_of_a_debiased_measure_is_about_zero():
     assert_allclose(chance, 10 / 119, atol=0.01)
 
 
-def test_the_null_is_the_pair_function_s_on_shuffled_items():
+def test_the_null_is_the_pair_function_s_on_shuffled_items() -> None:
     capture = unrelated()
     drawn = subsample.draw_tokens(capture, "baseline", 1024)
     orders = list(similarity.stats.permute_samples(drawn.sample, 7))
@@ -318,13 +343,13 @@ def test_the_null_is_the_pair_function_s_on_shuffled_items():
         assert null[0, 1] == pytest.approx(expected, abs=1e-6)
 
 
-def test_pairs_of_which_none_is_related_are_called_so_in_one_capture_of_twenty_at_most():
-    """The least of three p-values, by the maximum over pairs: at most 5 % of captures below 0.05."""
+def test_pairs_of_which_none_is_related_are_called_so_in_one_capture_of_twenty_at_most() -> None:
+    """The least of three p-values by the maximum over pairs: at most 5 % of captures below 0.05."""
     least = []
     for seed in range(60):
         states = np.random.default_rng(seed).normal(size=(3, 90, 4))
         result = similarity.compute(
-            Stored(states, (3,) * 30), permutations=19, resamples=2, sinks=True
+            ArrayCapture(states, (3,) * 30), permutations=19, resamples=2, sinks=True
         )
         least.append(np.nanmin(result["p_value"]))
     assert min(least) >= 1 / 20
@@ -334,7 +359,7 @@ def test_pairs_of_which_none_is_related_are_called_so_in_one_capture_of_twenty_a
 @pytest.mark.parametrize(
     ("measure", "shuffles"), [("cka", 100), ("procrustes", 0), ("minibatch-cka", 0)]
 )
-def test_how_many_permutations_unless_asked(measure, shuffles):
+def test_how_many_permutations_unless_asked(measure: Any, shuffles: int) -> None:
     result = similarity.compute(mixture(samples=12, tokens=9), measure=measure)
     assert result.attrs["permutations"] == shuffles
     assert ("p_value" in result) == bool(shuffles)
@@ -343,7 +368,7 @@ def test_how_many_permutations_unless_asked(measure, shuffles):
 # Names and refusals
 
 
-def test_names():
+def test_names() -> None:
     result = similarity.compute(mixture(), plan="baseline", measure="rsa", seed=5)
     assert result["similarity"].dims == ("state", "state_other")
     assert (
@@ -370,14 +395,14 @@ def test_names():
     assert set(similarity.DESCRIPTION) == set(MEASURES)
 
 
-def test_a_seed_says_which_items_and_shuffles():
+def test_a_seed_says_which_items_and_shuffles() -> None:
     first, again, other = (similarity.compute(mixture(), items=80, seed=seed) for seed in (1, 1, 2))
     xr.testing.assert_identical(first, again)
     assert first["similarity"][0, 1] != other["similarity"][0, 1]
     assert first["null_mean"][0, 1] != other["null_mean"][0, 1]
 
 
-def test_plot_draws_the_matrix():
+def test_plot_draws_the_matrix() -> None:
     figure = similarity.plot(similarity.compute(mixture(), permutations=0))
     assert figure.axes[1].get_ylabel() == "debiased linear CKA"
 
@@ -406,19 +431,19 @@ def test_plot_draws_the_matrix():
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_options_that_do_not_fit(options, message):
+def test_options_that_do_not_fit(options: Any, message: str) -> None:
     with pytest.raises(RepsimError, match=message) as caught:
         similarity.compute(mixture(), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_without_layers():
+def test_a_plan_without_layers() -> None:
     with pytest.raises(RepsimError, match="'name of empty' runs no layer"):
         similarity.compute(random_capture(states=1), plan="empty")
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_state_that_never_changes(measure):
+def test_a_state_that_never_changes(measure: Any) -> None:
     """In it no two items differ, so it is like no other state."""
     capture = mixture(samples=10, tokens=9)
     capture.array[1] = 1.0
@@ -428,7 +453,7 @@ def test_a_state_that_never_changes(measure):
 
 
 @pytest.mark.parametrize("measure", ["cca", "pwcca"])
-def test_correlations_that_are_one_by_construction_are_refused(measure):
+def test_correlations_that_are_one_by_construction_are_refused(measure: Any) -> None:
     """8 units twice are 16 components; of 12 items any 11 are enough."""
     with pytest.raises(
         RepsimError, match=r"12 items for 8 and 8 components: .* ask for more items$"
@@ -437,14 +462,16 @@ def test_correlations_that_are_one_by_construction_are_refused(measure):
 
 
 @pytest.mark.parametrize("measure", ["mutual-knn", "cknna"])
-def test_neighbours_by_direction_leave_out_zero_vectors_and_count_them(measure, caplog):
+def test_neighbours_by_direction_leave_out_zero_vectors_and_count_them(
+    measure: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     capture = random_capture(lengths=(9, 9, 9))
     capture.array[1, [3, 12, 21]] = 0  # one in each sample
     found = similarity.compute(capture, measure=measure, permutations=0, neighbours=3)
     assert found.attrs["left_out_tokens"] == 3
     assert found.attrs["tokens"] == 21
     assert "similarity of plan name of baseline: 3 tokens left out" in caplog.text
-    rest = Stored(np.delete(capture.array, [3, 12, 21], axis=1), (8, 8, 8))
+    rest = ArrayCapture(np.delete(capture.array, [3, 12, 21], axis=1), (8, 8, 8))
     without = similarity.compute(rest, measure=measure, permutations=0, neighbours=3)
     assert_allclose(found["similarity"], without["similarity"], rtol=1e-12)
     # CKA takes them as they are.

@@ -30,8 +30,7 @@ from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.jobs.resumable import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import lock as locks
@@ -948,7 +947,7 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
     model, texts, path, monkeypatch, problem
 ):
     def run(self, trie, made, consume, **options):
-        if len(trie) > model.layers:  # the trial of texts in company runs fewer layers
+        if len(trie) > model.layers:  # the trial of texts in one batch runs fewer layers
             if blocks:
                 raise problem
             blocks.append(made)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repsim.data.batching import Batch, Company, Costs, batches, costs_on, cut_blocks
+from repsim.data.batching import Batch, BatchRule, Costs, batches, costs_on, cut_blocks
 from support.samples import sample_of
 
 # Values worked out by hand
@@ -41,10 +41,10 @@ def test_batches_of_one_length_by_hand() -> None:
     ]
     costs: Costs = {"overhead": 1000, "waste": 1}
     assert [batch.mask.shape for batch in batches(samples, 0, **costs)] == [(6, 4)]
-    equal = batches(samples, 0, **costs, company=Company.EQUAL)
+    equal = batches(samples, 0, **costs, batch_rule=BatchRule.EQUAL)
     assert [batch.mask.shape for batch in equal] == [(2, 3), (1, 2), (3, 4)]
     assert all(batch.mask.all() for batch in equal)
-    alone = batches(samples, 0, **costs, company=Company.NONE)
+    alone = batches(samples, 0, **costs, batch_rule=BatchRule.NONE)
     assert [batch.token_ids.tolist() for batch in alone] == [
         [sample.token_ids.tolist()] for sample in samples
     ]

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repsim.data import packing
-from repsim.data.batching import Company, Costs
+from repsim.data.batching import Batch, BatchRule, Costs
 from repsim.data.packing import (
     ROW_TOKENS,
     TREE_TOKENS,
@@ -65,13 +65,24 @@ def visible_ids(packed: Packed) -> list[list[int]]:
                     continue
                 visible = np.flatnonzero(batch.attention_mask[row, place])
                 assert mask[visible].all()
-                positions = batch.position_ids[row]
-                visible = visible[np.argsort(positions[visible], kind="stable")]
+                row_positions = batch.position_ids[row]
+                visible = visible[np.argsort(row_positions[visible], kind="stable")]
                 # One token at each position, itself the last.
-                assert positions[visible].tolist() == list(range(len(visible)))
+                assert row_positions[visible].tolist() == list(range(len(visible)))
                 assert visible[-1] == place
                 ids_of_tokens.append(ids[visible].tolist())
     return ids_of_tokens
+
+
+def seen(batch: Batch, row: int = 0) -> list[list[int]]:
+    """The attention mask of a row of trees, as ones and zeros."""
+    assert batch.attention_mask is not None
+    return batch.attention_mask[row].astype(int).tolist()
+
+
+def positions(batch: Batch) -> list[list[int]]:
+    assert batch.position_ids is not None
+    return batch.position_ids.tolist()
 
 
 def check(packed: Packed, windows: Sequence[Window]) -> None:
@@ -111,8 +122,8 @@ def test_two_windows_that_share_three_tokens_are_one_tree() -> None:
     packed = pack_prefix_trees([one, two], PAD, **COSTS)
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 3]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4]]
-    assert batch.attention_mask[0].astype(int).tolist() == np.tri(5, dtype=int).tolist()
+    assert positions(batch) == [[0, 1, 2, 3, 4]]
+    assert seen(batch) == np.tri(5, dtype=int).tolist()
     assert packed.token.tolist() == [2, 3, 4, 2]  # 7 predicts the first target of both
     assert packed.target.tolist() == [8, 3, 4, 9]
     assert packed.window.tolist() == [0, 0, 0, 1]
@@ -125,8 +136,8 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other() -> None:
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[5, 6, 7, 8, 9, 2]]
     assert batch.mask.all()
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
-    assert batch.attention_mask[0].astype(int).tolist() == [
+    assert positions(batch) == [[0, 1, 2, 3, 3, 4]]
+    assert seen(batch) == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -142,8 +153,8 @@ def test_two_windows_that_part_see_what_they_share_and_not_each_other() -> None:
 def test_texts_that_share_nothing_lie_side_by_side() -> None:
     (batch,) = pack_prefix_trees([window(5, 6, 7), window(8, 9, 1)], PAD, **COSTS).batches
     assert batch.token_ids.tolist() == [[5, 6, 8, 9]]
-    assert batch.position_ids.tolist() == [[0, 1, 0, 1]]
-    assert batch.attention_mask[0].astype(int).tolist() == [
+    assert positions(batch) == [[0, 1, 0, 1]]
+    assert seen(batch) == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 0, 1, 0],
@@ -157,8 +168,8 @@ def test_padding_sees_only_itself_and_nobody_sees_it() -> None:
     (batch,) = packed.batches
     assert batch.token_ids.tolist() == [[8, 9, 1], [5, 6, PAD]]
     assert batch.mask.tolist() == [[True, True, True], [True, True, False]]
-    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 1, 0]]
-    assert batch.attention_mask[1].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert positions(batch) == [[0, 1, 2], [0, 1, 0]]
+    assert seen(batch, 1) == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert packed.token.tolist() == [4, 2]
 
 
@@ -177,11 +188,12 @@ def test_rows_are_plain_texts_with_equal_ones_once() -> None:
 
 def test_rows_of_one_length_run_together() -> None:
     windows = [window(5, 6), window(5, 6, 7, 8, targets=2), window(1, 9), window(5, 6, 7, 9)]
-    packed = pack_rows(windows, PAD, overhead=100, waste=1, company=Company.EQUAL)
+    packed = pack_rows(windows, PAD, overhead=100, waste=1, batch_rule=BatchRule.EQUAL)
     assert [batch.token_ids.tolist() for batch in packed.batches] == [[[5, 6, 7]], [[5], [1]]]
     check(packed, windows)
     assert [
-        len(batch.mask) for batch in pack_rows(windows, PAD, **COSTS, company=Company.NONE).batches
+        len(batch.mask)
+        for batch in pack_rows(windows, PAD, **COSTS, batch_rule=BatchRule.NONE).batches
     ] == [1, 1, 1]
 
 
@@ -200,7 +212,7 @@ def test_every_window_is_read_back_from_rows(windows: list[Window]) -> None:
 @example([window(1, 2, targets=0), window(2, 3)], 6)
 @example([window(1, 2, 3, targets=0)], 6)
 @given(many_windows, st.sampled_from([1, 6, 20, ROW_TOKENS]))
-def test_every_window_is_read_back_from_grow_trees(windows: list[Window], row_tokens: int) -> None:
+def test_every_window_is_read_back_from_trees(windows: list[Window], row_tokens: int) -> None:
     check(pack_prefix_trees(windows, PAD, **COSTS, row_tokens=row_tokens), windows)
 
 

@@ -124,7 +124,8 @@ def pieces() -> Any:
     backend = Tokenizer(BPE())
     trainer = BpeTrainer(vocab_size=400, show_progress=False)
     backend.train_from_iterator((text.text for text in read_corpus().texts), trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    load: Any = transformers.PreTrainedTokenizerFast  # untyped
+    return load(tokenizer_object=backend)
 
 
 @pytest.fixture

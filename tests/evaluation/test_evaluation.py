@@ -42,7 +42,7 @@ from support.evaluation import (
     of_plan,
     write_data,
 )
-from support.models import VOCABULARY, T, made, make
+from support.models import VOCABULARY, T, cached_model, make
 
 
 @pytest.fixture(scope="module")
@@ -587,7 +587,7 @@ def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(model, data, path,
 
 
 def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, path):
-    recurrent = replace(made("granitemoehybrid"), tokenizer=model.tokenizer)
+    recurrent = replace(cached_model("granitemoehybrid"), tokenizer=model.tokenizer)
     asked = written_of(
         path,
         data,

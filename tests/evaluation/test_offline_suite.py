@@ -1,4 +1,4 @@
-"""The offline suite: every item is checked against its own text, not against the code that made it."""
+"""The offline suite: every item is checked against its own text, not against the code."""
 
 import os
 
@@ -10,7 +10,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from lm_eval.api.task import ConfigurableTask
@@ -28,15 +30,22 @@ DIGESTS = {
 }  # of version 1
 
 
-def documents(name):
+def documents(name: str) -> list[dict[str, Any]]:
     return [document for seed in SEEDS for document in offline_suite.make_documents(name, seed)]
 
 
-def right(document):
+def group(pattern: str, text: str) -> str:
+    """What the pattern's group matches."""
+    match = re.search(pattern, text)
+    assert match is not None
+    return match[1]
+
+
+def right(document: dict[str, Any]) -> str:
     return document["choices"][document["gold"]]
 
 
-def test_known_items():
+def test_known_items() -> None:
     facts = {
         document["text"]: right(document)
         for document in offline_suite.make_documents("knowledge", items=290)
@@ -48,7 +57,7 @@ def test_known_items():
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
-def test_items_change_only_with_the_version(name):
+def test_items_change_only_with_the_version(name: str) -> None:
     """Scores of one version can be compared: whoever changes an item raises `VERSION`, then these
     digests.
     """
@@ -60,30 +69,31 @@ def test_items_change_only_with_the_version(name):
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
-def test_items_are_distinct_and_follow_from_the_seed(name):
+def test_items_are_distinct_and_follow_from_the_seed(name: str) -> None:
     first = offline_suite.make_documents(name)
     assert len(first) == offline_suite.ITEMS >= 200
     assert len({json.dumps(document, sort_keys=True) for document in first}) == offline_suite.ITEMS
-    asked = Counter(
-        (one["text"], one.get("target"), *sorted(one.get("choices", ()))) for one in first
+    questions = Counter(
+        (document["text"], document.get("target"), *sorted(document.get("choices", ())))
+        for document in first
     )
-    assert max(asked.values()) == 1
+    assert max(questions.values()) == 1
     assert offline_suite.make_documents(name) == first
     assert offline_suite.make_documents(name, seed=1) != first
     assert len(offline_suite.make_documents(name, items=7)) == 7
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
-def test_the_first_items_are_a_fair_sample(name):
-    found = offline_suite.make_documents(name)
-    whole, first = (Counter(document["kind"] for document in part) for part in (found, found[:50]))
+def test_the_first_items_are_a_fair_sample(name: str) -> None:
+    items = offline_suite.make_documents(name)
+    whole, first = (Counter(item["kind"] for item in part) for part in (items, items[:50]))
     for kind, count in whole.items():
-        assert abs(first[kind] - count * 50 / len(found)) <= 5, kind
+        assert abs(first[kind] - count * 50 / len(items)) <= 5, kind
         assert name == "knowledge" or first[kind] >= 3
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_place_is_right_equally_often(name):
+def test_every_place_is_right_equally_often(name: str) -> None:
     for items in (offline_suite.ITEMS, 50):
         counts = Counter(
             document["gold"] for document in offline_suite.make_documents(name, items=items)
@@ -95,27 +105,27 @@ def test_every_place_is_right_equally_often(name):
         assert all(choice == choice.strip() != "" for choice in document["choices"])
 
 
-def test_the_recalled_word_is_in_the_passage_and_often_not_the_last_of_its_sort():
+def test_the_recalled_word_is_in_the_passage_and_often_not_the_last_of_its_sort() -> None:
     copied = 0
-    found = documents("recall")
-    for document in found:
+    passages = documents("recall")
+    for document in passages:
         target, words = document["target"].strip(), re.findall(r"\w+", document["text"])
         assert document["target"] == f" {target}"
         assert document["text"] == document["text"].strip()
         assert 2 <= document["text"].count(". ") + 1 <= 4
-        sort = next(sort for sort in offline_suite.RECALL_WORDS.values() if target in sort)
-        mentioned = [word for word in words if word in sort]
+        table = next(table for table in offline_suite.RECALL_WORDS.values() if target in table)
+        mentioned = [word for word in words if word in table]
         assert target in mentioned
         assert len(set(mentioned)) > 1
         copied += mentioned[-1] == target
-    assert copied / len(found) < 0.5
+    assert copied / len(passages) < 0.5
 
 
-def test_the_recalled_word_is_what_the_passage_says():
-    """What was said of two things is read off the passage again, and the one asked for is looked
+def test_the_recalled_word_is_what_the_passage_says() -> None:
+    """What the passage states of two things is read off it again, and the one asked for is looked
     up.
     """
-    said = {
+    patterns = {
         "owner": (r"The (\w+) belongs to (\w+)\.", r"that the (\w+) belongs"),
         "trade": (r"The (\w+) is called (\w+)\.", r"that the (\w+) is"),
         "room": (r"the (\w+) in the (\w+) ?", r"found the (\w+) in"),
@@ -123,24 +133,21 @@ def test_the_recalled_word_is_what_the_passage_says():
     }
     for document in documents("recall"):
         text, target = document["text"], document["target"].strip()
-        if document["kind"] in said:
-            statement, question = said[document["kind"]]
-            known = [match.groups() for match in re.finditer(statement, text)]
-            known = [pair[::-1] for pair in known] if document["kind"] == "contents" else known
-            assert len(known) == 2
-            assert dict(known)[re.search(question, text)[1]] == target
+        if document["kind"] in patterns:
+            statement, question = patterns[document["kind"]]
+            stated = [(match[1], match[2]) for match in re.finditer(statement, text)]
+            if document["kind"] == "contents":
+                stated = [(place, thing) for thing, place in stated]
+            assert len(stated) == 2
+            assert dict(stated)[group(question, text)] == target
         elif document["kind"] == "giver":
-            assert (
-                target
-                == re.search(r"(\w+) was looking", text)[1]
-                != re.search(r"(\w+) gave", text)[1]
-            )
+            assert target == group(r"(\w+) was looking", text) != group(r"(\w+) gave", text)
         else:
             assert document["kind"] == "letter"
-            assert target == re.search(r"letter to (\w+)", text)[1]
+            assert target == group(r"letter to (\w+)", text)
 
 
-def test_minimal_pairs_differ_in_one_word():
+def test_minimal_pairs_differ_in_one_word() -> None:
     for document in documents("grammar"):
         one, two = (choice.split(" ") for choice in document["choices"])
         assert document["text"] == ""
@@ -149,7 +156,7 @@ def test_minimal_pairs_differ_in_one_word():
         assert all(choice[0].isupper() and choice[-1] == "." for choice in document["choices"])
 
 
-def test_the_grammatical_sentence_is_the_right_one():
+def test_the_grammatical_sentence_is_the_right_one() -> None:
     """By rules of the number of a noun, written again; the tables of the suite say only which word
     is which.
     """
@@ -195,7 +202,7 @@ def test_the_grammatical_sentence_is_the_right_one():
             assert words[0] in ("No", "Nobody")
 
 
-def computed(problem):
+def computed(problem: str) -> int:
     """The answer, from the text alone."""
     if problem.endswith(","):
         terms = [int(term) for term in problem.strip(",").split(", ")]
@@ -209,7 +216,7 @@ def computed(problem):
     return value
 
 
-def test_arithmetic_is_right_and_cannot_be_copied():
+def test_arithmetic_is_right_and_cannot_be_copied() -> None:
     for document in documents("arithmetic"):
         *solved, problem = document["text"].split("\n")
         assert right(document) == str(computed(problem))
@@ -225,7 +232,7 @@ def test_arithmetic_is_right_and_cannot_be_copied():
     assert len(set(default)) == offline_suite.ITEMS
 
 
-def test_the_rank_of_an_answer_does_not_give_it_away():
+def test_the_rank_of_an_answer_does_not_give_it_away() -> None:
     """Off-by-one answers alone would leave the right one in the middle most of the time."""
     ranks = Counter(
         sorted(document["choices"], key=int).index(right(document))
@@ -234,11 +241,11 @@ def test_the_rank_of_an_answer_does_not_give_it_away():
     assert ranks == dict.fromkeys(range(4), offline_suite.ITEMS // 4)
 
 
-def test_knowledge_has_one_answer():
+def test_knowledge_has_one_answer() -> None:
     """No question is in two tables or answered twice, and every answer is of the question's own
     table.
     """
-    known = {}
+    known: dict[str, str] = {}
     for prompt, table in offline_suite.KNOWLEDGE.items():
         assert len({answer for _, answer in table}) >= 4
         for question, answer in table:
@@ -256,7 +263,7 @@ def test_knowledge_has_one_answer():
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
-def test_lm_eval_takes_it(name):
+def test_lm_eval_takes_it(name: str) -> None:
     task = ConfigurableTask(config=offline_suite.make_config(name, items=20))
     task.set_fewshot_seed(1234)
     task.build_all_requests(limit=5)
@@ -264,17 +271,17 @@ def test_lm_eval_takes_it(name):
     assert (task.config.task, task.VERSION, len(task.eval_docs)) == (name, 1.0, 20)
     assert len(task.instances) == 5 * number
     assert sorted({instance.doc_id for instance in task.instances}) == list(range(5))
-    asked = [instance.args for instance in task.instances if instance.doc_id == 0]
+    arguments = [instance.args for instance in task.instances if instance.doc_id == 0]
     space = "" if name == "grammar" else " "
     expected = (
         [f"{space}{choice}" for choice in first["choices"]]
         if "choices" in first
         else [first["target"]]
     )
-    assert asked == [(first["text"], answer) for answer in expected]
+    assert arguments == [(first["text"], answer) for answer in expected]
 
 
-def test_lm_eval_scores_it():
+def test_lm_eval_scores_it() -> None:
     tasks = {
         name: ConfigurableTask(config=offline_suite.make_config(name, items=4))
         for name in offline_suite.NAMES
@@ -282,7 +289,7 @@ def test_lm_eval_scores_it():
     for name, number in CHOICES.items():
         document = tasks[name].eval_docs[0]
         for place in range(number):
-            answers = [(-1.0 if place == one else -2.0, False) for one in range(number)]
+            answers = [(-1.0 if place == choice else -2.0, False) for choice in range(number)]
             assert tasks[name].process_results(document, answers) == {
                 "acc": float(place == document["gold"])
             }
@@ -295,15 +302,16 @@ def test_lm_eval_scores_it():
     assert recall.aggregation()["perplexity"]([-1.0, -3.0]) == pytest.approx(7.389056)
 
 
-def test_nothing_heavy_is_imported():
+def test_nothing_heavy_is_imported() -> None:
     heavy = "{'torch', 'lm_eval', 'datasets', 'numpy'}"
-    code = "import sys; from repsim.evaluation import offline_suite; offline_suite.make_documents('recall'); "
+    code = "import sys; from repsim.evaluation import offline_suite; "
+    code += "offline_suite.make_documents('recall'); "
     code += f"assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("call", [offline_suite.make_documents, offline_suite.make_config])
-def test_bad_requests_are_told_in_one_line(call):
+def test_bad_requests_are_told_in_one_line(call: Callable[..., Any]) -> None:
     with pytest.raises(
         RepsimError, match=r"^task 'recal': the offline suite has recall, grammar, .*knowledge$"
     ):
@@ -316,7 +324,7 @@ def test_bad_requests_are_told_in_one_line(call):
 
 
 @pytest.mark.parametrize("name", offline_suite.NAMES)
-def test_the_largest_suite_is_there(name):
+def test_the_largest_suite_is_there(name: str) -> None:
     assert (
         len(offline_suite.make_documents(name, items=offline_suite.MOST_ITEMS))
         == offline_suite.MOST_ITEMS

@@ -1,4 +1,4 @@
-"""Benchmarks against lm-eval's own evaluation of the same files with the same model, and by hand."""
+"""Tasks against lm-eval's own evaluation of the same files and model, and by hand."""
 
 import os
 
@@ -12,6 +12,9 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -23,21 +26,27 @@ from repsim import models
 from repsim.data.corpus import read_corpus
 from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite, task_sources, tasks
+from repsim.evaluation.tasks import Request, Task
+from repsim.models import Model
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
 PAGE = " ".join((WORDS * 3)[:2600])  # in two windows of the tiny model's 2,048 tokens
 
 
-def arc(number, question, answers, key, labels="ABCD"):
+def arc(
+    number: int, question: str, answers: list[str], key: str, labels: str = "ABCD"
+) -> dict[str, Any]:
     choices = {"text": answers, "label": list(labels[: len(answers)])}
     return {"id": f"Mercury_{number}", "question": question, "choices": choices, "answerKey": key}
 
 
-def winogrande(sentence, option1, option2, answer):
+def winogrande(sentence: str, option1: str, option2: str, answer: str) -> dict[str, Any]:
     return {"sentence": sentence, "option1": option1, "option2": option2, "answer": answer}
 
 
-def hellaswag(number, activity, ctx_a, ctx_b, endings, label):
+def hellaswag(
+    number: int, activity: str, ctx_a: str, ctx_b: str, endings: list[str], label: str
+) -> dict[str, Any]:
     ctx = {
         "ind": number,
         "activity_label": activity,
@@ -48,7 +57,7 @@ def hellaswag(number, activity, ctx_a, ctx_b, endings, label):
     return ctx | {"endings": endings, "label": label}
 
 
-def gsm8k(question, answer):
+def gsm8k(question: str, answer: str) -> dict[str, Any]:
     return {"question": question, "answer": answer}
 
 
@@ -71,7 +80,7 @@ ARC_EASY = [
     # Too long a prompt.
     arc(4, " ".join((WORDS * 3)[:2100]), ["the water", "one of them", "no", "a house"], "B"),
 ]
-FILES = {
+FILES: dict[str, list[dict[str, Any]]] = {
     "arc_easy.test": ARC_EASY,
     "arc_easy.train": [
         arc(10 + i, f"How many are {i} and {i}?", ["one", str(2 * i), "none"], "B")
@@ -151,9 +160,10 @@ FILES = {
 OWN = ("arc_easy", "hellaswag", "winogrande", "lambada_openai", "gsm8k", "wikitext")
 LIMIT = 4  # of the offline suite
 slow = pytest.mark.slow
+Reference = Callable[[str], tuple[Any, Any, Any]]
 
 
-def write(folder, files):
+def write(folder: Path, files: dict[str, list[dict[str, Any]]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -161,7 +171,7 @@ def write(folder, files):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
@@ -171,32 +181,32 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder):
+def tiny(tiny_folder: Path) -> Model:
     return models.load(str(tiny_folder), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data"), FILES)
 
 
 @pytest.fixture(scope="module")
-def own(tiny, folder):
-    """Benchmarks from files, by name."""
-    return {one.name: one for one in tasks.load(OWN, tiny, data_dir=folder)}
+def own(tiny: Model, folder: Path) -> dict[str, Task]:
+    """Tasks from files, by name."""
+    return {task.name: task for task in tasks.load(OWN, tiny, data_dir=folder)}
 
 
 @pytest.fixture(scope="module")
-def offline(tiny):
-    return {one.name: one for one in tasks.load(["offline"], tiny, limit=LIMIT)}
+def offline(tiny: Model) -> dict[str, Task]:
+    return {task.name: task for task in tasks.load(["offline"], tiny, limit=LIMIT)}
 
 
-class Watched(HFLM):
+class Watched(HFLM):  # type: ignore[misc]
     """lm-eval's own model, one request at a time; notes what it is called on and which tokens it
     scores.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model) -> None:
         super().__init__(
             pretrained=model.module,
             tokenizer=model.tokenizer,
@@ -204,14 +214,16 @@ class Watched(HFLM):
             batch_size=1,
             logits_cache=False,
         )
-        self.inputs, self.ran = [], {}
+        self.inputs: list[list[int]] = []
+        # What was asked -> for each time, what went in and what was scored.
+        self.ran: dict[Any, list[tuple[list[int], list[int]]]] = {}
 
-    def _model_call(self, inps, *args, **kwargs):
+    def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
         self.inputs += inps.tolist()
         return super()._model_call(inps, *args, **kwargs)
 
-    def _loglikelihood_tokens(self, requests, **kwargs):
-        answers = []
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[Any]:
+        answers: list[Any] = []
         for request in requests:
             self.inputs = []
             answers += super()._loglikelihood_tokens([request], disable_tqdm=True)
@@ -220,7 +232,9 @@ class Watched(HFLM):
         return answers
 
 
-def lm_eval_on(model, config, limit=None, shots=None):
+def lm_eval_on(
+    model: Model, config: Any, limit: int | None = None, shots: int | None = None
+) -> tuple[Any, Any, Any]:
     """lm-eval's own evaluation of one task: its samples, aggregates, and what it ran for each
     request.
     """
@@ -228,7 +242,7 @@ def lm_eval_on(model, config, limit=None, shots=None):
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lm-eval about itself
-        found = simple_evaluate(
+        results = simple_evaluate(
             lm,
             tasks=[config],
             task_manager=task_sources.task_manager(),
@@ -236,25 +250,25 @@ def lm_eval_on(model, config, limit=None, shots=None):
             num_fewshot=shots,
             bootstrap_iters=0,
         )
-    (name,) = found["samples"]
-    return found["samples"][name], found["results"][name], lm.ran
+    (name,) = results["samples"]
+    return results["samples"][name], results["results"][name], lm.ran
 
 
-def files_of(folder, name, **more):
+def files_of(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     """lm-eval's own way of saying that a task's data lie in files."""
-    there = {file.name.split(".")[1]: str(file) for file in sorted(folder.glob(f"{name}.*.jsonl"))}
-    data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": there}}
-    missing = {} if "train" in there else {"training_split": None}
-    missing |= {} if "validation" in there else {"validation_split": None}
+    files = {file.name.split(".")[1]: str(file) for file in sorted(folder.glob(f"{name}.*.jsonl"))}
+    data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    missing: dict[str, None] = {} if "train" in files else {"training_split": None}
+    missing |= {} if "validation" in files else {"validation_split": None}
     return {"group": "files", "task": [{"task": name} | data | missing | more]}
 
 
 @pytest.fixture(scope="module")
-def references(tiny, folder):
+def references(tiny: Model, folder: Path) -> Reference:
     """What lm-eval makes of each task; computed once each."""
-    known = {}
+    known: dict[str, tuple[Any, Any, Any]] = {}
 
-    def of(name):
+    def of(name: str) -> tuple[Any, Any, Any]:
         if name not in known:
             config = files_of(folder, name) if name in OWN else offline_suite.make_config(name)
             known[name] = lm_eval_on(tiny, config, limit=None if name in OWN else LIMIT)
@@ -263,57 +277,60 @@ def references(tiny, folder):
     return of
 
 
-def benchmark_of(name, own, offline):
+def task_of(name: str, own: dict[str, Task], offline: dict[str, Task]) -> Task:
     return own[name] if name in OWN else offline[name]
 
 
-def pairs(request):
+def pairs(request: Request) -> list[tuple[list[int], list[int]]]:
     return [(window.inputs.tolist(), window.targets.tolist()) for window in request.windows]
 
 
-def expected(samples):
-    """Metrics of each example as `Benchmark.score` names them, and what the model said."""
-    metrics, said = {}, {}
+def expected(samples: Any) -> tuple[dict[int, dict[str, Any]], dict[int, list[Any]]]:
+    """Metrics of each example as `Task.score` names them, and the model's answers."""
+    metrics: dict[int, dict[str, Any]] = {}
+    answers: dict[int, list[Any]] = {}
     for sample in samples:
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-        found = {f"{name}{suffix}": sample[name] for name in sample["metrics"]}
-        metrics[sample["doc_id"]] = metrics.get(sample["doc_id"], {}) | found
-        said[sample["doc_id"]] = [answers[0] for answers in sample["resps"]]
-    return metrics, said
+        of_filter = {f"{name}{suffix}": sample[name] for name in sample["metrics"]}
+        metrics[sample["doc_id"]] = metrics.get(sample["doc_id"], {}) | of_filter
+        answers[sample["doc_id"]] = [responses[0] for responses in sample["resps"]]
+    return metrics, answers
 
 
-def check_against(benchmark, reference):
+def check_against(task: Task, reference: tuple[Any, Any, Any]) -> None:
     """Windows, metrics of examples and aggregates are those of lm-eval."""
     samples, results, ran = reference
-    metrics, said = expected(samples)
-    assert [example.doc for example in benchmark.examples] == list(metrics)
-    asked = {sample["doc_id"]: sample["arguments"] for sample in samples}
-    rolled = [window for request in [None] if request in ran for window in ran[request]]
+    metrics, answers = expected(samples)
+    assert [example.doc for example in task.examples] == list(metrics)
+    arguments_of = {sample["doc_id"]: sample["arguments"] for sample in samples}
+    # lm-eval runs whole texts one after another, without saying of which example they are.
+    whole_texts = list(ran.get(None, []))
     scored = {}
-    for example in benchmark.examples:
-        assert len(example.requests) == len(asked[example.doc])
-        for request, argument in zip(example.requests, asked[example.doc], strict=True):
-            if benchmark.generates:
+    for example in task.examples:
+        arguments = arguments_of[example.doc]
+        for request, argument in zip(example.requests, arguments, strict=True):
+            if task.generates:
                 assert (request.prompt, request.windows) == (argument[0], ())
             elif request.is_whole_text:
-                windows, rolled = rolled[: len(request.windows)], rolled[len(request.windows) :]
+                count = len(request.windows)
+                windows, whole_texts = whole_texts[:count], whole_texts[count:]
                 assert pairs(request) == windows
             else:
                 assert pairs(request) == ran[tuple(argument)][:1]
                 assert request.prompt is None
-        scored[example.doc] = benchmark.score(example.doc, said[example.doc])
+        scored[example.doc] = task.score(example.doc, answers[example.doc])
         assert scored[example.doc] == metrics[example.doc]
-    assert rolled == []
-    for metric in benchmark.metrics:
+    assert whole_texts == []
+    for metric in task.metrics:
         name = metric if "," in metric else f"{metric},none"
-        values = [one[metric] for one in scored.values()]
-        assert benchmark.aggregate(metric, values) == pytest.approx(results[name], rel=1e-12)
+        values = [of_example[metric] for of_example in scored.values()]
+        assert task.aggregate(metric, values) == pytest.approx(results[name], rel=1e-12)
 
 
 # By hand
 
 
-def test_a_choice_by_hand(tiny, offline):
+def test_a_choice_by_hand(tiny: Model, offline: dict[str, Task]) -> None:
     """`text + " " + choice`, one token each in a word-level vocabulary; the last is predicted, not
     read.
     """
@@ -334,7 +351,9 @@ def test_a_choice_by_hand(tiny, offline):
     assert [request.choice for request in example.requests] == [0, 1, 2, 3]
 
 
-def test_a_whole_sentence_is_predicted_after_the_first_special_token(tiny, offline):
+def test_a_whole_sentence_is_predicted_after_the_first_special_token(
+    tiny: Model, offline: dict[str, Task]
+) -> None:
     document = offline_suite.make_documents("grammar")[0]
     requests = offline["grammar"].examples[0].requests
     for request, sentence in zip(requests, document["choices"], strict=True):
@@ -342,7 +361,7 @@ def test_a_whole_sentence_is_predicted_after_the_first_special_token(tiny, offli
         assert pairs(request) == [([tiny.tokenizer.bos_token_id, *ids[:-1]], ids)]
 
 
-def test_scores_by_hand(offline):
+def test_scores_by_hand(offline: dict[str, Task]) -> None:
     recall, knowledge = offline["recall"], offline["knowledge"]
     assert recall.score(0, [(-2.5, True)]) == {"perplexity": -2.5, "acc": 1}
     assert recall.score(0, [(-2.5, False)])["acc"] == 0
@@ -356,39 +375,43 @@ def test_scores_by_hand(offline):
     assert knowledge.to_number("acc", 1) == 1.0
 
 
-def test_the_offline_suite_is_all_of_its_tasks_in_order(tiny, offline):
+def test_the_offline_suite_is_all_of_its_tasks_in_order(
+    tiny: Model, offline: dict[str, Task]
+) -> None:
     assert tuple(offline) == offline_suite.NAMES
-    (one,) = tasks.load(["grammar", "grammar", ""], tiny, limit=2)
-    assert (one.name, one.version, one.shots, one.generates) == (
+    (task,) = tasks.load(["grammar", "grammar", ""], tiny, limit=2)
+    assert (task.name, task.version, task.shots, task.generates) == (
         "grammar",
         str(offline_suite.VERSION),
         0,
         False,
     )
-    assert [example.doc for example in one.examples] == [0, 1]
-    assert [one.name for one in tasks.load(["recall", "offline"], tiny, limit=1)] == [
+    assert [example.doc for example in task.examples] == [0, 1]
+    assert [task.name for task in tasks.load(["recall", "offline"], tiny, limit=1)] == [
         "recall",
         *(name for name in offline_suite.NAMES if name != "recall"),
     ]
 
 
 @slow
-def test_choices_and_right_ones(own):
-    found = {
-        name: [(example.choices, example.gold) for example in one.examples]
-        for name, one in own.items()
+def test_choices_and_right_ones(own: dict[str, Task]) -> None:
+    answers = {
+        name: [(example.choices, example.gold) for example in task.examples]
+        for name, task in own.items()
     }
-    assert found["arc_easy"] == [(4, 0), (3, 2), (4, 1), (4, 3), (4, 1)]
-    assert found["hellaswag"] == [(4, 0), (4, 0), (4, 1), (4, 2)]
+    assert answers["arc_easy"] == [(4, 0), (3, 2), (4, 1), (4, 3), (4, 1)]
+    assert answers["hellaswag"] == [(4, 0), (4, 0), (4, 1), (4, 2)]
     # Lm-eval keeps them where prompts are.
-    assert found["winogrande"] == [(2, 0), (2, 1), (2, 1), (2, 1)]
-    assert found["lambada_openai"] == [(0, -1)] * 5
-    assert found["gsm8k"] == [(0, -1)] * 4
-    assert found["wikitext"] == [(0, -1)] * 3
+    assert answers["winogrande"] == [(2, 0), (2, 1), (2, 1), (2, 1)]
+    assert answers["lambada_openai"] == [(0, -1)] * 5
+    assert answers["gsm8k"] == [(0, -1)] * 4
+    assert answers["wikitext"] == [(0, -1)] * 3
 
 
 @slow
-def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp_path):
+def test_right_choices_are_counted_in_the_whole_data_set(
+    own: dict[str, Task], offline: dict[str, Task], tiny: Model, tmp_path: Path
+) -> None:
     for name in ("grammar", "arithmetic", "knowledge"):
         golds = Counter(document["gold"] for document in offline_suite.make_documents(name))
         assert offline[name].gold_count == tuple(golds[choice] for choice in range(len(golds)))
@@ -408,13 +431,13 @@ def test_right_choices_are_counted_in_the_whole_data_set(own, offline, tiny, tmp
         {"id": "Mercury_9", "question": None, "choices": None, "answerKey": None},
     ]
     write(tmp_path, {"arc_easy.test": rows, "arc_easy.train": FILES["arc_easy.train"]})
-    (found,) = tasks.load(["arc_easy"], tiny, data_dir=tmp_path, limit=2)
-    assert len(found.examples) == 2
-    assert found.gold_count == ()  # what is not asked for may be damaged
+    (task,) = tasks.load(["arc_easy"], tiny, data_dir=tmp_path, limit=2)
+    assert len(task.examples) == 2
+    assert task.gold_count == ()  # what is not asked for may be damaged
 
 
 @slow
-def test_a_sentence_with_either_word_before_the_same_end(tiny, own):
+def test_a_sentence_with_either_word_before_the_same_end(tiny: Model, own: dict[str, Task]) -> None:
     """WinoGrande: contexts differ, the continuation is the same."""
     row = FILES["winogrande.validation"][1]
     one, two = own["winogrande"].examples[1].requests
@@ -425,7 +448,7 @@ def test_a_sentence_with_either_word_before_the_same_end(tiny, own):
 
 
 @slow
-def test_filters_name_the_metrics(own):
+def test_filters_name_the_metrics(own: dict[str, Task]) -> None:
     gsm = own["gsm8k"]
     assert gsm.generates
     assert gsm.shots == 5
@@ -444,7 +467,7 @@ def test_filters_name_the_metrics(own):
 
 
 @slow
-def test_a_metric_that_needs_many_is_aggregated_over_one(own):
+def test_a_metric_that_needs_many_is_aggregated_over_one(own: dict[str, Task]) -> None:
     wiki = own["wikitext"]
     assert wiki.examples[1].requests[0].is_whole_text
     assert len(wiki.examples[1].requests[0].windows) == 2
@@ -463,52 +486,56 @@ def test_a_metric_that_needs_many_is_aggregated_over_one(own):
 
 @slow
 @pytest.mark.parametrize("name", [*OWN, *offline_suite.NAMES])
-def test_everything_equals_lm_evals_own_evaluation(name, own, offline, references):
+def test_everything_equals_lm_evals_own_evaluation(
+    name: str, own: dict[str, Task], offline: dict[str, Task], references: Reference
+) -> None:
     """What the model is run on, which tokens are scored, metrics of every example and aggregates of
     all.
     """
-    check_against(benchmark_of(name, own, offline), references(name))
+    check_against(task_of(name, own, offline), references(name))
 
 
 @slow
 @pytest.mark.parametrize("name", ["arc_easy", "hellaswag", "lambada_openai"])
-def test_solved_examples_are_lm_evals_own(name, tiny, folder):
+def test_solved_examples_are_lm_evals_own(name: str, tiny: Model, folder: Path) -> None:
     """From another split, from the split that is asked, and where the task names only one."""
-    (benchmark,) = tasks.load([name], tiny, data_dir=folder, shots=2, limit=4)
-    assert benchmark.shots == 2
+    (task,) = tasks.load([name], tiny, data_dir=folder, shots=2, limit=4)
+    assert task.shots == 2
     config = files_of(folder, name, **{"fewshot_split": "test"} if name == "lambada_openai" else {})
-    check_against(benchmark, lm_eval_on(tiny, config, limit=4, shots=2))
+    check_against(task, lm_eval_on(tiny, config, limit=4, shots=2))
 
 
 @slow
-def test_solved_examples_that_a_task_brings_are_shown(tiny, tmp_path):
+def test_solved_examples_that_a_task_brings_are_shown(tiny: Model, tmp_path: Path) -> None:
     """gsm8k_cot has eight of its own and no split for them."""
     folder = write(tmp_path, {"gsm8k_cot.test": FILES["gsm8k.train"]})
-    (benchmark,) = tasks.load(["gsm8k_cot"], tiny, data_dir=folder, limit=2)
-    check_against(benchmark, lm_eval_on(tiny, files_of(folder, "gsm8k_cot"), limit=2))
+    (task,) = tasks.load(["gsm8k_cot"], tiny, data_dir=folder, limit=2)
+    check_against(task, lm_eval_on(tiny, files_of(folder, "gsm8k_cot"), limit=2))
 
 
 @slow
-def test_texts_are_those_that_lm_eval_lets_the_model_write(own, references, tiny):
+def test_texts_are_those_that_lm_eval_lets_the_model_write(
+    own: dict[str, Task], references: Reference, tiny: Model
+) -> None:
     """All together, so shorter prompts are padded, or one by one."""
     samples, _, _ = references("gsm8k")
-    _, said = expected(samples)
+    _, texts = expected(samples)
     docs = [example.doc for example in own["gsm8k"].examples]
-    assert own["gsm8k"].generate(docs, tiny.module) == [said[doc] for doc in docs]
+    assert own["gsm8k"].generate(docs, tiny.module) == [texts[doc] for doc in docs]
     assert [own["gsm8k"].generate([doc], tiny.module)[0] for doc in docs[::-1]] == [
-        said[doc] for doc in docs[::-1]
+        texts[doc] for doc in docs[::-1]
     ]
 
 
 @slow
-def test_an_example_is_not_among_its_own_solved_ones(tiny, tmp_path):
+def test_an_example_is_not_among_its_own_solved_ones(tiny: Model, tmp_path: Path) -> None:
     """Where the only split is the one that is asked; all others are shown."""
     rows = FILES["arc_easy.test"][:4]
     for name, split in (("arc_easy", "test"), ("arc_challenge", "validation")):
-        (one,) = tasks.load(
+        (task,) = tasks.load(
             [name], tiny, data_dir=write(tmp_path, {f"{name}.{split}": rows}), shots=3
         )
-        for example, row in zip(one.examples, rows, strict=True):
+        for example, row in zip(task.examples, rows, strict=True):
             context = example.requests[0].windows[0]
             counts = Counter(
                 {
@@ -521,19 +548,21 @@ def test_an_example_is_not_among_its_own_solved_ones(tiny, tmp_path):
             assert counts == dict.fromkeys((other["id"] for other in rows), 1), row["id"]
 
 
-def _times(text, part):
+def _times(text: list[int], part: list[int]) -> int:
     return sum(text[at : at + len(part)] == part for at in range(len(text)))
 
 
 @slow
-def test_a_tag_stands_for_its_tasks_and_limit_and_shots_for_all(tiny, folder, tmp_path):
-    found = tasks.load(["ai2_arc"], tiny, data_dir=folder, limit=2)
-    assert [one.name for one in found] == ["arc_challenge", "arc_easy"]
-    assert [len(one.examples) for one in found] == [2, 2]
+def test_a_tag_stands_for_its_tasks_and_limit_and_shots_for_all(
+    tiny: Model, folder: Path, tmp_path: Path
+) -> None:
+    of_tag = tasks.load(["ai2_arc"], tiny, data_dir=folder, limit=2)
+    assert [task.name for task in of_tag] == ["arc_challenge", "arc_easy"]
+    assert [len(task.examples) for task in of_tag] == [2, 2]
     twice = tasks.load(["arc_easy", "ai2_arc"], tiny, data_dir=folder, limit=2)
-    assert [one.name for one in twice] == ["arc_easy", "arc_challenge"]
+    assert [task.name for task in twice] == ["arc_easy", "arc_challenge"]
     mixed = tasks.load(["winogrande", "recall"], tiny, data_dir=folder, limit=3, shots=1)
-    assert [(one.name, one.shots, len(one.examples)) for one in mixed] == [
+    assert [(task.name, task.shots, len(task.examples)) for task in mixed] == [
         ("winogrande", 1, 3),
         ("recall", 0, 3),
     ]
@@ -544,11 +573,13 @@ def test_a_tag_stands_for_its_tasks_and_limit_and_shots_for_all(tiny, folder, tm
 # Digests
 
 
-def digests(found):
-    return [request.digest for example in found.examples for request in example.requests]
+def digests(task: Task) -> list[str]:
+    return [request.digest for example in task.examples for request in example.requests]
 
 
-def test_digests_of_the_suite_follow_its_version(tiny, monkeypatch):
+def test_digests_of_the_suite_follow_its_version(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (before,) = tasks.load(["grammar"], tiny, limit=3)
     (longer,) = tasks.load(["grammar"], tiny, limit=5)
     assert digests(longer)[:6] == digests(before)
@@ -567,7 +598,9 @@ def test_digests_of_the_suite_follow_its_version(tiny, monkeypatch):
 
 @slow
 @pytest.mark.parametrize("name", OWN)
-def test_digests_do_not_depend_on_where_data_lie(name, tiny, own, tmp_path):
+def test_digests_do_not_depend_on_where_data_lie(
+    name: str, tiny: Model, own: dict[str, Task], tmp_path: Path
+) -> None:
     again = write(
         tmp_path / "elsewhere",
         {file: rows for file, rows in FILES.items() if file.startswith(f"{name}.")},
@@ -578,24 +611,30 @@ def test_digests_do_not_depend_on_where_data_lie(name, tiny, own, tmp_path):
 
 
 @slow
-def test_digests_are_the_same_in_another_process(tiny_folder, own, folder):
+def test_digests_are_the_same_in_another_process(
+    tiny_folder: Path, own: dict[str, Task], folder: Path
+) -> None:
     """Else an evaluation could not be gone on with: HellaSwag, WinoGrande and WikiText bring
     functions of their own.
     """
     program = (
-        "import json, sys; from pathlib import Path; from repsim import models; from repsim.evaluation import tasks; "
+        "import json, sys; from pathlib import Path; "
+        "from repsim import models; from repsim.evaluation import tasks; "
         "folder, model, names = sys.argv[1:]; tiny = models.load(model, device='cpu'); "
         "found = tasks.load(names.split(','), tiny, data_dir=Path(folder), limit=1); "
-        "print(json.dumps({one.name: [one.digest, one.examples[0].requests[0].digest] for one in found}))"
+        "digests = {t.name: [t.digest, t.examples[0].requests[0].digest] for t in found}; "
+        "print(json.dumps(digests))"
     )
     command = [sys.executable, "-c", program, str(folder), str(tiny_folder), ",".join(OWN)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {name: [one.digest, digests(one)[0]] for name, one in own.items()}
+    elsewhere = json.loads(done.stdout.splitlines()[-1])
+    assert elsewhere == {name: [task.digest, digests(task)[0]] for name, task in own.items()}
 
 
 @slow
-def test_digests_follow_the_tokens_and_nothing_else(tiny, own, tmp_path):
+def test_digests_follow_the_tokens_and_nothing_else(
+    tiny: Model, own: dict[str, Task], tmp_path: Path
+) -> None:
     """A question of other tokens, or with another right answer, has other digests; a remark asks
     nothing else.
     """
@@ -604,11 +643,11 @@ def test_digests_follow_the_tokens_and_nothing_else(tiny, own, tmp_path):
     rows[1]["choices"]["text"][2] = "water and the"
     rows[2]["question"] = "Which of them can the?"
     files = {"arc_easy.test": rows, "arc_easy.train": FILES["arc_easy.train"]}
-    (found,) = tasks.load(["arc_easy"], tiny, data_dir=write(tmp_path, files))
-    assert found.digest == own["arc_easy"].digest
+    (task,) = tasks.load(["arc_easy"], tiny, data_dir=write(tmp_path, files))
+    assert task.digest == own["arc_easy"].digest
     changed = {
         (example.doc, choice)
-        for example, before in zip(found.examples, own["arc_easy"].examples, strict=True)
+        for example, before in zip(task.examples, own["arc_easy"].examples, strict=True)
         for choice, (one, two) in enumerate(zip(example.requests, before.requests, strict=True))
         if one.digest != two.digest
     }
@@ -617,11 +656,13 @@ def test_digests_follow_the_tokens_and_nothing_else(tiny, own, tmp_path):
         (1, 2),
         *((2, choice) for choice in range(4)),
     }
-    assert found.examples[0].gold == 1
+    assert task.examples[0].gold == 1
 
 
 @slow
-def test_digests_follow_the_solved_examples(tiny, own, folder):
+def test_digests_follow_the_solved_examples(
+    tiny: Model, own: dict[str, Task], folder: Path
+) -> None:
     (shown,) = tasks.load(["arc_easy"], tiny, data_dir=folder, shots=1, limit=1)
     assert not set(digests(shown)) & set(digests(own["arc_easy"]))
     assert shown.digest != own["arc_easy"].digest
@@ -630,7 +671,7 @@ def test_digests_follow_the_solved_examples(tiny, own, folder):
 # Bad input
 
 
-def refused(*args, **kwargs):
+def refused(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(RepsimError) as caught:
         tasks.load(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -638,14 +679,14 @@ def refused(*args, **kwargs):
     return str(caught.value)
 
 
-def test_nothing_asked_for(tiny):
+def test_nothing_asked_for(tiny: Model) -> None:
     for names in ([], [""]):
         assert refused(names, tiny) == "no task: name at least one, e.g. offline or arc_easy"
     for limit in (0, -3):
         assert refused(["recall"], tiny, limit=limit) == f"limit={limit}: at least 1"
 
 
-def test_an_encoder_predicts_nothing(tiny_encoder_folder):
+def test_an_encoder_predicts_nothing(tiny_encoder_folder: Path) -> None:
     encoder = models.load(str(tiny_encoder_folder), device="cpu")
     assert "does not predict a next token; benchmarks need a decoder" in refused(
         ["recall"], encoder
@@ -653,19 +694,21 @@ def test_an_encoder_predicts_nothing(tiny_encoder_folder):
 
 
 @slow
-def test_unknown_tasks(tiny, folder):
-    said = refused(["arc_esy"], tiny)
-    assert said.startswith("task 'arc_esy': neither lm-eval's nor repsim's; did you mean arc_easy")
+def test_unknown_tasks(tiny: Model, folder: Path) -> None:
+    message = refused(["arc_esy"], tiny)
+    assert message.startswith(
+        "task 'arc_esy': neither lm-eval's nor repsim's; did you mean arc_easy"
+    )
     assert "did you mean grammar" in refused(["gramar"], tiny)
     assert refused(["zzzzzz"], tiny, data_dir=folder).endswith("the offline suite is offline")
 
 
 @slow
-def test_data_that_are_not_there(tiny, tmp_path):
-    said = refused(["arc_easy"], tiny, data_dir=tmp_path)
-    assert said.startswith("task arc_easy: none of its files is there: ")
+def test_data_that_are_not_there(tiny: Model, tmp_path: Path) -> None:
+    message = refused(["arc_easy"], tiny, data_dir=tmp_path)
+    assert message.startswith("task arc_easy: none of its files is there: ")
     for split in ("train", "validation", "test"):
-        assert str(tmp_path / f"arc_easy.{split}.jsonl") in said
+        assert str(tmp_path / f"arc_easy.{split}.jsonl") in message
     write(tmp_path, {"arc_easy.train": FILES["arc_easy.train"]})
     # Nothing to ask.
     assert "none of its files is there" in refused(["arc_easy"], tiny, data_dir=tmp_path)
@@ -681,21 +724,21 @@ def test_data_that_are_not_there(tiny, tmp_path):
     ['{"id": "a", "question": "What', "", "[1, 2]\n", "not JSON at all\n", '{"question": 1}\n[]\n'],
     ids=["cut off", "empty", "lists", "text", "mixed"],
 )
-def test_damaged_files(text, tiny, tmp_path):
+def test_damaged_files(text: str, tiny: Model, tmp_path: Path) -> None:
     (tmp_path / "arc_easy.test.jsonl").write_text(text)
     assert refused(["arc_easy"], tiny, data_dir=tmp_path).startswith("task arc_easy: ")
 
 
 @slow
 @pytest.mark.parametrize("name", OWN)
-def test_missing_fields(name, tiny, tmp_path):
+def test_missing_fields(name: str, tiny: Model, tmp_path: Path) -> None:
     split = "validation" if name in ("hellaswag", "winogrande") else "test"
     write(tmp_path, {f"{name}.{split}": [{"foo": "one"}, {"foo": "two"}]})
-    said = refused([name], tiny, data_dir=tmp_path, shots=0)
-    assert said.startswith(f"task {name}: ")
+    message = refused([name], tiny, data_dir=tmp_path, shots=0)
+    assert message.startswith(f"task {name}: ")
 
 
-def without(row, field):
+def without(row: dict[str, Any], field: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != field}
 
 
@@ -764,16 +807,18 @@ LINES = [json.dumps(row) for row in ARC_EASY[:4]]
         "all",
     ],
 )
-def test_an_error_in_a_task_s_data_names_file_and_line(lines, number, says, tiny, tmp_path):
+def test_an_error_in_a_task_s_data_names_file_and_line(
+    lines: list[str], number: int, says: str, tiny: Model, tmp_path: Path
+) -> None:
     path = tmp_path / "arc_easy.test.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    said = refused(["arc_easy"], tiny, data_dir=tmp_path)
-    assert said.startswith(f"task arc_easy: {path} line {number}: ")
-    assert says in said
+    message = refused(["arc_easy"], tiny, data_dir=tmp_path)
+    assert message.startswith(f"task arc_easy: {path} line {number}: ")
+    assert says in message
 
 
 @slow
-def test_an_error_in_solved_examples_names_their_file(tiny, tmp_path):
+def test_an_error_in_solved_examples_names_their_file(tiny: Model, tmp_path: Path) -> None:
     write(
         tmp_path,
         {
@@ -781,43 +826,43 @@ def test_an_error_in_solved_examples_names_their_file(tiny, tmp_path):
             "arc_easy.train": [ARC_EASY[2], ARC_EASY[3] | {"answerKey": "E"}],
         },
     )
-    said = refused(["arc_easy"], tiny, data_dir=tmp_path, shots=2)
-    assert said.startswith(f"task arc_easy: {tmp_path / 'arc_easy.train.jsonl'} line 2: ")
+    message = refused(["arc_easy"], tiny, data_dir=tmp_path, shots=2)
+    assert message.startswith(f"task arc_easy: {tmp_path / 'arc_easy.train.jsonl'} line 2: ")
 
 
 @slow
-def test_an_empty_example_names_file_and_line(tiny, tmp_path):
+def test_an_empty_example_names_file_and_line(tiny: Model, tmp_path: Path) -> None:
     write(tmp_path, {"wikitext.test": [FILES["wikitext.test"][0], {"page": ""}]})
-    said = refused(["wikitext"], tiny, data_dir=tmp_path)
-    assert "an empty text; leave it out of the data" in said
-    assert said.startswith("task wikitext: ")
+    message = refused(["wikitext"], tiny, data_dir=tmp_path)
+    assert "an empty text; leave it out of the data" in message
+    assert message.startswith("task wikitext: ")
 
 
 @slow
-def test_an_answer_that_is_none_of_the_choices(tiny, tmp_path):
+def test_an_answer_that_is_none_of_the_choices(tiny: Model, tmp_path: Path) -> None:
     rows = [arc(0, "Which?", ["one", "two"], "E")]
-    said = refused(["arc_easy"], tiny, data_dir=write(tmp_path, {"arc_easy.test": rows}))
-    assert said.startswith("task arc_easy: ")
+    message = refused(["arc_easy"], tiny, data_dir=write(tmp_path, {"arc_easy.test": rows}))
+    assert message.startswith("task arc_easy: ")
 
 
 @slow
-def test_more_solved_examples_than_there_are(tiny, tmp_path):
-    said = refused(
+def test_more_solved_examples_than_there_are(tiny: Model, tmp_path: Path) -> None:
+    message = refused(
         ["arc_easy"], tiny, data_dir=write(tmp_path, {"arc_easy.test": ARC_EASY[:3]}), shots=3
     )
-    assert said.startswith("task arc_easy: ")
+    assert message.startswith("task arc_easy: ")
 
 
 @slow
-def test_tasks_that_cannot_be_given(tiny, tmp_path):
+def test_tasks_that_cannot_be_given(tiny: Model, tmp_path: Path) -> None:
     rows = {"gsm8k_cot_self_consistency.test": FILES["gsm8k.train"]}
-    said = refused(["gsm8k_cot_self_consistency"], tiny, data_dir=write(tmp_path, rows))
-    assert "it samples" in said
-    assert "only greedy generation can be compared" in said
+    message = refused(["gsm8k_cot_self_consistency"], tiny, data_dir=write(tmp_path, rows))
+    assert "it samples" in message
+    assert "only greedy generation can be compared" in message
     assert "a group, or data made by code of its own" in refused(["mmlu"], tiny, data_dir=tmp_path)
 
 
-def test_a_text_without_tokens_is_refused(tiny):
+def test_a_text_without_tokens_is_refused(tiny: Model) -> None:
     class Instance:
         request_type = "loglikelihood"
         args = ("The sun is", "")
@@ -829,7 +874,7 @@ def test_a_text_without_tokens_is_refused(tiny):
         tasks.LmEvalModel(tiny).windows(Instance())
 
 
-def test_too_long_a_text_keeps_its_end(tiny):
+def test_too_long_a_text_keeps_its_end(tiny: Model) -> None:
     class Instance:
         request_type = "loglikelihood"
         args = (PAGE, " the water")

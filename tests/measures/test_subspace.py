@@ -2,19 +2,25 @@
 each item does.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes, subspace_angles
 from sklearn.cross_decomposition import CCA
 
 from repsim.measures import mean_cca, procrustes_distance, procrustes_similarity, pwcca, svcca
 from repsim.measures.subspace import basis, canonical, rotation, unit_norm
+from support.views import random_rotation
+
+Array = NDArray[Any]
 
 
-def svcca_of_all(x, y):
+def svcca_of_all(x: Array, y: Array) -> float:
     return svcca(x, y, variance=1)
 
 
@@ -22,7 +28,7 @@ CCA_MEASURES = (mean_cca, svcca_of_all, pwcca)
 MEASURES = (*CCA_MEASURES, svcca, procrustes_similarity)
 
 
-def views(items=80, units=5, other=7, seed=0):
+def views(items: int = 80, units: int = 5, other: int = 7, seed: int = 0) -> tuple[Array, Array]:
     """Two views that share something, off centre."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(items, units)) * np.linspace(0.5, 3, units) + 2
@@ -31,37 +37,35 @@ def views(items=80, units=5, other=7, seed=0):
     ) - 1
 
 
-def rotation_of(units, seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(units, units))).Q
-
-
-def invertible(units, seed=0):
+def invertible(units: int, seed: int = 0) -> Array:
     """A map whose singular values are 1 to 20."""
-    return rotation_of(units, seed) * np.linspace(1, 20, units) @ rotation_of(units, seed + 1)
+    return (
+        random_rotation(units, seed) * np.linspace(1, 20, units) @ random_rotation(units, seed + 1)
+    )
 
 
-def centred(x):
+def centred(x: Array) -> Array:
     return x - x.mean(0)
 
 
-def weighted(x, weight):
+def weighted(x: Array, weight: Array) -> Array:
     """The view whose plain moments are the weighted moments of `x`, each item counted `weight`
     times.
     """
     return np.sqrt(weight)[:, None] * (x - weight @ x / weight.sum())
 
 
-def procrustes_of(x, y):
+def procrustes_of(x: Array, y: Array) -> float:
     """Similarity of views whose mean is zero already, by scipy."""
     return orthogonal_procrustes(x, y)[1] / (np.linalg.norm(x) * np.linalg.norm(y))
 
 
-def cca_of(x, y):
+def cca_of(x: Array, y: Array) -> float:
     """Mean canonical correlation of views whose mean is zero already, by scipy."""
     return np.cos(subspace_angles(x, y)).mean()
 
 
-def slopes(statistic, x, y, step=1e-4):
+def slopes(statistic: Any, x: Array, y: Array, step: float = 1e-4) -> Array:
     """What counting each item a little more adds, by central differences."""
     found = []
     for nudge in step * np.eye(len(x)):
@@ -70,7 +74,7 @@ def slopes(statistic, x, y, step=1e-4):
     return np.array(found)
 
 
-def test_procrustes_by_hand():
+def test_procrustes_by_hand() -> None:
     """x: a square's corners; y: a line through two of them. xᵀy keeps one axis: 1 / √2, an eighth
     of a turn.
     """
@@ -80,7 +84,7 @@ def test_procrustes_by_hand():
     assert procrustes_distance(x, y) == pytest.approx(np.pi / 4, rel=1e-14)
 
 
-def test_canonical_correlations_by_hand():
+def test_canonical_correlations_by_hand() -> None:
     """x spans units 0 and 1 of an orthonormal basis; y: unit 0, and unit 2 with as much of unit 1:
     1 and 1 / √2.
     """
@@ -92,7 +96,7 @@ def test_canonical_correlations_by_hand():
     assert svcca(x, y, variance=0.9) == pytest.approx(mean_cca(x[:, :1], y), rel=1e-14)
 
 
-def test_a_line_has_the_correlation_as_canonical_correlation():
+def test_a_line_has_the_correlation_as_canonical_correlation() -> None:
     x, y = views(units=1, other=1)
     expected = abs(np.corrcoef(x[:, 0], y[:, 0])[0, 1])
     for measure in MEASURES:
@@ -100,25 +104,27 @@ def test_a_line_has_the_correlation_as_canonical_correlation():
 
 
 @pytest.mark.parametrize(("items", "units"), [(80, 5), (20, 50)])
-def test_no_procrustes_distance_between_a_view_and_its_rotation_scale_and_shift(items, units):
+def test_no_procrustes_distance_between_a_view_and_its_rotation_scale_and_shift(
+    items: int, units: int
+) -> None:
     x, _ = views(items, units)
-    turned = 0.03 * x @ rotation_of(units) + np.arange(units)
+    turned = 0.03 * x @ random_rotation(units) + np.arange(units)
     assert procrustes_distance(x, turned) == pytest.approx(0, abs=1e-6)
     assert procrustes_distance(x, -x) == pytest.approx(0, abs=1e-6)
     assert procrustes_distance(x, np.pad(turned, ((0, 0), (0, 9)))) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("items", "units", "other"), [(80, 5, 7), (20, 50, 30), (20, 50, 6)])
-def test_procrustes_of_rotated_views_is_the_same(items, units, other):
+def test_procrustes_of_rotated_views_is_the_same(items: int, units: int, other: int) -> None:
     x, y = views(items, units, other)
-    turned = 40 * x @ rotation_of(units) - 5, -y @ rotation_of(other, seed=1) + 100
+    turned = 40 * x @ random_rotation(units) - 5, -y @ random_rotation(other, seed=1) + 100
     assert procrustes_similarity(*turned) == pytest.approx(procrustes_similarity(x, y), rel=1e-11)
 
 
 @pytest.mark.parametrize(
     "change", [np.diag([1.0, 1, 1, 1, 5]), np.eye(5) + 2 * np.eye(5, k=1)], ids=["scale", "shear"]
 )
-def test_a_map_that_is_no_rotation_changes_procrustes(change):
+def test_a_map_that_is_no_rotation_changes_procrustes(change: Any) -> None:
     x, y = views()
     assert procrustes_distance(x @ change, x) > 0.1
     assert abs(procrustes_distance(x @ change, y) - procrustes_distance(x, y)) > 0.01
@@ -130,7 +136,9 @@ def test_a_map_that_is_no_rotation_changes_procrustes(change):
     units=st.tuples(*[st.integers(1, 8)] * 3),
     shared=st.floats(0, 10),
 )
-def test_procrustes_distance_satisfies_the_triangle_inequality(seed, items, units, shared):
+def test_procrustes_distance_satisfies_the_triangle_inequality(
+    seed: int, items: int, units: tuple[int, int, int], shared: float
+) -> None:
     generator = np.random.default_rng(seed)
     common = shared * generator.normal(size=(items, 8))
     x, y, z = (common[:, :width] + generator.normal(size=(items, width)) for width in units)
@@ -140,50 +148,50 @@ def test_procrustes_distance_satisfies_the_triangle_inequality(seed, items, unit
 @pytest.mark.parametrize(
     "measure", [mean_cca, svcca, svcca_of_all, procrustes_similarity, procrustes_distance]
 )
-def test_symmetric(measure):
+def test_symmetric(measure: Any) -> None:
     x, y = views()
     assert measure(x, y) == pytest.approx(measure(y, x), rel=1e-12)
 
 
-def test_pwcca_is_not_symmetric():
+def test_pwcca_is_not_symmetric() -> None:
     x, y = views()
     assert abs(pwcca(x, y) - pwcca(y, x)) > 0.01
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_view_is_like_itself(measure):
+def test_a_view_is_like_itself(measure: Any) -> None:
     for view in views():
         assert measure(view, view) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_the_order_of_the_items_does_not_matter(measure):
+def test_the_order_of_the_items_does_not_matter(measure: Any) -> None:
     x, y = views()
     order = np.random.default_rng(1).permutation(len(x))
     assert measure(x[order], y[order]) == pytest.approx(measure(x, y), rel=1e-12)
 
 
 @pytest.mark.parametrize("measure", [mean_cca, svcca_of_all])
-def test_an_invertible_map_of_both_views_changes_no_canonical_correlation(measure):
+def test_an_invertible_map_of_both_views_changes_no_canonical_correlation(measure: Any) -> None:
     x, y = views()
     mapped = x @ invertible(5) + 9, y @ invertible(7, seed=3) - 4
     assert measure(*mapped) == pytest.approx(measure(x, y), rel=1e-10)
 
 
-def test_an_invertible_map_of_the_second_view_does_not_change_pwcca_one_of_the_first_does():
+def test_an_invertible_map_of_the_second_view_does_not_change_pwcca_one_of_the_first_does() -> None:
     x, y = views()
     assert pwcca(3 * x - 2, y @ invertible(7) + 1) == pytest.approx(pwcca(x, y), rel=1e-10)
     assert abs(pwcca(x @ invertible(5), y) - pwcca(x, y)) > 0.001
 
 
-def test_svcca_ignores_rotations_but_not_scales_of_units():
+def test_svcca_ignores_rotations_but_not_scales_of_units() -> None:
     x, y = views()
-    turned = 4 * x @ rotation_of(5) + 1, -y @ rotation_of(7) - 2
+    turned = 4 * x @ random_rotation(5) + 1, -y @ random_rotation(7) - 2
     assert svcca(*turned, variance=0.9) == pytest.approx(svcca(x, y, variance=0.9), rel=1e-10)
     assert abs(svcca(x * [1, 1, 1, 1, 100], y, variance=0.9) - svcca(x, y, variance=0.9)) > 0.01
 
 
-def test_the_second_of_two_views_may_be_a_map_of_the_first():
+def test_the_second_of_two_views_may_be_a_map_of_the_first() -> None:
     x, _ = views()
     for measure in CCA_MEASURES:
         assert measure(x, x @ invertible(5) + 1) == pytest.approx(1, abs=1e-12)
@@ -193,7 +201,7 @@ def test_the_second_of_two_views_may_be_a_map_of_the_first():
 @pytest.mark.parametrize(
     ("items", "units", "other"), [(80, 5, 7), (80, 7, 5), (20, 50, 30), (20, 6, 50)]
 )
-def test_procrustes_is_scipys(items, units, other):
+def test_procrustes_is_scipys(items: int, units: int, other: int) -> None:
     """The scale of scipy's solution is the nuclear norm; more units than items need no other form
     of the formula.
     """
@@ -204,15 +212,15 @@ def test_procrustes_is_scipys(items, units, other):
     assert np.cos(procrustes_distance(x, y)) == pytest.approx(procrustes_of(*padded), rel=1e-12)
 
 
-def test_procrustes_is_the_angle_that_the_best_rotation_leaves():
+def test_procrustes_is_the_angle_that_the_best_rotation_leaves() -> None:
     x, y = (centred(view) / np.linalg.norm(centred(view)) for view in views(units=5, other=5))
     best = orthogonal_procrustes(x, y)[0]
     assert procrustes_similarity(x, y) == pytest.approx(np.vdot(x @ best, y), rel=1e-12)
     for seed in range(20):
-        assert np.vdot(x @ rotation_of(5, seed), y) < procrustes_similarity(x, y)
+        assert np.vdot(x @ random_rotation(5, seed), y) < procrustes_similarity(x, y)
 
 
-def test_views_wider_than_their_items_keep_their_inner_products():
+def test_views_wider_than_their_items_keep_their_inner_products() -> None:
     x, _ = views(items=20, units=50)
     scaled = centred(x) / np.linalg.norm(centred(x))
     assert unit_norm(x).shape == (20, 20)
@@ -220,13 +228,13 @@ def test_views_wider_than_their_items_keep_their_inner_products():
 
 
 @pytest.mark.parametrize(("units", "other"), [(5, 7), (7, 5), (3, 3)])
-def test_mean_cca_is_scipys(units, other):
+def test_mean_cca_is_scipys(units: int, other: int) -> None:
     x, y = views(units=units, other=other)
     assert mean_cca(x, y) == pytest.approx(cca_of(centred(x), centred(y)), rel=1e-10)
     assert svcca_of_all(x, y) == pytest.approx(cca_of(centred(x), centred(y)), rel=1e-10)
 
 
-def test_mean_cca_is_sklearns():
+def test_mean_cca_is_sklearns() -> None:
     x, y = views(items=300, units=2, other=3)
     scores = CCA(n_components=2, tol=1e-12, max_iter=5000).fit_transform(x, y)
     expected = [
@@ -235,7 +243,7 @@ def test_mean_cca_is_sklearns():
     assert mean_cca(x, y) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_pwcca_equals_its_definition():
+def test_pwcca_equals_its_definition() -> None:
     """Morcos et al.: weights Σ_j |<h_i, x_j>| of the canonical variables h of x, by whitening both
     covariances.
     """
@@ -246,22 +254,22 @@ def test_pwcca_equals_its_definition():
     assert pwcca(x, y) == pytest.approx(rho @ weight / weight.sum(), rel=1e-10)
 
 
-def test_unrelated_views_of_as_many_units_as_items_have_correlations_of_one():
+def test_unrelated_views_of_as_many_units_as_items_have_correlations_of_one() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 20, 19))
     assert mean_cca(x, y) == pytest.approx(1, abs=1e-10)
 
 
-def test_dependent_units_count_once():
+def test_dependent_units_count_once() -> None:
     x, y = views()
-    again = np.concatenate([x, x @ rotation_of(5)[:, :3]], axis=1)
+    again = np.concatenate([x, x @ random_rotation(5)[:, :3]], axis=1)
     assert basis(again).shape[1] == 5
     assert mean_cca(again, y) == pytest.approx(mean_cca(x, y), rel=1e-10)
 
 
-def test_svcca_takes_the_components_that_hold_the_share_of_variance():
+def test_svcca_takes_the_components_that_hold_the_share_of_variance() -> None:
     """Variances 50, 30, 15 and 5 %."""
     left = np.linalg.qr(centred(np.random.default_rng(0).normal(size=(40, 4)))).Q
-    x = left * np.sqrt([50, 30, 15, 5]) @ rotation_of(4)
+    x = left * np.sqrt([50, 30, 15, 5]) @ random_rotation(4)
     shares = {0.01: 1, 0.49: 1, 0.5: 1, 0.51: 2, 0.8: 2, 0.81: 3, 0.95: 3, 0.96: 4, 1: 4}
     assert {share: basis(x, share).shape[1] for share in shares} == shares
     y = views(items=40)[1]
@@ -270,7 +278,7 @@ def test_svcca_takes_the_components_that_hold_the_share_of_variance():
     )
 
 
-def test_a_basis_is_orthonormal_and_centred():
+def test_a_basis_is_orthonormal_and_centred() -> None:
     x, _ = views()
     assert_allclose(basis(x).T @ basis(x), np.eye(5), atol=1e-13)
     assert_allclose(basis(x).sum(0), 0, atol=1e-13)
@@ -278,7 +286,7 @@ def test_a_basis_is_orthonormal_and_centred():
 
 
 @pytest.mark.parametrize("weigh", [False, True])
-def test_influences_sum_to_zero(weigh):
+def test_influences_sum_to_zero(weigh: bool) -> None:
     x, y = views()
     assert canonical(
         basis(x), basis(y), centred(x) if weigh else None
@@ -290,26 +298,26 @@ def test_influences_sum_to_zero(weigh):
 
 
 @pytest.mark.parametrize(("units", "other"), [(5, 7), (7, 5)])
-def test_influence_on_procrustes_is_the_slope(units, other):
+def test_influence_on_procrustes_is_the_slope(units: int, other: int) -> None:
     x, y = views(units=units, other=other)
     padded = [np.pad(view, ((0, 0), (0, 7 - view.shape[1]))) for view in (x, y)]
-    expected = slopes(procrustes_of, *padded)
+    expected = slopes(procrustes_of, padded[0], padded[1])
     assert_allclose(rotation(unit_norm(x), unit_norm(y)).influence, expected, atol=1e-8)
 
 
-def test_influence_on_procrustes_is_the_slope_with_fewer_items_than_units():
+def test_influence_on_procrustes_is_the_slope_with_fewer_items_than_units() -> None:
     x, y = views(items=12, units=30, other=30)
     expected = slopes(procrustes_of, x, y)
     assert_allclose(rotation(unit_norm(x), unit_norm(y)).influence, expected, atol=1e-8)
 
 
 @pytest.mark.parametrize(("units", "other"), [(5, 7), (7, 5), (1, 1)])
-def test_influence_on_mean_cca_is_the_slope(units, other):
+def test_influence_on_mean_cca_is_the_slope(units: int, other: int) -> None:
     x, y = views(units=units, other=other)
     assert_allclose(canonical(basis(x), basis(y)).influence, slopes(cca_of, x, y), atol=1e-8)
 
 
-def test_influence_on_pwcca_is_the_slope_at_fixed_weights():
+def test_influence_on_pwcca_is_the_slope_at_fixed_weights() -> None:
     """Of each correlation by itself: each is weighted as it was."""
     x, y = views()
     p, q = basis(x), basis(y)
@@ -321,7 +329,7 @@ def test_influence_on_pwcca_is_the_slope_at_fixed_weights():
 
 
 @pytest.mark.parametrize("measure", [procrustes_similarity, mean_cca])
-def test_an_item_twice_in_a_large_sample_adds_its_influence(measure):
+def test_an_item_twice_in_a_large_sample_adds_its_influence(measure: Any) -> None:
     """What is left is of second order: the influence's own share of the sample."""
     x, y = views(items=2000)
     pair = (
@@ -339,7 +347,7 @@ def test_an_item_twice_in_a_large_sample_adds_its_influence(measure):
 
 @pytest.mark.parametrize(("items", "units"), [(80, 5), (20, 50)])
 @pytest.mark.parametrize("measure", MEASURES)
-def test_float16_views_are_compared_in_float64(measure, items, units):
+def test_float16_views_are_compared_in_float64(measure: Any, items: int, units: int) -> None:
     """Values near float16's largest, whose squares it cannot hold."""
     x, y = (np.asarray(2000 * view, np.float16) for view in views(items, units))
     assert np.isfinite(y).all()
@@ -349,20 +357,20 @@ def test_float16_views_are_compared_in_float64(measure, items, units):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_a_view_that_does_not_vary_has_no_similarity(measure):
+def test_a_view_that_does_not_vary_has_no_similarity(measure: Any) -> None:
     """NaN, as for a state without direction."""
     x, y = views()
     assert np.isnan(measure(np.ones_like(x), y))
 
 
 @pytest.mark.parametrize("measure", [*MEASURES, procrustes_distance])
-def test_views_of_different_items(measure):
+def test_views_of_different_items(measure: Any) -> None:
     x, y = views()
     with pytest.raises(ValueError, match=r"views of shapes \[\(80, 5\), \(79, 7\)\]"):
         measure(x, y[1:])
 
 
 @pytest.mark.parametrize("variance", [0, -0.5, 1.01, np.nan])
-def test_a_share_of_variance_outside_0_to_1(variance):
+def test_a_share_of_variance_outside_0_to_1(variance: float) -> None:
     with pytest.raises(ValueError, match=f"variance={variance}: a share above 0, at most 1"):
         svcca(*views(), variance=variance)

@@ -1,7 +1,11 @@
 """The survey of architectures can tell right from wrong."""
 
-import pytest
+from typing import Any
 
+import pytest
+from torch import Tensor
+
+from repsim.plans import Plan
 from support import survey
 from support.architectures import NAMES, SUBJECTS, Subject, build, tiny
 
@@ -12,7 +16,7 @@ def test_a_right_model_has_no_faults() -> None:
     assert {outcome.check for outcome in found} == {
         "baseline",
         "families",
-        "halves",
+        "sublayers",
         "log-probabilities",
         "generation",
     }
@@ -21,7 +25,7 @@ def test_a_right_model_has_no_faults() -> None:
 def test_a_planted_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     run = survey.Run._run
 
-    def off(self: survey.Run, plans: list) -> dict:
+    def off(self: survey.Run, plans: list[Plan]) -> dict[Plan, tuple[list[Tensor], Any]]:
         return {
             plan: ([state * 1.001 for state in states], scores)
             for plan, (states, scores) in run(self, plans).items()

@@ -1,10 +1,11 @@
 """The paper's cache, against numbers of the paper's own code and against plain loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     DynamicCache,
     LlamaConfig,
@@ -17,9 +18,8 @@ import repsim
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.kv_cache import AveragingCache
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, parse_plan
-from support.models import DECODER, DECODERS, MORE_DECODERS, T, made
+from repsim.plans import Plan, parse_plan, resolve
+from support.models import DECODER, DECODERS, MORE_DECODERS, T, cached_model
 
 NEW_TOKENS = 6
 # Left padding, as generate wants it.
@@ -37,10 +37,12 @@ def plan_of(text: str) -> Plan:
 
 
 def generate(
-    module: nn.Module, plan: Plan | str, *, averaging: bool, prompt: Tensor = PROMPT
+    module: Any, plan: Plan | str, *, averaging: bool, prompt: Tensor = PROMPT
 ) -> tuple[Tensor, Tensor]:
-    """What a model writes under a plan, `[sample, token]`, and its logits there, `[token, sample,
-    vocabulary]`.
+    """What a model writes under a plan, and its logits there.
+
+    Returns:
+        `[sample, token]` and `[token, sample, vocabulary]`.
     """
     plan = plan_of(plan) if isinstance(plan, str) else plan
     with repsim.planned(module, plan) as follower:
@@ -96,9 +98,10 @@ PAPER_TEXTS = {
 }
 
 
-def waves() -> nn.Module:
+def waves() -> Any:
     """A Llama whose weights are a formula, the same in every version of every library."""
-    module = LlamaForCausalLM(LlamaConfig(**DECODER)).eval().requires_grad_(False)
+    llama: Any = LlamaForCausalLM(LlamaConfig(**DECODER))
+    module = llama.eval().requires_grad_(False)
     for place, (_, parameter) in enumerate(sorted(module.named_parameters())):
         n = torch.arange(1, parameter.numel() + 1, dtype=torch.float64)
         wave = (n * n * (0.37 + place / 100)).sin().view(parameter.shape) / 4
@@ -128,26 +131,24 @@ def rotated(states: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def heads_of(states: Tensor, heads: int) -> Tensor:
+def heads_of(states: Any, heads: int) -> Any:
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def appended(
-    past: tuple[Tensor, Tensor] | None, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    return (
-        (key, value)
-        if past is None
-        else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
-    )
+Past = tuple[Tensor, Tensor]
 
 
-def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's decoding of a Llama with 4 heads and 2 of keys, with one past per step, written
-    out.
-    """
+def append(past: Past | None, key: Tensor, value: Tensor) -> Past:
+    """A past with one more token."""
+    if past is None:
+        return key, value
+    return torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+
+
+def decode(module: Any, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    """The paper's decoding of a Llama with 4 heads and 2 of keys, with one past per step."""
     real = prompt != 0
-    pasts: list[tuple[Tensor, Tensor] | None] = [None] * len(plan.steps)
+    pasts: list[Past | None] = [None] * len(plan.steps)
     ids, texts, logits = prompt, [], []
     for _ in range(NEW_TOKENS):
         positions = (real.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -161,33 +162,24 @@ def decode(module: nn.Module, plan: Plan, prompt: Tensor) -> tuple[Tensor, Tenso
             for application in step:
                 layer = module.model.layers[application.layer]
                 output = state
-                if application.half != "mlp":
+                if application.sublayer != "mlp":
                     attention, normed = layer.self_attn, layer.input_layernorm(state)
                     query = rotated(heads_of(attention.q_proj(normed), 4), positions)
                     key = rotated(heads_of(attention.k_proj(normed), 2), positions)
                     value = heads_of(attention.v_proj(normed), 2)
                     own.append((key, value))
-                    past = pasts[number]
-                    keys, values = (
-                        (key, value)
-                        if past is None
-                        else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
-                    )
+                    keys, values = append(pasts[number], key, value)
                     scores = query @ keys.repeat_interleave(2, 1).mT / math.sqrt(query.shape[-1])
                     weights = scores.masked_fill(~seen[:, None], -math.inf).softmax(-1)
                     mixed = (weights @ values.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
                     output = output + attention.o_proj(mixed)
-                if application.half != "attn":
+                if application.sublayer != "attn":
                     output = output + layer.mlp(layer.post_attention_layernorm(output))
                 outputs.append(output)
             state = sum(outputs) / len(outputs)
             if own:
                 key, value = (sum(states) / len(own) for states in zip(*own, strict=True))
-                pasts[number] = (
-                    (key, value)
-                    if past is None
-                    else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
-                )
+                pasts[number] = append(pasts[number], key, value)
         logits.append(module.lm_head(module.model.norm(state[:, -1])))
         ids = logits[-1].argmax(-1, keepdim=True)
         texts.append(ids)
@@ -224,14 +216,12 @@ RECURRENT = {"qwen3_next", "granitemoehybrid", "bamba", "mamba", "jamba", "falco
     "architecture", [name for name in (*DECODERS, *MORE_DECODERS) if name not in RECURRENT]
 )
 def test_every_architecture_attends_to_the_mean(architecture: str) -> None:
-    """Against a cache of whole pasts into which the means are put by hand after each forward; with
-    windows of 4.
-    """
+    """Against a cache of whole pasts into which the means are put by hand after each forward."""
     plan = parse_plan("0, (1|2|3)*2, (4|5), 2", T)
     passes = ((1, 2, 3), (4, 5, 6), (7, 8))
     forwards = [PROMPT[::2], *torch.tensor([[12, 13], [50, 60], [33, 3]])[..., None]]
     whole = DynamicCache()
-    with repsim.planned(made(architecture), plan) as module, torch.inference_mode():
+    with repsim.planned(cached_model(architecture), plan) as module, torch.inference_mode():
         averaging = AveragingCache(module, plan)
         for ids in forwards:
             found = module(input_ids=ids, past_key_values=averaging, use_cache=True).logits
@@ -261,7 +251,7 @@ def test_without_layers_that_share_a_past_it_is_the_model_s_own(llama: Model, pl
 def test_layers_that_remember_more_than_keys_and_values_are_refused(architecture: str) -> None:
     plan = plan_of("parallel:start=0")
     with (
-        repsim.planned(made(architecture), plan) as module,
+        repsim.planned(cached_model(architecture), plan) as module,
         pytest.raises(
             RepsimError,
             match=r"^0, \(1\|2\|3\|4\|5\): .*\(LinearAttention\w+\).*; leave out --paper-cache$",
@@ -273,10 +263,12 @@ def test_layers_that_remember_more_than_keys_and_values_are_refused(architecture
 def test_layers_that_keep_their_own_past_may_remember_anything() -> None:
     # Granitemoehybrid's layers 1 and 4 attend, the others are recurrent.
     plan = parse_plan("0, 1, (2|5), 3, 4", T)
-    with repsim.planned(made("granitemoehybrid"), parse_plan("0, (1|4), 2, 3, 5", T)) as module:
+    with repsim.planned(
+        cached_model("granitemoehybrid"), parse_plan("0, (1|4), 2, 3, 5", T)
+    ) as module:
         AveragingCache(module, parse_plan("0, (1|4), 2, 3, 5", T))
     with (
-        repsim.planned(made("granitemoehybrid"), plan) as module,
+        repsim.planned(cached_model("granitemoehybrid"), plan) as module,
         pytest.raises(RepsimError, match="LinearAttention"),
     ):
         AveragingCache(module, plan)

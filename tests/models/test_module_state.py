@@ -1,6 +1,7 @@
 """What a forward leaves in modules, and putting it back."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,10 @@ BIGBIRD = {
 class Remembering(nn.Module):
     """Keeps something in each way that a module can."""
 
+    overwritten: torch.Tensor
+    saved: torch.Tensor
+    part: nn.Module
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("grown", torch.zeros(2), persistent=False)
@@ -42,7 +47,7 @@ class Remembering(nn.Module):
         return x
 
 
-def test_all_that_a_forward_leaves_is_undone_but_weights():
+def test_all_that_a_forward_leaves_is_undone_but_weights() -> None:
     module = Remembering()
     before = {name: getattr(module, name) for name in ("grown", "overwritten", "part")}
     state = ModuleState(module)
@@ -58,7 +63,7 @@ def test_all_that_a_forward_leaves_is_undone_but_weights():
     assert module.saved.tolist() == [2, 2]
 
 
-def test_what_is_restored_follows_a_move_to_another_dtype():
+def test_what_is_restored_follows_a_move_to_another_dtype() -> None:
     module = Remembering()
     state = ModuleState(module)
     module.double()
@@ -68,10 +73,10 @@ def test_what_is_restored_follows_a_move_to_another_dtype():
     assert module.overwritten.tolist() == [0, 0]
 
 
-def test_hooks_stay():
+def test_hooks_stay() -> None:
     module = Remembering()
     state = ModuleState(module)
-    called = []
+    called: list[int] = []
     module.register_forward_hook(lambda *_: called.append(1))
     state.restore()
     module(torch.ones(2))
@@ -97,10 +102,10 @@ def test_hooks_stay():
     ],
 )
 @torch.inference_mode()
-def test_a_forward_gives_what_a_fresh_model_gives(class_name, config, first, then):
-    """`then` tokens after `first` tokens: rotary frequencies that grew, attention that was
-    switched.
-    """
+def test_a_forward_gives_what_a_fresh_model_gives(
+    class_name: str, config: dict[str, Any], first: int, then: int
+) -> None:
+    """`then` tokens after `first` tokens: rotary frequencies that grew, another attention."""
     module = build(class_name, config)
     fresh = copy.deepcopy(module)
     ids = (
@@ -116,7 +121,7 @@ def test_a_forward_gives_what_a_fresh_model_gives(class_name, config, first, the
 
 
 @torch.inference_mode()
-def test_a_lent_model_runs_as_new_and_stays_as_it_is():
+def test_a_private_copy_runs_as_new_and_its_model_stays_as_it_is() -> None:
     module = build(
         "LlamaForCausalLM", {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC}
     )
@@ -128,7 +133,7 @@ def test_a_lent_model_runs_as_new_and_stays_as_it_is():
     grown = module.model.rotary_emb.inv_freq
     module.config.return_dict = False
     ids = torch.arange(5, 25)[None]
-    own = Model(module, None, "lent", None, find_stack(module)).at_rest().module
+    own = Model(module, None, "used", None, find_stack(module)).private_copy().module
     assert not any(child.training for child in own.modules())
     assert torch.equal(own(ids).logits, fresh(ids).logits)
     own(torch.arange(3, 83)[None])

@@ -1,3 +1,5 @@
+"""Planned models against traces, hand-made models, and the model that they were made from."""
+
 import copy
 import gc
 import inspect
@@ -18,12 +20,13 @@ import repsim
 from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
-from repsim.models.planned_proof import rounding_bound
+from repsim.models.planned_proof import layout_rounding
 from repsim.models.stack import find_stack
-from repsim.plans.families import resolve
+from repsim.plans import resolve
 from support.architectures import build as build_survey
-from support.models import MORE, T, build, made, make
-from support.oracles import FAMILIES, assert_equal_but_for_rounding, last_states, traced
+from support.models import MORE, T, build, cached_model, make
+from support.oracles import assert_equal_but_for_rounding, last_states, trace_plans
+from support.plans import EXAMPLES
 
 NEW_TOKENS = 6
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -41,8 +44,11 @@ KINDS = (
     "mixtral",
     "qwen2_moe",
     "jamba",
+    "granitemoehybrid",
+    "qwen3_next",
+    "bert",
+    "modernbert",
 )
-KINDS += ("granitemoehybrid", "qwen3_next", "bert", "modernbert")
 MIXED_PLAN = "0, 2.mlp, (1|2|4)*2, 3*2, 1.attn, 5"
 
 
@@ -58,16 +64,16 @@ def fresh(name: str) -> Model:
     return Model(module, None, name, None, find_stack(module))
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_trace_and_planned_model_agree(model: Model, plan: str, batch: Batch) -> None:
-    (states,) = traced(model, [resolve(plan, T)[0].plan], batch)
+    (states,) = trace_plans(model, [resolve(plan, T)[0].plan], batch)
     assert torch.equal(last_states(model, plan, batch), states[-1])
     assert_equal_but_for_rounding(
         last_states(model, plan, batch), states[-1], layers=len(states) - 1
     )
 
 
-@pytest.mark.parametrize("plan", FAMILIES)
+@pytest.mark.parametrize("plan", EXAMPLES)
 def test_generation_with_the_cache_equals_generation_without(decoder: Model, plan: str) -> None:
     """Step by step, so that a wrong cache cannot hide behind an equal token."""
     prompt = torch.tensor([[11, 23, 42, 7, 77], [0, 0, 31, 5, 64]])
@@ -205,9 +211,9 @@ def test_a_model_is_untouched_where_a_layer_fails(llama: Model, batch: Batch) ->
     assert_untouched(llama.module, before)
 
 
-def test_the_lent_model_is_itself_inside_the_block(llama: Model, batch: Batch) -> None:
-    """It can be captured, generate and be planned again meanwhile."""
-    own = traced(llama, [resolve("baseline", T)[0].plan], batch)[0]
+def test_the_model_is_itself_inside_the_block(llama: Model, batch: Batch) -> None:
+    """It can be captured, generate and be planned again at the same time."""
+    own = trace_plans(llama, [resolve("baseline", T)[0].plan], batch)[0]
     with torch.inference_mode():
         logits = llama.module(input_ids=ids_of(batch)).logits
         with (
@@ -215,7 +221,7 @@ def test_the_lent_model_is_itself_inside_the_block(llama: Model, batch: Batch) -
             repsim.planned(llama, "skip:start=1") as other,
         ):
             assert torch.equal(llama.module(input_ids=ids_of(batch)).logits, logits)
-            again = traced(llama, [resolve("baseline", T)[0].plan], batch)[0]
+            again = trace_plans(llama, [resolve("baseline", T)[0].plan], batch)[0]
             assert not torch.allclose(planned(input_ids=ids_of(batch)).logits, logits, atol=1e-2)
             assert not torch.allclose(other(input_ids=ids_of(batch)).logits, logits, atol=1e-2)
     assert all(torch.equal(state, before) for state, before in zip(again, own, strict=True))
@@ -241,7 +247,7 @@ def last_hidden(model: Model, plan: str, ids: Tensor) -> list[Tensor]:
     """The residual stream under a plan by the trace, `[state][sample, position, unit]`, unpadded
     texts.
     """
-    (states,) = traced(
+    (states,) = trace_plans(
         model, [resolve(plan, T)[0].plan], Batch(ids.numpy(), np.ones(ids.shape, bool))
     )
     return [state.reshape(*ids.shape, -1) for state in states]
@@ -255,7 +261,7 @@ def test_hidden_states_are_the_plans_states(name: str, plan: str, batch: Batch) 
     """One for each state of the plan, the mean of a parallel step among them; the last one may be
     normed.
     """
-    model, ids = made(name), ids_of(batch)[:, :4]
+    model, ids = cached_model(name), ids_of(batch)[:, :4]
     with torch.inference_mode():
         found = repsim.planned(model, plan, check=False)(
             input_ids=ids, output_hidden_states=True
@@ -279,7 +285,7 @@ def test_some_hidden_states(llama: Model, batch: Batch) -> None:
 @pytest.mark.parametrize("return_dict", [True, False])
 def test_hidden_states_of_a_loop_that_collects_them(return_dict: bool, batch: Batch) -> None:
     with torch.inference_mode():
-        output = repsim.planned(made("gptj"), "0-1, (2|3|4), 5")(
+        output = repsim.planned(cached_model("gptj"), "0-1, (2|3|4), 5")(
             input_ids=ids_of(batch),
             output_hidden_states=True,
             use_cache=False,
@@ -288,15 +294,15 @@ def test_hidden_states_of_a_loop_that_collects_them(return_dict: bool, batch: Ba
     assert len(output.hidden_states if return_dict else output[-1]) == 5
 
 
-class Halved(nn.Module):
+class SublayerByHand(nn.Module):
     """A Llama layer without its attention or without its MLP, written by hand."""
 
-    def __init__(self, layer: Any, half: str) -> None:
+    def __init__(self, layer: Any, sublayer: str) -> None:
         super().__init__()
-        self.layer, self.half = layer, half
+        self.layer, self.sublayer = layer, sublayer
 
-    def forward(self, hidden_states: Tensor, **call: Any) -> Tensor:
-        if self.half == "attn":
+    def forward(self, hidden_states: Tensor, **call: Any) -> Any:
+        if self.sublayer == "attn":
             normed = self.layer.input_layernorm(hidden_states)
             return hidden_states + self.layer.self_attn(hidden_states=normed, **call)[0]
         return hidden_states + self.layer.mlp(self.layer.post_attention_layernorm(hidden_states))
@@ -319,8 +325,8 @@ def by_hand(plan: str) -> tuple[Any, dict[str, nn.Parameter]]:
     parameters = dict(module.named_parameters())
     layers = module.model.layers
     entries = {
-        "0-1, 2.mlp, 3-5": [*layers[:2], Halved(layers[2], "mlp"), *layers[3:]],
-        "0-1, 2.attn, 3-5": [*layers[:2], Halved(layers[2], "attn"), *layers[3:]],
+        "0-1, 2.mlp, 3-5": [*layers[:2], SublayerByHand(layers[2], "mlp"), *layers[3:]],
+        "0-1, 2.attn, 3-5": [*layers[:2], SublayerByHand(layers[2], "attn"), *layers[3:]],
         "0-1, (2|3|4)*2, 5": [*layers[:2], *[Mean(*layers[2:5])] * 2, layers[5]],
         "0-3, 2-5": [*layers[:4], *layers[2:]],
     }[plan]
@@ -364,16 +370,14 @@ def test_compiled(plan: str, batch: Batch) -> None:
     with torch.inference_mode():
         expected = repsim.planned(model, plan)(input_ids=ids, use_cache=False).logits
         for other in (plan, "0-1, (2|3), 4-5", "baseline", plan):
-            compiled = torch.compile(repsim.planned(model, other), backend="eager")(
-                input_ids=ids, use_cache=False
-            ).logits
+            compiled: Any = torch.compile(repsim.planned(model, other), backend="eager")
+            compiled_logits = compiled(input_ids=ids, use_cache=False).logits
         for layer in model.module.model.layers:
             layer.compile(backend="eager")
         layered = repsim.planned(model, plan)(input_ids=ids, use_cache=False).logits
-        of_compiled = repsim.planned(torch.compile(model.module, backend="eager"), plan)(
-            input_ids=ids
-        ).logits
-    for logits in (compiled, layered, of_compiled):
+        compiled_module: Any = torch.compile(model.module, backend="eager")
+        of_compiled = repsim.planned(compiled_module, plan)(input_ids=ids).logits
+    for logits in (compiled_logits, layered, of_compiled):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -382,9 +386,9 @@ def test_compiled(plan: str, batch: Batch) -> None:
     "copied", [copy.deepcopy, lambda planned: pickle.loads(pickle.dumps(planned))]
 )
 def test_copies_and_pickles(name: str, copied: Callable[[Any], Any], batch: Batch) -> None:
-    planned = repsim.planned(made(name), "0-1, (2|3|4), 1, 5")
+    planned = repsim.planned(cached_model(name), "0-1, (2|3|4), 1, 5")
     other = copied(planned)
-    assert isinstance(other, type(made(name).module))
+    assert isinstance(other, type(cached_model(name).module))
     assert other.plan == planned.plan
     assert other.config.to_dict() == planned.config.to_dict()
     with torch.inference_mode():
@@ -468,9 +472,9 @@ def test_offloaded_weights(offload: Callable[..., Any], tmp_path: Path, batch: B
 def test_a_saved_folder_loads_as_the_planned_model(
     name: str, plan: str, tmp_path: Path, batch: Batch
 ) -> None:
-    planned, ids = repsim.planned(made(name), plan), ids_of(batch)
+    planned, ids = repsim.planned(cached_model(name), plan), ids_of(batch)
     planned.save_pretrained(tmp_path)
-    loaded = type(made(name).module).from_pretrained(tmp_path).eval()
+    loaded = type(cached_model(name).module).from_pretrained(tmp_path).eval()
     with torch.inference_mode():
         found, expected = (each(input_ids=ids)[0] for each in (loaded, planned))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -489,7 +493,7 @@ def test_what_a_folder_cannot_say_is_not_saved(
     name: str, plan: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RepsimError, match=message) as caught:
-        repsim.planned(made(name), plan).save_pretrained(tmp_path / "folder")
+        repsim.planned(cached_model(name), plan).save_pretrained(tmp_path / "folder")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "folder").exists()
 
@@ -498,7 +502,7 @@ def test_what_a_folder_cannot_say_is_not_saved(
 
 
 def test_a_model_that_minds_a_layer_s_place_is_refused(batch: Batch) -> None:
-    """A planted one: its forward adds to each state what depends on how far along the list it is."""
+    """A planted one: its forward adds to each state what depends on its place in the list."""
     model = make("llama")
     forward = type(model.module.model.layers[0]).forward
 
@@ -534,7 +538,7 @@ def test_a_cache_that_minds_a_layer_s_place_is_not_used() -> None:
 
 
 def test_a_loop_that_changes_where_layers_begin_to_share_runs_a_longer_plan() -> None:
-    """Gemma 4 counts its layers when it is made; held against a deeper one with the same weights."""
+    """Gemma 4 counts its layers when it is made; against a deeper one with the same weights."""
     module, order = build_survey("gemma4_unified_text"), (0, 1, 1, 2, 3, 4, 5)
     kinds = [module.config.layer_types[layer] for layer in order]
     deeper = build_survey("gemma4_unified_text", num_hidden_layers=len(order), layer_types=kinds)
@@ -564,8 +568,8 @@ def test_the_proof_s_short_texts_leave_no_trace() -> None:
 
 
 def test_the_bound_on_rounding_by_hand() -> None:
-    assert rounding_bound(torch.float32, 16) == pytest.approx(512 * 2.0**-23 * 4)
-    assert rounding_bound(torch.bfloat16, 16) == 0.1
+    assert layout_rounding(torch.float32, 16) == pytest.approx(512 * 2.0**-23 * 4)
+    assert layout_rounding(torch.bfloat16, 16) == 0.1
 
 
 @pytest.mark.parametrize("name", ["jamba", "bamba", "lfm2"])
@@ -573,13 +577,13 @@ def test_a_hybrid_s_plan_without_attention(name: str, batch: Batch) -> None:
     """transformers' cache cannot do without an attention layer; the text is the same without a
     cache.
     """
-    model = made(name)
+    model = cached_model(name)
     kinds = model.module.config.layer_types
     plan = repsim.Plan.from_steps(
         [layer for layer, kind in enumerate(kinds) if "attention" not in kind or "linear" in kind]
     )
     planned, ids = repsim.planned(model, plan), ids_of(batch)[:, :4]
-    (states,) = traced(model, [plan], batch)
+    (states,) = trace_plans(model, [plan], batch)
     torch.testing.assert_close(
         last_states(model, plan.text, batch), states[-1], rtol=1e-6, atol=1e-6
     )
@@ -600,7 +604,7 @@ def test_a_planned_model_says_how_deep_it_is(name: str) -> None:
     """Depth and kinds of layers, also where a configuration derives them (Mamba, Jamba) or calls
     them otherwise.
     """
-    model = made(name)
+    model = cached_model(name)
     kinds = getattr(model.module.config, "layer_types", None)
     config = repsim.planned(model, "0, 4*2, 2").config
     assert config.num_hidden_layers == 4

@@ -1,6 +1,4 @@
-"""The verdict's arithmetic, and that a replay which is not the model is refused wherever it is
-used.
-"""
+"""The verdict's arithmetic, and that a replay which is not the model is refused everywhere."""
 
 from pathlib import Path
 
@@ -14,17 +12,18 @@ from repsim.data.batching import Batch
 from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
 from repsim.models import Model
+from repsim.models.forward import probe_batch
 from repsim.models.proof import (
     PROOF_TOKENS,
     ReplayProof,
-    distance,
+    batch_kind,
     excerpt,
-    kind_of,
-    parting,
-    rounding,
+    first_divergence,
+    relative_distance,
+    replay_rounding,
 )
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie
 from support.models import (
     ARCHITECTURES,
     FSMT,
@@ -33,7 +32,7 @@ from support.models import (
     VOCABULARY,
     T,
     batch_of,
-    made,
+    cached_model,
     make,
     model_of,
 )
@@ -45,24 +44,26 @@ EPS = torch.finfo(torch.float32).eps
 
 def test_distance_is_a_share_of_the_models_own_norm() -> None:
     own = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert distance(own + torch.tensor([[0.0, 0.5], [0.0, 0.0]]), own) == pytest.approx(0.1)
-    assert distance(own, own) == 0
+    assert relative_distance(own + torch.tensor([[0.0, 0.5], [0.0, 0.0]]), own) == pytest.approx(
+        0.1
+    )
+    assert relative_distance(own, own) == 0
 
 
 def test_what_is_not_finite_in_both_is_equal_and_in_one_is_not() -> None:
     own = torch.tensor([1.0, torch.inf, torch.nan])
-    assert distance(own.clone(), own) == 0
-    assert not distance(torch.tensor([1.0, 2.0, torch.nan]), own) <= 1
+    assert relative_distance(own.clone(), own) == 0
+    assert not relative_distance(torch.tensor([1.0, 2.0, torch.nan]), own) <= 1
 
 
-def test_parting_names_the_first_layer_beyond_rounding() -> None:
-    allowed = [rounding(torch.float32, layer) for layer in (1, 2, 3)]
+def test_the_first_layer_beyond_rounding_is_named() -> None:
+    allowed = [replay_rounding(torch.float32, layer) for layer in (1, 2, 3)]
     assert allowed == pytest.approx([4 * EPS, 4 * EPS * 2**0.5, 4 * EPS * 3**0.5])
-    assert parting(allowed, torch.float32) is None
-    assert parting([0.0, allowed[1] * 1.1, 1.0], torch.float32) == 1
-    assert parting([0.0, torch.nan, 0.0], torch.float32) == 1
-    assert parting([0.0, 3e-3, 0.0], torch.float32, noise=1e-3) is None
-    assert parting([0.0, 5e-3, 0.0], torch.float32, noise=1e-3) == 1
+    assert first_divergence(allowed, torch.float32) is None
+    assert first_divergence([0.0, allowed[1] * 1.1, 1.0], torch.float32) == 1
+    assert first_divergence([0.0, torch.nan, 0.0], torch.float32) == 1
+    assert first_divergence([0.0, 3e-3, 0.0], torch.float32, noise=1e-3) is None
+    assert first_divergence([0.0, 5e-3, 0.0], torch.float32, noise=1e-3) == 1
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_parting_names_the_first_layer_beyond_rounding() -> None:
 def test_an_excerpt_without_padding(lengths: tuple[int, ...], shape: tuple[int, int]) -> None:
     batch = batch_of(lengths)
     small = excerpt(batch)
-    assert kind_of(small) == "plain"
+    assert batch_kind(small) == "plain"
     assert small.token_ids.shape == shape
     assert (small.token_ids == batch.token_ids[: shape[0], : shape[1]]).all()
 
@@ -85,7 +86,7 @@ def test_an_excerpt_with_padding_has_other_numbers_of_rows_and_positions(
     lengths: tuple[int, ...], rows: list[int]
 ) -> None:
     small = excerpt(batch_of(lengths))
-    assert kind_of(small) == "padded"
+    assert batch_kind(small) == "padded"
     assert small.mask.sum(1).tolist() == rows
     assert small.mask.shape[0] != small.mask.shape[1]
 
@@ -93,43 +94,48 @@ def test_an_excerpt_with_padding_has_other_numbers_of_rows_and_positions(
 def test_an_excerpt_of_trees_keeps_what_its_tokens_see() -> None:
     (batch,) = pack_prefix_trees(windows_that_share(), 0, overhead=20, waste=0.5).batches
     small = excerpt(batch)
-    assert kind_of(small) == "trees"
+    assert batch_kind(small) == "trees"
     assert small.attention_mask is not None
     assert small.attention_mask.any(-1).all()
     assert small.tokens <= PROOF_TOKENS
 
 
 def test_a_proof_covers_batches_of_a_kind_that_are_not_much_longer() -> None:
-    proof = ReplayProof().adding(batch_of((9,)), 3e-7)
+    proof = ReplayProof().with_batch(batch_of((9,)), 3e-7)
     assert proof.covers(batch_of((18, 18)))
     assert not proof.covers(batch_of((19,)))
     assert not proof.covers(batch_of((9, 7)))
-    assert proof.adding(batch_of((200,)), 0.0).covers(batch_of((2000,)))
+    assert proof.with_batch(batch_of((200,)), 0.0).covers(batch_of((2000,)))
 
 
 def test_batches_of_one_position_prove_nothing_of_longer_ones() -> None:
     """There samples and positions cannot be told apart."""
-    assert not ReplayProof().adding(batch_of((1,)), 0.0).covers(batch_of((2, 2)))
+    assert not ReplayProof().with_batch(batch_of((1,)), 0.0).covers(batch_of((2, 2)))
 
 
 def test_what_a_proof_says() -> None:
-    proof = ReplayProof().adding(batch_of((9,)), 3e-7)
+    proof = ReplayProof().with_batch(batch_of((9,)), 3e-7)
     assert proof.verdict.text == "proven to 3e-07 (plain)"
     assert (
-        proof.adding(batch_of((9, 7)), 1e-7).with_logits(0.0).verdict.text
+        proof.with_batch(batch_of((9, 7)), 1e-7).with_logits(0.0).verdict.text
         == "proven to 3e-07 (plain, padded, logits)"
     )
-    assert ReplayProof().adding(batch_of((9,)), 0.0).verdict.text == "proven bit for bit (plain)"
+    assert (
+        ReplayProof().with_batch(batch_of((9,)), 0.0).verdict.text == "proven bit for bit (plain)"
+    )
 
 
 # Planted faults
 
 
 def plant(model: Model, layer: int, size: float, *, padded: bool = False) -> None:
-    """A layer whose second half gives more by a share while the model's own forward runs, and only
-    then.
+    """Plants a layer whose MLP gives more while the model's own forward runs, and only then.
 
-    With `padded` only on batches with padding.
+    Args:
+        model: is changed.
+        layer: which layer.
+        size: the share by which its MLP gives more.
+        padded: only on batches with padding.
     """
     inside = False
 
@@ -195,12 +201,12 @@ def test_logits_that_use_more_than_the_last_state_are_refused() -> None:
 
 def test_block_residuals_that_the_models_loop_makes_are_refused() -> None:
     """Inkling 2's loop collects states of earlier blocks; no layer hands them on."""
-    with pytest.raises(RepsimError, match=r"at layer [0-9] their states part"):
+    with pytest.raises(RepsimError, match=r"at layer [0-9] their states differ"):
         Tracer(model_of(*INKLING2)).run(BASELINE, [batch_of((9, 9))], lambda _: None)
 
 
 @pytest.mark.parametrize("lengths", [(9,) * 9, (2, 2), (9, 7, 4)])
-def test_models_that_turn_samples_and_positions_round_are_refused(lengths: tuple[int, ...]) -> None:
+def test_models_that_swap_samples_and_positions_are_refused(lengths: tuple[int, ...]) -> None:
     """Also where a batch has as many samples as positions."""
     model = model_of(*FSMT, stack="encoder.layers")
     with pytest.raises(RepsimError, match="takes states of shape"):
@@ -255,7 +261,7 @@ def test_an_evaluation_is_proven_or_refused(tiny_folder: Path, tmp_path: Path) -
 
 
 def test_the_probe_fits_small_vocabularies() -> None:
-    batch = Tracer(make("llama"))._probe(0)
+    batch = probe_batch(make("llama"), 0)
     assert isinstance(batch, Batch)
     assert np.issubdtype(batch.token_ids.dtype, np.integer)
     assert batch.token_ids.max() < VOCABULARY
@@ -263,8 +269,8 @@ def test_the_probe_fits_small_vocabularies() -> None:
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
 def test_every_architecture_is_proven(name: str, batch: Batch) -> None:
-    """States, and logits where there are any, within the same bounds that refuse a planted fault."""
-    model = made(name)
+    """States, and logits if there are any, within the same bounds that refuse a planted fault."""
+    model = cached_model(name)
     tracer, logits = Tracer(model), model.predicts_next_token
     tracer.run(BASELINE, [batch], lambda _: None, logprobs=logits)
     assert tracer.proof.verdict.kinds == ("padded", *(["logits"] if logits else []))

@@ -11,11 +11,11 @@ from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
 from repsim.models.forward import check_stack
-from repsim.models.layer_call import LayerCall, logits_of, state_of
+from repsim.models.layer_call import LayerCall, state_of
+from repsim.models.logits import logits_of
 from repsim.models.stack import find_stack
 from repsim.models.tracing import NodeState, Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
+from repsim.plans import Plan, PlanTrie, resolve
 from support.architectures import build as build_survey
 from support.models import (
     ARCHITECTURES,
@@ -29,21 +29,21 @@ from support.models import (
     RELATIVE,
     SMALL,
     VOCABULARY,
-    WITHOUT_HALVES,
+    WITHOUT_SUBLAYERS,
     T,
     batch_of,
     build,
-    made,
+    cached_model,
 )
 from support.oracles import (
-    FAMILIES,
     assert_equal_but_for_rounding,
     last_states,
     naive,
     own_states,
-    traced,
+    trace_plans,
     without_cache,
 )
+from support.plans import EXAMPLES
 
 PLANS = (
     "reverse:start=1",
@@ -58,12 +58,12 @@ PLANS = (
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MORE])
 def test_find_stack(name: str) -> None:
-    stack = made(name).stack
+    stack = cached_model(name).stack
     assert stack.path == (ARCHITECTURES | MORE)[name][2]
     assert len(stack) == T
-    assert stack.head is made(name).module.get_output_embeddings()
+    assert stack.head is cached_model(name).module.get_output_embeddings()
     assert (stack.norm is None) == (name in POST_NORM)
-    assert find_stack(made(name).module, stack.path) == stack
+    assert find_stack(cached_model(name).module, stack.path) == stack
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_final_norm_is_all_there_is_between_the_stack_and_the_last_hidden_st
     name: str, batch: Batch
 ) -> None:
     """Post-norm OPT alone widens its states behind the stack."""
-    model = made(name)
+    model = cached_model(name)
     ends: list[Tensor] = []
     hook = model.stack.layers[-1].register_forward_hook(
         lambda _m, _a, output: ends.append(state_of(output))
@@ -97,9 +97,9 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
 
     With its cache the model's own forward may round otherwise.
     """
-    model = made(name)
-    plans = [resolve(text, T)[0].plan for text in FAMILIES if "part" not in text]
-    baseline, *others = traced(model, plans, batch)
+    model = cached_model(name)
+    plans = [resolve(text, T)[0].plan for text in EXAMPLES if "part" not in text]
+    baseline, *others = trace_plans(model, plans, batch)
     for ours, theirs in zip(
         baseline, own_states(model, batch, **without_cache(model)), strict=True
     ):
@@ -113,10 +113,10 @@ def test_trace_of_more_architectures(name: str, batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", MORE)
 def test_planned_more_architectures(name: str, batch: Batch) -> None:
-    model = made(name)
-    texts = [text for text in PLANS if name not in WITHOUT_HALVES or "part" not in text]
+    model = cached_model(name)
+    texts = [text for text in PLANS if name not in WITHOUT_SUBLAYERS or "part" not in text]
     for text, states in zip(
-        texts, traced(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True
+        texts, trace_plans(model, [resolve(text, T)[0].plan for text in texts], batch), strict=True
     ):
         assert torch.equal(last_states(model, text, batch), states[-1])
         assert_equal_but_for_rounding(
@@ -129,7 +129,7 @@ def test_generation_of_more_architectures(name: str) -> None:
     """With the cache as without it, step by step, for a plan that is longer than the model and one
     that is shorter.
     """
-    model = made(name)
+    model = cached_model(name)
     prompt, settings = (
         torch.tensor([[11, 23, 42, 7, 77]]),
         {"max_new_tokens": 4, "do_sample": False},
@@ -155,7 +155,7 @@ def test_generation_of_more_architectures(name: str) -> None:
 @pytest.mark.parametrize("name", MORE_DECODERS)
 def test_logprobs_of_more_architectures(name: str, batch: Batch) -> None:
     """Scaled and capped logits (Cohere, Granite, Gemma 2) included."""
-    model = made(name)
+    model = cached_model(name)
     trie = PlanTrie.build([Plan.from_steps(range(T))])
     found: list[NodeState] = []
     Tracer(model).run(trie, [batch], found.append, logprobs=True)
@@ -170,7 +170,7 @@ def test_logprobs_of_more_architectures(name: str, batch: Batch) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_logits_of_is_the_models_own_end(name: str, batch: Batch) -> None:
-    model, ids = made(name), torch.from_numpy(batch.token_ids)
+    model, ids = cached_model(name), torch.from_numpy(batch.token_ids)
     outputs: list[object] = []
     hook = model.stack.layers[-1].register_forward_hook(
         lambda _m, _a, output: outputs.append(output)
@@ -220,7 +220,8 @@ class Blocks(nn.Module):
         (
             Blocks(3, a=3, b=3, c=1),
             None,
-            "could be the layers; seen: a (3), b (3), c (1); name one with stack=PATH (--stack PATH)",
+            "could be the layers; seen: a (3), b (3), c (1); name one with stack=PATH "
+            "(--stack PATH)",
         ),
         (Blocks(3, a=3), "layers", "stack=layers: Blocks has no such module list; seen: a (3)"),
     ],
@@ -269,7 +270,8 @@ BART_CONFIG |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_tok
             "AlbertModel",
             {**SMALL, "embedding_size": 16, "num_hidden_layers": 2, "inner_group_num": 2},
             "encoder.albert_layer_groups.0.albert_layers",
-            "it is a part of an entry of encoder.albert_layer_groups, so it does not hold the layers of AlbertModel",
+            "it is a part of an entry of encoder.albert_layer_groups, so it does not hold the "
+            "layers of AlbertModel",
         ),
         (
             "AlbertModel",
@@ -304,7 +306,7 @@ BART_CONFIG |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_tok
     ],
 )
 def test_a_path_that_names_no_layers(
-    class_name: str, config: dict[str, object], path: str, message: str
+    class_name: str, config: dict[str, Any], path: str, message: str
 ) -> None:
     """A list that is named is no better for it: the same tests as for one that is found."""
     with pytest.raises(RepsimError) as caught:
@@ -372,7 +374,8 @@ def test_the_forward_decides_what_is_a_stack() -> None:
         (Runs([]), "none of its entries runs on text; "),
         (
             Runs([7]),
-            "Runs: its forward does not run on token ids alone (IndexError: index 7 is out of range); ",
+            "Runs: its forward does not run on token ids alone (IndexError: index 7 is out of "
+            "range); ",
         ),
         (
             Runs([0, 1, 2], shift=1),
@@ -380,7 +383,8 @@ def test_the_forward_decides_what_is_a_stack() -> None:
         ),
         (
             Runs([0, 1, 2], wrap=lambda state: TwoStates(state, state)),
-            "its layers hand on TwoStates, more than one state, so they cannot be rearranged; take another model",
+            "its layers hand on TwoStates, more than one state, so they cannot be rearranged; "
+            "take another model",
         ),
     ],
 )
@@ -403,7 +407,7 @@ def test_what_the_forward_shows_to_be_no_stack(module: nn.Module, message: str) 
     ],
 )
 def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
-    class_name: str, config: dict[str, object], half: str, batch: Batch
+    class_name: str, config: dict[str, Any], half: str, batch: Batch
 ) -> None:
     """Each text by itself through plain transformers, the decoder on that very text and not one
     place behind it.
@@ -412,7 +416,7 @@ def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
     stack = find_stack(module, half)
     check_stack(module, stack)
     model = Model(module, None, "two", None, stack)
-    (states,) = traced(model, [Plan.from_steps(range(len(stack)))], batch)
+    (states,) = trace_plans(model, [Plan.from_steps(range(len(stack)))], batch)
     name = f"{half.partition('.')[0]}_hidden_states"
     start = 0
     for row, mask in zip(batch.token_ids, batch.mask, strict=True):
@@ -443,8 +447,8 @@ def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
                 "num_heads": 4,
                 "vocab_size": VOCABULARY,
             },
-            "several module lists could be the layers; seen: encoder.block (6), encoder.block.*.layer (2), "
-            "decoder.block (6), decoder.block.*.layer (3); name one",
+            "several module lists could be the layers; seen: encoder.block (6), "
+            "encoder.block.*.layer (2), decoder.block (6), decoder.block.*.layer (3); name one",
         ),
         (
             "Gemma3nForCausalLM",
@@ -461,7 +465,7 @@ def test_encoder_and_decoder_read_the_tokens_that_a_store_names(
     ],
 )
 def test_models_without_a_stack_of_their_own(
-    class_name: str, config: dict[str, object], message: str
+    class_name: str, config: dict[str, Any], message: str
 ) -> None:
     """ALBERT runs one layer over and over, T5 has two stacks, Gemma 3n's layers share keys and
     values.
@@ -492,11 +496,11 @@ def test_models_without_a_stack_of_their_own(
     ],
 )
 def test_models_that_are_more_than_their_layers(
-    class_name: str, config: dict[str, object], message: str, batch: Batch
+    class_name: str, config: dict[str, Any], message: str, batch: Batch
 ) -> None:
     module = build(class_name, config)
     with pytest.raises(RepsimError, match=message):
-        traced(
+        trace_plans(
             Model(module, None, "odd", None, find_stack(module)), [Plan.from_steps(range(T))], batch
         )
 
@@ -505,9 +509,11 @@ def test_a_batch_of_one_sample(batch: Batch) -> None:
     """Shapes with a single sample and a single token do not confuse tuples, lists and tensors."""
     single = batch_of((1,))
     for name in ("llama", "falcon", "mpt", "bloom"):
-        (states,) = traced(made(name), [Plan.from_steps(range(T))], single)
+        (states,) = trace_plans(cached_model(name), [Plan.from_steps(range(T))], single)
         for ours, theirs in zip(
-            states, own_states(made(name), single, **without_cache(made(name))), strict=True
+            states,
+            own_states(cached_model(name), single, **without_cache(cached_model(name))),
+            strict=True,
         ):
             assert torch.equal(ours, theirs)
 

@@ -1,15 +1,15 @@
-"""Plans, the trie and the drawing, all without a model."""
+"""Applications, steps and plans: their text, their JSON form and what is refused."""
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
-from repsim.errors import RepsimError
-from repsim.plans.plan import Application, Plan, PlanTrie, Step, describe, draw, parse_plan
-from support.plans import LAYERS, few_plans, plans
+from repsim.errors import PlanError
+from repsim.plans import JOIN_KINDS, Application, Plan, Step, describe, draw, parse_plan, parse_step
+from support.plans import LAYERS, plans, steps
 
 # Values worked out by hand
 
@@ -24,7 +24,7 @@ from support.plans import LAYERS, few_plans, plans
         ("0-13, 14*3, 15-29", [*range(14), 14, 14, 14, *range(15, 30)]),
     ],
 )
-def test_examples_of_the_design_page(text, expected):
+def test_examples_of_the_design_page(text: str, expected: Any) -> None:
     plan = parse_plan(text, 30)
     assert plan == Plan.from_steps(expected)
     assert plan.text == str(plan) == text
@@ -48,11 +48,11 @@ def test_examples_of_the_design_page(text, expected):
         ("4.mlp*1, 4.mlp", "4.mlp*2"),
     ],
 )
-def test_canonical_text(text, canonical):
+def test_canonical_text(text: str, canonical: str) -> None:
     assert parse_plan(text, LAYERS).text == canonical
 
 
-def test_plan_counts_and_forms():
+def test_plan_counts_and_forms() -> None:
     plan = Plan.from_steps([0, "1.mlp", (3, 2), [2, 3], "4"])
     assert plan.text == "0, 1.mlp, (2|3)*2, 4"
     assert plan.to_json() == '[[0],["1.mlp"],[2,3],[2,3],[4]]'
@@ -62,133 +62,113 @@ def test_plan_counts_and_forms():
     assert Plan.from_steps([range(2, 4)]).text == "(2|3)"
 
 
-def test_text_of_applications_and_steps():
+def test_text_of_applications_and_steps() -> None:
     assert Application(7).text == "7"
     assert Application(7, "mlp").text == "7.mlp"
     assert Step((Application(7),)).text == "7"
     assert Step((Application(7), Application(8, "attn"))).text == "(7|8.attn)"
 
 
-def test_trie_of_the_design_page():
-    trie = PlanTrie.build(
-        parse_plan(text, 6) for text in ("0-5", "0-2, 4, 5", "0, 1, (2|3|4)*2, 5")
-    )
-    assert trie.parents == (-1, 0, 1, 2, 3, 4, 5, 3, 7, 2, 9, 10)
-    assert trie.paths == ((0, 1, 2, 3, 4, 5, 6), (0, 1, 2, 3, 7, 8), (0, 1, 2, 9, 10, 11))
-    assert trie.steps[0] is None
-    assert [step.text for step in trie.steps[1:]] == (
-        ["0", "1", "2", "3", "4", "5", "4", "5", "(2|3|4)", "(2|3|4)", "5"]
-    )
-    assert trie.children[:4] == ((1,), (2,), (3, 9), (4, 7))
-    assert (trie.ends, trie.depth, len(trie)) == ((6, 8, 11), 6, 12)
-    assert trie.applications == 6 + 2 + 3 + 3 + 1
-    assert list(trie.depth_first()) == list(range(12))
+@pytest.mark.parametrize(
+    ("text", "layer", "short", "words", "note"),
+    [
+        ("7", 7, "7", "layer 7", "7"),
+        ("7.mlp", None, "7.mlp", "layer 7 without its attention", "7.mlp"),
+        ("(7|9)", None, "(7|9)", "layers 7, 9 in parallel, outputs averaged", "mean of 2"),
+        (
+            "(7|8|9)",
+            None,
+            "(7|…|9)",
+            "layers 7, 8, 9 in parallel, outputs averaged",
+            "mean of 3",
+        ),
+        (
+            "(7.attn|8)",
+            None,
+            "(7.at…",
+            "layers 7.attn, 8 in parallel, outputs averaged",
+            "mean of 2",
+        ),
+    ],
+)
+def test_what_a_step_says_of_itself(
+    text: str, layer: int | None, short: str, words: str, note: str
+) -> None:
+    step = parse_step(text)
+    assert step.text == text
+    assert (step.layer, step.short_text(6), step.words, step.note) == (layer, short, words, note)
 
 
-def test_depth_first_leaves_a_branch_only_when_it_is_done():
-    trie = PlanTrie.build(Plan.from_steps(order) for order in ([0, 1], [2], [0, 3]))
-    assert list(trie.depth_first()) == [0, 1, 2, 4, 3]
+def test_glyphs() -> None:
+    lone, several = parse_step("7"), parse_step("(7|8.mlp|9.attn)")
+    assert lone.glyph(lone.members[0]) == "●"
+    assert "".join(several.glyph(member) for member in several) == "┃ma"
 
 
-def test_drawing_and_description():
-    plan = parse_plan("0-6, 10-8, (7|11), (2|4)*3, 11*2, 5.mlp, 11", 12)
-    assert draw(plan, 12).splitlines() == [
-        " step  0         10",
-        "  1-7  ○─────▸·····  0-6",
-        " 8-10  ········◂─○·  10-8",
-        "   11  ·······┃···┃  mean of 2",
-        "12-14  ··┃·┃·······  mean of 2, 3 times",
-        "15-16  ···········●  11, 2 times",
-        "   17  ·····m······  5.mlp",
-        "   18  ···········●  11",
-        "steps: 18; layer applications: 22; every layer runs",
+def test_pieces_of_a_plan() -> None:
+    pieces = parse_plan("0-2, (3|4)*2, 5", 6).pieces
+    assert [(piece.text, len(piece), piece.is_range) for piece in pieces] == [
+        ("0-2", 3, True),
+        ("(3|4)*2", 2, False),
+        ("5", 1, False),
     ]
-    assert describe(plan) == [
-        "steps 1-7: layers 0 to 6",
-        "steps 8-10: layers 10 to 8, backwards",
-        "step 11: layers 7, 11 in parallel, outputs averaged",
-        "steps 12-14: layers 2, 4 in parallel, outputs averaged, 3 times",
-        "steps 15-16: layer 11, 2 times",
-        "step 17: layer 5 without its attention",
-        "step 18: layer 11",
-    ]
-    assert describe(parse_plan("0.attn, 1", 2))[0] == "step 1: layer 0 without its MLP"
 
 
-def test_drawing_of_deep_models_shares_columns():
-    lines = draw(parse_plan("0-30, 50-79", 80), 80).splitlines()
-    assert lines[0] == " step  0         20        40        60  (1 column: 2 layers)"
-    assert lines[1].split() == ["1-31", "○" + "─" * 14 + "▸" + "·" * 24, "0-30"]
-    assert lines[-1] == "steps: 61; layer applications: 61; never run: 31-49"
+# The kinds of join
+
+
+def test_every_kind_of_join_has_a_sign_of_its_own() -> None:
+    signs = [kind.sign for kind in JOIN_KINDS.values()]
+    assert len(set(signs)) == len(signs)
+    for name, kind in JOIN_KINDS.items():
+        assert kind.name == name
+        assert len(kind.sign) == 1
+        assert kind.sign not in "-,()*. " + "0123456789" + "attnmlp"
+
+
+@pytest.mark.parametrize("name", JOIN_KINDS)
+def test_a_join_in_text_words_drawing_and_json(name: str) -> None:
+    kind = JOIN_KINDS[name]
+    step = Step((Application(3), Application(1)), name)
+    text = f"(1{kind.sign}3)"
+    assert (step.text, step.note) == (text, kind.note.format(count=2))
+    assert step.words == f"layers 1, 3 {kind.words}"
+    assert parse_step(text) == parse_step(f"( 1 {kind.sign} 3 )") == step
+    plan = Plan((step, step))
+    assert plan.text == f"{text}*2"
+    assert Plan.from_steps([{name: [1, 3]}] * 2) == Plan.from_json(plan.to_json()) == plan
+    assert describe(plan) == [f"steps 1-2: layers 1, 3 {kind.words}, 2 times"]
+    row = f"·{kind.glyph}·{kind.glyph}  {kind.note.format(count=2)}, 2 times"
+    assert draw(plan, 4).splitlines()[1].endswith(row)
+
+
+@pytest.mark.parametrize("name", JOIN_KINDS)
+def test_a_step_of_one_member_is_the_same_however_it_is_joined(name: str) -> None:
+    assert Step((Application(3),), name) == Step((Application(3),))
+
+
+def test_kinds_of_join_that_are_refused() -> None:
+    with pytest.raises(PlanError, match="join 'median': unknown; choose mean"):
+        Step((Application(1), Application(2)), "median")
+    with pytest.raises(PlanError, match="join 'median': unknown; choose mean"):
+        Plan.from_steps([{"median": [1, 2]}])
+    with pytest.raises(PlanError, match="not a step; write one join and its members"):
+        Plan.from_steps([{}])
 
 
 # Identities
 
 
-def test_order_within_a_step_makes_no_difference():
+def test_order_within_a_step_makes_no_difference() -> None:
     assert Plan.from_steps([(3, 1, "2.mlp")]) == Plan.from_steps([("2.mlp", 3, 1)])
     assert hash(Plan.from_steps([(3, 1)])) == hash(Plan.from_steps([(1, 3)]))
-
-
-# The trie
-
-
-@given(few_plans)
-def test_trie_has_one_node_for_each_prefix(found):
-    trie = PlanTrie.build(found)
-    prefixes = {plan.steps[:end] for plan in found for end in range(1, len(plan) + 1)}
-    assert len(trie) - 1 == len(prefixes)
-    assert trie.applications == sum(len(prefix[-1]) for prefix in prefixes)
-    assert trie.depth == max(map(len, found), default=0)
-
-
-@given(few_plans)
-def test_paths_spell_the_plans(found):
-    trie = PlanTrie.build(found)
-    assert len(trie.paths) == len(found)
-    for path, plan, end in zip(trie.paths, found, trie.ends, strict=True):
-        assert path[0] == 0
-        assert path[-1] == end
-        assert [trie.parents[node] for node in path[1:]] == list(path[:-1])
-        assert tuple(trie.steps[node] for node in path[1:]) == plan.steps
-
-
-@given(few_plans, few_plans)
-def test_extending_keeps_every_number(first, more):
-    trie = PlanTrie.build(first)
-    longer = trie.extend(more)
-    assert longer == PlanTrie.build([*first, *more])
-    assert longer.parents[: len(trie)] == trie.parents
-    assert longer.steps[: len(trie)] == trie.steps
-    assert longer.paths[: len(first)] == trie.paths
-    assert all(parent < node for node, parent in enumerate(longer.parents))
-
-
-@given(few_plans)
-def test_depth_first_visits_each_node_once_after_its_parent(found):
-    trie = PlanTrie.build(found)
-    order = list(trie.depth_first())
-    assert order[0] == 0
-    assert sorted(order) == list(range(len(trie)))
-    place = {node: index for index, node in enumerate(order)}
-    assert all(place[trie.parents[node]] < place[node] for node in order[1:])
-    assert [child for node in trie.children for child in node] == sorted(
-        range(1, len(trie)), key=lambda node: (trie.parents[node], node)
-    )
-
-
-def test_an_empty_trie_and_a_deep_one():
-    empty = PlanTrie.build([])
-    assert (len(empty), empty.depth, empty.ends, empty.applications) == (1, 0, (), 0)
-    deep = PlanTrie.build([Plan.from_steps([0] * 5000)])
-    assert list(deep.depth_first()) == list(range(5001))
 
 
 # Round trips
 
 
 @given(plans)
-def test_text_json_and_python_are_inverses(plan):
+def test_text_json_and_python_are_inverses(plan: Plan) -> None:
     assert parse_plan(plan.text, LAYERS) == plan
     assert parse_plan(plan.text, LAYERS).text == plan.text
     assert Plan.from_json(plan.to_json()) == plan
@@ -197,16 +177,14 @@ def test_text_json_and_python_are_inverses(plan):
     assert Plan.from_steps(plan.steps) == plan
 
 
+@given(steps)
+def test_the_text_of_a_step_is_parsed_back(step: Step) -> None:
+    assert parse_step(step.text) == step
+
+
 @given(plans, plans)
-def test_text_and_digest_tell_plans_apart(one, other):
+def test_text_and_digest_tell_plans_apart(one: Plan, other: Plan) -> None:
     assert (one == other) == (one.text == other.text) == (one.digest == other.digest)
-
-
-@given(plans, st.sampled_from([12, 30, 48, 49, 80, 126]))
-def test_drawing_fits_the_terminal(plan, layers):
-    lines = draw(plan, layers).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert len(describe(plan)) < len(lines)
 
 
 # Bad input
@@ -220,7 +198,7 @@ def test_drawing_fits_the_terminal(plan, layers):
         ("30-0", "layer 30: a 30-layer model allows 0 to 29"),
         ("0, (1|30.attn)", "layer 30: a 30-layer model allows 0 to 29"),
         ("0-999999999", "layer 999999999: a 30-layer model allows 0 to 29"),
-        ("", "an empty step; write a step as 7, 7.attn, 7.mlp, 0-13, (3|4|5) or 14*3"),
+        ("", "an empty step; write a step as 7, 7.attn, 7.mlp, 0-13, (3|4|5)"),
         ("0,,1", "an empty step; write"),
         ("0, 1,", "an empty step; write"),
         ("0, 1 4", "'1 4': not a step; write"),
@@ -240,7 +218,8 @@ def test_drawing_fits_the_terminal(plan, layers):
         ("14*0", "14*0: a count is at least 1; leave the step out instead"),
         (
             "0-3*2",
-            "0-3*2: a range takes no count; write (0-3)*2 for these layers in parallel or list the steps",
+            "0-3*2: a range takes no count; write (0-3)*2 for these layers in parallel or list the "
+            "steps",
         ),
         (
             "0*1000000000",
@@ -252,8 +231,8 @@ def test_drawing_fits_the_terminal(plan, layers):
         ("(1-4|3)", "(1|2|3|3|4): 3 is there twice; name it once"),
     ],
 )
-def test_texts_that_are_refused(text, message):
-    with pytest.raises(RepsimError) as caught:
+def test_texts_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
         parse_plan(text, 30)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
@@ -270,12 +249,12 @@ def test_texts_that_are_refused(text, message):
         ([True], "True: not a layer"),
         ([[[1]]], r"\[1\]: not a layer"),
         ([None], "None: not a layer"),
-        ([-1], "layer -1, half '': a layer is a whole number from 0 on"),
+        ([-1], "layer -1, sublayer '': a layer is a whole number from 0 on"),
         ([(2, "2.mlp", "2.mlp")], r"\(2\|2.mlp\|2.mlp\): 2.mlp is there twice"),
     ],
 )
-def test_steps_that_are_refused(steps, message):
-    with pytest.raises(RepsimError, match=message):
+def test_steps_that_are_refused(steps: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
         Plan.from_steps(steps)
 
 
@@ -288,20 +267,15 @@ def test_steps_that_are_refused(steps, message):
         ("[[0], [null]]", "None: not a layer"),
     ],
 )
-def test_json_that_is_refused(text, message):
-    with pytest.raises(RepsimError, match=message):
+def test_json_that_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
         Plan.from_json(text)
 
 
-def test_other_things_that_are_refused():
-    with pytest.raises(RepsimError, match="layer 3, half 'head': a layer is a whole number"):
+def test_other_things_that_are_refused() -> None:
+    with pytest.raises(PlanError, match="layer 3, sublayer 'head': a layer is a whole number"):
         Application(3, "head")
-    with pytest.raises(RepsimError, match="layer 30: a 30-layer model allows 0 to 29"):
-        draw(Plan.from_steps([0, 30]), 30)
-
-
-def test_nodes_with_their_ancestors():
-    trie = PlanTrie.build([parse_plan("0-3", 4), parse_plan("0, 3", 4)])
-    assert trie.with_ancestors([]) == {0}
-    assert trie.with_ancestors([3]) == {0, 1, 2, 3}
-    assert trie.with_ancestors([2, 5]) == {0, 1, 2, 5}
+    with pytest.raises(PlanError, match="'0-2': 3 steps, not one"):
+        parse_step("0-2")
+    with pytest.raises(PlanError, match="'embed': not a step"):
+        parse_step("embed")

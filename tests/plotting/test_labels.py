@@ -27,5 +27,5 @@ RUNS = [
         ),
     ],
 )
-def test_what_is_added(names, parts, added):
+def test_what_is_added(names: list[str], parts: list[dict[str, str]], added: list[str]) -> None:
     assert tell_apart(names, parts) == added

@@ -3,34 +3,39 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import matplotlib
 import numpy as np
 import pytest
 import xarray as xr
 from IPython.core.formatters import DisplayFormatter
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from repsim import plotting
 from repsim.analyses import blocks, clusters, drift
 from repsim.errors import RepsimError
 from repsim.stats.bootstrap import Estimate
+from repsim.stats.per_sample import SampleStatistic
 from support.figures import (
     LONG,
     STACKS,
     assert_nothing_is_clipped_or_overlaps,
     draw,
-    result,
+    make_similarity,
     tick_texts,
 )
 
 
-def colour_bar(figure):
+def colour_bar(figure: plotting.Figure) -> Axes:
     return figure.axes[1]
 
 
-def test_labels_of_a_31_state_plan():
+def test_labels_of_a_31_state_plan() -> None:
     axes = draw(STACKS["31"]).axes[0]
     assert tick_texts(axes.yaxis) == ["embed", "5", "10", "15", "20", "25", "29"]
     assert tick_texts(axes.xaxis) == tick_texts(axes.yaxis)
@@ -47,11 +52,11 @@ def test_labels_of_a_31_state_plan():
         ("all", ["embed", "0", "(1|…|28)", "29"]),
     ],
 )
-def test_labels_show_where_a_plan_departs_from_the_stack(stack, expected):
+def test_labels_show_where_a_plan_departs_from_the_stack(stack: str, expected: list[str]) -> None:
     assert tick_texts(draw(STACKS[stack]).axes[0].yaxis) == expected
 
 
-def test_a_step_that_is_not_a_layer_is_named():
+def test_a_step_that_is_not_a_layer_is_named() -> None:
     assert "(13|…|16) ×3" in tick_texts(draw(STACKS["looped"]).axes[0].yaxis)  # noqa: RUF001
     assert LONG in tick_texts(draw(["embed", "12", LONG, "17"]).axes[0].yaxis)
     assert "7.mlp" in tick_texts(draw(STACKS["half"]).axes[0].yaxis)
@@ -59,13 +64,13 @@ def test_a_step_that_is_not_a_layer_is_named():
 
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 @pytest.mark.parametrize("stack", STACKS)
-def test_no_two_labels_overlap_and_nothing_is_clipped(stack, width):
+def test_no_two_labels_overlap_and_nothing_is_clipped(stack: str, width: Any) -> None:
     assert_nothing_is_clipped_or_overlaps(
-        plotting.similarity_matrices(result(STACKS[stack], -0.2), width=width)
+        plotting.similarity_matrices(make_similarity(STACKS[stack], -0.2), width=width)
     )
 
 
-def test_a_column_wide_with_square_cells_from_the_top_left():
+def test_a_column_wide_with_square_cells_from_the_top_left() -> None:
     figure = draw(STACKS["31"])
     assert figure.get_figwidth() == 3.35
     assert 2.8 < figure.get_figheight() < 3.4
@@ -77,7 +82,7 @@ def test_a_column_wide_with_square_cells_from_the_top_left():
     assert axes.get_xlim() == (-0.5, 30.5)
 
 
-def test_title():
+def test_title() -> None:
     figure = draw(STACKS["7"], corpus="costs $1 or $2")
     assert figure.get_suptitle() == (
         "smollm2-135m · baseline\ncosts $1 or $2 · 12,345 tokens · token average"
@@ -85,7 +90,7 @@ def test_title():
 
 
 @pytest.mark.parametrize("plan", [", ".join(map(str, range(60))), "x" * 200])
-def test_a_long_title_is_wrapped(plan):
+def test_a_long_title_is_wrapped(plan: str) -> None:
     figure = draw(STACKS["7"], plan=plan)
     box = figure.get_tightbbox()
     assert box.x0 >= 0
@@ -106,20 +111,20 @@ def test_a_long_title_is_wrapped(plan):
         (1.0, [0.999, 1]),
     ],
 )
-def test_the_colour_scale_spans_the_values(lowest, ticks):
+def test_the_colour_scale_spans_the_values(lowest: float, ticks: list[float]) -> None:
     bar = colour_bar(draw(STACKS["7"], lowest=lowest))
     assert bar.get_yticks().tolist() == ticks
     assert bar.get_ylim() == (ticks[0], 1)
     assert bar.get_ylabel() == "mean cosine similarity"
 
 
-def test_zero_is_marked_where_there_are_values_below_it():
+def test_zero_is_marked_where_there_are_values_below_it() -> None:
     below, above = (len(colour_bar(draw(STACKS["7"], lowest=x)).lines) for x in (-0.04, 0.04))
     assert below == above + 1
 
 
-def test_undefined_cells_are_grey_and_say_so():
-    dataset = result(STACKS["7"])
+def test_undefined_cells_are_grey_and_say_so() -> None:
+    dataset = make_similarity(STACKS["7"])
     dataset["cosine"][2] = np.nan
     figure = plotting.similarity_matrices(dataset)
     assert colour_bar(figure).get_ylabel() == "mean cosine similarity (grey: undefined)"
@@ -129,12 +134,14 @@ def test_undefined_cells_are_grey_and_say_so():
     plotting.similarity_matrices(dataset)
 
 
-def test_the_palette_is_even_in_grey():
+def test_the_palette_is_even_in_grey() -> None:
     red_green_blue = matplotlib.colormaps[plotting.PALETTE](np.linspace(0, 1, 50))[:, :3]
     assert (np.diff(red_green_blue @ [0.299, 0.587, 0.114]) > 0).all()
 
 
-def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The PNG is written and the PDF half, when the disk is full; then, when the process is
     stopped.
     """
@@ -144,7 +151,7 @@ def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, m
     original = type(figure).savefig
     problem: BaseException
 
-    def half(self, path, *, format, **options):
+    def half(self: Any, path: Path, *, format: str, **options: Any) -> None:
         original(self, path, format=format, **options)
         if format == "pdf":
             path.write_bytes(path.read_bytes()[:100])
@@ -163,12 +170,12 @@ def test_a_figure_that_cannot_be_drawn_to_its_end_leaves_the_old_one(tmp_path, m
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_figure_without_a_name():
+def test_a_figure_without_a_name() -> None:
     with pytest.raises(RepsimError, match=r"^figure '\.': no name of a file"):
         plotting.save(draw(STACKS["7"]), "")
 
 
-def test_save_writes_png_and_pdf(tmp_path):
+def test_save_writes_png_and_pdf(tmp_path: Path) -> None:
     paths = plotting.save(draw(STACKS["7"]), tmp_path / "new" / "cosine-v1.5")
     assert [path.name for path in paths] == ["cosine-v1.5.png", "cosine-v1.5.pdf"]
     png, pdf = (path.read_bytes() for path in paths)
@@ -180,7 +187,7 @@ def test_save_writes_png_and_pdf(tmp_path):
     assert b"Date" not in png + pdf
 
 
-def test_the_users_settings_neither_matter_nor_change(tmp_path):
+def test_the_users_settings_neither_matter_nor_change(tmp_path: Path) -> None:
     expected = [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "a")]
     loud = {"font.size": 30, "savefig.bbox": "tight", "image.origin": "lower"}
     with matplotlib.rc_context(loud):
@@ -190,7 +197,7 @@ def test_the_users_settings_neither_matter_nor_change(tmp_path):
     assert [path.read_bytes() for path in paths] == expected
 
 
-def test_the_same_bytes_in_another_process_and_no_pyplot(tmp_path):
+def test_the_same_bytes_in_another_process_and_no_pyplot(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "from support.figures import *; from repsim import plotting;"
@@ -205,35 +212,39 @@ def test_the_same_bytes_in_another_process_and_no_pyplot(tmp_path):
         assert first == second
 
 
-def test_a_notebook_shows_it():
+def test_a_notebook_shows_it() -> None:
     shown, _ = DisplayFormatter().format(draw(STACKS["7"]))
     assert shown["image/png"].startswith(b"\x89PNG")
 
 
-def test_an_unknown_width():
+def test_an_unknown_width() -> None:
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        plotting.similarity_matrices(result(STACKS["7"]), width="poster")
+        plotting.similarity_matrices(make_similarity(STACKS["7"]), width="poster")
 
 
 # Several results side by side
 
 
-def measured(labels, measure="debiased linear CKA", lowest=0.1, **attrs):
-    return result(labels, lowest, description=measure, **attrs).rename(cosine="similarity")
+def measured(
+    labels: Sequence[str], measure: str = "debiased linear CKA", lowest: float = 0.1, **attrs: Any
+) -> xr.Dataset:
+    return make_similarity(labels, lowest, description=measure, **attrs).rename(cosine="similarity")
 
 
 @pytest.mark.parametrize(
     "stacks", [("31", "7"), ("31", "81", "looped"), ("2", "random", "7", "81")]
 )
 @pytest.mark.parametrize("width", [None, *plotting.WIDTHS])
-def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
+def test_matrices_of_different_depth_side_by_side_on_one_scale(
+    stacks: tuple[str, ...], width: Any
+) -> None:
     if width == "column" and len(stacks) > 2:
         width = "page"
-    found = [
-        result(STACKS[stack], lowest, model=stack)
+    results = [
+        make_similarity(STACKS[stack], lowest, model=stack)
         for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
     ]
-    figure = plotting.similarity_matrices(*found, width=width)
+    figure = plotting.similarity_matrices(*results, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     *panels, bar = figure.axes
     assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
@@ -250,14 +261,14 @@ def test_matrices_of_different_depth_side_by_side_on_one_scale(stacks, width):
     assert not any(a.overlaps(b) for a, b in pairwise(titles))
 
 
-def test_the_measure_is_named():
+def test_the_measure_is_named() -> None:
     figure = plotting.similarity_matrices(measured(STACKS["7"]), measured(STACKS["31"]))
     assert figure.axes[-1].get_ylabel() == "debiased linear CKA"
 
 
-def test_different_measures_are_not_drawn_on_one_scale():
+def test_different_measures_are_not_drawn_on_one_scale() -> None:
     other = measured(STACKS["7"], "RSA (Spearman, Euclidean)")
-    for one in (measured(STACKS["7"]), result(STACKS["7"])):
+    for one in (measured(STACKS["7"]), make_similarity(STACKS["7"])):
         with pytest.raises(
             RepsimError, match=r"side by side: .*, RSA .Spearman.*; draw one measure at a time"
         ):
@@ -270,7 +281,9 @@ def test_different_measures_are_not_drawn_on_one_scale():
 NAMES = {f"number_{i}": f"quantity {i}" for i in range(6)}
 
 
-def profile(labels, names=NAMES, low=1.0, **attrs):
+def profile(
+    labels: Sequence[str], names: Iterable[str] = NAMES, low: float = 1.0, **attrs: Any
+) -> xr.Dataset:
     states = np.arange(len(labels))
     data = {}
     for row, name in enumerate(names):
@@ -291,14 +304,14 @@ def profile(labels, names=NAMES, low=1.0, **attrs):
 
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_profile_against_layers(stack, width):
-    found = profile(STACKS[stack])
-    figure = plotting.profiles([found], {"number_0": "quantity"}, width=width)
+def test_a_profile_against_layers(stack: str, width: Any) -> None:
+    result = profile(STACKS[stack])
+    figure = plotting.profiles([result], {"number_0": "quantity"}, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     (axes,) = figure.axes
     (line,) = axes.lines
     assert line.get_xdata().tolist() == list(range(len(STACKS[stack])))
-    assert line.get_ydata().tolist() == found["number_0"].values.tolist()
+    assert line.get_ydata().tolist() == result["number_0"].values.tolist()
     assert axes.get_xlabel() == "state after layer"
     assert tick_texts(axes.xaxis)[0] == "embed"
     assert axes.get_legend() is None
@@ -307,10 +320,10 @@ def test_a_profile_against_layers(stack, width):
 
 @pytest.mark.parametrize("panels", [1, 2, 5, 6])
 @pytest.mark.parametrize("several", [1, 7])
-def test_panels_and_lines(panels, several):
+def test_panels_and_lines(panels: int, several: int) -> None:
     names = dict(list(NAMES.items())[:panels])
-    found = [profile(STACKS[stack], model=f"model-{stack}") for stack in list(STACKS)[:several]]
-    figure = plotting.profiles(found, names)
+    results = [profile(STACKS[stack], model=f"model-{stack}") for stack in list(STACKS)[:several]]
+    figure = plotting.profiles(results, names)
     assert_nothing_is_clipped_or_overlaps(figure)
     drawn = [axes for axes in figure.axes if axes.lines]
     assert [axes.get_ylabel() for axes in drawn] == list(names.values())
@@ -325,7 +338,7 @@ def test_panels_and_lines(panels, several):
     assert len(styles) == several
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == [
-        f"{one.attrs['model']} · baseline" for one in found
+        f"{each.attrs['model']} · baseline" for each in results
     ]
     box = legend.get_window_extent()
     assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
@@ -351,27 +364,27 @@ def test_panels_and_lines(panels, several):
         ([{"plan": "0-3"}, {}, {}], ["m · 0-3", "m · baseline (1)", "m · baseline (2)"]),
     ],
 )
-def test_results_of_one_name_are_told_apart(attrs, names):
-    found = [profile(STACKS["7"], NAMES, model="m", **more) for more in attrs]
-    figure = plotting.profiles(found, NAMES)
+def test_results_of_one_name_are_told_apart(attrs: list[dict[str, Any]], names: list[str]) -> None:
+    results = [profile(STACKS["7"], NAMES, model="m", **more) for more in attrs]
+    figure = plotting.profiles(results, NAMES)
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == names
     matrices = plotting.similarity_matrices(
-        *(result(STACKS["7"]).assign_attrs(one.attrs) for one in found)
+        *(make_similarity(STACKS["7"]).assign_attrs(each.attrs) for each in results)
     )
     titles = [" ".join(axes.get_title().split()) for axes in matrices.axes[: len(names)]]
     assert all(title.startswith(name) for title, name in zip(titles, names, strict=True))
 
 
-def test_no_two_of_many_lines_look_alike():
-    found = [profile(STACKS["7"], ["number_0"], model=f"m{row}") for row in range(60)]
-    lines = plotting.profiles(found, {"number_0": "quantity"}).axes[0].lines
+def test_no_two_of_many_lines_look_alike() -> None:
+    results = [profile(STACKS["7"], ["number_0"], model=f"m{row}") for row in range(60)]
+    lines = plotting.profiles(results, {"number_0": "quantity"}).axes[0].lines
     assert (
         len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 60
     )
 
 
-def test_a_logarithmic_axis_where_all_values_are_positive():
+def test_a_logarithmic_axis_where_all_values_are_positive() -> None:
     names = {"number_0": "quantity"}
     scales = [
         plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True)
@@ -382,10 +395,10 @@ def test_a_logarithmic_axis_where_all_values_are_positive():
     assert scales == ["log", "linear"]
 
 
-def test_values_that_are_missing_leave_a_gap():
-    found = profile(STACKS["7"])
-    found["number_0"][3] = np.nan
-    figure = plotting.profiles([found], {"number_0": "quantity"}, logarithmic=True)
+def test_values_that_are_missing_leave_a_gap() -> None:
+    result = profile(STACKS["7"])
+    result["number_0"][3] = np.nan
+    figure = plotting.profiles([result], {"number_0": "quantity"}, logarithmic=True)
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).sum() == 1
 
 
@@ -395,20 +408,22 @@ def test_values_that_are_missing_leave_a_gap():
 class Fake:
     """Random states under a plan and the baseline, with any names."""
 
-    identity = {"model": "smollm2-135m", "corpus": "easel"}  # noqa: RUF012
+    identity: ClassVar[dict[str, str]] = {"model": "smollm2-135m", "corpus": "easel"}
 
-    def __init__(self, labels):
+    def __init__(self, labels: Sequence[str]) -> None:
         self.labels = {"plan": labels, "baseline": STACKS["31"]}
 
-    def steps(self, plan):
+    def steps(self, plan: str) -> list[str]:
         return self.labels[plan]
 
-    def plan_name(self, plan):
+    def plan_name(self, plan: str) -> str:
         return plan
 
     plan_text = plan_name
 
-    def per_sample(self, plans, statistic):
+    def per_sample(
+        self, plans: str | Sequence[str], statistic: SampleStatistic
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
         plans = [plans] if isinstance(plans, str) else plans
         generator = np.random.default_rng(0)
         for tokens in (5, 9, 7, 6):
@@ -420,24 +435,26 @@ class Fake:
             )
 
 
-def of_blocks(labels):
+def of_blocks(labels: Sequence[str]) -> plotting.Figure:
     return plotting.blocks(blocks.compute(Fake(labels), plan="plan", resamples=10))
 
 
-def of_drift(labels):
+def of_drift(labels: Sequence[str]) -> plotting.Figure:
     return plotting.drift(drift.compute(Fake(labels), plan="plan", resamples=10))
 
 
-def of_clusters(labels):
-    matrix = result(labels)["cosine"].values
-    found = clusters.cluster(Estimate(matrix, np.array([matrix] * 4)), labels)
-    found.attrs |= result(labels).attrs | {"quantity": "cosine similarity"}
-    return plotting.clusters(found)
+def of_clusters(labels: Sequence[str]) -> plotting.Figure:
+    matrix = make_similarity(labels)["cosine"].values
+    result = clusters.cluster(Estimate(matrix, np.array([matrix] * 4)), labels)
+    result.attrs |= make_similarity(labels).attrs | {"quantity": "cosine similarity"}
+    return plotting.clusters(result)
 
 
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
-def test_every_figure_of_every_plan_is_legible(drawn, stack):
+def test_every_figure_of_every_plan_is_legible(
+    drawn: Callable[..., plotting.Figure], stack: str
+) -> None:
     if drawn is of_clusters and len(STACKS[stack]) < 5:
         stack = "7"
     figure = drawn(STACKS[stack])
@@ -450,7 +467,7 @@ def test_every_figure_of_every_plan_is_legible(drawn, stack):
 
 
 @pytest.mark.parametrize("width", plotting.WIDTHS)
-def test_blocks_in_both_widths(width):
+def test_blocks_in_both_widths(width: Any) -> None:
     figure = plotting.blocks(
         blocks.compute(Fake(STACKS["31"]), plan="plan", resamples=10), width=width
     )
@@ -458,26 +475,26 @@ def test_blocks_in_both_widths(width):
     assert_nothing_is_clipped_or_overlaps(figure)
 
 
-def test_blocks_marks_the_least_and_draws_block_influence():
-    found = blocks.compute(Fake(STACKS["7"]), plan="plan", resamples=10)
-    figure = plotting.blocks(found)
+def test_blocks_marks_the_least_and_draws_block_influence() -> None:
+    result = blocks.compute(Fake(STACKS["7"]), plan="plan", resamples=10)
+    figure = plotting.blocks(result)
     upper, lower, bar = figure.axes
-    assert upper.lines[0].get_xdata().tolist() == np.nanargmin(found["distance"], axis=1).tolist()
-    assert upper.lines[0].get_ydata().tolist() == found["size"].values.tolist()
-    assert [patch.get_height() for patch in lower.patches] == found["influence"].values.tolist()
+    assert upper.lines[0].get_xdata().tolist() == np.nanargmin(result["distance"], axis=1).tolist()
+    assert upper.lines[0].get_ydata().tolist() == result["size"].values.tolist()
+    assert [patch.get_height() for patch in lower.patches] == result["influence"].values.tolist()
     assert bar.get_ylabel() == "angular distance (share of half a turn), last token"
 
 
-def test_drift_marks_the_most_similar_state_of_the_baseline():
-    found = drift.compute(Fake(STACKS["skip"]), plan="plan", resamples=10)
-    figure = plotting.drift(found)
+def test_drift_marks_the_most_similar_state_of_the_baseline() -> None:
+    result = drift.compute(Fake(STACKS["skip"]), plan="plan", resamples=10)
+    figure = plotting.drift(result)
     left, right = figure.axes[:2]
-    assert left.lines[0].get_xdata().tolist() == np.argmax(found["cosine"].values, axis=1).tolist()
-    assert right.lines[0].get_ydata().tolist() == found["distance"].values.tolist()
+    assert left.lines[0].get_xdata().tolist() == np.argmax(result["cosine"].values, axis=1).tolist()
+    assert right.lines[0].get_ydata().tolist() == result["distance"].values.tolist()
     assert right.get_ylim()[0] == 0
 
 
-def test_clusters_frames_the_groups_and_names_the_parts():
+def test_clusters_frames_the_groups_and_names_the_parts() -> None:
     figure = of_clusters(STACKS["31"])
     frames = figure.axes[0].patches
     assert sum(frame.get_width() for frame in frames) == 31
@@ -485,15 +502,17 @@ def test_clusters_frames_the_groups_and_names_the_parts():
     assert figure.get_suptitle().splitlines()[-1].startswith("middle: embed to ")
 
 
-def test_one_sample_s_clusters_are_drawn():
-    matrix = result(STACKS["7"])["cosine"].values
-    found = clusters.cluster(Estimate(matrix, np.full((4, 7, 7), np.nan)), STACKS["7"])
-    found.attrs |= result(STACKS["7"]).attrs | {"quantity": "cosine similarity"}
-    assert_nothing_is_clipped_or_overlaps(plotting.clusters(found))
+def test_one_sample_s_clusters_are_drawn() -> None:
+    matrix = make_similarity(STACKS["7"])["cosine"].values
+    result = clusters.cluster(Estimate(matrix, np.full((4, 7, 7), np.nan)), STACKS["7"])
+    result.attrs |= make_similarity(STACKS["7"]).attrs | {"quantity": "cosine similarity"}
+    assert_nothing_is_clipped_or_overlaps(plotting.clusters(result))
 
 
 @pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
-def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(tmp_path, drawn):
+def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(
+    tmp_path: Path, drawn: Callable[..., plotting.Figure]
+) -> None:
     first, again = (plotting.save(drawn(STACKS["7"]), tmp_path / name / "figure") for name in "ab")
     for one, other in zip(first, again, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -504,9 +523,9 @@ def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("drawn", [plotting.blocks, plotting.drift, plotting.clusters])
-def test_an_unknown_width_of_another_figure(drawn):
+def test_an_unknown_width_of_another_figure(drawn: Callable[..., plotting.Figure]) -> None:
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        drawn(result(STACKS["7"]), width="poster")
+        drawn(make_similarity(STACKS["7"]), width="poster")
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
         plotting.profiles([profile(STACKS["7"])], NAMES, width="poster")
 
@@ -514,7 +533,7 @@ def test_an_unknown_width_of_another_figure(drawn):
 # Styles
 
 
-def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path):
+def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path: Path) -> None:
     plain = [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "plain")]
     before = dict(matplotlib.rcParams)
     with plotting.styled("ggplot"):
@@ -529,20 +548,20 @@ def test_a_style_is_on_top_of_ours_and_undone_afterwards(tmp_path):
     ] == plain
 
 
-def test_a_style_is_undone_after_an_error():
+def test_a_style_is_undone_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), plotting.styled("ggplot"):
         raise ZeroDivisionError
     assert draw(STACKS["7"]).axes[0].get_facecolor() == (1, 1, 1, 1)
 
 
-def test_a_style_from_a_file(tmp_path):
+def test_a_style_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.mplstyle").write_text("axes.facecolor: 00ff00\n")
     with plotting.styled(tmp_path / "mine.mplstyle"):
         assert draw(STACKS["7"]).axes[0].get_facecolor() == (0, 1, 0, 1)
 
 
 @pytest.mark.parametrize("style", ["no-such-style", "no/such/file.mplstyle"])
-def test_an_unknown_style(style):
+def test_an_unknown_style(style: str) -> None:
     message = f"style '{style}': no such file, and matplotlib knows .*ggplot"
     with pytest.raises(RepsimError, match=message) as caught, plotting.styled(style):
         pass
@@ -550,7 +569,7 @@ def test_an_unknown_style(style):
 
 
 @pytest.mark.parametrize("highest", [9.0, 900.0])
-def test_a_logarithmic_axis_needs_no_mathtext(highest):
+def test_a_logarithmic_axis_needs_no_mathtext(highest: float) -> None:
     """Below a decade matplotlib labels the ticks in between, too."""
     values = np.linspace(4, highest, 7)
     result = xr.Dataset(

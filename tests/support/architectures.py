@@ -273,7 +273,7 @@ def _shrunk(config: Any, first_special: int) -> dict[str, Any]:
 
 
 def _size(config: Any, name: str, value: int) -> int:
-    """Key and value heads are as many as heads where they are so by default; no experts stay none."""
+    """As many key and value heads as heads where that is the default; no experts stay none."""
     if name == "head_dim" and value == getattr(config, "qk_rope_head_dim", None):
         return SIZES["qk_rope_head_dim"]
     heads = getattr(config, "num_attention_heads", None)
@@ -287,28 +287,29 @@ def _size(config: Any, name: str, value: int) -> int:
 
 
 def class_of(model_type: str) -> Any:
-    """The class that stands for a type: for masked tokens, else for the next token, else the bare
-    one.
-    """
+    """The class for a type: for masked tokens, else for the next token, else without a head."""
     if model_type in CLASSES:
         return getattr(transformers, CLASSES[model_type])
     if CONFIG_MAPPING[model_type]().is_encoder_decoder:
-        return getattr(transformers, MODEL_MAPPING_NAMES[model_type])
-    for names in (
+        bare: Any = MODEL_MAPPING_NAMES
+        return getattr(transformers, bare[model_type])
+    mappings: Any = (
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         MODEL_MAPPING_NAMES,
-    ):
+    )
+    for names in mappings:
         if model_type in names:
             name = names[model_type]
             return getattr(transformers, name if isinstance(name, str) else name[0])
     raise KeyError(model_type)
 
 
-def build(model_type: str, **changes: Any) -> nn.Module:
-    """A random model, always the same one for the same type, whose layers change a state as much as
-    trained ones do.
+def build(model_type: str, **changes: Any) -> Any:
+    """A random model, always the same one for the same type.
+
+    Its layers change a state as much as trained ones do.
     """
     torch.manual_seed(7)
     config = tiny(model_type, **changes)
@@ -335,13 +336,12 @@ class Subject:
     def name(self) -> str:
         return f"{self.model_type}:{self.side}" if self.side else self.model_type
 
-    def build(self) -> nn.Module:
+    def build(self) -> Any:
+        """A random model of this type."""
         return build(self.model_type)
 
     def stack(self, module: nn.Module) -> str | None:
-        """What `--stack` is given: the outermost module list as long as the model is deep, on this
-        side.
-        """
+        """What `--stack` is given: the outermost module list of this side with T entries."""
         if not self.side:
             return None
         lists = [

@@ -1,69 +1,83 @@
 """Captures made of arrays, and slow loops to compare analyses with."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.spatial.distance import cosine as cosine_distance
 
+from repsim.stats.per_sample import SampleStatistic
+
 LENGTHS = (5, 1, 12, 3)
 
+Array = NDArray[Any]
 
-class Stored:
-    """A capture made of arrays `[state, token, unit]`: of one plan, whatever its name, or of
-    several by name.
+
+class ArrayCapture:
+    """A capture made of arrays: of one plan, whatever its name, or of several by name.
+
+    array: `[state, token, unit]`, the states of every plan not named in `others`.
+    sizes: tokens per sample.
+    others: plan → what its states are the outputs of, and `[state, token, unit]`.
     """
 
-    identity = {"model": "painter", "corpus": "easel"}  # noqa: RUF012
-
-    def __init__(self, states, lengths, **others):
+    def __init__(
+        self, states: ArrayLike, lengths: Sequence[int], **others: tuple[list[str], ArrayLike]
+    ) -> None:
+        self.identity: Mapping[str, Any] = {"model": "painter", "corpus": "easel"}
         self.array, self.sizes = np.asarray(states), lengths
         self.others = {name: (steps, np.asarray(array)) for name, (steps, array) in others.items()}
 
-    def states(self, plan):
+    def states(self, plan: str) -> Array:
         return self.others[plan][1] if plan in self.others else self.array
 
-    def steps(self, plan):
-        return (
-            self.others[plan][0]
-            if plan in self.others
-            else ["embed", *map(str, range(len(self.array) - 1))]
-        )
+    def steps(self, plan: str) -> list[str]:
+        if plan in self.others:
+            return self.others[plan][0]
+        return ["embed", *map(str, range(len(self.array) - 1))]
 
-    def plan_name(self, plan):
+    def plan_name(self, plan: str) -> str:
         return f"name of {plan}"
 
-    def plan_text(self, plan):
+    def plan_text(self, plan: str) -> str:
         return "0, 1, 2"
 
-    def lengths(self, *plans):
+    def lengths(self, *plans: str) -> NDArray[np.int64]:
         return np.array(self.sizes, np.int64)
 
-    def each_sample(self, *plans):
+    def each_sample(self, *plans: str) -> Iterator[Array]:
         states = np.concatenate([self.states(plan) for plan in plans])
         for first, last in pairwise(np.cumsum([0, *self.sizes])):
             yield states[:, first:last]
 
-    def per_sample(self, plan, statistic):
+    def per_sample(
+        self, plan: str | Sequence[str], statistic: SampleStatistic
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         for states in self.each_sample(*([plan] if isinstance(plan, str) else plan)):
             yield states.shape[1], statistic.kernel(states)
 
 
-def random_capture(lengths=LENGTHS, states=4, units=8, seed=0):
+def random_capture(
+    lengths: Sequence[int] = LENGTHS, states: int = 4, units: int = 8, seed: int = 0
+) -> ArrayCapture:
     """States that share a direction, its strength varying from sample to sample."""
     generator = np.random.default_rng(seed)
     shared = np.repeat(generator.normal(size=(len(lengths), 1)), lengths, axis=0) + 1
-    states = generator.normal(size=(states, sum(lengths), units)) + shared
-    return Stored(states.astype(np.float16), lengths)
+    values = generator.normal(size=(states, sum(lengths), units)) + shared
+    return ArrayCapture(values.astype(np.float16), lengths)
 
 
-def sample_states(capture, plan="baseline"):
+def sample_states(capture: ArrayCapture, plan: str = "baseline") -> list[Array]:
+    """Each sample's states, `[state, token, unit]`, in float64."""
     ends = np.cumsum([0, *capture.sizes])
     return [capture.states(plan)[:, a:b].astype(float) for a, b in pairwise(ends)]
 
 
-def naive(states):
+def naive_cosines(states: Array) -> Array:
     """Token cosines of every two states, `[state, state, token]`."""
     return np.array(
         [
@@ -73,42 +87,47 @@ def naive(states):
     )
 
 
-def flattened(states):
-    return naive(states.reshape(len(states), 1, -1))[:, :, 0]
+def naive_flattened_cosines(states: Array) -> Array:
+    """Cosines of every two states flattened over tokens and units, `[state, state]`."""
+    return naive_cosines(states.reshape(len(states), 1, -1))[:, :, 0]
 
 
-def without_sinks(states):
-    """The states of a sample's tokens but the first, and but those three times as long as is usual
-    in some state.
+def drop_sinks(states: Array) -> Array:
+    """The states of a sample at the tokens that are not attention sinks.
+
+    Sinks are the first token, and those three times as long as the median in some state.
     """
     kept = []
     for token in range(1, states.shape[1]):
         if not any(
-            np.linalg.norm(one[token]) > 3 * np.median([np.linalg.norm(v) for v in one])
-            for one in states
+            np.linalg.norm(state[token]) > 3 * np.median([np.linalg.norm(v) for v in state])
+            for state in states
         ):
             kept.append(token)
     return states[:, kept]
 
 
-def resampled(sums, weights, resamples=1000):
-    """Sum over sum of samples drawn with replacement, `[resample, ...]`; the same draws as the
-    bootstrap's.
-    """
+def resample(
+    sums: Iterable[Array], weights: Iterable[Any], resamples: int = 1000
+) -> NDArray[np.float64]:
+    """Sum over sum of samples drawn with replacement as the bootstrap draws, `[resample, ...]`."""
+    sums, weights = list(sums), list(weights)
     samples = len(sums)
     draws = np.random.default_rng(0).multinomial(samples, [1 / samples] * samples, resamples)
-    found = []
+    replicates = []
     for counts in draws:
-        total = sum(count * one for count, one in zip(counts, sums, strict=True))
-        found.append(
-            total / sum(count * weight for count, weight in zip(counts, weights, strict=True))
-        )
-    return np.array(found)
+        total = sum(count * one_sum for count, one_sum in zip(counts, sums, strict=True))
+        weight = sum(count * one_weight for count, one_weight in zip(counts, weights, strict=True))
+        replicates.append(total / weight)
+    return np.array(replicates)
 
 
-def interval(value, replicates, samples, bounds=(-1, 1)):
-    """Hall's interval by scipy: where the studentised value, its skewness removed, is as far out as
-    Student's t.
+def hall_interval(
+    value: ArrayLike, replicates: Array, samples: int, bounds: tuple[float, float] = (-1, 1)
+) -> NDArray[np.float64]:
+    """Hall's interval by scipy, `[end, ...]`.
+
+    Its ends are where the studentised value, its skewness removed, is as far out as Student's t.
     """
     value = np.asarray(value)
     ends = np.full((2, *value.shape), np.nan)
@@ -121,7 +140,7 @@ def interval(value, replicates, samples, bounds=(-1, 1)):
         skewness = np.clip((away**3).mean() / (away**2).mean() ** 1.5, -1, 1) if away.any() else 0.0
         for end, reach in enumerate(stats.t.ppf([0.975, 0.025], samples - 1)):
 
-            def beyond(t, reach=reach, skewness=skewness):
+            def beyond(t: float, reach: float = reach, skewness: float = skewness) -> float:
                 return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6 - reach
 
             ends[(end, *place)] = value[place] - error * brentq(beyond, -1e3, 1e3)

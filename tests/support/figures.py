@@ -1,9 +1,13 @@
-"""What a figure for print must be."""
+"""What a figure for print must be, and made-up similarities to draw."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import xarray as xr
+from matplotlib.axis import Axis
 
 from repsim import plotting
 
@@ -22,29 +26,31 @@ STACKS = {
 }
 
 
-def result(labels, lowest=0.1, **attrs):
+def make_similarity(labels: Sequence[str], lowest: float = 0.1, **attrs: Any) -> xr.Dataset:
+    """What the analysis cosine gives of states with these labels, from 1 down to the lowest."""
     distance = np.abs(np.subtract.outer(np.arange(len(labels)), np.arange(len(labels))))
     values = 1 - (1 - lowest) * distance / distance.max()
     return xr.Dataset(
         {"cosine": (("state", "state_other"), values)},
-        coords={"layer": ("state", labels), "layer_other": ("state_other", labels)},
+        coords={"layer": ("state", list(labels)), "layer_other": ("state_other", list(labels))},
         attrs={"model": "smollm2-135m", "plan": "baseline", "corpus": "easel", "tokens": 12345}
         | {"average": "token"}
         | attrs,
     )
 
 
-def draw(labels, **attrs):
-    figure = plotting.similarity_matrices(result(labels, **attrs))
+def draw(labels: Sequence[str], **attrs: Any) -> plotting.Figure:
+    """The figure of a made-up similarity."""
+    figure = plotting.similarity_matrices(make_similarity(labels, **attrs))
     figure.draw_without_rendering()
     return figure
 
 
-def tick_texts(axis):
+def tick_texts(axis: Axis) -> list[str]:
     return [text.get_text() for text in axis.get_ticklabels()]
 
 
-def assert_nothing_is_clipped_or_overlaps(figure):
+def assert_nothing_is_clipped_or_overlaps(figure: matplotlib.figure.Figure) -> None:
     figure.draw_without_rendering()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():

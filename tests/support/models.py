@@ -5,6 +5,7 @@ downloaded.
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +16,17 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
-from torch import nn
 
 from repsim.data.batching import Batch
 from repsim.data.corpus import read_corpus
 from repsim.models import Model
 from repsim.models.stack import find_stack
 
+Config = dict[str, Any]
+
 T = 6
 VOCABULARY = 97
-SMALL = {
+SMALL: Config = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": T,
@@ -32,11 +34,11 @@ SMALL = {
     "vocab_size": VOCABULARY,
     "pad_token_id": 0,
 }
-DECODER = {**SMALL, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+DECODER: Config = {**SMALL, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 MIXED = (["sliding_attention"] * 2 + ["full_attention"]) * 2
 
 # architecture: (model class, configuration, where its layers are)
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[str, Config, str]] = {
     "llama": ("LlamaForCausalLM", {**DECODER}, "model.layers"),
     "mistral": ("MistralForCausalLM", {**DECODER, "sliding_window": 4}, "model.layers"),
     "qwen3": ("Qwen3ForCausalLM", {**DECODER, "head_dim": 8}, "model.layers"),
@@ -89,11 +91,7 @@ DECODERS = [
 def make(architecture: str) -> Model:
     """A random model, always the same one for the same name."""
     class_name, config, _ = ARCHITECTURES[architecture]
-    cls = getattr(transformers, class_name)
-    torch.manual_seed(7)
-    module = cls(cls.config_class(**copy.deepcopy(config))).eval().requires_grad_(False)
-    for parameter in module.parameters():  # the usual 0.02 leaves layers that hardly change a state
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    module = build(class_name, config)
     return Model(module, None, architecture, None, find_stack(module))
 
 
@@ -124,9 +122,9 @@ RELATIVE = {
 # Chunks of 256, the default, cost a tiny model ten times as long.
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 
-# More architectures, and other forms of those in conftest: (model class, configuration, where the
-# layers are).
-MORE = {
+# More architectures, and other forms of those above: (model class, configuration, where the layers
+# are).
+MORE: dict[str, tuple[str, Config, str]] = {
     "gpt_neox_sequential": (
         "GPTNeoXForCausalLM",
         {**SMALL, **TOKENS, "use_parallel_residual": False},
@@ -261,7 +259,7 @@ MORE = {
         "model.layers",
     ),
 }
-SPARSE = {
+SPARSE: Config = {
     **DECODER,
     **MOE,
     **LATENT,
@@ -280,7 +278,7 @@ SPARSE |= {
     "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4,
     "indexer_types": ["full", "shared", "shared"] * 2,
 }
-RESIDUAL = {
+RESIDUAL: Config = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 2,
     "swa_head_dim": 8,
@@ -290,7 +288,7 @@ RESIDUAL |= {"d_rel": 4, "rel_extent": 16, "n_layers_per_attn_res_block": 2}
 RESIDUAL |= {"n_routed_experts": 4, "num_experts_per_tok": 2}
 
 # Layers that hand on more than the state: (model class, configuration).
-CARRYING = {
+CARRYING: dict[str, tuple[str, Config]] = {
     "zaya": (
         "ZayaForCausalLM",
         {**HEAD, "moe_intermediate_size": 16, "num_experts": 4, "router_hidden_size": 16},
@@ -299,15 +297,15 @@ CARRYING = {
     "mistral_large4": ("MistralLarge4TextModel", SPARSE),
     "lilt": ("LiltModel", {**SMALL, "hidden_size": 48}),
 }
-INKLING2 = (
+INKLING2: tuple[str, Config] = (
     "Inkling2ForCausalLM",
     {**HEAD, **RESIDUAL, "moe_intermediate_size": 16, "unpadded_vocab_size": 90},
 )
-BIG_BIRD = (
+BIG_BIRD: tuple[str, Config] = (
     "BigBirdModel",
     {**SMALL, "block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256},
 )
-FSMT = (
+FSMT: tuple[str, Config] = (
     "FSMTModel",
     {
         "langs": ["en", "de"],
@@ -323,7 +321,7 @@ FSMT = (
     }
     | {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64},
 )
-T5 = (
+T5: tuple[str, Config] = (
     "T5EncoderModel",
     {
         "vocab_size": VOCABULARY,
@@ -335,7 +333,7 @@ T5 = (
     },
 )
 MORE_DECODERS = [name for name in MORE if "CausalLM" in MORE[name][0]]
-WITHOUT_HALVES = {"mamba"}
+WITHOUT_SUBLAYERS = {"mamba"}
 POST_NORM = {
     "deberta",
     "deberta_v2",
@@ -348,25 +346,26 @@ POST_NORM = {
 }
 
 
-def build(class_name: str, config: dict[str, object]) -> nn.Module:
+def build(class_name: str, config: Config) -> Any:
+    """A random model of a class, always the same one for the same configuration."""
     cls = getattr(transformers, class_name)
     torch.manual_seed(7)
     module = cls(cls.config_class(**copy.deepcopy(config))).eval().requires_grad_(False)
-    for parameter in module.parameters():
+    for parameter in module.parameters():  # the usual 0.02 leaves layers that hardly change a state
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     return module
 
 
 @functools.cache
-def made(name: str) -> Model:
-    """A model of either dictionary."""
+def cached_model(name: str) -> Model:
+    """A model of `ARCHITECTURES` or `MORE`, made once; not to be changed."""
     if name in ARCHITECTURES:
         return make(name)
     module = build(*MORE[name][:2])
     return Model(module, None, name, None, find_stack(module))
 
 
-def model_of(class_name: str, config: dict[str, object], stack: str | None = None) -> Model:
+def model_of(class_name: str, config: Config, stack: str | None = None) -> Model:
     """A random model, made each time."""
     module = build(class_name, config)
     return Model(module, None, class_name, None, find_stack(module, stack))
@@ -399,5 +398,6 @@ def save_folder(path: Path, architecture: str, template: str | None) -> Path:
             single=template, special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
         )
     make(architecture).module.save_pretrained(path)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast(tokenizer_object=words, **special).save_pretrained(path)
     return path

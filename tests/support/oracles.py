@@ -1,6 +1,7 @@
 """What a plan's states are by plain loops and by the model's own forward."""
 
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,34 +9,21 @@ from torch import Tensor
 
 import repsim
 from repsim.data.batching import Batch
-from repsim.data.packing import Window
+from repsim.data.packing import Packed, Window
 from repsim.models import Model
-from repsim.models.halves import ATTENTION_PATHS, MLP_PATHS, half_paths
 from repsim.models.layer_call import LayerCall, state_of
-from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
-from support.models import VOCABULARY
+from repsim.models.sublayers import ATTENTION_PATHS, MLP_PATHS, match_paths
+from repsim.models.tracing import NodeState, Tracer
+from repsim.plans import Plan, PlanTrie, resolve
+from support.models import VOCABULARY, T
 
-# Every family, twice where its middle can be wide or narrow.
-FAMILIES = (
-    "baseline",
-    "skip:start=1",
-    "middle_repeat:start=0",
-    "reverse:start=1",
-    "random:start=0,seed=3",
-    "parallel:start=0",
-    "looped_parallel:start=1,loops=3",
-    "drop:layer=0",
-    "drop:layer=5",
-    "drop:layer=2,part=attn",
-    "drop:layer=3,part=mlp",
-    "switch:layer=2",
-    "drop_block:first=1,last=3",
-    "repeat:layer=4,times=3",
-)
+# What a step's members give together, of its input and their outputs, by kind of join.
+JOINED: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
+    "mean": lambda state, outputs: sum(outputs[1:], outputs[0]) / len(outputs),
+}
 
 
-def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
+def trace_plans(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     """Each plan's states by one trace of their trie, `[token, unit]`."""
     trie = PlanTrie.build(plans)
     states: dict[int, Tensor] = {}
@@ -45,10 +33,8 @@ def traced(model: Model, plans: list[Plan], batch: Batch) -> list[list[Tensor]]:
     return [[states[node] for node in path] for path in trie.paths]
 
 
-def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
-    """What each layer is called with in the model's own forward, and with it the model's own
-    states.
-    """
+def record_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCall]:
+    """What each layer is called with in the model's own forward, the states included."""
     calls: list[LayerCall] = []
     hooks = [
         layer.register_forward_pre_hook(
@@ -66,11 +52,10 @@ def recorded_calls(model: Model, batch: Batch, **inputs: object) -> list[LayerCa
 
 
 def without_cache(model: Model) -> dict[str, bool]:
-    """Inputs that have a model compute what the trace computes: kernels get the same layouts, and
-    answer the same bits.
+    """Inputs with which a model computes bit for bit what the trace computes.
 
-    With its cache a model lays out keys and values anew, for which some processors' kernels add up
-    in another order.
+    With its cache a model gives keys and values another layout, for which the kernels of some
+    processors add up in another order.
     """
     return {"use_cache": False} if model.module.can_generate() else {}
 
@@ -82,7 +67,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
         layer.register_forward_hook(lambda _m, _a, out: states.append(state_of(out)))
         for layer in model.stack.layers
     ]
-    first = recorded_calls(model, batch, **inputs)[0].state
+    first = record_calls(model, batch, **inputs)[0].state
     for hook in hooks:
         hook.remove()
     mask = torch.from_numpy(batch.mask)
@@ -90,8 +75,7 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
 
 
 def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> None:
-    """States that the same layers computed, with sums taken in another order: another layout,
-    another kernel.
+    """States that the same layers computed, with sums taken in another order.
 
     Rounding n terms of a sum errs like a random walk, by sqrt(n) eps / 2 of the result (Higham and
     Mary 2019), and two runs differ by sqrt(2) of that. A layer adds two such results to its input,
@@ -109,35 +93,35 @@ def assert_equal_but_for_rounding(ours: Tensor, theirs: Tensor, layers: int) -> 
 
 
 def naive(model: Model, plan: Plan, batch: Batch) -> list[Tensor]:
-    """A plain loop over layers with forward hooks for halves; the oracle for every family."""
-    calls = recorded_calls(model, batch, **without_cache(model))
+    """A plain loop over layers with forward hooks for sublayers; the oracle for every family."""
+    calls = record_calls(model, batch, **without_cache(model))
     state = calls[0].state
     states = [state]
     for step in plan.steps:
         outputs = []
         for application in step:
             layer = model.stack.layers[application.layer]
-            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.half]
+            patterns = {"": (), "attn": MLP_PATHS, "mlp": ATTENTION_PATHS}[application.sublayer]
             hooks = [
                 layer.get_submodule(path).register_forward_hook(
                     lambda _m, _a, out: (
                         (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
                     )
                 )
-                for path in half_paths(layer, patterns)
+                for path in match_paths(layer, patterns)
             ]
             with torch.inference_mode():
                 call = calls[application.layer].on(state)
                 outputs.append(state_of(layer(*call.args, **call.kwargs)))
             for hook in hooks:
                 hook.remove()
-        state = sum(outputs) / len(outputs)
+        state = JOINED[step.join](state, outputs)
         states.append(state)
     mask = torch.from_numpy(batch.mask)
     return [state[mask] for state in states]
 
 
-def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tensor:
+def last_states(model: Model, plan: str | Plan, batch: Batch, **inputs: object) -> Tensor:
     """What leaves the planned stack in the model's own forward, `[token, unit]`."""
     ends: list[Tensor] = []
     mask = torch.from_numpy(batch.mask)
@@ -150,8 +134,9 @@ def last_states(model: Model, plan: str, batch: Batch, **inputs: object) -> Tens
 
 
 def windows_that_share() -> list[Window]:
-    """Four share six tokens, three of those nine; one of them ends where others go on, and the
-    fifth shares nothing.
+    """Five texts: four share six tokens, three of those nine, and the fifth shares nothing.
+
+    One of the three ends where the others go on.
     """
     ids = np.random.default_rng(1).integers(3, VOCABULARY, 60).astype(np.int32)
     first, more = ids[:6], ids[6:9]
@@ -166,3 +151,18 @@ def windows_that_share() -> list[Window]:
         Window(row, ids[45 : 45 + length])
         for row, length in zip(inputs, (3, 1, 7, 14, 2), strict=True)
     ]
+
+
+def score_packed(
+    model: Model, packed: Packed, plans: tuple[str, ...]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each plan: the states that predict, `[target, unit]`, and what `predict` makes of them."""
+    tracer, trie = Tracer(model), PlanTrie.build([resolve(text, T)[0].plan for text in plans])
+    token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def consume(state: NodeState) -> None:
+        found[state.node] = state.hidden[token], *tracer.predict(state.hidden, token, target)
+
+    tracer.run(trie, packed.batches, consume, nodes=trie.ends)
+    return [found[end] for end in trie.ends]

@@ -6,8 +6,7 @@ import numpy as np
 import xarray as xr
 
 from repsim.data.samples import Sample
-from repsim.plans.families import resolve
-from repsim.plans.plan import PlanTrie
+from repsim.plans import PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store

@@ -1,8 +1,8 @@
 """What repsim gives for one architecture, held against plain loops over the model's own layers.
 
 Nothing that decides what is right comes from repsim: the layers' calls are seen by hooks in the
-model's own forward, half layers have the last weights of the other half set to zero, and logits
-come from the model's own code.
+model's own forward, sublayers are layers in which the last weights of the other sublayer are zero,
+and logits come from the model's own code.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from repsim.models import Model
 from repsim.models.forward import check_stack
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
-from support import oracles
+from repsim.plans import Plan, PlanTrie, resolve
 from support.architectures import TOKENS, Subject, T
+from support.plans import EXAMPLES
 
-# Halves have a check of their own.
-FAMILIES = tuple(text for text in oracles.FAMILIES if "part" not in text)
+# Sublayers have a check of their own.
+WHOLE = tuple(text for text in EXAMPLES if "part" not in text)
 GENERATED = (
     "baseline",
     "skip:start=1",
@@ -49,7 +48,7 @@ ROUNDING = 2e-5  # relative; of a token's state or logits, float32
 CACHED = 1e-3  # with a cache other kernels run
 NEW_TOKENS = 3
 
-# Parameters of a layer by the half that they belong to, and the last ones of each half.
+# Parameters of a layer by the sublayer that they belong to, and the last ones of each.
 NORMS = re.compile(r"(^|[._])(ln|norm|layernorm)|norm", re.I)
 MIXERS = re.compile(
     r"attn|attention|mamba|mixer|conv|temporal|linear_attn|ssm|short_conv|time_mix|rel_attn|fourier",
@@ -94,8 +93,7 @@ class Outcome:
 
 
 class Witness:
-    """A model of its own that repsim never touches, and what its own forward gave its layers on one
-    batch.
+    """A model that repsim never touches, and what its own forward gave its layers on one batch.
 
     calls: `[layer]`, positional and named arguments.
     outputs: `[layer]`, as returned.
@@ -111,8 +109,9 @@ class Witness:
         self.watch(generating)
 
     def watch(self, generating: bool = False) -> None:
-        """Runs the model's own forward, or the one that begins its own generation, and keeps what
-        its layers saw.
+        """Runs the model's own forward and keeps what its layers saw.
+
+        With `generating`, the forward that begins its own generation.
         """
         self.calls.clear()
         self.outputs.clear()
@@ -136,14 +135,13 @@ class Witness:
         return self._tokens([state_in(self.calls[0]), *map(state_of, self.outputs)])
 
     def states(self, plan: Plan, layers: list[nn.Module] | None = None) -> list[Tensor]:
-        """The plan's states by a plain loop, `[token, unit]`; with other layers where they are
-        given.
-        """
+        """The plan's states by a plain loop over the model's or other layers, `[token, unit]`."""
         return self._tokens(self._remembered(plan) if layers is None else self.loop(plan, layers))
 
     def logprobs(self, plan: Plan) -> Tensor:
-        """Of each token's successor, by the model's own forward whose last layer returns the loop's
-        last state.
+        """Log-probability of each token's successor.
+
+        By the model's own forward, whose last layer returns the loop's last state.
         """
         with self._ending_in(self._remembered(plan)[-1]):
             logits = self.module(**inputs_of(self.module, self.batch)).logits
@@ -169,10 +167,9 @@ class Witness:
         return [state[torch.from_numpy(self.batch.mask)] for state in states]
 
     def loop(self, plan: Plan, layers: list[nn.Module]) -> list[Tensor]:
-        """Each layer called with what the model's own forward called it with: the plan's states,
-        padding included.
+        """The plan's states, padding included, by layers called as in the model's own forward.
 
-        What layers hand on beside the state goes along the plan's path; a step's members get the
+        What layers hand on besides the state goes along the plan's path; a step's members get the
         same, and what its last member returns is handed on.
         """
         places = self._handed_on()
@@ -205,8 +202,7 @@ class Witness:
             ) from problem
 
     def _handed_on(self) -> dict[Any, int]:
-        """Arguments that are what the layer before returned beside the state: their place in its
-        output.
+        """Arguments that the layer before returned besides the state: their place in its output.
 
         What one layer makes for all of them (T5's position biases) stays with each layer's own
         call.
@@ -219,11 +215,11 @@ class Witness:
                 for key, argument in (*enumerate(args[1:], 1), *kwargs.items()):
                     if value is not None and argument is value:
                         places[key] = place
-        made = {
+        makers = {
             key: {id(output[place]) for output in self.outputs[:-1]}
             for key, place in places.items()
         }
-        return {key: place for key, place in places.items() if len(made[key]) > 1}
+        return {key: place for key, place in places.items() if len(makers[key]) > 1}
 
     @contextmanager
     def _ending_in(self, state: Tensor) -> Iterator[None]:
@@ -283,15 +279,17 @@ class Run:
     def logprobs(self, plan: Plan) -> float:
         _, found = self.traced(plan)
         right = torch.cat([witness.logprobs(plan) for witness in self.witnesses])
+        assert found is not None, "the plan's last node has log-probabilities"
         if not torch.equal(found.isnan(), right.isnan()):
             raise AssertionError(
                 "NaN where the model has a log-probability, or the other way round"
             )
         return ((found - right).abs() / right.abs()).nan_to_num(0).max().item()
 
-    def half(self, index: int, part: str) -> float | str:
-        """A layer without one half, traced and planned, against one whose last weights of that half
-        are zero.
+    def sublayer(self, index: int, part: str) -> float | str:
+        """A layer without one sublayer, traced and planned.
+
+        Against one in which the last weights of that sublayer are zero.
         """
         kept = "mlp" if part == "attn" else "attn"
         every = range(self.model.layers)
@@ -299,8 +297,9 @@ class Run:
         found, _ = self.traced(plan)
         layers = self.witnesses[0].layers
         layer = copy.deepcopy(layers[index])
-        if not zero_half(layer, part):
-            return f"no last weights of {part} known among {', '.join(name for name, _ in layer.named_children())}"
+        if not zero_sublayer(layer, part):
+            children = ", ".join(name for name, _ in layer.named_children())
+            return f"no last weights of {part} known among {children}"
         layers = [*layers[:index], layer, *layers[index + 1 :]]
         right = [witness.states(Plan.from_steps(every), layers) for witness in self.witnesses]
         at_end = planned_end(self.model, plan, self.witnesses[0].batch)
@@ -380,22 +379,22 @@ def kinds_of(layers: Any) -> list[int]:
     return list(first.values())
 
 
-def zero_half(layer: nn.Module, part: str) -> list[str]:
-    """Sets the last weights of a half to zero; their names."""
+def zero_sublayer(layer: nn.Module, part: str) -> list[str]:
+    """Sets the last weights of a sublayer to zero; their names."""
     ends = MIXER_ENDS if part == "attn" else MLP_ENDS
     zeroed = []
     for path, parameter in layer.named_parameters():
         last = ends.search(re.sub(r"[._](weight|bias)$", "", path)) or re.search(
             r"(mlp|experts)\.bias$", path
         )
-        if half_of(path) == part and last:  # JetMoe adds its biases by itself
+        if sublayer_of(path) == part and last:  # JetMoe adds its biases by itself
             parameter.data.zero_()
             zeroed.append(path)
     return zeroed
 
 
-def half_of(path: str) -> str:
-    """Which half of a layer a parameter belongs to; "" for norms and what is not known."""
+def sublayer_of(path: str) -> str:
+    """Which sublayer of a layer a parameter belongs to; "" for norms and what is not known."""
     owner = path.rpartition(".")[0]
     if NORMS.search(owner):
         return ""
@@ -454,7 +453,7 @@ def examine(subject: Subject) -> list[Outcome]:
     model = Model(module, None, subject.name, None, stack)
     if model.layers != T:
         return [Outcome("baseline", "", "none", f"{model.layers} layers, not {T}")]
-    plans = {text: resolve(text, model.layers)[0].plan for text in FAMILIES}
+    plans = {text: resolve(text, model.layers)[0].plan for text in WHOLE}
     batches = {"alone": batch_of((40,), seed=1), "padded": batch_of((9, 6, 4))}
     witnesses = {
         layout: Witness(subject, model.stack.path, batch) for layout, batch in batches.items()
@@ -492,10 +491,10 @@ def examine(subject: Subject) -> list[Outcome]:
             for part in ("attn", "mlp"):
                 judge(
                     found,
-                    "halves",
+                    "sublayers",
                     f"{index} without {part}",
                     ROUNDING,
-                    partial(run.half, index, part),
+                    partial(run.sublayer, index, part),
                 )
     if model.predicts_next_token:
         _generations(found, subject, model, left=True, texts=GENERATED)
@@ -506,9 +505,7 @@ def examine(subject: Subject) -> list[Outcome]:
 def _generations(
     found: list[Outcome], subject: Subject, model: Model, left: bool, texts: tuple[str, ...]
 ) -> None:
-    """Greedy generation of planned models: with the cache against without, and without against the
-    loop.
-    """
+    """Greedy generation of planned models: without a cache against the loop and against a cache."""
     mask = np.arange(7)[None] >= np.array([[0], [3 if left else 0]])
     ids = np.where(
         mask, np.random.default_rng(2).integers(TOKENS.start, TOKENS.stop, mask.shape), 0
@@ -532,8 +529,14 @@ def _generations(
             plain = generated(module, batch, NEW_TOKENS, use_cache=False)
             cached = cache_difference(module, batch, *plain)
         first = difference(plain[0][0], witness.first_logits(plan))
-        if first <= CACHED < cached and (itself := _of_its_own(witness.module, batch)) > CACHED:
-            return f"with its cache the model itself differs by {itself:.0e}, the planned one by {cached:.0e}"
+        if (
+            first <= CACHED < cached
+            and (itself := _own_cache_error(witness.module, batch)) > CACHED
+        ):
+            return (
+                f"with its cache the model itself differs by {itself:.0e}, the planned one by "
+                f"{cached:.0e}"
+            )
         return max(first, cached)
 
     for text in texts:
@@ -541,9 +544,10 @@ def _generations(
         judge(found, "generation", f"{text}, {layout}", CACHED, partial(compare, plan))
 
 
-def _of_its_own(module: nn.Module, batch: Batch) -> float:
-    """How far a model's own cache is off, at most, for this batch and eight others; some switch on
-    rounding.
+def _own_cache_error(module: Any, batch: Batch) -> float:
+    """How far a model's own cache is off, at most, for this batch and eight others.
+
+    Some models choose experts by what is rounding, so that one batch shows too little.
     """
     largest = 0.0
     for seed in range(9):

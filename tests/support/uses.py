@@ -1,8 +1,8 @@
-"""What planned models are used for, against plain loops, and the model they were made from against
-one never planned.
+"""What planned models are used for, against plain loops, and the model they were made from.
 
-Every use of the issue's table that an architecture's own class offers: hidden states, gradients
-with and without checkpointing, copies, pickles, folders, threads.
+The latter is held against a model that never was planned. Every use that an architecture's own
+class offers: hidden states, gradients with and without checkpointing, copies, pickles, folders,
+threads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import repsim
 from repsim.models import Model
 from repsim.models.stack import find_stack
-from repsim.plans.plan import Plan
+from repsim.plans import Plan
 from support.architectures import Subject
 from support.survey import (
     NEW_TOKENS,
@@ -33,7 +34,7 @@ from support.survey import (
     inputs_of,
     judge,
     state_of,
-    zero_half,
+    zero_sublayer,
 )
 
 REPEATED = "0-3, 2-5"
@@ -62,7 +63,7 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
         own = _hidden_states(witness.module, batch)
         if own is None or len(own) != model.layers + 1:
             return f"the model itself gives {own and len(own)} hidden states"
-        plan = repsim.plans.plan.parse_plan(text, model.layers)
+        plan = repsim.plans.parse_plan(text, model.layers)
         right = witness.states(plan)
         found = _hidden_states(repsim.planned(model, plan), batch)
         mask = torch.from_numpy(batch.mask)
@@ -142,18 +143,15 @@ def _uses(subject: Subject, model: Model) -> Iterator[tuple[str, Callable[[], fl
         )
 
     for text in (REPEATED, PARALLEL):
-        yield f"hidden states, {text}", lambda text=text: hidden_states(text)
+        yield f"hidden states, {text}", partial(hidden_states, text)
     for text in (HALVED, PARALLEL):
         for checkpointing in (False, True):
             name = "checkpointed gradients" if checkpointing else "gradients"
-            yield (
-                f"{name}, {text}",
-                lambda text=text, checkpointing=checkpointing: gradients(text, checkpointing),
-            )
+            yield f"{name}, {text}", partial(gradients, text, checkpointing)
     yield "deepcopy", lambda: copied(copy.deepcopy)
     yield "pickle", lambda: copied(lambda planned: pickle.loads(pickle.dumps(planned)))
     for text in (REPEATED, HALVED):
-        yield f"save_pretrained, {text}", lambda text=text: saved(text)
+        yield f"save_pretrained, {text}", partial(saved, text)
     yield "threads", threads
     yield "the model it was made from", untouched
 
@@ -176,8 +174,9 @@ def _last_state(module: Any, path: str, batch: Any) -> Tensor:
 
 
 def _hooks(module: nn.Module) -> list[tuple[str, int, int, bool]]:
-    """What hangs on each module; transformers' own hooks for hidden states are put there when first
-    asked for.
+    """What hangs on each module.
+
+    Except transformers' own hooks for hidden states, which come with the first request for them.
     """
     return [
         (name, len(part._forward_pre_hooks), len(part._backward_hooks), "forward" in vars(part))
@@ -185,7 +184,7 @@ def _hooks(module: nn.Module) -> list[tuple[str, int, int, bool]]:
     ]
 
 
-def _loss(state: Tensor) -> Tensor:
+def _loss(state: Tensor) -> Any:
     weights = torch.randn(state.shape, generator=torch.Generator().manual_seed(3))
     return (state * weights).sum()
 
@@ -206,16 +205,17 @@ def _gradients(planned: Any, base: nn.Module, path: str, batch: Any) -> dict[str
 
 
 def _loop_gradients(witness: Witness, text: str) -> dict[str, Tensor]:
-    """By a loop that knows nothing of repsim; of a dropped half nothing is left, its last weights
-    included.
+    """By a loop that knows nothing of repsim.
+
+    A dropped sublayer has no gradients, and neither have its last weights.
     """
-    plan = repsim.plans.plan.parse_plan(text, len(witness.layers))
+    plan = repsim.plans.parse_plan(text, len(witness.layers))
     layers = list(witness.layers)
     names = {id(p): name for name, p in witness.module.named_parameters()}
     if text == HALVED:
         plan = Plan.from_steps(range(len(layers)))
         own, layers[2] = layers[2], copy.deepcopy(layers[2])
-        zeroed = zero_half(layers[2], "attn")
+        zeroed = zero_sublayer(layers[2], "attn")
         if not zeroed:
             raise Unknown("no last weights of attn known")
         for (name, mine), theirs in zip(

@@ -1,6 +1,4 @@
-"""Halves of layers: against their mathematics written by hand, and what the proof lets pass and
-refuses.
-"""
+"""Sublayers against their mathematics written by hand, and what the proof passes and refuses."""
 
 import copy
 import functools
@@ -11,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 
 from repsim.data.batching import Batch
 from repsim.errors import RepsimError
-from repsim.models import Model, halves, layer_call
-from repsim.models.layer_call import LayerCall, apply_layer, prove_unproven_halves, state_of
+from repsim.models import Model, layer_call, sublayers
+from repsim.models.layer_call import LayerCall, apply_layer, prove_new_sublayers, state_of
 from repsim.models.sharing import shared_copy
 from repsim.models.stack import Stack
-from repsim.plans.plan import Application, Plan
+from repsim.plans import Application, Plan
 from support.models import (
     ARCHITECTURES,
     DECODER,
@@ -35,19 +34,20 @@ from support.models import (
     SMALL,
     TOKENS,
     VOCABULARY,
-    WITHOUT_HALVES,
+    WITHOUT_SUBLAYERS,
+    Config,
     T,
     batch_of,
     build,
-    made,
+    cached_model,
 )
-from support.oracles import last_states, recorded_calls, traced
+from support.oracles import last_states, record_calls, trace_plans
 
 SEQ2SEQ = {**TOKENS, "decoder_start_token_id": 1}
 LONGCAT = {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2}
 # Layers that are more than one attention and one MLP: (model class, configuration, where the layers
 # are).
-COMPOSED = {
+COMPOSED: dict[str, tuple[str, Config, str]] = {
     "mobilebert": (
         "MobileBertModel",
         {**SMALL, "embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16}
@@ -79,7 +79,7 @@ COMPOSED = {
 def composed(name: str) -> Model:
     """A model of `COMPOSED` or of those that all tests share."""
     if name not in COMPOSED:
-        return made(name)
+        return cached_model(name)
     class_name, config, path = COMPOSED[name]
     module = build(class_name, config)
     layers = module.get_submodule(path)
@@ -101,56 +101,56 @@ def calls_of(model: Model, batch: Batch) -> list[LayerCall]:
     inputs: dict[str, object] = {"use_cache": False} if model.module.can_generate() else {}
     if model.module.config.is_encoder_decoder and model.stack.path.startswith("decoder"):
         inputs = {"use_cache": False, "decoder_input_ids": torch.from_numpy(batch.token_ids)}
-    return recorded_calls(model, batch, **inputs)
+    return record_calls(model, batch, **inputs)
 
 
-def run(model: Model, layer: int, half: str, call: LayerCall) -> Tensor:
+def run(model: Model, layer: int, sublayer: str, call: LayerCall) -> Tensor:
     with torch.inference_mode():
-        return state_of(apply_layer(model.stack, Application(layer, half), call))
+        return state_of(apply_layer(model.stack, Application(layer, sublayer), call))
 
 
-# The halves of a layer, written by hand. `attend` calls the layer's own attention with the layer's
-# arguments.
+# The sublayers of a layer, written by hand. `attend` calls the layer's own attention with the
+# layer's arguments.
 Attend = Callable[..., Tensor]
-Half = Callable[[nn.Module, Attend, Tensor], Tensor]
+ByHand = Callable[[Any, Attend, Tensor], Tensor]
 
 
-def pre_norm(norm: str, attention: str, second_norm: str, mlp: str) -> tuple[Half, Half]:
+def pre_norm(norm: str, attention: str, second_norm: str, mlp: str) -> tuple[ByHand, ByHand]:
     return (
         lambda layer, attend, x: x + attend(getattr(layer, attention), getattr(layer, norm)(x)),
         lambda layer, attend, x: x + getattr(layer, mlp)(getattr(layer, second_norm)(x)),
     )
 
 
-def opt_mlp(layer: nn.Module, x: Tensor) -> Tensor:
+def opt_mlp(layer: Any, x: Tensor) -> Any:
     return layer.fc2(layer.activation_fn(layer.fc1(x)))
 
 
-def bert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def bert_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     return layer.output.LayerNorm(attend(layer.attention, x))
 
 
-def bert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def bert_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.attention.output.LayerNorm(x)
     return layer.output.LayerNorm(x + layer.output.dense(layer.intermediate(x)))
 
 
-def mpnet_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def mpnet_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.attention.LayerNorm(x)
     return layer.output.LayerNorm(x + layer.output.dense(layer.intermediate(x)))
 
 
-def fnet_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def fnet_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     mixed = torch.fft.fftn(x, dim=(1, 2)).real
     return layer.output.LayerNorm(layer.fourier.output.LayerNorm(x + mixed))
 
 
-def fnet_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def fnet_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.fourier.output.LayerNorm(x)
     return layer.output.LayerNorm(x + layer.output.dense(layer.intermediate(x)))
 
 
-def mobilebert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def mobilebert_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     """Without its inner feed-forward networks the attention's output passes their norms."""
     inner = attend(layer.attention, *layer.bottleneck(x))
     for network in layer.ffn:
@@ -159,7 +159,7 @@ def mobilebert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
     return bottleneck.LayerNorm(x + bottleneck.dense(layer.output.LayerNorm(inner)))
 
 
-def mobilebert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def mobilebert_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     *_, inner = layer.bottleneck(x)
     inner = layer.attention.output.LayerNorm(inner)
     for network in layer.ffn:
@@ -169,25 +169,25 @@ def mobilebert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
     return bottleneck.LayerNorm(x + bottleneck.dense(inner))
 
 
-def longcat_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def longcat_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     for norm, attention in zip(layer.input_layernorm, layer.self_attn, strict=True):
         x = x + attend(attention, norm(x))
     return x
 
 
-def longcat_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def longcat_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     first, second = layer.post_attention_layernorm
     experts = layer.mlp(first(x))
     x = x + layer.mlps[0](first(x))
     return x + layer.mlps[1](second(x)) + experts
 
 
-def t5_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def t5_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     network = layer.layer[-1]
     return x + network.DenseReluDense(network.layer_norm(x))
 
 
-def bart_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def bart_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.self_attn_layer_norm(x + attend(layer.self_attn, x))
     encoder = {
         "key_value_states": "encoder_hidden_states",
@@ -198,27 +198,27 @@ def bart_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
     )
 
 
-def bart_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def bart_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.encoder_attn_layer_norm(layer.self_attn_layer_norm(x))
     return layer.final_layer_norm(x + opt_mlp(layer, x))
 
 
-def distilbert_attention(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def distilbert_attention(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     return layer.output_layer_norm(layer.sa_layer_norm(x + attend(layer.attention, x)))
 
 
-def distilbert_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def distilbert_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.sa_layer_norm(x)
     return layer.output_layer_norm(x + layer.ffn(x))
 
 
-def opt_post_mlp(layer: nn.Module, attend: Attend, x: Tensor) -> Tensor:
+def opt_post_mlp(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     x = layer.self_attn_layer_norm(x)
     return layer.final_layer_norm(x + opt_mlp(layer, x))
 
 
 LLAMA = pre_norm("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-SEQUENTIAL = {
+SEQUENTIAL: dict[str, tuple[ByHand, ByHand]] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen3": LLAMA,
@@ -263,13 +263,13 @@ SEQUENTIAL = {
         ),
     ),
 }
-PARALLEL = {
+PARALLEL: dict[str, tuple[ByHand, ByHand]] = {
     "gpt_neox": pre_norm("input_layernorm", "attention", "post_attention_layernorm", "mlp"),
     "falcon": pre_norm("input_layernorm", "self_attention", "input_layernorm", "mlp"),
     "falcon_two_norms": pre_norm("ln_attn", "self_attention", "ln_mlp", "mlp"),
     "gptj": pre_norm("ln_1", "attn", "ln_1", "mlp"),
 }
-POST = {
+POST: dict[str, tuple[ByHand, ByHand]] = {
     "bert": (bert_attention, bert_mlp),
     "roberta": (bert_attention, bert_mlp),
     "distilbert": (distilbert_attention, distilbert_mlp),
@@ -292,7 +292,7 @@ BY_HAND |= {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_halves_by_hand(name: str, batch: Batch) -> None:
+def test_sublayers_by_hand(name: str, batch: Batch) -> None:
     model, index = composed(name), 2
     layer, call = model.stack.layers[index], calls_of(model, batch)[index]
     arguments = (
@@ -312,36 +312,39 @@ def test_halves_by_hand(name: str, batch: Batch) -> None:
             own["residual"] = call.state
         return state_of(module(*states, **own))
 
-    for half, by_hand in zip(("attn", "mlp"), BY_HAND[model.name], strict=True):
+    for sublayer, by_hand in zip(("attn", "mlp"), BY_HAND[model.name], strict=True):
         with torch.inference_mode():
             expected = by_hand(layer, attend, call.state)
-        torch.testing.assert_close(run(model, index, half, call), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            run(model, index, sublayer, call), expected, rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_sequential_halves_one_after_the_other_are_the_layer(name: str, batch: Batch) -> None:
-    model = made(name)
+def test_sequential_sublayers_one_after_the_other_are_the_layer(name: str, batch: Batch) -> None:
+    model = cached_model(name)
     call = calls_of(model, batch)[2]
-    halves = run(model, 2, "mlp", call.on(run(model, 2, "attn", call)))
-    torch.testing.assert_close(halves, run(model, 2, "", call), rtol=1e-6, atol=1e-6)
+    composed_output = run(model, 2, "mlp", call.on(run(model, 2, "attn", call)))
+    torch.testing.assert_close(composed_output, run(model, 2, "", call), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PARALLEL)
-def test_parallel_halves_add_up_to_the_layer(name: str, batch: Batch) -> None:
-    model = made(name)
+def test_parallel_sublayers_add_up_to_the_layer(name: str, batch: Batch) -> None:
+    model = cached_model(name)
     call = calls_of(model, batch)[2]
-    x, whole, attn, mlp = call.state, *(run(model, 2, half, call) for half in ("", "attn", "mlp"))
+    x, whole, attn, mlp = (
+        call.state,
+        *(run(model, 2, sublayer, call) for sublayer in ("", "attn", "mlp")),
+    )
     torch.testing.assert_close(whole - x, (attn - x) + (mlp - x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_HALVES)]
+    "name", [*ARCHITECTURES, *(name for name in MORE if name not in WITHOUT_SUBLAYERS)]
 )
-def test_halves_of_every_layer(name: str, batch: Batch) -> None:
-    """Without attention a position does not see the others; without both halves a pre-norm layer
-    changes nothing.
-    """
-    model = made(name)
+def test_sublayers_of_every_layer(name: str, batch: Batch) -> None:
+    """Without attention no position sees others; without both a pre-norm layer changes nothing."""
+    model = cached_model(name)
     for index, call in enumerate(calls_of(model, batch)):
         other = call.state.clone()
         other[0, 2] = torch.randn(model.units)
@@ -360,40 +363,43 @@ def test_halves_of_every_layer(name: str, batch: Batch) -> None:
             continue
         layer = shared_copy(model.stack.layers[index])
         paths = [
-            halves.half_paths(layer, patterns)
-            for patterns in (halves.ATTENTION_PATHS, halves.MLP_PATHS)
+            sublayers.match_paths(layer, patterns)
+            for patterns in (sublayers.ATTENTION_PATHS, sublayers.MLP_PATHS)
         ]
         for path in (*paths[0], *paths[1]):
-            layer.set_submodule(path, halves.Silenced(layer.get_submodule(path)))
+            layer.set_submodule(path, sublayers.SilentModule(layer.get_submodule(path)))
         with torch.inference_mode():
             nothing = state_of(layer(*call.args, **call.kwargs))
         assert torch.equal(nothing, call.state)
 
 
-@pytest.mark.parametrize("half", ["attn", "mlp"])
-def test_an_unknown_half(half: str, batch: Batch) -> None:
+@pytest.mark.parametrize("sublayer", ["attn", "mlp"])
+def test_an_unknown_sublayer(sublayer: str, batch: Batch) -> None:
     """The same line from a trace, where layers are envoys, and from the planned stack."""
-    plan, lost = f"0-1, 2.{half}, 3-5", {"attn": "mlp", "mlp": "attention"}[half]
+    plan, other = f"0-1, 2.{sublayer}, 3-5", {"attn": "mlp", "mlp": "attention"}[sublayer]
     message = (
-        f"MambaBlock has no half `{half}`: no {lost} module is known in it (seen: norm, mixer)"
+        f"MambaBlock has no sublayer `{sublayer}`: no {other} module is known in it "
+        "(seen: norm, mixer)"
     )
     with pytest.raises(RepsimError, match=re.escape(message)):
-        last_states(made("mamba"), plan, batch)
+        last_states(cached_model("mamba"), plan, batch)
     with pytest.raises(RepsimError, match=re.escape(message)):
-        traced(made("mamba"), [Plan.from_steps([0, 1, f"2.{half}", 3, 4, 5])], batch)
+        trace_plans(
+            cached_model("mamba"), [Plan.from_steps([0, 1, f"2.{sublayer}", 3, 4, 5])], batch
+        )
 
 
-HALVED = [*ARCHITECTURES, *COMPOSED, *(name for name in MORE if name not in WITHOUT_HALVES)]
+DIVIDED = [*ARCHITECTURES, *COMPOSED, *(name for name in MORE if name not in WITHOUT_SUBLAYERS)]
 
 
 def prove(model: Model, layer: int, call: LayerCall) -> None:
     """The proof of one layer by itself, whatever was proven before."""
     model.stack.proven_kinds.clear()
     calls = [call] * model.layers
-    prove_unproven_halves(model.stack, [Application(layer, "mlp")], lambda: calls)
+    prove_new_sublayers(model.stack, [Application(layer, "mlp")], lambda: calls)
 
 
-@pytest.mark.parametrize("name", HALVED)
+@pytest.mark.parametrize("name", DIVIDED)
 def test_the_proof_passes_what_is_right(name: str, batch: Batch) -> None:
     """Every layer of every architecture, with padding, under inference mode, and leaves no hook
     behind.
@@ -416,10 +422,10 @@ def test_the_proof_in_bfloat16(name: str, batch: Batch) -> None:
 
 @pytest.mark.parametrize("padding", ["left", "right", "none"])
 def test_the_proof_under_any_mask(padding: str) -> None:
-    """Padding stands where a token would heed others; one token alone hides nothing that is
+    """Padding stands where a token would see others; one token alone hides nothing that is
     remembered.
     """
-    model, batch = made("llama"), batch_of((9, 3, 1))
+    model, batch = cached_model("llama"), batch_of((9, 3, 1))
     if padding == "left":
         batch = Batch(batch.token_ids[:, ::-1].copy(), batch.mask[:, ::-1].copy())
     elif padding == "none":
@@ -431,10 +437,10 @@ def test_the_proof_under_any_mask(padding: str) -> None:
 
 
 def test_the_proof_of_offloaded_layers(batch: Batch, tmp_path: Path) -> None:
-    model = in_dtype(made("llama"), torch.float32)
+    model = in_dtype(cached_model("llama"), torch.float32)
     disk_offload(model.module, tmp_path, execution_device=torch.device("cpu"))
     assert next(model.stack.layers.parameters()).is_meta
-    prove(model, 2, calls_of(made("llama"), batch)[2])
+    prove(model, 2, calls_of(cached_model("llama"), batch)[2])
 
 
 PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
@@ -442,13 +448,13 @@ PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
         "mpnet",
         ("attention",),
         ("output.dense",),
-        "tokens no longer heed their own states",
+        "tokens no longer depend on their own states",
     ),
-    "the other half's residual is": (
+    "the residual of the other sublayer is": (
         "bert",
         ("attention.output.dense",),
         ("output",),
-        "no longer heed their own",
+        "no longer depend on their own",
     ),
     "an MLP is left running": ("mobilebert", None, ("output.dense",), "still acts"),
     "experts are left running": (
@@ -461,14 +467,14 @@ PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
         "llama",
         ("self_attn.idle",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
     "what never runs is the MLP": ("llama", None, ("mlp.idle",), "mlp.gate_proj still acts"),
-    "the halves are swapped": (
+    "the sublayers are swapped": (
         "llama",
         ("mlp",),
         ("self_attn",),
-        "without mlp tokens still heed each other",
+        "without mlp tokens still depend on each other",
     ),
     "attention takes the MLP along": (
         "llama",
@@ -480,20 +486,20 @@ PLANTED = {  # architecture, paths of attention, paths of the MLP: what is found
         "llama",
         None,
         ("self_attn", "mlp"),
-        "no longer heed each other",
+        "no longer depend on each other",
     ),
     "one of two mixers is left": (
         "falcon_h1",
         ("self_attn",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
     "cross-attention is left": ("bart_decoder", ("self_attn",), None, "encoder_attn.* still acts"),
     "one of two sublayers is left": (
         "longcat_flash",
         ("self_attn.0",),
         None,
-        "tokens still heed each other",
+        "tokens still depend on each other",
     ),
 }
 
@@ -512,12 +518,12 @@ def test_the_proof_refuses_what_is_wrong(
     for part in ("self_attn", "mlp") if name == "llama" else ():
         model.stack.layers[1].get_submodule(part).add_module("idle", nn.Identity())
     call = calls_of(model, batch)[1]
-    monkeypatch.setattr(halves, "ATTENTION_PATHS", attention or halves.ATTENTION_PATHS)
-    monkeypatch.setattr(halves, "MLP_PATHS", mlp or halves.MLP_PATHS)
+    monkeypatch.setattr(sublayers, "ATTENTION_PATHS", attention or sublayers.ATTENTION_PATHS)
+    monkeypatch.setattr(sublayers, "MLP_PATHS", mlp or sublayers.MLP_PATHS)
     with pytest.raises(RepsimError, match=message) as caught:
         prove(model, 1, call)
     layer = type(model.stack.layers[1]).__name__
-    assert str(caught.value).startswith(f"{layer} does not fall into attention and MLP: without ")
+    assert str(caught.value).startswith(f"{layer} is not one attention and one MLP: without ")
     assert str(caught.value).endswith("; name the whole layer instead")
     assert not any(module._forward_hooks for module in model.stack.layers.modules())
 
@@ -535,8 +541,8 @@ def test_the_proof_refuses_what_is_wrong(
                 "rescale_every": 0,
             },
             "rwkv.blocks",
-            # Its other half mixes each token with the last one.
-            "without attention tokens still heed each other",
+            # Its other sublayer mixes each token with the last one.
+            "without attention tokens still depend on each other",
         ),
         (
             "Gemma4ForCausalLM",
@@ -552,8 +558,8 @@ def test_the_proof_refuses_what_is_wrong(
         ),
     ],
 )
-def test_layers_without_halves(
-    class_name: str, config: dict[str, object], path: str, message: str, batch: Batch
+def test_layers_that_are_not_attention_and_mlp(
+    class_name: str, config: Config, path: str, message: str, batch: Batch
 ) -> None:
     module = build(class_name, config)
     owner = module.get_submodule(path.rpartition(".")[0])
@@ -568,23 +574,24 @@ def test_each_kind_of_layer_is_proven_once_for_a_model(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jamba has three kinds: attention and Mamba, each with an MLP, and Mamba with experts."""
-    model, proven = in_dtype(made("jamba"), torch.float32), []
-    monkeypatch.setattr(layer_call, "prove_halves", lambda layer, *_: proven.append(layer))
+    model = in_dtype(cached_model("jamba"), torch.float32)
+    proven: list[nn.Module] = []
+    monkeypatch.setattr(layer_call, "prove_sublayers", lambda layer, *_: proven.append(layer))
     plan = Plan.from_steps(["0.attn", "1.attn", "2.mlp", "3.attn", "4.mlp", "5.attn"])
     for _ in range(2):
-        traced(model, [plan], batch)
-    kinds = {halves.kind_of(layer) for layer in model.stack.layers}
-    assert len(proven) == len({halves.kind_of(layer) for layer in proven})
-    assert {halves.kind_of(layer) for layer in proven} == kinds
+        trace_plans(model, [plan], batch)
+    kinds = {sublayers.layer_kind(layer) for layer in model.stack.layers}
+    assert len(proven) == len({sublayers.layer_kind(layer) for layer in proven})
+    assert {sublayers.layer_kind(layer) for layer in proven} == kinds
 
 
 def test_whole_layers_need_no_proof(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_call, "prove_halves", lambda *_: pytest.fail("proven"))
-    traced(made("llama"), [Plan.from_steps([0, 1, (2, 3)])], batch)
+    monkeypatch.setattr(layer_call, "prove_sublayers", lambda *_: pytest.fail("proven"))
+    trace_plans(cached_model("llama"), [Plan.from_steps([0, 1, (2, 3)])], batch)
 
 
 def test_no_model_is_kept_alive_by_its_proof(batch: Batch) -> None:
-    model = in_dtype(made("llama"), torch.float32)
+    model = in_dtype(cached_model("llama"), torch.float32)
     prove(model, 2, calls_of(model, batch)[2])
     layer = weakref.ref(model.stack.layers[2])
     del model
@@ -602,5 +609,5 @@ def test_no_model_is_kept_alive_by_its_proof(batch: Batch) -> None:
         (("lp",), []),
     ],
 )
-def test_half_paths(patterns: tuple[str, ...], paths: list[str]) -> None:
-    assert halves.half_paths(composed("longcat_flash").stack.layers[0], patterns) == paths
+def test_match_paths(patterns: tuple[str, ...], paths: list[str]) -> None:
+    assert sublayers.match_paths(composed("longcat_flash").stack.layers[0], patterns) == paths

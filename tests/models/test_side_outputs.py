@@ -1,6 +1,4 @@
-"""What layers hand on besides the state: the right values come from hand-written loops over the
-models' own layers.
-"""
+"""What layers hand on besides the state, against hand-written loops over the models' layers."""
 
 from collections.abc import Sequence
 
@@ -11,19 +9,18 @@ from torch import Tensor
 from repsim.data.batching import Batch
 from repsim.errors import RepsimError
 from repsim.models import Model
-from repsim.models.carrying import Observed, Slot, find_slots
 from repsim.models.layer_call import LayerCall, state_of
+from repsim.models.side_outputs import ObservedCall, SideOutput, find_side_outputs
 from repsim.models.tracing import Tracer
-from repsim.plans.families import resolve
-from repsim.plans.plan import Plan, PlanTrie
-from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, made, model_of
-from support.oracles import recorded_calls, traced
+from repsim.plans import Plan, PlanTrie, resolve
+from support.models import BIG_BIRD, CARRYING, T5, T, batch_of, cached_model, model_of
+from support.oracles import record_calls, trace_plans
 
 HANDED_ON = {
-    "zaya": Slot(1, 1, "prev_router_hidden_states"),
-    "glm_moe_dsa": Slot(1, "prev_topk_indices", "prev_topk_indices"),
-    "mistral_large4": Slot(1, "prev_topk_indices", "prev_topk_indices"),
-    "lilt": Slot(1, 1, "layout_inputs"),
+    "zaya": SideOutput(1, 1, "prev_router_hidden_states"),
+    "glm_moe_dsa": SideOutput(1, "prev_topk_indices", "prev_topk_indices"),
+    "mistral_large4": SideOutput(1, "prev_topk_indices", "prev_topk_indices"),
+    "lilt": SideOutput(1, 1, "layout_inputs"),
 }
 PLANS = ("baseline", "0, 1, 5", "0, 2*3, 3-5", "0, 2, 1, 3, 5, 4")
 BASELINE = PlanTrie.build([Plan.from_steps(range(T))])
@@ -48,26 +45,23 @@ def own_states(model: Model, batch: Batch, **inputs: object) -> list[Tensor]:
 
 
 def looped(model: Model, plan: str, batch: Batch) -> list[Tensor]:
-    """A loop as the models write it: each layer's second output is what the next layer of the plan
-    is given.
-    """
-    slot = HANDED_ON[model.name]
-    calls = recorded_calls(model, batch, **no_cache(model))
+    """A loop as models write it: each layer's second output is given to the plan's next layer."""
+    side = HANDED_ON[model.name]
+    calls = record_calls(model, batch, **no_cache(model))
     first = calls[0]
     state = first.state
-    passed = (
-        first.kwargs.get(slot.argument)
-        if isinstance(slot.argument, str)
-        else first.args[slot.argument]
-    )
+    if isinstance(side.argument, str):
+        passed = first.kwargs.get(side.argument)
+    else:
+        passed = first.args[side.argument]
     states = [state]
     for step in resolve(plan, T)[0].plan.steps:
         call = calls[step.members[0].layer]
         args, kwargs = [state, *call.args[1:]], dict(call.kwargs)
-        if isinstance(slot.argument, str):
-            kwargs[slot.argument] = passed
+        if isinstance(side.argument, str):
+            kwargs[side.argument] = passed
         else:
-            args[slot.argument] = passed
+            args[side.argument] = passed
         with torch.inference_mode():
             state, passed = model.stack.layers[step.members[0].layer](*args, **kwargs)[:2]
         states.append(state)
@@ -82,8 +76,9 @@ def carrier(name: str) -> Model:
 
 @pytest.mark.parametrize("name", CARRYING)
 def test_the_baseline_is_the_models_own(name: str, batch: Batch) -> None:
-    (states,) = traced(carrier(name), [Plan.from_steps(range(T))], batch)
-    own = own_states(fresh := carrier(name), batch, **no_cache(fresh))
+    (states,) = trace_plans(carrier(name), [Plan.from_steps(range(T))], batch)
+    fresh = carrier(name)
+    own = own_states(fresh, batch, **no_cache(fresh))
     for ours, theirs in zip(states[1:], own, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -92,7 +87,7 @@ def test_the_baseline_is_the_models_own(name: str, batch: Batch) -> None:
 def test_what_is_handed_on_follows_the_plan(name: str, batch: Batch) -> None:
     model = carrier(name)
     plans = [resolve(plan, T)[0].plan for plan in PLANS]
-    for plan, states in zip(PLANS, traced(model, plans, batch), strict=True):
+    for plan, states in zip(PLANS, trace_plans(model, plans, batch), strict=True):
         for ours, theirs in zip(states, looped(model, plan, batch), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -101,7 +96,7 @@ def test_what_is_handed_on_follows_the_plan(name: str, batch: Batch) -> None:
 def test_zaya_without_layers_is_zaya_from_which_they_were_taken(
     kept: list[int], batch: Batch
 ) -> None:
-    (states,) = traced(carrier("zaya"), [Plan.from_steps(kept)], batch)
+    (states,) = trace_plans(carrier("zaya"), [Plan.from_steps(kept)], batch)
     smaller = carrier("zaya")
     for layer in sorted(set(range(T)) - set(kept), reverse=True):
         del smaller.stack.layers[layer], smaller.module.config.layer_types[layer]
@@ -112,20 +107,20 @@ def test_zaya_without_layers_is_zaya_from_which_they_were_taken(
 
 @pytest.mark.parametrize("name", CARRYING)
 def test_what_is_handed_on_is_found(name: str) -> None:
-    assert Tracer(carrier(name))._slots == (HANDED_ON[name],)
+    assert Tracer(carrier(name))._side_outputs == (HANDED_ON[name],)
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon", "gpt2", "bert", "deberta"])
 def test_most_layers_hand_on_the_state_alone(name: str) -> None:
-    assert Tracer(made(name))._slots == ()
+    assert Tracer(cached_model(name))._side_outputs == ()
 
 
 def test_a_mean_of_what_is_handed_on_is_refused(batch: Batch) -> None:
     plan = resolve("0, (1|2), 5", T)[0].plan
     with pytest.raises(
-        RepsimError, match=r"step \(1\|2\) averages layers, and layer 1 hands on prev_router_hidden"
+        RepsimError, match=r"step \(1\|2\) joins the outputs of .* layer 1 hands on prev_router_hid"
     ):
-        traced(carrier("zaya"), [plan], batch)
+        trace_plans(carrier("zaya"), [plan], batch)
 
 
 def test_a_layer_without_the_one_it_depends_on_is_refused_by_name(batch: Batch) -> None:
@@ -133,17 +128,15 @@ def test_a_layer_without_the_one_it_depends_on_is_refused_by_name(batch: Batch) 
     with pytest.raises(
         RepsimError, match=r"glm_moe_dsa: layer 1 takes prev_topk_indices .* no layer before it"
     ):
-        traced(carrier("glm_moe_dsa"), [Plan.from_steps([1, 2])], batch)
+        trace_plans(carrier("glm_moe_dsa"), [Plan.from_steps([1, 2])], batch)
 
 
 def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Batch) -> None:
-    """T5's first layer makes them for all, from positions alone; they are needed where the layer is
-    dropped, too.
-    """
+    """Made by the first layer for all, from positions alone; plans without it need them, too."""
     model = model_of(*T5)
-    assert Tracer(model)._slots == ()
-    (states,) = traced(model, [Plan.from_steps([1, 2, 5])], batch)
-    calls = recorded_calls(model, batch)
+    assert Tracer(model)._side_outputs == ()
+    (states,) = trace_plans(model, [Plan.from_steps([1, 2, 5])], batch)
+    calls = record_calls(model, batch)
     state = calls[0].state
     for layer in (1, 2, 5):
         call = calls[layer].on(state)
@@ -159,8 +152,8 @@ def test_position_biases_of_the_first_layer_stay_with_each_layers_call(batch: Ba
 STATE, BIAS, OTHER = torch.zeros(1, 2, 3), torch.ones(2), torch.full((2,), 2.0)
 
 
-def seen(*outputs: object, changed: Sequence[str] = (), **kwargs: object) -> Observed:
-    return Observed(LayerCall((STATE,), kwargs), (STATE, *outputs), tuple(changed))
+def seen(*outputs: object, changed: Sequence[str] = (), **kwargs: object) -> ObservedCall:
+    return ObservedCall(LayerCall((STATE,), kwargs), (STATE, *outputs), tuple(changed))
 
 
 class Layer(torch.nn.Module):
@@ -172,13 +165,14 @@ LAYERS = [Layer() for _ in range(3)]
 
 
 def test_what_every_layer_makes_is_carried_and_what_is_passed_through_unchanged_is_not() -> None:
+    extra = SideOutput(1, "extra", "extra")
     made_each = [seen(BIAS, extra=None), seen(OTHER, extra=BIAS), seen(BIAS, extra=OTHER)]
-    assert find_slots("m", LAYERS, made_each, lambda: made_each) == (Slot(1, "extra", "extra"),)
+    assert find_side_outputs("m", LAYERS, made_each, lambda: made_each) == (extra,)
     through = [seen(BIAS, extra=None), seen(BIAS, extra=BIAS), seen(BIAS, extra=BIAS)]
     alike = [seen(BIAS.clone()), seen(extra=BIAS.clone()), seen(extra=BIAS.clone())]
-    assert find_slots("m", LAYERS, through, lambda: alike) == ()
+    assert find_side_outputs("m", LAYERS, through, lambda: alike) == ()
     unlike = [seen(OTHER), seen(extra=OTHER), seen(extra=OTHER)]
-    assert find_slots("m", LAYERS, through, lambda: unlike) == (Slot(1, "extra", "extra"),)
+    assert find_side_outputs("m", LAYERS, through, lambda: unlike) == (extra,)
 
 
 @pytest.mark.parametrize(
@@ -193,15 +187,15 @@ def test_what_every_layer_makes_is_carried_and_what_is_passed_through_unchanged_
         ),
     ],
 )
-def test_what_cannot_be_carried_is_refused(observed: list[Observed]) -> None:
+def test_what_cannot_be_carried_is_refused(observed: list[ObservedCall]) -> None:
     other = [seen(OTHER), seen(OTHER, extra=OTHER + 1), seen(extra=OTHER + 1)]
     with pytest.raises(RepsimError, match=r"m: layer [12] takes extra from layers before it"):
-        find_slots("m", LAYERS, observed, lambda: other)
+        find_side_outputs("m", LAYERS, observed, lambda: other)
 
 
 def test_a_container_that_layers_change_is_refused() -> None:
     """As shared keys and values are."""
-    model = made("llama")
+    model = cached_model("llama")
     held: dict[str, Tensor] = {}
     hooks = [
         model.module.model.register_forward_pre_hook(
@@ -232,9 +226,7 @@ def last_states(model: Model, batches: Sequence[Batch]) -> Tensor:
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_each_batch_runs_as_the_model_takes_it(order: list[int]) -> None:
-    """BigBird's attention is sparse for long texts and full for short ones; it stays as it was
-    found.
-    """
+    """BigBird's attention is sparse for long texts and full for short ones; it stays as it was."""
     batches = [(batch_of((32, 32)), batch_of((9, 9), seed=1))[number] for number in order]
     model = model_of(*BIG_BIRD)
     states = last_states(model, batches)

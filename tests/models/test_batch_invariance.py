@@ -1,29 +1,41 @@
-"""Whether a text's states depend on others: right values are the model's own forward on each text
-alone, fresh.
-"""
+"""Whether a text's states depend on others, against the model's own forward on each text alone."""
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import nn
 
 import repsim
-from repsim.data.batching import Company, batches
+from repsim.data.batching import BatchRule, batches
 from repsim.data.samples import Sample
 from repsim.errors import RepsimError
 from repsim.evaluation import tasks
 from repsim.models import Model
-from repsim.models.company import Trial, Trials, can_write_together
+from repsim.models.batch_invariance import BatchTrial, BatchTrials, can_generate_together
 from repsim.models.stack import find_stack
 from repsim.models.tracing import Tracer
-from repsim.plans.plan import Plan, PlanTrie
-from repsim.stats.per_sample import statistics_of
-from support.models import ARCHITECTURES, DECODER, HEAD, MIXED, MORE, SMALL, VOCABULARY, T, build
+from repsim.plans import Plan, PlanTrie
+from repsim.registry import statistics_of
+from support.models import (
+    ARCHITECTURES,
+    DECODER,
+    HEAD,
+    MIXED,
+    MORE,
+    SMALL,
+    VOCABULARY,
+    Config,
+    T,
+    build,
+)
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 LONGROPE = {
@@ -33,7 +45,7 @@ LONGROPE = {
     "long_factor": [4.0, 5.0, 6.0, 8.0],
     "original_max_position_embeddings": 16,
 }
-UNMASKED = {
+UNMASKED: dict[str, tuple[str, Config]] = {
     "fnet": ("FNetModel", {**SMALL, "use_tpu_fourier_optimizations": False}),
     "yoso": ("YosoModel", SMALL),
     "nystromformer": ("NystromformerModel", SMALL),
@@ -43,7 +55,7 @@ UNMASKED = {
         {**SMALL, "intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 32},
     ),
 }
-ROTARY = {
+ROTARY: dict[str, tuple[str, Config]] = {
     "dynamic": (
         "LlamaForCausalLM",
         {**DECODER, "max_position_embeddings": 16, "rope_parameters": DYNAMIC},
@@ -54,14 +66,14 @@ ROTARY = {
         | {"rope_parameters": LONGROPE},
     ),
 }
-FORESEEING = {
+FORESEEING: dict[str, tuple[str, Config]] = {
     "bert_lm": ("BertLMHeadModel", SMALL),
     "gemma3_bidirectional": (
         "Gemma3ForCausalLM",
         {**HEAD, "sliding_window": 4, "layer_types": MIXED, "use_bidirectional_attention": True},
     ),
 }
-MASKED = {name: found[:2] for name, found in {**ARCHITECTURES, **MORE}.items()}
+MASKED = {name: each[:2] for name, each in {**ARCHITECTURES, **MORE}.items()}
 SOME = (
     "llama",
     "gemma3_text",
@@ -74,28 +86,26 @@ SOME = (
     "bloom",
     "lfm2",
 )
-COSTS = {"overhead": 16.0, "waste": 0.5}
+COSTS: dict[str, Any] = {"overhead": 16.0, "waste": 0.5}
 LENGTHS = (40, 33, 20, 20, 17, 16, 12, 5, 5, 2)
 
 
-def model_of(class_name: str, config: dict[str, object]) -> Model:
+def model_of(class_name: str, config: Config) -> Model:
     module = build(class_name, config)
     return Model(module, SimpleNamespace(pad_token_id=0), class_name, None, find_stack(module))
 
 
-def texts_of(*lengths: int) -> list[np.ndarray]:
+def texts_of(*lengths: int) -> list[NDArray[np.int32]]:
     generator = np.random.default_rng(1)
     return [generator.integers(3, VOCABULARY, length).astype(np.int32) for length in lengths]
 
 
-def tried(model: Model, *lengths: int) -> Company:
-    return Trials(model, Tracer(model), texts_of(*lengths)).company.company
+def tried(model: Model, *lengths: int) -> BatchRule:
+    return BatchTrials(model, Tracer(model), texts_of(*lengths)).result.rule
 
 
-def alone(model: Model, text: np.ndarray) -> torch.Tensor:
-    """The states that the model itself gives a text, `[state, token, unit]`; the last one of the
-    stack is left out.
-    """
+def alone(model: Model, text: NDArray[np.int32]) -> torch.Tensor:
+    """The model's own states of a text but the last, `[state, token, unit]`."""
     with torch.inference_mode():
         output = copy.deepcopy(model.module)(
             torch.from_numpy(text)[None].long(), output_hidden_states=True
@@ -103,23 +113,25 @@ def alone(model: Model, text: np.ndarray) -> torch.Tensor:
     return torch.cat(output.hidden_states[:T])
 
 
-def captured(model: Model, texts: list[np.ndarray], company: Company) -> list[torch.Tensor]:
+def captured(
+    model: Model, texts: list[NDArray[np.int32]], batch_rule: BatchRule
+) -> list[torch.Tensor]:
     """The states that a run gives each text."""
-    made = batches([Sample("", text) for text in texts], 0, **COSTS, company=company)
+    made = batches([Sample("", text) for text in texts], 0, **COSTS, batch_rule=batch_rule)
     trie = PlanTrie.build([Plan.from_steps(range(T))])
     found: list[torch.Tensor] = []
     Tracer(model).run(trie, made, lambda state: found.append(state.hidden.clone()))
-    return list(torch.stack(found[:T]).split([len(text) for text in texts], 1))
+    return list(torch.split(torch.stack(found[:T]), [len(text) for text in texts], 1))
 
 
 @pytest.mark.parametrize("name", [*UNMASKED, *ROTARY])
-def test_states_are_those_of_each_text_alone(name):
+def test_states_are_those_of_each_text_alone(name: str) -> None:
     model = model_of(*{**UNMASKED, **ROTARY}[name])
     texts = texts_of(*LENGTHS)
     wanted = [alone(model, text) for text in texts]
-    assert tried(model, *LENGTHS) is Company.EQUAL
-    for company, right in ((Company.EQUAL, True), (Company.ANY, False)):
-        pairs = zip(captured(model, texts, company), wanted, strict=True)
+    assert tried(model, *LENGTHS) is BatchRule.EQUAL
+    for batch_rule, right in ((BatchRule.EQUAL, True), (BatchRule.ANY, False)):
+        pairs = zip(captured(model, texts, batch_rule), wanted, strict=True)
         errors = [
             ((found - own).norm(dim=-1) / own.norm(dim=-1)).max().item() for found, own in pairs
         ]
@@ -127,26 +139,26 @@ def test_states_are_those_of_each_text_alone(name):
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_models_that_mask_padding_run_texts_of_any_length(name):
+def test_models_that_mask_padding_run_texts_of_any_length(name: str) -> None:
     model = model_of(*MASKED[name])
-    assert tried(model, *LENGTHS) is Company.ANY
+    assert tried(model, *LENGTHS) is BatchRule.ANY
 
 
 @pytest.mark.parametrize("name", ROTARY)
-def test_lengths_on_one_side_of_a_boundary_run_together(name):
+def test_lengths_on_one_side_of_a_boundary_run_together(name: str) -> None:
     model = model_of(*ROTARY[name])
-    assert tried(model, 16, 12, 7, 2) is Company.ANY
-    assert tried(model, 17, 16) is Company.EQUAL
-    assert tried(model, 17, 2) is Company.EQUAL
-    assert tried(model, 100, 90, 20, 1) is (Company.EQUAL if name == "dynamic" else Company.ANY)
+    assert tried(model, 16, 12, 7, 2) is BatchRule.ANY
+    assert tried(model, 17, 16) is BatchRule.EQUAL
+    assert tried(model, 17, 2) is BatchRule.EQUAL
+    assert tried(model, 100, 90, 20, 1) is (BatchRule.EQUAL if name == "dynamic" else BatchRule.ANY)
 
 
 @pytest.mark.parametrize("lengths", [(9,), (7, 7, 7), (1, 1)])
-def test_texts_of_one_length_are_never_padded(lengths):
-    assert tried(model_of(*UNMASKED["fnet"]), *lengths) is Company.ANY
+def test_texts_of_one_length_are_never_padded(lengths: tuple[int, ...]) -> None:
+    assert tried(model_of(*UNMASKED["fnet"]), *lengths) is BatchRule.ANY
 
 
-def test_a_model_that_takes_no_such_text_is_refused_in_one_line():
+def test_a_model_that_takes_no_such_text_is_refused_in_one_line() -> None:
     """Where landmarks are means of segments, texts have one length only."""
     model = model_of(
         "NystromformerModel", {**SMALL, "num_landmarks": 4, "segment_means_seq_len": 32}
@@ -159,26 +171,24 @@ def test_a_model_that_takes_no_such_text_is_refused_in_one_line():
 
 
 class Crowd(nn.Module):
-    """Adds to each state the mean of the batch, as a router with room for so many tokens of a batch
-    does.
-    """
+    """Adds the mean of the batch to each state, as routers with a capacity per batch do."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
-    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.layer(hidden_states, *args, **kwargs) + hidden_states.mean((0, 1))
 
 
-def test_where_any_neighbour_matters_each_text_runs_by_itself():
+def test_where_any_neighbour_matters_each_text_runs_by_itself() -> None:
     model = model_of(*MASKED["llama"])
     model.module.model.layers[3] = Crowd(model.module.model.layers[3])
-    assert tried(model, *LENGTHS) is Company.NONE
-    assert tried(model, 7, 7) is Company.NONE
+    assert tried(model, *LENGTHS) is BatchRule.NONE
+    assert tried(model, 7, 7) is BatchRule.NONE
 
 
-def test_a_layer_of_another_kind_is_tried_as_well():
+def test_a_layer_of_another_kind_is_tried_as_well() -> None:
     """Only layer 4 does not mask padding."""
     model = model_of(*MASKED["bert"])
     attention = model.module.encoder.layer[4].attention.self
@@ -187,23 +197,24 @@ def test_a_layer_of_another_kind_is_tried_as_well():
         None,
     )
     attention.is_another = True
-    assert tried(model, *LENGTHS) is Company.EQUAL
+    assert tried(model, *LENGTHS) is BatchRule.EQUAL
 
 
-def test_a_trial_says_what_it_found():
+def test_a_trial_says_what_it_found() -> None:
     assert (
-        str(Trial(Company.ANY, 3e-7))
+        str(BatchTrial(BatchRule.ANY, 3e-7))
         == "texts of any length, padded (tried: the same states to 3e-07)"
     )
-    assert str(Trial(Company.EQUAL, 0.3)) == (
-        "texts of one length, unpadded (padding or a longer text beside it changes a text's states, by 0.3)"
+    assert str(BatchTrial(BatchRule.EQUAL, 0.3)) == (
+        "texts of one length, unpadded (padding, or a longer text in its batch, changes a text's "
+        "states, by 0.3)"
     )
 
 
-def test_a_trial_costs_few_tokens():
+def test_a_trial_costs_few_tokens() -> None:
     """Of 31 layers one runs, on texts of 30 and 120 tokens, each alone and beside one of 220."""
     model = model_of("LlamaForCausalLM", {**DECODER, "num_hidden_layers": 31})
-    positions = []
+    positions: list[int] = []
     for layer in model.stack.layers:
         layer.mlp.register_forward_hook(
             lambda _m, _a, output: positions.append(output.shape[:2].numel())
@@ -213,7 +224,7 @@ def test_a_trial_costs_few_tokens():
         made = batches([Sample("", text), Sample("", texts[-1])], 0, overhead=1e9, waste=1.0)
         tracer.run(PlanTrie.build([Plan.from_steps([0])]), made, lambda _: None)
     positions.clear()
-    assert Trials(model, tracer, texts).company.company is Company.ANY
+    assert BatchTrials(model, tracer, texts).result.rule is BatchRule.ANY
     assert positions == [30, 2 * 220, 120, 2 * 220]
 
 
@@ -221,22 +232,22 @@ def test_a_trial_costs_few_tokens():
 
 
 @pytest.mark.parametrize("name", FORESEEING)
-def test_a_model_that_sees_what_follows_is_refused(name):
+def test_a_model_that_sees_what_follows_is_refused(name: str) -> None:
     model = model_of(*FORESEEING[name])
     with pytest.raises(
         RepsimError, match=r"^--logprobs: \w+ lets a token see those after it \(.*by 0\.0|1\."
     ) as caught:
-        Trials(model, Tracer(model), texts_of(*LENGTHS)).check_foresight("--logprobs")
+        BatchTrials(model, Tracer(model), texts_of(*LENGTHS)).check_causality("--logprobs")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "name", ["llama", "gemma3_text", "mixtral", "jamba", "qwen3_next", "gpt_oss", "bloom"]
 )
-def test_causal_models_see_nothing_of_what_follows(name):
+def test_causal_models_see_nothing_of_what_follows(name: str) -> None:
     model = model_of(*MASKED[name])
     for lengths in (LENGTHS, (1,), (2, 1), (3,)):
-        Trials(model, Tracer(model), texts_of(*lengths)).check_foresight("--logprobs")
+        BatchTrials(model, Tracer(model), texts_of(*lengths)).check_causality("--logprobs")
 
 
 # Writing
@@ -272,18 +283,20 @@ class Numbers:
         ),
     ],
 )
-def test_texts_are_written_together_where_that_changes_none(found, right):
+def test_texts_are_written_together_where_that_changes_none(
+    found: tuple[str, Config], right: bool
+) -> None:
     module = build(*found)
     model = Model(module, Numbers(), "x", None, find_stack(module))
-    assert can_write_together(model, ["5 6 7", "8 9 10 11 12 13 14 15", "5 6 7"]) is right
-    assert can_write_together(model, ["5 6 7", "5 6 7"])
+    assert can_generate_together(model, ["5 6 7", "8 9 10 11 12 13 14 15", "5 6 7"]) is right
+    assert can_generate_together(model, ["5 6 7", "5 6 7"])
 
 
 # From end to end
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory) -> str:
+def lines(tmp_path_factory: pytest.TempPathFactory) -> str:
     words = ["the", "of", "and", "to", "a", "in", "it", "is", "was", "that"]
     generator = np.random.default_rng(2)
     path = tmp_path_factory.mktemp("texts") / "lines.txt"
@@ -291,15 +304,17 @@ def lines(tmp_path_factory) -> str:
     return str(path)
 
 
-def with_words(tiny_folder, class_name: str, config: dict[str, object]) -> Model:
+def with_words(tiny_folder: Path, class_name: str, config: Config) -> Model:
     module = build(class_name, config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     return Model(module, tokenizer, class_name, None, find_stack(module))
 
 
 @pytest.mark.parametrize("name", [*UNMASKED, *ROTARY])
-def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, lines, caplog, name):
-    """As a fresh model gives them; the model is lent, and has run long texts before."""
+def test_a_capture_holds_the_states_of_each_text_alone(
+    tiny_folder: Path, tmp_path: Path, lines: str, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """As a fresh model gives them; this one has run long texts before."""
     model = with_words(tiny_folder, *{**UNMASKED, **ROTARY}[name])
     fresh = copy.deepcopy(model)
     model.module.train()
@@ -317,11 +332,12 @@ def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, li
         )
     if name != "dynamic":  # no text is longer than its context, where it changes
         assert (
-            "batches: texts of one length, unpadded (padding or a longer text beside it"
+            "batches: texts of one length, unpadded (padding, or a longer text in its batch"
             in caplog.text
         )
         assert capture.info["batches"] == "texts of one length, unpadded"
     assert model.module.training
+    assert model.positions is not None
     lengths = [min(length, model.positions) for length in LENGTHS]
     assert capture.dataset.length.values.tolist() == lengths
     states, ids = capture.hidden("baseline").values[:T], capture.dataset["token_id"].values
@@ -337,12 +353,12 @@ def test_a_capture_holds_the_states_of_each_text_alone(tiny_folder, tmp_path, li
             )
 
 
-def test_statistics_are_those_of_texts_alone(tiny_folder, tmp_path, lines):
+def test_statistics_are_those_of_texts_alone(tiny_folder: Path, tmp_path: Path, lines: str) -> None:
     model = with_words(tiny_folder, *ROTARY["longrope"])
-    asked = {"corpus": lines, "dtype": "float32"}
-    states = repsim.capture(model, out=tmp_path / "states.zarr", **asked)
+    options: dict[str, Any] = {"corpus": lines, "dtype": "float32"}
+    states = repsim.capture(model, out=tmp_path / "states.zarr", **options)
     kept = repsim.capture(
-        model, out=tmp_path / "none.zarr", keep="none", statistics="norms", **asked
+        model, out=tmp_path / "none.zarr", keep="none", statistics="norms", **options
     )
     (statistic,) = statistics_of(["norms"])
     for (_, found), own in zip(
@@ -352,7 +368,9 @@ def test_statistics_are_those_of_texts_alone(tiny_folder, tmp_path, lines):
 
 
 @pytest.mark.parametrize("setting", ["output_hidden_states", "return_dict", "use_cache"])
-def test_settings_of_the_configuration_change_nothing(tiny_folder, tmp_path, lines, setting):
+def test_settings_of_the_configuration_change_nothing(
+    tiny_folder: Path, tmp_path: Path, lines: str, setting: str
+) -> None:
     model = with_words(tiny_folder, *MASKED["llama"])
     wanted = repsim.capture(model, corpus=lines, out=tmp_path / "wanted.zarr", logprobs=True)
     other = with_words(tiny_folder, *MASKED["llama"])
@@ -367,8 +385,8 @@ def test_settings_of_the_configuration_change_nothing(tiny_folder, tmp_path, lin
 
 
 def test_more_tokens_than_the_tokenizer_likes_are_kept_where_they_are_asked_for(
-    tiny_folder, tmp_path, lines
-):
+    tiny_folder: Path, tmp_path: Path, lines: str
+) -> None:
     model = with_words(tiny_folder, *MASKED["llama"])
     model.tokenizer.model_max_length = 7
     for asked, longest in ((None, 7), (20, 20), (9999, max(LENGTHS))):
@@ -378,7 +396,9 @@ def test_more_tokens_than_the_tokenizer_likes_are_kept_where_they_are_asked_for(
         assert capture.dataset.length.values.max() == longest
 
 
-def test_a_capture_without_causal_attention_has_no_log_probabilities(tiny_folder, tmp_path, lines):
+def test_a_capture_without_causal_attention_has_no_log_probabilities(
+    tiny_folder: Path, tmp_path: Path, lines: str
+) -> None:
     model = with_words(tiny_folder, *FORESEEING["bert_lm"])
     with pytest.raises(
         RepsimError, match=r"^--logprobs: BertLMHeadModel lets a token see those after it"
@@ -392,7 +412,7 @@ def test_a_capture_without_causal_attention_has_no_log_probabilities(tiny_folder
         repsim.evaluate(model, tasks="grammar", limit=3, out=tmp_path / "s.zarr")
 
 
-def test_log_likelihoods_are_those_of_each_text_alone(tiny_folder, tmp_path):
+def test_log_likelihoods_are_those_of_each_text_alone(tiny_folder: Path, tmp_path: Path) -> None:
     model = with_words(tiny_folder, *ROTARY["longrope"])
     fresh = copy.deepcopy(model)
     (task,) = tasks.load(["recall"], model, limit=6)

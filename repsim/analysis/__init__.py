@@ -1,0 +1,1 @@
+"""Analyses of stores, from numbers to labelled results and figures; see `repsim.analyze`."""

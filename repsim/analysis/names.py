@@ -1,0 +1,91 @@
+"""What stores and results are called: in figures, in files, and in the store that keeps them.
+
+Names depend on what a result is of and on the options that differ from others', so that two results
+never share a file and the same result always finds its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repsim.cache import file_name
+from repsim.captures.reader import Capture
+from repsim.errors import RepsimError
+from repsim.evaluation.reader import Scores
+from repsim.plotting.labels import tell_apart
+from repsim.registry import keywords_of
+
+LONGEST_LABEL = 200  # bytes of a file's name that a label may take
+
+
+def check_labels(labels: Sequence[str], stores: Sequence[object]) -> None:
+    """Refuses labels unless there are none, or one per store and no two alike.
+
+    Raises:
+        RepsimError: their number is another, or one is given twice.
+    """
+    if labels and len(labels) != len(stores):
+        raise RepsimError(
+            f"--label: {len(labels)} for {len(stores)} stores; "
+            "name every store once, in their order"
+        )
+    for label in labels:
+        if labels.count(label) > 1:
+            raise RepsimError(f"--label {label!r}: it names two stores; give each its own")
+
+
+def figure_labels(stores: Sequence[Capture | Scores]) -> list[str]:
+    """What figures call the stores: the model, and what tells it from others of the same name."""
+    models = [str(store.identity["model"]) for store in stores]
+    additions = tell_apart(models, [store.parts for store in stores])
+    return [
+        f"{model} ({addition})" if addition else model
+        for model, addition in zip(models, additions, strict=True)
+    ]
+
+
+def file_labels(
+    stores: Sequence[Capture | Scores], words: Sequence[Sequence[str]], labels: Sequence[str]
+) -> list[str]:
+    """What files call the stores: label, or model, corpus and the store's name; then the options.
+
+    Args:
+        stores: of one figure.
+        words: the options of each store's result, see `option_words`.
+        labels: the user's names for the stores, or none.
+    """
+    if labels:
+        names = [file_name(label, *each) for label, each in zip(labels, words, strict=True)]
+    else:
+        names = []
+        for store, each in zip(stores, words, strict=True):
+            content, stem = file_name(store.label), Path(str(store.path)).stem
+            # A store at its default place is named after its content, which is not said twice.
+            names.append(file_name(content, *each, "" if stem.startswith(content) else stem))
+    additions = tell_apart(names, [store.parts for store in stores])
+    unique: list[str] = []
+    for number, (name, addition) in enumerate(zip(names, additions, strict=True), 1):
+        label = file_name(name, addition, longest=LONGEST_LABEL)
+        unique.append(file_name(label, number) if label in unique else label)
+    return unique
+
+
+def option_words(compute: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
+    """Options that name a result: plans and choices by their word, numbers unless the default.
+
+    As an example, `plan="baseline", average="token", resamples=20` gives `baseline`, `token` and
+    `resamples=20`.
+    """
+    defaults = {parameter.name: parameter.default for parameter in keywords_of(compute)}
+    words: list[str] = []
+    for name, value in options.items():
+        if name == "plan":
+            plans = [value] if isinstance(value, str) else value
+            words += [file_name(plan, distinct=True) for plan in plans]
+        elif isinstance(value, str):
+            words.append(value)
+        elif value != defaults[name]:
+            words.append(f"{name}={value}")
+    return words

@@ -1,0 +1,44 @@
+"""The commands, put together: capture, evaluate, analyze, plans, info and verify."""
+
+from __future__ import annotations
+
+import typer
+
+from repsim.cli.analyze import AnalysisGroup
+from repsim.cli.capture import capture
+from repsim.cli.evaluate import evaluate
+from repsim.cli.plans import plans, show
+from repsim.cli.printing import MARKUP, UNWRAPPED
+from repsim.cli.stores import info, verify
+
+ANALYZE_HELP = "Analyses a store and draws the figure."
+
+app = typer.Typer(
+    help="Representation analysis of transformers under layer plans.",
+    rich_markup_mode=MARKUP,
+    context_settings={"terminal_width": UNWRAPPED} if MARKUP is None else {},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (capture, evaluate, info, verify):
+    app.command()(command)
+
+analyze_app = typer.Typer(
+    cls=AnalysisGroup, help=ANALYZE_HELP, no_args_is_help=True, rich_markup_mode=MARKUP
+)
+app.add_typer(analyze_app, name="analyze")
+
+plans_app = typer.Typer(
+    help="Lists plan families and sets; `show` draws a plan.",
+    invoke_without_command=True,
+    rich_markup_mode=MARKUP,
+)
+plans_app.callback()(plans)
+plans_app.command()(show)
+app.add_typer(plans_app, name="plans")
+
+
+@analyze_app.callback(help=ANALYZE_HELP)
+def _analyze() -> None:
+    """Makes a group of it, though it has no command before an analysis is asked for."""

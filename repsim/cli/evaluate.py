@@ -1,0 +1,42 @@
+"""`repsim evaluate`: its options are the fields of the records in `repsim.options`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from repsim.cli.options import (
+    ModelArgument,
+    QuietOption,
+    keywords_from,
+    parameter,
+    parameters_of,
+    set_parameters,
+)
+from repsim.cli.printing import tell
+from repsim.cli.progress import show_progress
+from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
+from repsim.schema import DEFAULT_MODEL
+
+
+def evaluate(model: str, quiet: bool, **options: Any) -> None:
+    """Scores a model on benchmarks under layer plans."""
+    with show_progress(quiet) as progress:
+        import repsim
+
+        scores = repsim.evaluate(model, progress=progress, **keywords_from(options))
+    if not quiet:
+        print(scores)
+        tell(f"Next: repsim analyze degradation {scores.path}")
+
+
+set_parameters(
+    evaluate,
+    parameter("model", ModelArgument, DEFAULT_MODEL),
+    *parameters_of(
+        *EVALUATE_RECORDS,
+        without=NOT_OF_EVALUATE,
+        out="The store, a folder or a URL; by default under cache/scores.",
+        append="Add plans, tasks and examples that a finished store lacks.",
+    ),
+    parameter("quiet", QuietOption, False),
+)

@@ -1,0 +1,216 @@
+"""The analyses that are installed: which kinds there are, what each kind promises, and loading one.
+
+Any package can add an analysis: a module with `compute` and `plot`, named by an entry point of the
+group `repsim.analyses`. Its `KIND` says what it is of. This module knows no analysis by name and
+computes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from enum import StrEnum
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repsim.errors import RepsimError, brief
+from repsim.schema import ANALYSES, CAPTURE, SCORES
+from repsim.stats.per_sample import SampleStatistic, StateSource
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class AnalysisKind(StrEnum):
+    """What an analysis is of, and so what its `compute` is called with.
+
+    STATES: the states of one plan, `compute(capture, *, plan="baseline", ...)`; with several plans
+    it is computed once per plan. What it asks of the capture: `StateSource`.
+    PLANS: the states of several plans together, `compute(capture, *, plan=(), ...)`; `plan` is a
+    sequence of names, an empty one stands for every plan of the capture. It asks for a
+    `PlansSource`.
+    LOGPROBS: the log-probabilities of several plans, called like PLANS. It asks for a
+    `LogprobSource`.
+    SCORES: the scores of every plan, `compute(scores, ...)`. It asks for a `ScoreSource`.
+    """
+
+    STATES = "states"
+    PLANS = "plans"
+    LOGPROBS = "logprobs"
+    SCORES = "scores"
+
+    @property
+    def reads(self) -> str:
+        """The kind of store that it reads, as `repsim.open(store).kind` says it."""
+        return SCORES if self is AnalysisKind.SCORES else CAPTURE
+
+    @property
+    def takes_plans_together(self) -> bool:
+        """Whether `plan` is a sequence of plans, computed at once."""
+        return self in (AnalysisKind.PLANS, AnalysisKind.LOGPROBS)
+
+
+class PlansSource(StateSource, Protocol):
+    """What an analysis of several plans asks of a capture."""
+
+    @property
+    def plans(self) -> Sequence[Any]: ...
+
+
+class LogprobSource(Protocol):
+    """What an analysis of log-probabilities asks of a capture."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def plans(self) -> Sequence[Any]: ...
+
+    def plan_name(self, plan: str) -> str: ...
+
+    def plan_text(self, plan: str) -> str: ...
+
+    def lengths(self, *plans: str) -> NDArray[np.int64]: ...
+
+    def logprob(self, plan: str) -> xr.DataArray: ...
+
+
+class ScoreSource(Protocol):
+    """What an analysis of scores asks of a store of scores."""
+
+    @property
+    def dataset(self) -> xr.Dataset: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def layers(self) -> int: ...
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed analysis, broken ones included, in alphabetical
+    order.
+    """
+    return {entry.name: entry for entry in sorted(entry_points(group=ANALYSES), key=_name)}
+
+
+def find_analysis(name: str) -> ModuleType:
+    """The module of the installed analysis of this name.
+
+    Raises:
+        RepsimError: there is none of this name, or it is broken.
+    """
+    entries = installed()
+    if name not in entries:
+        close = get_close_matches(name, entries, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RepsimError(f"no such analysis {name!r}; {hint}there are {', '.join(entries)}")
+    return load_analysis(entries[name])
+
+
+def load_analysis(entry: EntryPoint) -> ModuleType:
+    """The module of an installed analysis.
+
+    Raises:
+        RepsimError: it cannot be imported, or it is no analysis.
+    """
+    try:
+        module: ModuleType = entry.load()
+    except (Exception, SystemExit) as problem:  # whatever another package does as it is imported
+        raise broken_analysis(entry, problem) from problem
+    for name in ("compute", "plot"):
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise broken_analysis(entry, f"it has no function {name}")
+        try:
+            keywords_of(function)
+        except Exception as problem:  # an annotation that cannot be evaluated
+            raise broken_analysis(entry, problem) from problem
+    if not isinstance(getattr(module, "STATISTICS", {}), Mapping):
+        raise broken_analysis(entry, "its STATISTICS are no mapping of names to kernels")
+    return module
+
+
+def kind_of(module: ModuleType) -> AnalysisKind:
+    """What an analysis is of: its `KIND`, where that is an `AnalysisKind`.
+
+    Modules from before there were kinds read scores where their `READS` says so, and one plan's
+    states otherwise.
+    """
+    kind = getattr(module, "KIND", None)
+    if isinstance(kind, AnalysisKind):
+        return kind
+    reads_scores = getattr(module, "READS", CAPTURE) == SCORES
+    return AnalysisKind.SCORES if reads_scores else AnalysisKind.STATES
+
+
+def keywords_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The keywords of an analysis's `compute` or `plot`, their annotations evaluated.
+
+    Other parameters may be annotated with what only a type checker imports.
+    """
+    names = vars(inspect.getmodule(function))
+    return [
+        parameter.replace(annotation=eval(parameter.annotation, names))
+        if isinstance(parameter.annotation, str)
+        else parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+
+
+def draws_together(module: ModuleType) -> bool:
+    """Whether `plot` takes several results, and so draws several stores in one figure."""
+    parameters = inspect.signature(module.plot).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:
+    """What is wrong with an analysis, whose it is, and what to do."""
+    reason = problem if isinstance(problem, str) else brief(problem)
+    package = entry.dist.name if entry.dist else entry.module
+    return RepsimError(
+        f"analysis {entry.name!r} of {package} is broken: {reason}; "
+        f"mend, update or remove {package}"
+    )
+
+
+def statistics_of(analyses: Iterable[str]) -> tuple[SampleStatistic, ...]:
+    """Every statistic of these analyses, by name.
+
+    Raises:
+        RepsimError: no such analysis is installed, or it cannot do without the states.
+    """
+    entries = installed()
+    statistics: list[SampleStatistic] = []
+    for analysis in dict.fromkeys(analyses):
+        if analysis not in entries:
+            names = ", ".join(filter(None, map(_name_with_statistics, entries.values())))
+            raise RepsimError(f"statistics {analysis!r}: no such analysis; there are {names}")
+        kernels = getattr(load_analysis(entries[analysis]), "STATISTICS", None)
+        if not kernels:
+            raise RepsimError(
+                f"statistics {analysis!r}: it needs the states themselves; capture with --keep all"
+            )
+        statistics += [
+            SampleStatistic(f"{analysis}.{name}", kernel) for name, kernel in kernels.items()
+        ]
+    return tuple(statistics)
+
+
+def _name(entry: EntryPoint) -> str:
+    return entry.name
+
+
+def _name_with_statistics(entry: EntryPoint) -> str:
+    """An analysis's name if it has statistics, or is broken; else nothing."""
+    try:
+        return entry.name if hasattr(load_analysis(entry), "STATISTICS") else ""
+    except RepsimError:
+        return f"{entry.name} (broken)"

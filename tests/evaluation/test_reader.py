@@ -1,0 +1,130 @@
+"""An open store of scores: what it says of itself, and its table against lm-eval's own results."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lm_eval import evaluator
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from numpy.testing import assert_allclose
+
+import repsim
+from repsim import models
+from repsim.analyses import degradation
+from repsim.errors import RepsimError, StoreError
+from repsim.evaluation import offline_suite
+from repsim.evaluation.reader import LABEL, Scores, open_scores
+from repsim.storage.location import location_of
+from support.stores import layout_of, write
+
+PLANS = ("baseline", "skip:start=1", "drop:layer=2")
+TASKS = ("recall", "grammar")
+LIMIT = 12
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> models.Model:
+    return models.load(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def scores(model: models.Model, tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """Not to be changed."""
+    out = tmp_path_factory.mktemp("scores") / "tiny.zarr"
+    repsim.evaluate(model, plan=PLANS, tasks=TASKS, limit=LIMIT, out=out)
+    return open_scores(out)
+
+
+def lm_eval_results(model: models.Model, plan: str) -> dict[str, dict[str, Any]]:
+    """Task → lm-eval's own results of the model under a plan."""
+    tasks = {}
+    for name in TASKS:
+        tasks[name] = ConfigurableTask(config=offline_suite.config(name))
+        tasks[name].set_config(key="num_fewshot", value=0)
+    with repsim.planned(model, plan) as module:
+        lm = HFLM(pretrained=module, tokenizer=model.tokenizer, batch_size=4)
+        results = evaluator.evaluate(lm, tasks, limit=LIMIT, bootstrap_iters=10)["results"]
+    return dict(results)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_values_and_standard_errors_are_lm_eval_s(
+    model: models.Model, scores: Scores, plan: str
+) -> None:
+    """For every metric of every task; the standard error where the metric is a mean."""
+    table = scores.table()
+    table = table[table["plan_name"] == plan]
+    results = lm_eval_results(model, plan)
+    assert set(table["task"]) == set(TASKS)
+    for row in table.itertuples():
+        said = results[row.task]
+        assert_allclose(row.value, said[f"{row.metric},none"], rtol=1e-5)
+        if row.aggregation == "mean":
+            assert_allclose(row.standard_error, said[f"{row.metric}_stderr,none"], rtol=1e-9)
+        else:
+            assert np.isnan(row.standard_error)
+        assert row.examples == said["sample_len"] == LIMIT
+        assert row.higher_is_better == (row.metric != "perplexity")
+    assert set(table["metric"]) == {"acc", "perplexity"}
+
+
+def test_one_row_per_plan_and_task_for_one_metric(scores: Scores) -> None:
+    table = scores.table("acc")
+    assert table["plan_name"].tolist() == [plan for plan in PLANS for _ in TASKS]
+    assert table["task"].tolist() == [*TASKS] * 3
+    assert table["metric"].tolist() == ["acc"] * 6
+    with pytest.raises(RepsimError, match=r"^metric='f1': no task here has it; choose perpl"):
+        scores.table("f1")
+
+
+def test_the_analysis_and_the_table_agree(scores: Scores) -> None:
+    result = degradation.compute(scores, resamples=20)
+    table = scores.table("acc").pivot(index="plan_name", columns="task", values="value")
+    expected = table.loc[result["plan_name"].values, result["task"].values]
+    assert_allclose(result["raw"], expected)
+
+
+def test_what_a_store_says_of_itself(scores: Scores) -> None:
+    assert scores.tasks == list(TASKS)
+    assert scores.over == "recall+grammar"
+    assert scores.remark == ""
+    assert scores.nonfinite.values.tolist() == [0, 0, 0]
+    assert scores.nonfinite["plan"].values.tolist() == list(PLANS)
+    assert repr(scores).startswith("Scores of tiny-llama: 3 plans x 24 examples of recall, grammar")
+    info = scores.info
+    assert info["complete"] == "yes"
+    assert info["not finite"] == "no plan"
+    assert info["cache"] == "exact"
+    assert info["plans"] == f"3: {', '.join(PLANS)}"
+    assert "recall version" in info["tasks"]
+    assert ", 0-shot, 12 examples" in info["tasks"]
+    assert "<b>repsim.Scores</b>" in scores._repr_html_()
+
+
+def test_many_tasks_are_a_number_in_names_of_files(scores: Scores) -> None:
+    renamed = scores.dataset.assign_attrs(requests=[{"tasks": "t" * (LABEL + 1)}])
+    assert Scores(scores.group, renamed).over == "2 tasks"
+
+
+def test_what_is_not_finished_is_said_and_has_no_value(scores: Scores) -> None:
+    dataset = scores.dataset.load().copy(deep=True)
+    dataset["done"].values[1, -1] = False
+    dataset["aggregate"].values[1, 1] = np.nan  # as a store has it
+    stopped = Scores(scores.group, dataset)
+    blocks = dataset["done"].size
+    assert stopped.remark == f"{blocks - 1} of {blocks} blocks of examples by plan are finished"
+    assert stopped.remark in repr(stopped)
+    table = stopped.table("acc").set_index(["plan_name", "task"])
+    for column in ("value", "standard_error"):
+        assert np.isnan(table.loc[(PLANS[1], "grammar"), column])
+        assert np.isfinite(table[column]).sum() == 5
+
+
+def test_a_capture_is_not_opened_as_scores(tmp_path: Path) -> None:
+    write(location_of(tmp_path / "capture.zarr"), layout_of())
+    with pytest.raises(StoreError, match="a capture, not scores; make scores with repsim evaluate"):
+        open_scores(tmp_path / "capture.zarr")
+    with pytest.raises(StoreError):
+        open_scores(tmp_path / "nothing.zarr")
