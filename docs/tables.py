@@ -23,6 +23,7 @@ from repsim.schema import ANALYSES
 
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+REPSIM = typer.main.get_command(app)
 COMMANDS = ("capture", "evaluate", "analyze", "info", "verify", "plans", "plans show")
 # Options that every analysis has; they have a table of their own.
 SHARED = ("plan", "label", "figures", "style", "quiet")
@@ -35,10 +36,10 @@ def pages() -> list[Path]:
 
 def command(path: str) -> Any:
     """The parser's object for a command such as `plans show`."""
-    found = typer.main.get_command(app)
+    found: Any = REPSIM
     context = found.make_context("repsim", ["plans"])
     for name in path.split():
-        found = found.get_command(context, name)  # type: ignore[attr-defined]
+        found = found.get_command(context, name)
     return found
 
 
@@ -56,9 +57,13 @@ def _command_rows() -> Iterable[Sequence[object]]:
         yield f"`repsim {path}`", text
 
 
-def _option_rows(path: str, without: Sequence[str] = ()) -> Iterable[Sequence[object]]:
+def _option_rows(
+    path: str, *, only: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> Iterable[Sequence[object]]:
     for parameter in command(path).params:
         if parameter.param_type_name != "option" or parameter.name in without:
+            continue
+        if only is not None and parameter.name not in only:
             continue
         names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
         default = parameter.default
@@ -91,13 +96,10 @@ def tables() -> dict[str, str]:
         "sets": table(("set", "plans"), ((f"`{s.name}`", s.summary) for s in SETS.values())),
         "options of capture": table(options, _option_rows("capture")),
         "options of evaluate": table(options, _option_rows("evaluate")),
-        "options of every analysis": table(
-            options,
-            (row for row in _option_rows("analyze cosine") if row[0].split("`")[1][2:] in SHARED),
-        ),
+        "options of every analysis": table(options, _option_rows("analyze cosine", only=SHARED)),
     }
     for name in sorted(entry_points(group=ANALYSES).names):
-        made[f"options of {name}"] = table(options, _option_rows(f"analyze {name}", SHARED))
+        made[f"options of {name}"] = table(options, _option_rows(f"analyze {name}", without=SHARED))
     return made
 
 

@@ -24,12 +24,9 @@ ROOT = Path(__file__).parents[2]
 TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 PAGES: list[Path] = TABLES["pages"]()
 CHANGED = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
+REPSIM = typer.main.get_command(app)
 MODEL, LAYERS = "smollm2-135m", 30
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Before a block that is only run where the library has a public name.
-CONDITION = re.compile(
-    r"<!-- runs if repsim has (\w+) -->\n```python\n(.*?)^```$", re.DOTALL | re.M
-)
 CODE_SPAN = re.compile(r"`(repsim [^`\n]*)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:tests|benchmarks|repsim|analyses|docs)/[\w/]+\.(?:py|md|ipynb)\b")
@@ -61,7 +58,7 @@ def parse(line: str) -> dict[str, Any]:
     """The parameters of a command line as the command's own parser reads them; nothing is run."""
     arguments = [STANDS_FOR.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     arguments = arguments[: arguments.index("|")] if "|" in arguments else arguments
-    command: Any = typer.main.get_command(app)
+    command: Any = REPSIM
     context = command.make_context("repsim", arguments)
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
@@ -90,13 +87,12 @@ def test_python_blocks_run(
 ) -> None:
     """In their order, in one namespace, in an empty folder, with a tiny model of the same depth."""
     text = page.read_text("utf-8")
-    skipped = [block for name, block in CONDITION.findall(text) if not hasattr(repsim, name)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path / "cache"))
     matplotlib.use("Agg")
     namespace: dict[str, Any] = {"__name__": "page"}
     for language, block in FENCE.findall(text):
-        if language == "python" and block not in skipped:
+        if language == "python":
             source = block.replace(f'"{MODEL}"', repr(str(model_folder)))
             exec(compile(source, page_id(page), "exec"), namespace)
 
