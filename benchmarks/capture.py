@@ -97,7 +97,7 @@ def corpus_file(folder: Path, texts: Sequence[str]) -> str:
 def blocks_of(samples: tuple[Sample, ...], waste: float = 1.0) -> list[tuple[Batch, ...]]:
     """The batches that capture makes; with the greatest waste, one batch a block."""
     ends = np.cumsum((0, *cut_blocks(samples, DEFAULT_BATCH_TOKENS)))
-    overhead = CPU_COSTS["overhead"] if waste < 1 else 1e9
+    overhead = costs_on("cpu")["overhead"] if waste < 1 else 1e9
     return [
         batches(samples[first:last], 0, overhead=overhead, waste=waste)
         for first, last in pairwise(ends)
@@ -178,7 +178,7 @@ def natural(model: Model) -> None:
         as_they_come[first : first + PAPER_BATCH] for first in range(0, len(samples), PAPER_BATCH)
     ]
     paper = [batch for eight in eights for batch in batches(eight, 0, overhead=1e9, waste=1)]
-    packed = [batch for block in blocks_of(samples, CPU_COSTS["waste"]) for batch in block]
+    packed = [batch for block in blocks_of(samples, costs_on("cpu")["waste"]) for batch in block]
     for name, made in (("capture", packed), ("batches of 8 as they come", paper)):
         positions = sum(batch.mask.size for batch in made)
         padding = 1 - sum(batch.tokens for batch in made) / positions

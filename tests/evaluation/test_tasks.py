@@ -26,6 +26,7 @@ from repsim import models
 from repsim.data.corpus import read_corpus
 from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite, task_sources, tasks
+from repsim.evaluation.lm_eval_model import LmEvalModel
 from repsim.evaluation.tasks import Request, Task
 from repsim.models import Model
 
@@ -871,7 +872,7 @@ def test_a_text_without_tokens_is_refused(tiny: Model) -> None:
         RepsimError,
         match="a request without a token before or in what is to be scored; mend the data",
     ):
-        tasks.LmEvalModel(tiny).windows(Instance())
+        LmEvalModel(tiny).windows(Instance())
 
 
 def test_too_long_a_text_keeps_its_end(tiny: Model) -> None:
@@ -879,7 +880,7 @@ def test_too_long_a_text_keeps_its_end(tiny: Model) -> None:
         request_type = "loglikelihood"
         args = (PAGE, " the water")
 
-    (window,) = tasks.LmEvalModel(tiny).windows(Instance())
+    (window,) = LmEvalModel(tiny).windows(Instance())
     ids = tiny.tokenizer(f"{PAGE} the water")["input_ids"]
     assert window.inputs.tolist() == ids[-2049:-1]
     assert window.inputs.dtype == window.targets.dtype == np.int32
