@@ -31,7 +31,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim.captures import run as capture_run
-from repsim.data.batching import CPU_COSTS, Batch, batches, cut_blocks
+from repsim.data.batching import Batch, batches, costs_on, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
 from repsim.evaluation.prefix_sharing import LikelihoodScorer
@@ -183,7 +183,8 @@ def natural(model: Model) -> None:
         positions = sum(batch.mask.size for batch in made)
         padding = 1 - sum(batch.tokens for batch in made) / positions
         print(
-            f"natural lengths, {name}: {len(made)} batches, {100 * padding:.1f} % of positions are padding"
+            f"natural lengths, {name}: {len(made)} batches, {100 * padding:.1f} % of positions "
+            "are padding"
         )
     seconds = rounds(
         {
@@ -228,7 +229,7 @@ def memory(_model: Model) -> None:
 
 
 def compression(model: Model) -> None:
-    """Ratio and speed of codecs on real states, one node by 1024 tokens a chunk, with the checksum."""
+    """Ratio and speed of codecs on real states, one node by 1024 tokens per chunk."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / "store.zarr"
         states = repsim.capture(model, limit=48, out=path).hidden().isel(token=slice(7168)).values
@@ -265,7 +266,10 @@ def compression(model: Model) -> None:
             size = sum(
                 file.stat().st_size for file in (Path(folder) / name).rglob("*") if file.is_file()
             )
-            rates = f"{states.nbytes / 1e6 / wrote:.0f} MB/s written, {states.nbytes / 1e6 / read:.0f} MB/s read"
+            rates = (
+                f"{states.nbytes / 1e6 / wrote:.0f} MB/s written, "
+                f"{states.nbytes / 1e6 / read:.0f} MB/s read"
+            )
             print(f"  {name}: {size / states.nbytes:.3f} of the size, {rates}", flush=True)
 
 
@@ -288,7 +292,8 @@ def trie(model: Model) -> None:
     work = whole.applications / sum(plan.applications for plan in plans)
     print(f"painters on {TRIE_TOKENS} tokens: trie {together:.1f} s, plan by plan {apart:.1f} s")
     print(
-        f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications {work:.3f}"
+        f"  trie / plan by plan: {together / apart:.3f} (at most 0.70); layer applications "
+        f"{work:.3f}"
     )
 
 
@@ -324,7 +329,8 @@ def checks(model: Model) -> None:
         forward, made, proven = (statistics.median(seconds[name]) for name in ways)
         forward -= made
         print(
-            f"planned under {plan}: made in {made / forward:.2f} forwards of 16 tokens ({forward * 1e3:.0f} ms each), "
+            f"planned under {plan}: made in {made / forward:.2f} forwards of 16 tokens "
+            f"({forward * 1e3:.0f} ms each), "
             f"proven in {(proven - made) / forward:.2f}",
             flush=True,
         )

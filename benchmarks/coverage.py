@@ -271,11 +271,13 @@ def main(repetitions: int = REPETITIONS) -> None:
     for name, study, size in cells:
         before, now, wide_before, wide_now = coverage(study, size, repetitions)
         print(
-            f"| {name} | {size} | {before:.1f} % | {now:.1f} % | {wide_before:.3f} | {wide_now:.3f} |",
+            f"| {name} | {size} | {before:.1f} % | {now:.1f} % | {wide_before:.3f} | "
+            f"{wide_now:.3f} |",
             flush=True,
         )
     print(
-        f"\n{time.process_time() - began:.0f} s of processor time; {repetitions:,} studies per cell, so that "
+        f"\n{time.process_time() - began:.0f} s of processor time; {repetitions:,} studies per "
+        "cell, so that "
     )
     print(
         f"coverage is known to {norm.ppf(0.975) * 100 * np.sqrt(0.05 * 0.95 / repetitions):.1f} % "

@@ -84,8 +84,10 @@ def compare(
             )
         ]
         print(
-            f"{plan}, {shots or 0}-shot, {rows} rows a task: log-likelihoods {own.min():.1f} to {own.max():.1f} nats "
-            f"within {apart:.1e} (HFLM at batch size 1: {noise:.1e}), relative {np.abs(own / expected - 1).max():.1e}; "
+            f"{plan}, {shots or 0}-shot, {rows} rows a task: log-likelihoods {own.min():.1f} to "
+            f"{own.max():.1f} nats "
+            f"within {apart:.1e} (HFLM at batch size 1: {noise:.1e}), relative "
+            f"{np.abs(own / expected - 1).max():.1e}; "
             f"{len(metrics)} metrics, differing: {differ or 'none'}",
             flush=True,
         )
@@ -227,7 +229,8 @@ def shares(model: Model, made: Any, plans: Any) -> None:
     )
     for what, unit, before, how, after, instead in lines:
         print(
-            f"  {what}: {before:,} {unit} {how}, {after:,} {instead}: {before / after:.2f} times fewer"
+            f"  {what}: {before:,} {unit} {how}, {after:,} {instead}: {before / after:.2f} times "
+            "fewer"
         )
 
 

@@ -274,7 +274,10 @@ def main(parts: list[str]) -> None:
         with Nursery(str(model), folder) as nursery:
             campaign = Campaign(nursery, folder)
             for name, tally in run(campaign, parts or list(PARTS)):
-                counts = f"lost {tally.lost}, unnoticed {tally.unnoticed}, false alarms {tally.false_alarms}"
+                counts = (
+                    f"lost {tally.lost}, unnoticed {tally.unnoticed}, false alarms "
+                    f"{tally.false_alarms}"
+                )
                 print(f"{name}: {tally.trials}; {counts}", flush=True)
     finally:
         shutil.rmtree(folder)

@@ -104,7 +104,8 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
     theirs = seconds(loop, 1)
     difference = np.abs(cosine.compute(capture)["cosine"].values - matrix).max()
     print(
-        f"  double loop over the loaded states: {median(theirs)}; largest difference {difference:.1e}",
+        f"  double loop over the loaded states: {median(theirs)}; largest difference "
+        f"{difference:.1e}",
         flush=True,
     )
     pairs = [(i, (7 * i + 3) % states) for i in range(SKLEARN_PAIRS)]
@@ -118,7 +119,8 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
 
     sklearn = statistics.median(seconds(paired, 3)) / len(pairs) * states * (states - 1) / 2
     print(
-        f"  scikit-learn, {len(pairs)} pairs scaled to {states * (states - 1) // 2}: {sklearn:.1f} s"
+        f"  scikit-learn, {len(pairs)} pairs scaled to {states * (states - 1) // 2}: "
+        f"{sklearn:.1f} s"
     )
     mine = statistics.median(once)
     print(f"  double loop / repsim: {theirs[0] / statistics.median(ours):.0f} (at least 100)")
@@ -129,11 +131,13 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
     rate = read_rate(files)
     operations = 2 * states * states * tokens * units
     print(
-        f"  machine: product {found['product'] / 1e9:.0f} GFLOP/s, product of 32 rows {found['narrow'] / 1e9:.0f}, "
+        f"  machine: product {found['product'] / 1e9:.0f} GFLOP/s, product of 32 rows "
+        f"{found['narrow'] / 1e9:.0f}, "
         f"dd {rate / 1e9:.2f} GB/s"
     )
     print(
-        f"  repsim: {operations / mine / 1e9:.0f} GFLOP/s = {operations / mine / found['product']:.0%} of a product's, "
+        f"  repsim: {operations / mine / 1e9:.0f} GFLOP/s = "
+        f"{operations / mine / found['product']:.0%} of a product's, "
         f"{operations / mine / found['narrow']:.0%} of 32 rows'; {stored / mine / 1e9:.2f} GB/s = "
         f"{stored / mine / rate:.0%} of dd's",
         flush=True,

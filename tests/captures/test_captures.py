@@ -318,8 +318,8 @@ def test_a_stack_that_was_named_is_a_part_of_the_identity(two_stacks, texts, pat
         with pytest.raises(RepsimError) as caught:
             repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path, **options)
         assert (
-            f"{path}: holds another capture: another stack (encoder.block there, decoder.block here); "
-            in str(caught.value)
+            f"{path}: holds another capture: another stack (encoder.block there, decoder.block "
+            "here); " in str(caught.value)
         )
     decoder = repsim.capture(
         two_stacks, corpus=texts, stack="decoder.block", out=path.with_name("d.zarr")
@@ -1028,7 +1028,8 @@ def test_states_that_are_not_finite_are_refused(model, texts, path, dtype):
     place = f"plan baseline, state 4, sample {key_of(TEXTS[1])}"
     assert (
         str(caught.value)
-        == f"{place}: not finite in float32; use another --model-dtype or plan, or --allow-nonfinite"
+        == f"{place}: not finite in float32; use another --model-dtype or plan, or "
+        "--allow-nonfinite"
     )
     assert not path.exists()
 

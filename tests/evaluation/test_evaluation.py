@@ -656,7 +656,10 @@ def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data
     scored together.
     """
     asked = {"data_dir": data, "out": path, "limit": 2, "shots": 0}
-    wants = "up to 8 tokens are to be written, and short reads 8, prompt included; leave the task out, or take a model "
+    wants = (
+        "up to 8 tokens are to be written, and short reads 8, prompt included; leave the "
+        "task out, or take a model "
+    )
     with pytest.raises(RepsimError, match=f"^task gsm8k: {wants}with a longer context$"):
         repsim.evaluate(short(model, WRITTEN), tasks="gsm8k", **asked)
     with pytest.raises(
@@ -762,7 +765,7 @@ def test_a_model_that_is_all_wrong_has_infinite_perplexity(model, path):
 
 
 def test_a_text_that_makes_states_infinite_spoils_no_other(model, data, path):
-    """In a row of trees it would: attention takes nothing of what is not seen, and 0 x NaN is NaN."""
+    """In a row of trees it would: what attention leaves out counts as 0, and 0 x NaN is NaN."""
     rows = [
         json.loads(line) for line in (data / "arc_easy.test.jsonl").read_text().splitlines()[:3]
     ]

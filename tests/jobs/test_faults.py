@@ -246,7 +246,7 @@ def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
 
 
 def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, whole, tmp_path):
-    """A store that is written, killed, resumed and extended by more samples, opened all the while."""
+    """A store that is written, killed, resumed and extended, and opened at every moment."""
     out = tmp_path / "c.zarr"
     reference = tmp_path / "more.zarr"
     shutil.copytree(whole[0], reference)

@@ -1,4 +1,4 @@
-"""Damage to a store: found wherever it is, named, and made good by writing what it touched again."""
+"""Damage to a store: found wherever it is, named, and mended by writing what it touched."""
 
 import json
 import random

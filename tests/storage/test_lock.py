@@ -82,7 +82,7 @@ def pulsed(place) -> tuple[WriterLock, Pulse]:
 
 
 def is_free(place) -> bool:
-    """Nothing is left; in a bucket, which cannot delete only what is still the same, an empty lock."""
+    """Nothing is left; in a bucket, which cannot delete conditionally, an empty lock is."""
     return place.sizes() in ({}, {KEY: 0})
 
 
@@ -122,7 +122,8 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
         with pytest.raises(RepsimError) as caught, WriterLock(place):
             pass
         assert str(caught.value) == (
-            f"{place}: being written by process {os.getpid()} on {socket.gethostname()}, started {since}; "
+            f"{place}: being written by process {os.getpid()} on {socket.gethostname()}, started "
+            f"{since}; "
             "wait for it, stop it, or choose another --out"
         )
         assert place.read(KEY) == held
@@ -130,7 +131,10 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
 
 
 def test_another_process_is_refused(tmp_path):
-    command = "import sys; from repsim.storage.lock import WriterLock; from repsim.storage.location import location_of as at\n"
+    command = (
+        "import sys; from repsim.storage.lock import WriterLock; from "
+        "repsim.storage.location import location_of as at\n"
+    )
     command += "with WriterLock(at(sys.argv[1])): pass"
     with WriterLock(location_of(tmp_path)):
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is on disk: layouts, writing in blocks, growing, reading with and without repsim, refusals."""
+"""What is on disk: layouts, writing in blocks, growing, reading without repsim, refusals."""
 
 import errno
 import json
@@ -414,7 +414,7 @@ import sys, warnings
 sys.modules["repsim"] = None
 import numpy as np, xarray as xr
 warnings.simplefilter("error")
-warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated", category=RuntimeWarning)
+warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated", RuntimeWarning)
 path, expected = sys.argv[1], np.load(sys.argv[2])
 for options in ({"consolidated": False}, {}):
     dataset = xr.open_zarr(path, **options)

@@ -134,7 +134,8 @@ def start_command(
         setting: Python code that the process runs before.
     """
     code = (
-        f"from support.faults import stop_before_writes\nstop_before_writes({str(out)!r}, [{moment!r}])\n"
+        f"from support.faults import stop_before_writes\nstop_before_writes({str(out)!r}, "
+        f"[{moment!r}])\n"
         f"{setting}\nfrom repsim.cli.main import run\nrun()"
     )
     process = subprocess.Popen(
@@ -537,7 +538,7 @@ def empty(server: str) -> None:
 
 @contextmanager
 def amazon() -> Iterator[str]:
-    """An S3 server on this machine with one bucket; its URL. The environment leads there meanwhile."""
+    """An S3 server on this machine with one bucket; its URL. The environment points to it."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A network between a program and an S3 server on this machine, with the faults that networks have."""
+"""A network between a program and an S3 server on this machine, with a network's faults."""
 
 import http.client
 import threading
