@@ -11,8 +11,9 @@ from repsim.evaluation.reader import Scores
 from repsim.options import BUILTIN
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
-from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup, kind_in, read_attributes
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
+from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
 from repsim.storage.requests import commands
 
 AGAIN = "Compute it again to another --out."

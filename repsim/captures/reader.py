@@ -25,8 +25,9 @@ from repsim.plans import Plan, names_of, resolve
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends
-from repsim.storage.group import SCHEMA_ATTRIBUTE, StoreGroup
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
+from repsim.storage.metadata import SCHEMA_ATTRIBUTE
 from repsim.storage.prefetch import SamplePrefetcher, read_statistic
 from repsim.storage.reader import StoreReader
 

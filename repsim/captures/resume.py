@@ -18,8 +18,9 @@ from repsim.jobs.resumable import RemainingWork
 from repsim.plans import NamedPlan, PlanTrie, names_of
 from repsim.schema import Identity
 from repsim.storage import integrity
-from repsim.storage.group import StoreGroup, check_current, read_attributes
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import Location
+from repsim.storage.metadata import check_current, read_attributes
 from repsim.storage.requests import is_same_request
 from repsim.storage.state_store import Layout
 

@@ -45,9 +45,9 @@ from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
-from repsim.storage.group import check_target
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.starting import check_target
 from repsim.storage.state_store import Layout
 
 if TYPE_CHECKING:

@@ -48,10 +48,11 @@ from repsim.options import (
 from repsim.plans import Plan, resolve
 from repsim.schema import DEFAULT_MODEL
 from repsim.storage import integrity, score_store
-from repsim.storage.group import check_target, exists
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.metadata import exists
 from repsim.storage.score_store import Layout
+from repsim.storage.starting import check_target
 
 if TYPE_CHECKING:
     from repsim.evaluation.tasks import Example

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from repsim.errors import StoreDamaged
 from repsim.storage.frame import StoreLayout
-from repsim.storage.group import exists, remove_unstarted_store
 from repsim.storage.location import LocalFolder, Location
 from repsim.storage.lock import WriterLock, is_locked
+from repsim.storage.metadata import exists
 from repsim.storage.reader import StoreReader
+from repsim.storage.starting import remove_unstarted_store
 
 AnyLayout = TypeVar("AnyLayout", bound=StoreLayout)
 AnyStore = TypeVar("AnyStore", bound=StoreReader)

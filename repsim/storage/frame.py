@@ -33,17 +33,17 @@ from repsim.schema import (
     Identity,
     ReplayVerdict,
 )
-from repsim.storage.group import (
+from repsim.storage.location import Location, one_line_errors
+from repsim.storage.lock import WriterLock
+from repsim.storage.metadata import (
     REPLAY,
     array_digests,
     grow,
     is_growing,
-    open_or_create,
     put_attributes,
     verdict_in,
 )
-from repsim.storage.location import Location, one_line_errors
-from repsim.storage.lock import WriterLock
+from repsim.storage.starting import open_or_create
 
 # Chunks of what describes the store, so large that each array is one or a few, and fixed, so that
 # an array can grow.

@@ -1,26 +1,19 @@
 """A store that is opened once and handed along: what kind it is, how much of it counts, whether its
 parts are sound.
 
-Chunks carry checksums of their own. The metadata of the arrays is vouched for by digests in the
-root's attributes, and these by a digest of their own, so that a flipped bit in a size, a name or an
-identity is noticed when the store is opened. A chunk that should be there and is not is an error,
-never a fill value. Attributes and arrays that others have added are left alone, and not vouched
-for.
-
-While a store grows, its arrays change one after the other. The root lists the digests of all their
-stages first, and its `extent`, which says how much counts, changes last; readers take the arrays as
-the extent has them.
+Chunks carry checksums of their own, and its metadata digests (`repsim.storage.metadata`), so that a
+flipped bit in a size, a name or an identity is noticed when the store is opened. A chunk that
+should be there and is not is an error, never a fill value. The root's `extent` says how much of the
+arrays counts; readers take the arrays as the extent has them. Attributes and arrays that others
+have added are left alone, and not vouched for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from hashlib import sha256
 from typing import Any
 
 import crc32c
@@ -31,139 +24,33 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from repsim.errors import Interrupted, RepsimError, StoreDamaged, StoreError
-from repsim.schema import PLAN, SCHEMA_VERSION, UNCHECKED_SCHEMAS, Kind, ReplayVerdict
+from repsim.errors import StoreDamaged
+from repsim.schema import PLAN, UNCHECKED_SCHEMAS, Kind, ReplayVerdict
 from repsim.storage.finished_blocks import STATISTICS, FinishedBlocks
-from repsim.storage.location import LocalFolder, Location, one_line, one_line_errors
-from repsim.storage.lock import KEY as LOCK_KEY
-from repsim.storage.lock import WriterLock
+from repsim.storage.location import Location, one_line, one_line_errors
+from repsim.storage.metadata import (
+    CHECK_ADDRESS,
+    GROWING,
+    OWN_ATTRIBUTES,
+    ROOT,
+    SCHEMA_ATTRIBUTE,
+    Document,
+    check_current,
+    damage,
+    digest_of_array,
+    digest_of_root,
+    exists,
+    kind_in,
+    read_attributes,
+    read_document,
+    verdict_in,
+)
 
-SCHEMA_ATTRIBUTE = "repsim_schema"
-RESULTS = "analyses"
-REPLAY = "replay"  # attribute: how far the replay was proven to be the model
-ROOT = "zarr.json"
-CHECK_ADDRESS = "check the address and the rights"
-OWN_ATTRIBUTES = {  # of the root; what others add is theirs
-    *(
-        SCHEMA_ATTRIBUTE,
-        "kind",
-        "layers",
-        "units",
-        "identity",
-        "dtype",
-        "keep",
-        "statistics",
-        "compression",
-    ),
-    *(
-        "requests",
-        "batches",
-        "extent",
-        "paper_cache",
-        "replay",
-        "coordinates",
-        "arrays",
-        "nonfinite",
-        "digest",
-    ),
-}
 FILLED = {"hidden", "logprob", "log_likelihood", "is_greedy", "response", "score", "aggregate"}
-OWN_ARRAY_ATTRIBUTES = {"units", "long_name"}
-VERIFY = "repsim verify names it, and the command that computes it again"
-GROWING = "_growing"  # ends the names of dimensions that are changing their size
 CODECS = {"bytes", "vlen-utf8", "zstd", "blosc", "crc32c"}
 CHUNK_LIMIT = 1 << 28  # bytes of a chunk that anyone may declare
 INDEX_LIMIT = 1 << 20  # bytes of an index array that is read when the store is opened
 CHECKSUM = 4  # bytes of a crc32c
-
-Document = dict[str, Any]
-
-
-def damage(place: Location, what: str) -> StoreDamaged:
-    """The error that says which part of a store is damaged, and what to do."""
-    return StoreDamaged(f"{place}: damaged ({what}); {VERIFY}")
-
-
-# Digests
-
-
-def digest_of_array(document: Mapping[str, Any]) -> str:
-    """What vouches for an array's metadata: 16 hexadecimal digits; attributes that others have
-    added do not count.
-    """
-    own = {
-        name: value
-        for name, value in document.get("attributes", {}).items()
-        if name in OWN_ARRAY_ATTRIBUTES
-    }
-    return _digest({**document, "attributes": own})
-
-
-def digest_of_root(attributes: Mapping[str, Any]) -> str:
-    """What vouches for the root's own attributes: 16 hexadecimal digits."""
-    return _digest(
-        {name: attributes[name] for name in OWN_ATTRIBUTES - {"digest"} if name in attributes}
-    )
-
-
-def _digest(value: object) -> str:
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def put_attributes(group: zarr.Group, changes: Mapping[str, Any]) -> None:
-    """Changes the root's attributes in one write, and vouches for them."""
-    attributes = {**group.attrs.asdict(), **changes}
-    group.attrs.put({**attributes, "digest": digest_of_root(attributes)})
-
-
-def is_growing(attributes: Mapping[str, Any]) -> bool:
-    """Whether arrays may be of another size than the extent, as a growth that was cut short leaves
-    them.
-    """
-    return any(len(digests) > 1 for digests in attributes.get("arrays", {}).values())
-
-
-def array_digests(place: Location, names: Iterable[str]) -> dict[str, list[str]]:
-    """Name → digests of an array's metadata as it is, one each."""
-    return {name: [digest_of_array(_document(place, f"{name}/{ROOT}"))] for name in sorted(names)}
-
-
-def grow(place: Location, group: zarr.Group, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    """Makes arrays larger, or smaller, so that at no moment two of them disagree on the size of a
-    dimension.
-
-    Each array gets its new size along dimensions of another name first, and then the names back:
-    whoever opens the group in between, with whatever tool, finds dimensions that agree.
-
-    Args:
-        place: the store's.
-        group: its root, for writing.
-        sizes: array's name → dimension → size.
-    """
-    stages: dict[str, list[Document]] = {}
-    for name, wanted in sizes.items():
-        document = _document(place, f"{name}/{ROOT}")
-        dims = [dim.removesuffix(GROWING) for dim in document["dimension_names"]]
-        shape = [wanted.get(dim, size) for dim, size in zip(dims, document["shape"], strict=True)]
-        grown = {**document, "shape": shape, "dimension_names": dims}
-        if grown != document:
-            renamed = [dim + GROWING if dim in wanted else dim for dim in dims]
-            stages[name] = [document, {**grown, "dimension_names": renamed}, grown]
-    if not stages:
-        return
-    attributes: Document = group.attrs.asdict()
-    vouched = attributes.get("arrays", {})
-    stated = {
-        name: sorted({*vouched.get(name, ()), *map(digest_of_array, row)})
-        for name, row in stages.items()
-    }
-    put_attributes(group, {"arrays": {**vouched, **stated}})
-    for stage in (1, 2):
-        for name, row in stages.items():
-            place.write(f"{name}/{ROOT}", json.dumps(row[stage], indent=2).encode())
-
-
-# Opening
 
 
 class StoreGroup:
@@ -189,7 +76,7 @@ class StoreGroup:
         self.arrays: dict[str, Document] = {}
         for name in self._array_names():
             try:
-                document = _document(place, f"{name}/{ROOT}")
+                document = read_document(place, f"{name}/{ROOT}")
             except StoreDamaged:
                 if vouched or not self._checked:  # else the name may be what is wrong
                     damaged(name, f"{name}/{ROOT}")
@@ -428,149 +315,4 @@ class _CheckedStore(WrapperStore[Any]):
             raise damage(self._of.place, where)
 
 
-def read_attributes(place: Location) -> Document:
-    """The attributes of a store's root, unchecked.
-
-    Raises:
-        RepsimError: nothing is there, or it is no store of repsim's, not begun, or of a schema it
-            does not read.
-    """
-    data = place.read(ROOT)
-    if data is None:
-        if place.sample_keys() - {LOCK_KEY}:
-            raise StoreError(
-                f"{place}: not a repsim capture (no zarr.json in it); choose another place"
-            )
-        raise StoreError(f"{place}: no such store; make one with repsim capture --out {place}")
-    try:
-        document = json.loads(data)
-        if document["node_type"] == "array":
-            raise ValueError("an array")
-        attributes = document["attributes"] if document["zarr_format"] == 3 else None
-    except (ValueError, KeyError, TypeError) as problem:
-        raise StoreError(f"{place}: not a repsim capture: {one_line(problem)}") from None
-    if not isinstance(attributes, dict) or SCHEMA_ATTRIBUTE not in attributes:
-        raise StoreError(
-            f"{place}: a zarr group, but not a repsim capture (no attribute {SCHEMA_ATTRIBUTE!r})"
-        )
-    schema = attributes[SCHEMA_ATTRIBUTE]
-    if schema not in (SCHEMA_VERSION, *UNCHECKED_SCHEMAS):
-        raise StoreError(
-            f"{place}: schema {schema}, this repsim reads {SCHEMA_VERSION}; "
-            "capture again, or read it with the repsim that wrote it"
-        )
-    if "extent" not in attributes:
-        raise StoreError(f"{place}: not begun, or being made this moment; run its capture (again)")
-    return attributes
-
-
-def _document(place: Location, key: str) -> Document:
-    try:
-        document = json.loads(place.read(key) or b"")
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise damage(place, key)
-    return document
-
-
-def kind_in(attributes: Mapping[str, Any]) -> Kind:
-    """What a store holds, by its root's attributes; a capture where they do not say (old ones)."""
-    return Kind.SCORES if attributes.get("kind") == Kind.SCORES else Kind.CAPTURE
-
-
-def verdict_in(attributes: Mapping[str, Any]) -> ReplayVerdict:
-    """What a store's attributes say of the replay; nothing was proven where they do not say."""
-    kept = attributes.get(REPLAY, {"error": 0.0, "kinds": ()})
-    return ReplayVerdict(kept["error"], tuple(kept["kinds"]))
-
-
 # Making
-
-
-def exists(place: Location) -> bool:
-    """Whether a store is there; one that was stopped while it was made is not.
-
-    Raises:
-        RepsimError: something else is there.
-    """
-    with one_line_errors(place, "cannot be read", CHECK_ADDRESS):
-        data = place.read(ROOT)
-        if data is None and not place.sample_keys() - {LOCK_KEY}:
-            return False
-        try:
-            is_started = json.loads(data or b"")["attributes"] == {SCHEMA_ATTRIBUTE: SCHEMA_VERSION}
-        except (ValueError, KeyError, TypeError):
-            is_started = False
-        if is_started:
-            return False
-        read_attributes(place)
-    return True
-
-
-def open_or_create(place: Location) -> zarr.Group:
-    """The store's group for writing; where there is none, a new one in place of a start that was
-    cut short.
-
-    Raises:
-        RepsimError: it is of a schema that is only read.
-    """
-    if exists(place):
-        check_current(place, read_attributes(place))
-        return zarr.open_group(place.zarr, mode="r+", zarr_format=3)
-    # The root comes last: without it, what is left would not be known as repsim's.
-    for key in sorted(place.sizes(), key=ROOT.__eq__):
-        if key != LOCK_KEY:
-            place.delete(key)
-    return zarr.create_group(
-        place.zarr, attributes={SCHEMA_ATTRIBUTE: SCHEMA_VERSION}, zarr_format=3
-    )
-
-
-def check_current(place: Location, attributes: Mapping[str, Any]) -> None:
-    """Refuses to change a store of an older schema.
-
-    Raises:
-        StoreError: it is of a schema that is only read.
-    """
-    schema = attributes[SCHEMA_ATTRIBUTE]
-    if schema != SCHEMA_VERSION:
-        raise StoreError(
-            f"{place}: made with schema {schema}, which this repsim reads and does not change; "
-            "choose another --out, or go on with the repsim that made it"
-        )
-
-
-def check_target(place: Location) -> None:
-    """Refuses a place that cannot hold a store, before a model is loaded.
-
-    Raises:
-        StoreError: something else is there, or nothing can be written there.
-    """
-    exists(place)
-    if not isinstance(place, LocalFolder):
-        return
-    path = place.path.absolute()
-    ancestor = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{place}: {ancestor} is no folder that can be written to; choose another --out"
-        )
-
-
-@contextmanager
-def remove_unstarted_store(place: Location, lock: WriterLock) -> Iterator[None]:
-    """Removes a store that was begun in this context and in which nothing could be finished."""
-    is_new = not exists(place)
-    try:
-        yield
-    except Interrupted:
-        raise
-    except RepsimError:
-        # What went wrong first is what the user reads, also where the place is broken.
-        with suppress(Exception):
-            group = StoreGroup.find(place)
-            is_empty = group is None or not group.dataset()["done"].any()
-            if is_new and lock.held and is_empty:
-                place.remove()
-        raise

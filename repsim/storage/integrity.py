@@ -21,16 +21,10 @@ from repsim.errors import RepsimError, StoreError
 from repsim.schema import EXAMPLE, NOT_FINITE
 from repsim.storage.finished_blocks import STATISTICS, FinishedBlocks
 from repsim.storage.frame import StoreLayout, region_of, writable, write_frame
-from repsim.storage.group import (
-    CHECK_ADDRESS,
-    RESULTS,
-    ROOT,
-    SCHEMA_ATTRIBUTE,
-    StoreGroup,
-    read_attributes,
-)
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import KEY as LOCK_KEY
+from repsim.storage.metadata import CHECK_ADDRESS, RESULTS, ROOT, SCHEMA_ATTRIBUTE, read_attributes
 from repsim.storage.results import object_digest, result_digests
 
 # By blocks; the flags say which, and the rest describes the store.

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from repsim.errors import StoreDamaged
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import STATISTICS
-from repsim.storage.group import VERIFY, StoreGroup
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder, one_line_errors
+from repsim.storage.metadata import VERIFY
 
 
 class SamplePrefetcher:

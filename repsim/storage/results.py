@@ -22,8 +22,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from repsim.storage.group import RESULTS, ROOT
 from repsim.storage.location import OURS, PARTIAL, LocalFolder, Location, one_line_errors
+from repsim.storage.metadata import RESULTS, ROOT
 
 DIGESTS = "repsim_digests"  # attribute of a result's group
 ADVICE = "copy the store to where you may write"

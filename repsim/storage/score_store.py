@@ -45,15 +45,11 @@ from repsim.storage.frame import (
     region_of,
     writable,
 )
-from repsim.storage.group import (
-    CHECK_ADDRESS,
-    RESULTS,
-    SCHEMA_ATTRIBUTE,
-    StoreGroup,
-    open_or_create,
-)
+from repsim.storage.group import StoreGroup
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import WriterLock
+from repsim.storage.metadata import CHECK_ADDRESS, RESULTS, SCHEMA_ATTRIBUTE
+from repsim.storage.starting import open_or_create
 
 STRING = np.dtypes.StringDType()
 # What `paper_cache` is in a store's attributes where it is not False. True in older stores is

@@ -49,9 +49,9 @@ from repsim.storage.frame import (
     open_for_writing,
     writable,
 )
-from repsim.storage.group import RESULTS, SCHEMA_ATTRIBUTE
 from repsim.storage.location import LocalFolder, Location, one_line_errors
 from repsim.storage.lock import WriterLock
+from repsim.storage.metadata import RESULTS, SCHEMA_ATTRIBUTE
 from repsim.storage.prefetch import chunk_path
 
 CHUNK_BYTES = 2 << 20  # of float16 states

@@ -13,7 +13,7 @@ import repsim
 from repsim.errors import RepsimError, StoreDamaged
 from repsim.storage import frame, state_store
 from repsim.storage.frame import write_frame
-from repsim.storage.group import StoreGroup, digest_of_array, digest_of_root
+from repsim.storage.group import StoreGroup
 from repsim.storage.integrity import (
     Damage,
     VerificationReport,
@@ -23,6 +23,7 @@ from repsim.storage.integrity import (
     restore,
 )
 from repsim.storage.location import LocalFolder, location_of
+from repsim.storage.metadata import digest_of_array, digest_of_root
 from repsim.storage.results import write_result
 from support.stores import (
     LENGTHS,

@@ -19,10 +19,11 @@ from repsim.schema import SCHEMA_VERSION, Identity
 from repsim.storage import frame, state_store
 from repsim.storage import lock as locks
 from repsim.storage.finished_blocks import block_starts, plan_ends
-from repsim.storage.group import StoreGroup, exists
+from repsim.storage.group import StoreGroup
 from repsim.storage.integrity import check, invalidate
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.metadata import exists
 from repsim.storage.prefetch import read_statistic
 from repsim.storage.results import write_result
 from support.stores import (
