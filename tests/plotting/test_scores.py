@@ -266,8 +266,8 @@ def test_random_orders_have_whiskers_of_one_standard_deviation() -> None:
         assert ends == pytest.approx(np.stack([middle - spread, middle + spread], 1))
     asides = [container.lines[2][0].get_segments()[0][0, 0] for container in whiskers]
     assert len(set(np.round(asides, 6))) == 4
-    containers = draw_cached(6, *PAINTERS).axes[0].containers
-    assert not [c for c in containers if c.has_yerr]
+    others: list[Any] = draw_cached(6, *PAINTERS).axes[0].containers
+    assert not [c for c in others if c.has_yerr]
 
 
 def test_a_line_for_each_variant() -> None:

@@ -274,7 +274,7 @@ class Nursery:
         machine: str | None = None,
         error: int | None = None,
         endpoint: str | None = None,
-        patience: float | None = None,
+        patience: int | None = None,
     ) -> Attempt:
         """Starts `repsim.capture(**call)`, or what else this nursery makes.
 
@@ -325,7 +325,7 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
     # As many writes as a large model's.
     state_store.CHUNK_BYTES, state_store.WRITE_BYTES = 1, 1 << 14
     # Nothing is written because time has passed.
-    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, int(SECONDS)
+    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS
     model = repsim.models.load(sys.argv[1]) if sys.argv[1:] else repsim.models.load()
     _ = model.weights_digest, model.config_digest, model.tokenizer_digest
     warnings.simplefilter("error")
@@ -362,7 +362,7 @@ def _attempt(
     error: int | None,
     told: str,
     environment: Any,
-    patience: float | None,
+    patience: int | None,
 ) -> int:
     """A child's life."""
     os.environ.update(environment)
