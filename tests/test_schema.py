@@ -21,12 +21,12 @@ from repsim.storage.location import location_of
         (3, "3"),
     ],
 )
-def test_what_a_terminal_would_obey_is_an_escape(text, shown):
+def test_what_a_terminal_would_obey_is_an_escape(text: object, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
 
 
-def test_an_error_is_one_line_that_is_safe_to_show():
+def test_an_error_is_one_line_that_is_safe_to_show() -> None:
     assert str(RepsimError("a\x1b[2J\nb: no such store")) == "a\\x1b[2J\\nb: no such store"
     assert str(pickle.loads(pickle.dumps(RepsimError("a\x1bb")))) == "a\\x1bb"
     assert str(Interrupted("stopped\x07", 2)) == "stopped\\x07"
@@ -34,6 +34,6 @@ def test_an_error_is_one_line_that_is_safe_to_show():
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n"])
-def test_an_empty_path_is_none(text):
+def test_an_empty_path_is_none(text: str) -> None:
     with pytest.raises(RepsimError, match=r"^an empty path: name a folder or a URL$"):
         location_of(text)

@@ -19,7 +19,7 @@ def test_the_notebook_runs_from_capture_to_figure(
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(models)
     monkeypatch.delenv("REPSIM_CACHE", raising=False)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]

@@ -16,7 +16,7 @@ import transformers
 import typer
 
 import repsim
-from repsim.cli.main import app
+from repsim.cli.app import app
 from repsim.plans import resolve
 from support.models import ARCHITECTURES, make, save_folder
 

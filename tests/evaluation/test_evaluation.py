@@ -46,7 +46,7 @@ from support.models import VOCABULARY, T, cached_model, make
 
 
 @pytest.fixture(scope="module")
-def model(tiny_folder) -> models.Model:
+def model(tiny_folder: Path) -> models.Model:
     return models.load(str(tiny_folder))
 
 
@@ -58,12 +58,12 @@ def short_texts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "rows")
 
 
 @pytest.fixture(scope="module")
-def whole(model, data, tmp_path_factory) -> Scores:
+def whole(model: models.Model, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Scores:
     """All plans on all tasks, not to be changed."""
     out = tmp_path_factory.mktemp("scores") / "whole.zarr"
     return repsim.evaluate(
@@ -72,7 +72,7 @@ def whole(model, data, tmp_path_factory) -> Scores:
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "made on the way" / "s.zarr"
 
 
@@ -105,7 +105,9 @@ def nothing_runs(patch: pytest.MonkeyPatch) -> None:
 # Values worked out by hand
 
 
-def test_a_model_that_finds_every_word_equally_likely(model, data, path):
+def test_a_model_that_finds_every_word_equally_likely(
+    model: models.Model, data: Path, path: Path
+) -> None:
     even = changed(model, lambda module: module.lm_head.weight.zero_())
     scores = repsim.evaluate(
         even, tasks=("recall", "wikitext"), limit=LIMIT, shots=1, data_dir=data, out=path
@@ -162,19 +164,19 @@ def check_as_harness(scores: Scores, plan: str, said: dict[str, Any]) -> None:
     seen = 0
     for task, samples in said["samples"].items():
         for sample in samples:
-            own = [row for row, key in enumerate(requests) if key == (task, sample["doc_id"])]
+            rows = [row for row, key in enumerate(requests) if key == (task, sample["doc_id"])]
             answers = [answer for (answer,) in sample["resps"]]
             if isinstance(answers[0], str):
-                assert data["response"].values[own].tolist() == answers
-                assert np.isnan(data["log_likelihood"].values[own]).all()
-                assert (data["is_greedy"].values[own] == -1).all()
+                assert data["response"].values[rows].tolist() == answers
+                assert np.isnan(data["log_likelihood"].values[rows]).all()
+                assert (data["is_greedy"].values[rows] == -1).all()
             else:
                 sums = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
                 np.testing.assert_allclose(
-                    data["log_likelihood"].values[own], sums, rtol=1e-6, atol=1e-4
+                    data["log_likelihood"].values[rows], sums, rtol=1e-6, atol=1e-4
                 )
             if isinstance(answers[0], tuple):
-                assert data["is_greedy"].values[own].tolist() == [
+                assert data["is_greedy"].values[rows].tolist() == [
                     int(greedy) for _, greedy in answers
                 ]
             score = data["score"].values[examples.index((task, sample["doc_id"]))]
@@ -188,43 +190,58 @@ def check_as_harness(scores: Scores, plan: str, said: dict[str, Any]) -> None:
                     value = each / math.log(2) if metric == "bits_per_byte" else math.exp(each)
                 assert found == pytest.approx(value, rel=1e-4), (task, metric)
                 seen += 1
-        own = {
+        results = {
             key: value
             for key, value in said["results"][task].items()
             if "," in key and "_stderr" not in key
         }
-        found = {metric: value for name, metric, value in aggregates(scores, plan) if name == task}
-        assert {key.removesuffix(",none") for key in own} == {
-            key for key, value in found.items() if value == value
+        aggregated = {
+            metric: value for name, metric, value in aggregates(scores, plan) if name == task
         }
-        for key, value in own.items():
-            assert found[key.removesuffix(",none")] == pytest.approx(value, rel=1e-4), (task, key)
+        assert {key.removesuffix(",none") for key in results} == {
+            key for key, value in aggregated.items() if value == value
+        }
+        for key, value in results.items():
+            assert aggregated[key.removesuffix(",none")] == pytest.approx(value, rel=1e-4), (
+                task,
+                key,
+            )
     assert seen == int(np.isfinite(data["score"].values).sum()) > LIMIT * len(TASKS)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_answers_scores_and_aggregates_are_lm_eval_s(whole, model, data, plan):
+def test_answers_scores_and_aggregates_are_lm_eval_s(
+    whole: Scores, model: models.Model, data: Path, plan: str
+) -> None:
     check_as_harness(whole, plan, harness_says(model, plan, data))
 
 
-def test_plans_differ(whole):
+def test_plans_differ(whole: Scores) -> None:
     numbers = whole.dataset["log_likelihood"].values
     texts = {tuple(row) for row in whole.dataset["response"].values.tolist()}
     assert len({tuple(row) for row in np.nan_to_num(numbers).tolist()}) == len(PLANS)
     assert len(texts) > 3
 
 
-def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(model, data, path):
+def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(
+    model: models.Model, data: Path, path: Path
+) -> None:
     """Mistral's attention sees four tokens here, of which a tree cannot tell it."""
     other = make("mistral")
     other = replace(model, module=other.module, stack=other.stack, name="mistral")
     names = ("recall", "arc_easy")
-    asked = {"tasks": names, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "out": path}
+    asked: dict[str, Any] = {
+        "tasks": names,
+        "limit": LIMIT,
+        "shots": SHOTS,
+        "data_dir": data,
+        "out": path,
+    }
     with pytest.raises(
         RepsimError,
         match=r"^prefix_sharing 'on': mistral does not take trees of texts; leave it to auto",
     ):
-        repsim.evaluate(other, contexts="trees", **asked)
+        repsim.evaluate(other, **{**asked, "contexts": "trees"})
     assert not path.exists()
     scores = repsim.evaluate(other, plan=("baseline", "reverse:start=1"), **asked)
     said = harness_says(other, "reverse:start=1", data, names)
@@ -243,14 +260,22 @@ def test_a_model_without_trees_of_texts_is_evaluated_text_by_text(model, data, p
     )
 
 
-def test_layers_taken_out_of_the_model_are_a_skip(whole, model, data, path):
+def test_layers_taken_out_of_the_model_are_a_skip(
+    whole: Scores, model: models.Model, data: Path, path: Path
+) -> None:
     def cut(module: Any) -> None:
         module.model.layers = nn.ModuleList(module.model.layers[row] for row in (0, 1, T - 1))
         module.config.num_hidden_layers = 3
         for slot, layer in enumerate(module.model.layers):
             layer.self_attn.layer_idx = slot
 
-    asked = {"tasks": TASKS, "limit": LIMIT, "shots": SHOTS, "data_dir": data, "out": path}
+    asked: dict[str, Any] = {
+        "tasks": TASKS,
+        "limit": LIMIT,
+        "shots": SHOTS,
+        "data_dir": data,
+        "out": path,
+    }
     alone = of_plan(repsim.evaluate(changed(model, cut), **asked), "baseline")
     skipped = of_plan(whole, "skip:start=1")
     for name in ("log_likelihood", "is_greedy", "score", "aggregate"):
@@ -264,8 +289,10 @@ def test_layers_taken_out_of_the_model_are_a_skip(whole, model, data, path):
 @pytest.mark.parametrize(
     "options", [{"contexts": "rows"}, {"contexts": "trees"}, {"batch_tokens": 40}]
 )
-def test_how_texts_are_packed_makes_no_difference(whole, model, data, path, options):
-    asked = {
+def test_how_texts_are_packed_makes_no_difference(
+    whole: Scores, model: models.Model, data: Path, path: Path, options: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {
         "plan": PLANS,
         "tasks": TASKS,
         "limit": LIMIT,
@@ -276,7 +303,7 @@ def test_how_texts_are_packed_makes_no_difference(whole, model, data, path, opti
     close(repsim.evaluate(model, **asked, **options).dataset, whole.dataset)
 
 
-def test_progress_counts_what_is_finished(model, path):
+def test_progress_counts_what_is_finished(model: models.Model, path: Path) -> None:
     seen: list[Progress] = []
     scores = repsim.evaluate(model, progress=seen.append, **asked_of(path))
     assert len(seen) == 1 + scores.dataset["done"].size
@@ -284,7 +311,9 @@ def test_progress_counts_what_is_finished(model, path):
     assert (seen[0].tokens, seen[-1].tokens) == (0, seen[-1].total)
 
 
-def test_a_model_by_name_and_the_default_path(tiny_folder, tmp_path, monkeypatch):
+def test_a_model_by_name_and_the_default_path(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
     scores = repsim.evaluate(tiny_folder, tasks="recall,grammar", limit=2, model_dtype="bfloat16")
     assert scores.path == tmp_path / "scores" / "tiny-llama-recall+grammar-baseline.zarr"
@@ -295,13 +324,15 @@ def test_a_model_by_name_and_the_default_path(tiny_folder, tmp_path, monkeypatch
 # Interrupted, and gone on with
 
 
-def test_a_finished_evaluation_is_opened_and_not_computed_again(model, data, path, monkeypatch):
+def test_a_finished_evaluation_is_opened_and_not_computed_again(
+    model: models.Model, data: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor is any part of it."""
     asked = written_of(path, data, plan=PLANS[:3])
     scores = repsim.evaluate(model, **asked).dataset.load()
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     nothing_runs(monkeypatch)
-    parts = (
+    parts: tuple[dict[str, Any], ...] = (
         {},
         {"limit": 2},
         {"plan": PLANS[2]},
@@ -316,7 +347,9 @@ def test_a_finished_evaluation_is_opened_and_not_computed_again(model, data, pat
 
 
 @pytest.mark.parametrize("texts", [False, True])
-def test_a_stopped_evaluation_goes_on_where_it_was(model, data, path, texts):
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    model: models.Model, data: Path, path: Path, texts: bool
+) -> None:
     """SIGTERM in its midst, and once more when all but the aggregates is there."""
     asked = written_of(path, data) if texts else asked_of(path)
     whole = repsim.evaluate(model, **{**asked, "out": path.with_name("whole.zarr")})
@@ -361,7 +394,9 @@ def test_a_stopped_evaluation_goes_on_where_it_was(model, data, path, texts):
 # Growing
 
 
-def test_appended_plans_equal_those_computed_at_once(model, data, path):
+def test_appended_plans_equal_those_computed_at_once(
+    model: models.Model, data: Path, path: Path
+) -> None:
     asked = written_of(path, data, tasks=("recall", "gsm8k"))
     repsim.evaluate(model, **asked)
     more = {**asked, "plan": PLANS[:5]}
@@ -379,10 +414,15 @@ def test_appended_plans_equal_those_computed_at_once(model, data, path):
     assert len(repsim.open(path).commands) == 2
 
 
-def test_appended_tasks_and_examples_equal_those_computed_at_once(model, data, path):
+def test_appended_tasks_and_examples_equal_those_computed_at_once(
+    model: models.Model, data: Path, path: Path
+) -> None:
     """In three steps, the last of them with everything at once."""
     first = written_of(path, data, tasks=("gsm8k", "recall"), limit=3)
-    steps = [{"tasks": ("recall", "arc_easy")}, {"tasks": TASKS, "limit": 9, "plan": PLANS[:6]}]
+    steps: list[dict[str, Any]] = [
+        {"tasks": ("recall", "arc_easy")},
+        {"tasks": TASKS, "limit": 9, "plan": PLANS[:6]},
+    ]
     repsim.evaluate(model, **first)
     for step in steps:
         with pytest.raises(
@@ -398,7 +438,7 @@ def test_appended_tasks_and_examples_equal_those_computed_at_once(model, data, p
     assert nodes == [0, 1, 1]
 
 
-def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
+def test_no_aggregate_is_of_a_part_of_the_examples(model: models.Model, path: Path) -> None:
     """Neither for a plan that more examples were not asked of, nor where their computing was cut
     short.
     """
@@ -442,7 +482,9 @@ def test_no_aggregate_is_of_a_part_of_the_examples(model, path):
         ),
     ],
 )
-def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, option, difference):
+def test_another_evaluation_at_the_same_path_is_refused(
+    model: models.Model, data: Path, tmp_path: Path, option: str, difference: str
+) -> None:
     rows = write_data(tmp_path / "rows")
     asked = written_of(tmp_path / "s.zarr", rows, tasks=("recall", "arc_easy"), append=True)
     repsim.evaluate(model, **asked)
@@ -457,7 +499,8 @@ def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, o
         "config": lambda: changed(model, turn),
         "dtype": lambda: changed(model, lambda module: module.half()),
     }
-    asked |= {"paper_cache": {"paper_cache": True}, "shots": {"shots": 1}}.get(option, {})
+    if option in ("paper_cache", "shots"):
+        asked[option] = 1 if option == "shots" else True
     if option in ("question", "answer"):
         file = rows / "arc_easy.test.jsonl"
         lines = file.read_text().splitlines()
@@ -474,7 +517,7 @@ def test_another_evaluation_at_the_same_path_is_refused(model, data, tmp_path, o
     assert {file: file.stat().st_mtime_ns for file in asked["out"].rglob("*")} == before
 
 
-def test_new_plans_need_the_examples_that_the_store_holds(model, path):
+def test_new_plans_need_the_examples_that_the_store_holds(model: models.Model, path: Path) -> None:
     asked = asked_of(path, batch_tokens=2048)
     repsim.evaluate(model, **asked)
     with pytest.raises(
@@ -495,7 +538,9 @@ class Added(nn.Module):
         return torch.full_like(state, 20_000)
 
 
-def test_a_plan_whose_states_are_not_finite_has_no_score(model, data, path, caplog):
+def test_a_plan_whose_states_are_not_finite_has_no_score(
+    model: models.Model, data: Path, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def overflow(module: Any) -> None:
         module.half()
         module.model.layers[3].mlp = Added()
@@ -527,7 +572,14 @@ def test_a_plan_whose_states_are_not_finite_has_no_score(model, data, path, capl
     ("task", "advice"),
     [("arc_easy", "fewer --batch-tokens"), ("gsm8k", "more memory: texts are written 8 at a time")],
 )
-def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, task, advice):
+def test_a_full_memory_is_told_with_what_helps(
+    model: models.Model,
+    data: Path,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    advice: str,
+) -> None:
     def full(*_args: Any, **_options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -542,7 +594,9 @@ def test_a_full_memory_is_told_with_what_helps(model, data, path, monkeypatch, t
 # The paper's cache
 
 
-def test_the_paper_s_cache_changes_only_what_runs_in_parallel(model, data, path):
+def test_the_paper_s_cache_changes_only_what_runs_in_parallel(
+    model: models.Model, data: Path, path: Path
+) -> None:
     plans = ("baseline", "repeat:layer=3,times=2", "parallel:start=0", "0, (1|2|3|4)*4, 5")
     asked = written_of(path, data, plan=plans, limit=8)
     exact = repsim.evaluate(model, **asked)
@@ -567,7 +621,9 @@ def test_the_paper_s_cache_changes_only_what_runs_in_parallel(model, data, path)
 
 
 @pytest.mark.parametrize("paper_cache", [False, True])
-def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(model, data, path, paper_cache):
+def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(
+    model: models.Model, data: Path, path: Path, paper_cache: bool
+) -> None:
     """Such a store says `paper_cache: true`; neither exact texts nor the paper's may join it."""
     asked = written_of(path, data, tasks="gsm8k", plan="baseline", limit=2)
     repsim.evaluate(model, **asked)
@@ -586,7 +642,9 @@ def test_a_store_of_the_earlier_averaging_is_not_gone_on_with(model, data, path,
         repsim.evaluate(model, **asked)
 
 
-def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, path):
+def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(
+    model: models.Model, data: Path, path: Path
+) -> None:
     recurrent = replace(cached_model("granitemoehybrid"), tokenizer=model.tokenizer)
     asked = written_of(
         path,
@@ -618,14 +676,18 @@ def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(model, data, p
         ),
     ],
 )
-def test_requests_that_are_refused(model, path, options, message):
+def test_requests_that_are_refused(
+    model: models.Model, path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RepsimError) as caught:
         repsim.evaluate(model, **asked_of(path, **options))
     assert str(caught.value) == message
     assert not path.parent.exists()
 
 
-def test_plans_tasks_and_models_that_are_not_there(model, tiny_encoder_folder, data, path):
+def test_plans_tasks_and_models_that_are_not_there(
+    model: models.Model, tiny_encoder_folder: Path, data: Path, path: Path
+) -> None:
     with pytest.raises(RepsimError, match=r"^[^\n]*skipp[^\n]*$"):
         repsim.evaluate(model, **asked_of(path, plan="skipp:start=1"))
     with pytest.raises(
@@ -651,11 +713,13 @@ def short(model: models.Model, positions: int) -> models.Model:
     return changed(model, shorten, name="short")
 
 
-def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data, path):
+def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(
+    model: models.Model, data: Path, path: Path
+) -> None:
     """lm-eval stops at an assertion where a text is to be written, and so where much is to be
     scored together.
     """
-    asked = {"data_dir": data, "out": path, "limit": 2, "shots": 0}
+    asked: dict[str, Any] = {"data_dir": data, "out": path, "limit": 2, "shots": 0}
     wants = (
         "up to 8 tokens are to be written, and short reads 8, prompt included; leave the "
         "task out, or take a model "
@@ -674,10 +738,14 @@ def test_a_task_that_the_context_is_too_short_for_is_refused_by_name(model, data
 
 
 def test_the_tasks_that_fit_are_scored_where_another_does_not(
-    model, data, path, caplog, monkeypatch
-):
+    model: models.Model,
+    data: Path,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(HFLM, "max_gen_toks", 64)
-    asked = {"data_dir": data, "limit": 2, "shots": 0}
+    asked: dict[str, Any] = {"data_dir": data, "limit": 2, "shots": 0}
     both = repsim.evaluate(short(model, 64), tasks="gsm8k,grammar", out=path, **asked)
     assert both.tasks == ["grammar"]
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
@@ -689,7 +757,9 @@ def test_the_tasks_that_fit_are_scored_where_another_does_not(
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "wikitext"])
-def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(model, data, path, task):
+def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(
+    model: models.Model, data: Path, path: Path, task: str
+) -> None:
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.bos_token = tokenizer.eos_token = None
     with pytest.raises(
@@ -702,20 +772,22 @@ def test_a_tokenizer_without_a_token_that_begins_or_ends_a_text(model, data, pat
     assert not path.exists()
 
 
-def test_a_length_below_one_is_no_limit_to_lm_eval_either(model):
+def test_a_length_below_one_is_no_limit_to_lm_eval_either(model: models.Model) -> None:
     assert LmEvalModel(short(model, -1)).max_length == 2048
     assert LmEvalModel(short(model, 30)).max_length == 30
 
 
-def test_scores_of_a_stack_that_was_named_are_other_scores(model, path):
+def test_scores_of_a_stack_that_was_named_are_other_scores(model: models.Model, path: Path) -> None:
     named = replace(model, stack=replace(model.stack, is_named=True))
-    options = {"tasks": "grammar", "limit": 2, "out": path}
+    options: dict[str, Any] = {"tasks": "grammar", "limit": 2, "out": path}
     assert repsim.evaluate(named, **options).info["stack"] == "model.layers"
     with pytest.raises(RepsimError, match=r"another stack \(model.layers there, None here\)"):
         repsim.evaluate(model, **options)
 
 
-def test_a_target_is_refused_before_a_model_is_loaded(mixed_capture, tmp_path):
+def test_a_target_is_refused_before_a_model_is_loaded(
+    mixed_capture: repsim.Capture, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(
         RepsimError,
@@ -730,11 +802,13 @@ def test_a_target_is_refused_before_a_model_is_loaded(mixed_capture, tmp_path):
 
 
 @pytest.fixture
-def mixed_capture(model, tmp_path) -> repsim.Capture:
+def mixed_capture(model: models.Model, tmp_path: Path) -> repsim.Capture:
     return repsim.capture(model, limit=1, max_tokens=4, out=tmp_path / "c.zarr")
 
 
-def test_a_capture_is_no_place_for_scores(mixed_capture, model):
+def test_a_capture_is_no_place_for_scores(
+    mixed_capture: repsim.Capture, model: models.Model
+) -> None:
     with pytest.raises(
         RepsimError, match=r"c.zarr: a capture, not scores; make scores with repsim evaluate$"
     ):
@@ -742,7 +816,7 @@ def test_a_capture_is_no_place_for_scores(mixed_capture, model):
     assert repsim.verify(mixed_capture.path).damages == ()
 
 
-def test_new_plans_may_be_of_some_of_the_tasks(model, path):
+def test_new_plans_may_be_of_some_of_the_tasks(model: models.Model, path: Path) -> None:
     """No block holds examples of two tasks."""
     asked = asked_of(path, batch_tokens=2048)
     repsim.evaluate(model, **asked)
@@ -758,13 +832,15 @@ def test_new_plans_may_be_of_some_of_the_tasks(model, path):
     assert not finished["recall"].any()
 
 
-def test_a_model_that_is_all_wrong_has_infinite_perplexity(model, path):
+def test_a_model_that_is_all_wrong_has_infinite_perplexity(model: models.Model, path: Path) -> None:
     worse = changed(model, lambda module: module.lm_head.weight.mul_(1e4))
     found = repsim.evaluate(worse, tasks="recall", limit=LIMIT, out=path)
     assert found.dataset["aggregate"].sel(metric="perplexity").item() == math.inf
 
 
-def test_a_text_that_makes_states_infinite_spoils_no_other(model, data, path):
+def test_a_text_that_makes_states_infinite_spoils_no_other(
+    model: models.Model, data: Path, path: Path
+) -> None:
     """In a row of trees it would: what attention leaves out counts as 0, and 0 x NaN is NaN."""
     rows = [
         json.loads(line) for line in (data / "arc_easy.test.jsonl").read_text().splitlines()[:3]
@@ -794,7 +870,9 @@ def test_a_text_that_makes_states_infinite_spoils_no_other(model, data, path):
     assert np.abs(apart).max() < 1e-4
 
 
-def test_another_answer_to_be_written_is_another_question(model, tmp_path):
+def test_another_answer_to_be_written_is_another_question(
+    model: models.Model, tmp_path: Path
+) -> None:
     rows = write_data(tmp_path / "rows")
     asked = written_of(tmp_path / "s.zarr", rows, tasks="gsm8k", plan="baseline")
     repsim.evaluate(model, **asked)

@@ -45,7 +45,9 @@ def test_resamples_without_a_baseline_above_chance_are_left_out() -> None:
 
 
 def test_summaries_are_over_the_valid_tasks_only() -> None:
-    normalised = Estimate(np.array([[1.0, 1, 1], [0.2, 0.8, 9]]), np.ones((4, 2, 3)), np.arange(3))
+    normalised = Estimate(
+        np.array([[1.0, 1, 1], [0.2, 0.8, 9]]), np.ones((4, 2, 3)), np.arange(3.0)
+    )
     mean = summarise_tasks(normalised, np.array([True, True, False]), np.mean)
     assert_allclose(mean.value, [1, 0.5])
     assert mean.samples == 1

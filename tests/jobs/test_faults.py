@@ -25,6 +25,7 @@ from repsim.storage.location import location_of
 from support.faults import (
     FINISHED,
     REFUSED,
+    Call,
     Nursery,
     Whole,
     amazon,
@@ -40,33 +41,41 @@ from support.network import Network
 KILLS, APPEND_KILLS, BUCKET_KILLS = 9, 6, 3  # `benchmarks/faults.py` has hundreds
 PLANS = ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2", "drop:layer=2,part=attn"]
 MORE_PLANS = [*PLANS, "reverse:start=1", "drop:layer=4"]
-ASKED = {"plan": PLANS, "limit": 60, "max_tokens": 30, "batch_tokens": 60, "logprobs": True}
-MORE = {**ASKED, "plan": MORE_PLANS, "limit": 75, "append": True}
-SMALL = {**ASKED, "plan": PLANS[:2], "limit": 6}  # a request to the server takes milliseconds
+ASKED: Call = {"plan": PLANS, "limit": 60, "max_tokens": 30, "batch_tokens": 60, "logprobs": True}
+MORE: Call = {**ASKED, "plan": MORE_PLANS, "limit": 75, "append": True}
+SMALL: Call = {**ASKED, "plan": PLANS[:2], "limit": 6}  # a request to the server takes milliseconds
+
+
+def open_capture(path: Path) -> repsim.Capture:
+    capture = repsim.open(path)
+    assert isinstance(capture, repsim.Capture)
+    return capture
 
 
 @pytest.fixture(scope="module")
-def nursery(tiny_folder, tmp_path_factory) -> Iterator[Nursery]:
+def nursery(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     with Nursery(str(tiny_folder), tmp_path_factory.mktemp("told")) as nursery:
         yield nursery
 
 
 @pytest.fixture(scope="module")
-def whole(nursery, tmp_path_factory) -> tuple[Path, Whole]:
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Whole]:
     """A capture that nothing interrupts."""
     out = tmp_path_factory.mktemp("whole") / "whole.zarr"
     return out, Whole.of(nursery, {**ASKED, "out": str(out)})
 
 
 @pytest.fixture(scope="module")
-def grown(nursery, whole, tmp_path_factory) -> tuple[Path, Whole]:
+def grown(
+    nursery: Nursery, whole: tuple[Path, Whole], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Whole]:
     """The same, extended by plans and samples."""
     out = tmp_path_factory.mktemp("grown") / "grown.zarr"
     shutil.copytree(whole[0], out)
     return out, Whole.of(nursery, {**MORE, "out": str(out)})
 
 
-def test_digests_notice_a_byte(whole, tmp_path):
+def test_digests_notice_a_byte(whole: tuple[Path, Whole], tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "c.zarr")
     assert digests(tmp_path / "c.zarr") == whole[1].digests
     chunk = tmp_path / "c.zarr" / "hidden" / "c" / "3" / "0" / "0"
@@ -74,13 +83,17 @@ def test_digests_notice_a_byte(whole, tmp_path):
     assert digests(tmp_path / "c.zarr") != whole[1].digests
 
 
-def test_a_capture_that_is_killed_often(nursery, whole, tmp_path):
+def test_a_capture_that_is_killed_often(
+    nursery: Nursery, whole: tuple[Path, Whole], tmp_path: Path
+) -> None:
     assert len(repsim.open(whole[0]).dataset["block"].values) > 24
     call = {**ASKED, "out": str(tmp_path / "made on the way" / "c.zarr")}
     assert kill_often(nursery, call, KILLS, whole[1], lambda: shutil.rmtree(call["out"])) > 1
 
 
-def test_an_extension_that_is_killed_often(nursery, whole, grown, tmp_path):
+def test_an_extension_that_is_killed_often(
+    nursery: Nursery, whole: tuple[Path, Whole], grown: tuple[Path, Whole], tmp_path: Path
+) -> None:
     call = {**MORE, "out": str(tmp_path / "c.zarr")}
 
     def reset() -> None:
@@ -91,7 +104,7 @@ def test_an_extension_that_is_killed_often(nursery, whole, grown, tmp_path):
     kill_often(nursery, call, APPEND_KILLS, grown[1], reset)
 
 
-def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
+def test_a_capture_to_a_bucket_that_is_killed_often(nursery: Nursery) -> None:
     with amazon() as bucket:
         whole = Whole.of(nursery, {**SMALL, "out": f"{bucket}/whole.zarr"})
         call = {**SMALL, "out": f"{bucket}/a folder/c.zarr"}
@@ -100,18 +113,18 @@ def test_a_capture_to_a_bucket_that_is_killed_often(nursery):
 
 
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
-def test_a_writer_that_wakes_changes_nothing(nursery, tmp_path, kind):
+def test_a_writer_that_wakes_changes_nothing(nursery: Nursery, tmp_path: Path, kind: str) -> None:
     """Interrupted before its first write, before the last that makes the store, at flags, states
     and its last write.
     """
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
         whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes
-        moments = [1, made, made + 1, writes, "done/c", "logprob/c", "hidden/c/3"]
+        moments: list[int | str] = [1, made, made + 1, writes, "done/c", "logprob/c", "hidden/c/3"]
         raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
 
 
-def test_a_network_that_fails_now_and_then(nursery):
+def test_a_network_that_fails_now_and_then(nursery: Nursery) -> None:
     """One request of 24 does not come through at once, of whatever kind it is."""
     chance = random.Random(0)
     fates = [
@@ -129,9 +142,9 @@ def test_a_network_that_fails_now_and_then(nursery):
         assert digests(call["out"]) == whole.digests
 
 
-def test_a_write_that_hangs_is_sent_again(nursery):
+def test_a_write_that_hangs_is_sent_again(nursery: Nursery) -> None:
     """The lock's, and a later one. One that hangs for good: `benchmarks/faults.py`."""
-    hung = []
+    hung: list[int] = []
 
     def fate(number: int, method: str) -> str | None:
         if method == "PUT" and (not hung or (number > 150 and len(hung) == 1)):
@@ -148,7 +161,7 @@ def test_a_write_that_hangs_is_sent_again(nursery):
         assert digests(call["out"]) == whole.digests
 
 
-def test_a_server_that_forgets(nursery):
+def test_a_server_that_forgets(nursery: Nursery) -> None:
     with amazon() as url:
         call = {**SMALL, "out": f"{url}/c.zarr"}
         with Network(
@@ -167,7 +180,7 @@ def test_a_server_that_forgets(nursery):
 
 
 @pytest.fixture
-def disk(tmp_path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -184,7 +197,9 @@ def disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("at", [0, 100])
-def test_a_disk_that_fills_up(nursery, whole, disk, at):
+def test_a_disk_that_fills_up(
+    nursery: Nursery, whole: tuple[Path, Whole], disk: Path, at: int
+) -> None:
     """The check of what is free passes, something else fills the disk, and once it is gone the same
     call goes on.
     """
@@ -197,7 +212,7 @@ def test_a_disk_that_fills_up(nursery, whole, disk, at):
     assert not leftovers(out)
     assert other.stat().st_size > 1 << 20
     if at == 100:
-        assert repsim.open(out).complete > 0
+        assert open_capture(out).complete > 0
     other.unlink()
     assert nursery.run(call).status == FINISHED
     assert digests(out) == whole[1].digests
@@ -209,7 +224,7 @@ def test_a_disk_that_fills_up(nursery, whole, disk, at):
 @pytest.mark.parametrize(
     "second", ["at the same time", "later", "later, after one that was killed"]
 )
-def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
+def test_of_two_writers_one_is_refused(nursery: Nursery, tmp_path: Path, second: str) -> None:
     """They come to a store that is not there, at the same time or not, or to one whose writer was
     killed.
     """
@@ -245,19 +260,21 @@ def test_of_two_writers_one_is_refused(nursery, tmp_path, second):
     assert digests(out) == whole.digests
 
 
-def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, whole, tmp_path):
+def test_a_reader_sees_what_is_finished_and_nothing_else(
+    nursery: Nursery, whole: tuple[Path, Whole], tmp_path: Path
+) -> None:
     """A store that is written, killed, resumed and extended, and opened at every moment."""
     out = tmp_path / "c.zarr"
     reference = tmp_path / "more.zarr"
     shutil.copytree(whole[0], reference)
     samples = {**ASKED, "limit": MORE["limit"], "append": True}
     assert nursery.run({**samples, "out": str(reference)}).status == FINISHED
-    expected = {plan: repsim.open(reference).hidden(plan).values for plan in PLANS}
+    expected = {plan: open_capture(reference).hidden(plan).values for plan in PLANS}
     seen: list[int] = []
 
     def look() -> None:
         try:
-            capture = repsim.open(out)
+            capture = open_capture(out)
         except repsim.RepsimError:
             assert not seen  # from the first time on it is there
             return
@@ -290,7 +307,7 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, whole, tmp_pat
 # Signals
 
 
-def test_signals_to_the_command(tiny_folder, tmp_path):
+def test_signals_to_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     """SIGINT and SIGTERM: the exit status says so, the message says how to go on, and the same
     command goes on.
     """
@@ -319,7 +336,7 @@ def test_signals_to_the_command(tiny_folder, tmp_path):
         assert (found[1] is not None) == (moment != "zarr.json"), lines
         assert not (out / locks.KEY).exists()
         if found[1]:
-            assert repsim.open(out).missing > 0
+            assert open_capture(out).missing > 0
     running = [start_command(words, out, "hidden/c") for out in outs]
     for process in running:
         shown, lines = end_command(process)

@@ -1,5 +1,7 @@
 """The figure of scores against what plans cost: every plan at its place, whatever its family."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def test_scores_against_what_they_cost(panel: int, cost: str) -> None:
         "repeat:layer=3,times=3",
     )
     axes = plotting.latency(result).axes[panel]
-    points = {line.get_label(): line for line in axes.lines}
+    points: dict[Any, Any] = {line.get_label(): line for line in axes.lines}
     relative = result[cost] / result[cost][0]
     for family in [*families_in_order(), "baseline"]:
         label = label_of_family(family)
@@ -49,7 +51,9 @@ def test_scores_against_what_they_cost(panel: int, cost: str) -> None:
 
 def test_the_full_model_is_in_the_legend_once() -> None:
     left, right = plotting.latency(make_latency("fig11")).axes
-    entries = [text.get_text() for text in right.get_legend().get_texts()]
+    legend = right.get_legend()
+    assert legend is not None
+    entries = [text.get_text() for text in legend.get_texts()]
     assert entries == [label_of_family(name) for name in MIDDLE_FAMILIES] + ["full model", "chance"]
     assert left.get_legend() is None
     assert left.get_xlabel() == "critical path / the full model's (30 steps)"
@@ -97,7 +101,7 @@ def test_families_that_are_not_known_here_are_other_plans(unknown: str) -> None:
     for axes, cost in zip(
         plotting.latency(result).axes, ("critical_path", "milliseconds"), strict=True
     ):
-        points = {line.get_label(): line for line in axes.lines}
+        points: dict[Any, Any] = {line.get_label(): line for line in axes.lines}
         assert set(points) >= {"skip", "other plans", "full model"}
         assert points["other plans"].get_ydata().tolist() == result["mean"].values[others].tolist()
         relative = result[cost].values / result[cost].values[0]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 
@@ -113,9 +112,9 @@ def test_titles_say_model_benchmarks_seeds_and_grid_points() -> None:
     assert all(
         "not above chance: gsm8k" in title for number, title in titles.items() if number != 2
     )
-    entries = [
-        text.get_text() for text in draw_cached(4, *PAINTERS).axes[0].get_legend().get_texts()
-    ]
+    legend = draw_cached(4, *PAINTERS).axes[0].get_legend()
+    assert legend is not None
+    entries = [text.get_text() for text in legend.get_texts()]
     assert entries[:4] == [
         "arc_easy (2376)",
         "winogrande (1267)",
@@ -223,13 +222,13 @@ def test_figure_2_is_drawn_where_the_full_model_is_above_chance_in_nothing() -> 
     ],
 )
 def test_each_benchmark_and_the_median_against_the_start(
-    number: int, family: str, of: dict[str, int]
+    number: int, family: str, of: dict[str, Any]
 ) -> None:
     result = make_degradation(*PAINTERS)
     rows = find_places(result, family, **of)
     assert list(rows) == list(range(15))
     at = list(rows.values())
-    axes = draw_cached(number, *PAINTERS).axes[0]
+    axes: Any = draw_cached(number, *PAINTERS).axes[0]
     lines = lines_of(axes)
     for task, (name, (*_, examples)) in enumerate(TASKS.items()):
         if name == "gsm8k":
@@ -254,7 +253,8 @@ def test_each_benchmark_and_the_median_against_the_start(
 
 def test_random_orders_have_whiskers_of_one_standard_deviation() -> None:
     result = make_degradation("fig7")
-    (*whiskers,) = [c for c in draw_cached(7, "fig7").axes[0].containers if c.has_yerr]
+    containers: list[Any] = draw_cached(7, "fig7").axes[0].containers
+    (*whiskers,) = [c for c in containers if c.has_yerr]
     at = list(find_places(result, "random").values())
     assert len(whiskers) == 4
     for task, container in enumerate(whiskers):
@@ -266,7 +266,8 @@ def test_random_orders_have_whiskers_of_one_standard_deviation() -> None:
         assert ends == pytest.approx(np.stack([middle - spread, middle + spread], 1))
     asides = [container.lines[2][0].get_segments()[0][0, 0] for container in whiskers]
     assert len(set(np.round(asides, 6))) == 4
-    assert not [c for c in draw_cached(6, *PAINTERS).axes[0].containers if c.has_yerr]
+    others: list[Any] = draw_cached(6, *PAINTERS).axes[0].containers
+    assert not [c for c in others if c.has_yerr]
 
 
 def test_a_line_for_each_variant() -> None:
@@ -292,7 +293,7 @@ def test_a_missing_start_is_a_hole() -> None:
         lines = lines_of(draw_cached(number, *plans).axes[0])
         for label in ("arc_easy (2376)", "median") if number == 4 else ("skip",):
             assert np.isfinite(lines[label]).nonzero()[0].tolist() == [0, 1, 2, 5, 7, 8]
-    axes = draw_cached(4, *plans).axes[0]
+    axes: Any = draw_cached(4, *plans).axes[0]
     alone = axes.collections[-1].get_segments()  # the interval of a start without neighbours
     assert [segment[0, 0] for segment in alone] == [5]
     assert "6 of 15 starts" in draw_cached(4, *plans).get_suptitle()
@@ -327,18 +328,18 @@ def grid(
     return result
 
 
-def frames(axes: Axes) -> set[tuple[float, float]]:
+def frames(axes: Any) -> set[Any]:
     """Column and row of each."""
     return {(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in axes.patches}
 
 
-def cells(axes: Axes) -> NDArray[Any]:
+def cells(axes: Any) -> NDArray[Any]:
     """`[loop, width]`, NaN where there is none."""
     return np.ma.filled(axes.images[0].get_array(), np.nan)
 
 
 def test_loops_by_width_by_hand() -> None:
-    figure = plotting.degradation(grid([[0.2, 0.9], [0.5, 0.8], [0.4, -0.1]]), 10)
+    figure: Any = plotting.degradation(grid([[0.2, 0.9], [0.5, 0.8], [0.4, -0.1]]), 10)
     axes, bar = figure.axes
     assert cells(axes).tolist() == [[0.9, 0.2], [0.8, 0.5], [-0.1, 0.4]]  # wider to the right
     assert axes.images[0].origin == "lower"
@@ -359,7 +360,7 @@ def test_of_equal_scores_the_fewest_loops_are_framed() -> None:
 
 
 def test_cells_that_are_not_in_the_result_are_grey() -> None:
-    figure = plotting.degradation(
+    figure: Any = plotting.degradation(
         grid([[0.2, 0.9], [np.nan, 0.8], [0.4, np.nan]], loops=(1, 2, 4)), 10
     )
     axes, bar = figure.axes

@@ -128,7 +128,7 @@ def test_undefined_cells_are_grey_and_say_so() -> None:
     dataset["cosine"][2] = np.nan
     figure = plotting.similarity_matrices(dataset)
     assert colour_bar(figure).get_ylabel() == "mean cosine similarity (grey: undefined)"
-    image = figure.axes[0].images[0]
+    image: Any = figure.axes[0].images[0]
     assert image.to_rgba(image.get_array())[2, 3].tolist() == [0.85, 0.85, 0.85, 1]
     dataset["cosine"][:] = np.nan
     plotting.similarity_matrices(dataset)
@@ -189,7 +189,7 @@ def test_save_writes_png_and_pdf(tmp_path: Path) -> None:
 
 def test_the_users_settings_neither_matter_nor_change(tmp_path: Path) -> None:
     expected = [path.read_bytes() for path in plotting.save(draw(STACKS["7"]), tmp_path / "a")]
-    loud = {"font.size": 30, "savefig.bbox": "tight", "image.origin": "lower"}
+    loud: Any = {"font.size": 30, "savefig.bbox": "tight", "image.origin": "lower"}
     with matplotlib.rc_context(loud):
         before = dict(matplotlib.rcParams)
         paths = plotting.save(draw(STACKS["7"]), tmp_path / "b")
@@ -205,7 +205,8 @@ def test_the_same_bytes_in_another_process_and_no_pyplot(tmp_path: Path) -> None
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     for seed in "12":
-        command = [sys.executable, "-c", script, Path(__file__).parents[1], tmp_path / seed]
+        command = [sys.executable, "-c", script, str(Path(__file__).parents[1])]
+        command.append(str(tmp_path / seed))
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
     for suffix in (".png", ".pdf"):
         first, second = ((tmp_path / f"{seed}{suffix}").read_bytes() for seed in "12")
@@ -213,13 +214,17 @@ def test_the_same_bytes_in_another_process_and_no_pyplot(tmp_path: Path) -> None
 
 
 def test_a_notebook_shows_it() -> None:
-    shown, _ = DisplayFormatter().format(draw(STACKS["7"]))
+    formatter: Any = DisplayFormatter()
+    shown, _ = formatter.format(draw(STACKS["7"]))
     assert shown["image/png"].startswith(b"\x89PNG")
 
 
 def test_an_unknown_width() -> None:
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        plotting.similarity_matrices(make_similarity(STACKS["7"]), width="poster")
+        plotting.similarity_matrices(
+            make_similarity(STACKS["7"]),
+            width="poster",  # type: ignore[arg-type]
+        )
 
 
 # Several results side by side
@@ -244,7 +249,7 @@ def test_matrices_of_different_depth_side_by_side_on_one_scale(
         make_similarity(STACKS[stack], lowest, model=stack)
         for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
     ]
-    figure = plotting.similarity_matrices(*results, width=width)
+    figure: Any = plotting.similarity_matrices(*results, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     *panels, bar = figure.axes
     assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
@@ -285,7 +290,7 @@ def profile(
     labels: Sequence[str], names: Iterable[str] = NAMES, low: float = 1.0, **attrs: Any
 ) -> xr.Dataset:
     states = np.arange(len(labels))
-    data = {}
+    data: dict[str, Any] = {}
     for row, name in enumerate(names):
         values = low + 10 * (1 + np.sin(states / 3 + row))
         data |= {
@@ -306,7 +311,7 @@ def profile(
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_profile_against_layers(stack: str, width: Any) -> None:
     result = profile(STACKS[stack])
-    figure = plotting.profiles([result], {"number_0": "quantity"}, width=width)
+    figure: Any = plotting.profiles([result], {"number_0": "quantity"}, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     (axes,) = figure.axes
     (line,) = axes.lines
@@ -323,7 +328,7 @@ def test_a_profile_against_layers(stack: str, width: Any) -> None:
 def test_panels_and_lines(panels: int, several: int) -> None:
     names = dict(list(NAMES.items())[:panels])
     results = [profile(STACKS[stack], model=f"model-{stack}") for stack in list(STACKS)[:several]]
-    figure = plotting.profiles(results, names)
+    figure: Any = plotting.profiles(results, names)
     assert_nothing_is_clipped_or_overlaps(figure)
     drawn = [axes for axes in figure.axes if axes.lines]
     assert [axes.get_ylabel() for axes in drawn] == list(names.values())
@@ -366,7 +371,7 @@ def test_panels_and_lines(panels: int, several: int) -> None:
 )
 def test_results_of_one_name_are_told_apart(attrs: list[dict[str, Any]], names: list[str]) -> None:
     results = [profile(STACKS["7"], NAMES, model="m", **more) for more in attrs]
-    figure = plotting.profiles(results, NAMES)
+    figure: Any = plotting.profiles(results, NAMES)
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [text.get_text() for text in legend.get_texts()] == names
     matrices = plotting.similarity_matrices(
@@ -411,7 +416,7 @@ class Fake:
     identity: ClassVar[dict[str, str]] = {"model": "smollm2-135m", "corpus": "easel"}
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = {"plan": labels, "baseline": STACKS["31"]}
+        self.labels: dict[str, Any] = {"plan": labels, "baseline": STACKS["31"]}
 
     def steps(self, plan: str) -> list[str]:
         return self.labels[plan]
@@ -460,8 +465,8 @@ def test_every_figure_of_every_plan_is_legible(
     figure = drawn(STACKS[stack])
     assert_nothing_is_clipped_or_overlaps(figure)
     for axes in figure.axes:
-        if axes.get_legend():
-            box = axes.get_legend().get_window_extent()
+        if legend := axes.get_legend():
+            box = legend.get_window_extent()
             assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
             assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
 
@@ -477,7 +482,7 @@ def test_blocks_in_both_widths(width: Any) -> None:
 
 def test_blocks_marks_the_least_and_draws_block_influence() -> None:
     result = blocks.compute(Fake(STACKS["7"]), plan="plan", resamples=10)
-    figure = plotting.blocks(result)
+    figure: Any = plotting.blocks(result)
     upper, lower, bar = figure.axes
     assert upper.lines[0].get_xdata().tolist() == np.nanargmin(result["distance"], axis=1).tolist()
     assert upper.lines[0].get_ydata().tolist() == result["size"].values.tolist()
@@ -487,7 +492,7 @@ def test_blocks_marks_the_least_and_draws_block_influence() -> None:
 
 def test_drift_marks_the_most_similar_state_of_the_baseline() -> None:
     result = drift.compute(Fake(STACKS["skip"]), plan="plan", resamples=10)
-    figure = plotting.drift(result)
+    figure: Any = plotting.drift(result)
     left, right = figure.axes[:2]
     assert left.lines[0].get_xdata().tolist() == np.argmax(result["cosine"].values, axis=1).tolist()
     assert right.lines[0].get_ydata().tolist() == result["distance"].values.tolist()
@@ -495,7 +500,7 @@ def test_drift_marks_the_most_similar_state_of_the_baseline() -> None:
 
 
 def test_clusters_frames_the_groups_and_names_the_parts() -> None:
-    figure = of_clusters(STACKS["31"])
+    figure: Any = of_clusters(STACKS["31"])
     frames = figure.axes[0].patches
     assert sum(frame.get_width() for frame in frames) == 31
     assert frames[0].get_x() == -0.5
@@ -527,7 +532,11 @@ def test_an_unknown_width_of_another_figure(drawn: Callable[..., plotting.Figure
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
         drawn(make_similarity(STACKS["7"]), width="poster")
     with pytest.raises(RepsimError, match="width='poster': choose column or page"):
-        plotting.profiles([profile(STACKS["7"])], NAMES, width="poster")
+        plotting.profiles(
+            [profile(STACKS["7"])],
+            NAMES,
+            width="poster",  # type: ignore[arg-type]
+        )
 
 
 # Styles

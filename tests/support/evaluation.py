@@ -65,7 +65,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def asked_of(path: Path, **others: Any) -> dict[str, Any]:
+def asked_of(path: Path | str, **others: Any) -> dict[str, Any]:
     """A small evaluation in several blocks."""
     asked = {
         "plan": PLANS[:3],

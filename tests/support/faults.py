@@ -121,7 +121,8 @@ def _tell_of_requests(write: Callable[[str], None]) -> None:
         write(key)
         return await put_async(bucket, key, *rest, **options)
 
-    obstore.put, obstore.put_async = told, told_async
+    library: Any = obstore
+    library.put, library.put_async = told, told_async
 
 
 def start_command(
@@ -146,7 +147,7 @@ def start_command(
         env={**os.environ, **_paths(), "OMP_NUM_THREADS": "1"},
     )
     status = os.waitpid(process.pid, os.WUNTRACED)[1]
-    assert os.WIFSTOPPED(status), process.stderr.read()
+    assert os.WIFSTOPPED(status), process.stderr and process.stderr.read()
     return process
 
 
@@ -213,6 +214,7 @@ class Attempt:
         """How it ends; it must not stop before."""
         if self._status is None or os.WIFSTOPPED(self._status):
             assert not self.stops()
+        assert self._status is not None
         status = os.waitstatus_to_exitcode(self._status)
         if status < 0:
             return Outcome(status)
@@ -253,9 +255,12 @@ class Nursery:
         self._process.communicate(timeout=SECONDS)
 
     def ask(self, request: Call) -> int:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        to, back = self._process.stdin, self._process.stdout
+        assert to is not None
+        assert back is not None
+        to.write(json.dumps(request) + "\n")
+        to.flush()
+        answer = back.readline()
         assert answer, "the nursery has died"
         return int(answer)
 
@@ -269,7 +274,7 @@ class Nursery:
         machine: str | None = None,
         error: int | None = None,
         endpoint: str | None = None,
-        patience: float | None = None,
+        patience: int | None = None,
     ) -> Attempt:
         """Starts `repsim.capture(**call)`, or what else this nursery makes.
 
@@ -287,7 +292,7 @@ class Nursery:
         amazon = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         if endpoint is not None:
             amazon["AWS_ENDPOINT_URL"] = endpoint
-        job = {
+        job: Call = {
             "call": call,
             "moments": list(moments),
             "fill": fill,
@@ -357,7 +362,7 @@ def _attempt(
     error: int | None,
     told: str,
     environment: Any,
-    patience: float | None,
+    patience: int | None,
 ) -> int:
     """A child's life."""
     os.environ.update(environment)
@@ -406,6 +411,7 @@ def digests(where: Any) -> dict[str, str]:
     for key in place.sizes():
         if key != locks.KEY:
             data = place.read(key)
+            assert data is not None, key
             data = (
                 json.dumps(json.loads(data), sort_keys=True).encode()
                 if key == "zarr.json"

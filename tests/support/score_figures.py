@@ -143,18 +143,19 @@ def make_latency(*plans: str, measured: bool = True, **options: Any) -> xr.Datas
 
 def lines_of(axes: Axes) -> dict[str, Any]:
     """Legend entry → the line's y values."""
-    return {line.get_label(): line.get_ydata() for line in axes.lines}
+    return {str(line.get_label()): line.get_ydata() for line in axes.lines}
 
 
 def x_of_lines(axes: Axes) -> dict[str, Any]:
-    return {line.get_label(): line.get_xdata() for line in axes.lines}
+    return {str(line.get_label()): line.get_xdata() for line in axes.lines}
 
 
 def assert_legible(figure: plotting.Figure) -> None:
     """All text lies inside the figure, none on another, and no legend on a panel."""
     assert_nothing_is_clipped_or_overlaps(figure)
     panels = [axes for axes in figure.axes if axes.axison]
-    texts = [figure._suptitle]
+    # Of the title as an artist, matplotlib makes no public name.
+    texts: list[Any] = [figure._suptitle]  # type: ignore[attr-defined]
     for axes in panels:
         texts += [
             *axes.texts,
@@ -165,7 +166,9 @@ def assert_legible(figure: plotting.Figure) -> None:
         ]
         for each in (axes, *axes.child_axes):
             texts += [*each.xaxis.get_ticklabels(), each.xaxis.label]
-    legends = figure.legends + [axes.get_legend() for axes in panels if axes.get_legend()]
+    legends: list[Any] = figure.legends + [
+        axes.get_legend() for axes in panels if axes.get_legend()
+    ]
     texts += [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
     boxes = {
         text: text.get_window_extent() for text in texts if text.get_text() and text.get_visible()
