@@ -7,10 +7,12 @@ import os
 import shlex
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import torch
 import transformers
 import xarray as xr
 from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
 
 import repsim
 from repsim import models
@@ -30,6 +33,7 @@ from repsim.errors import Interrupted, RepsimError, StoreDamaged
 from repsim.jobs.resumable import Progress
 from repsim.models import tracing
 from repsim.models.stack import find_stack
+from repsim.models.tracing import NodeState
 from repsim.plans import Plan, PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
@@ -51,51 +55,54 @@ BATCH_TOKENS = 16  # three batches, and none as long as a chunk
 
 
 @pytest.fixture(scope="module")
-def model(tiny_folder) -> models.Model:
+def model(tiny_folder: Path) -> models.Model:
     return models.load(str(tiny_folder))
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory) -> str:
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("corpus") / "lines.txt"
     path.write_text("\n".join(TEXTS))
     return str(path)
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "made on the way" / "c.zarr"
 
 
 @pytest.fixture(scope="module")
-def mixed(model, texts, tmp_path_factory) -> repsim.Capture:
+def mixed(
+    model: models.Model, texts: str, tmp_path_factory: pytest.TempPathFactory
+) -> repsim.Capture:
     """A finished capture, not to be changed."""
     out = tmp_path_factory.mktemp("captures") / "mixed.zarr"
-    options = {"dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
+    options: dict[str, Any] = {"dtype": "float32", "logprobs": True, "batch_tokens": BATCH_TOKENS}
     return repsim.capture(model, plan=PLANS, corpus=texts, out=out, **options)
 
 
-def samples_of(model, texts) -> tuple[Sample, ...]:
+def samples_of(model: models.Model, texts: str) -> tuple[Sample, ...]:
     return tokenize(read_corpus(texts), model.tokenizer, 100)[0]
 
 
-def blocks_of(model, texts) -> list[tuple[Sample, ...]]:
+def blocks_of(model: models.Model, texts: str) -> list[tuple[Sample, ...]]:
     samples = samples_of(model, texts)
     ends = np.cumsum((0, *cut_blocks(samples, BATCH_TOKENS)))
     return [samples[first:last] for first, last in pairwise(ends)]
 
 
-def block_tokens(model, texts) -> list[int]:
+def block_tokens(model: models.Model, texts: str) -> list[int]:
     return [sum(map(len, block)) for block in blocks_of(model, texts)]
 
 
-def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
+def traced(model: models.Model, texts: str, plan: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
     """A plan's states `[token, unit]` and log-probabilities, straight from the tracer."""
     (named,) = resolve(plan, model.layers)
     trie = PlanTrie.build([named.plan])
-    states, logprobs = [[] for _ in range(len(trie))], []
+    states: list[list[torch.Tensor]] = [[] for _ in range(len(trie))]
+    logprobs: list[torch.Tensor] = []
 
-    def consume(state):
+    def consume(state: NodeState) -> None:
         states[state.node].append(state.hidden.clone())
         if state.logprob is not None:
             logprobs.append(state.logprob)
@@ -104,10 +111,10 @@ def traced(model, texts, plan) -> tuple[list[np.ndarray], np.ndarray]:
         tracing.Tracer(model).run(
             trie, batches(block, 0, overhead=16, waste=0.02), consume, logprobs=True
         )
-    return [torch.cat(these).numpy() for these in states], torch.cat(logprobs).numpy()
+    return [torch.cat(pieces).numpy() for pieces in states], torch.cat(logprobs).numpy()
 
 
-def changed(model, change, **names) -> models.Model:
+def changed(model: models.Model, change: Callable[[Any], None], **names: Any) -> models.Model:
     """A copy of the model with other weights."""
     module = copy.deepcopy(model.module)
     with torch.no_grad():
@@ -119,11 +126,33 @@ def key_of(text: str) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
+def reopen(path: Path) -> repsim.Capture:
+    """What `repsim.open` finds there, which is a capture."""
+    capture = repsim.open(path)
+    assert isinstance(capture, repsim.Capture)
+    return capture
+
+
+def note_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The nodes whose states are written from here on, in a list that grows."""
+    write = state_store.Writer.write
+    nodes: list[int] = []
+
+    def write_and_note(self: state_store.Writer, node: int, *rest: Any) -> None:
+        nodes.append(node)
+        write(self, node, *rest)
+
+    monkeypatch.setattr(state_store.Writer, "write", write_and_note)
+    return nodes
+
+
 # What a capture holds
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_states_and_log_probabilities_are_the_tracer_s_own(mixed, model, texts, plan):
+def test_states_and_log_probabilities_are_the_tracer_s_own(
+    mixed: repsim.Capture, model: models.Model, texts: str, plan: str
+) -> None:
     states, logprob = traced(model, texts, plan)
     assert mixed.hidden(plan).dims == ("state", "token", "unit")
     assert mixed.hidden(plan).dtype == "float32"
@@ -132,14 +161,18 @@ def test_states_and_log_probabilities_are_the_tracer_s_own(mixed, model, texts, 
     assert_array_equal(mixed.logprob(plan).values, logprob)
 
 
-def test_float16_states_are_rounded_once(mixed, model, texts, path):
+def test_float16_states_are_rounded_once(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path
+) -> None:
     half = repsim.capture(model, plan=PLANS, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
     for plan in PLANS:
         assert half.hidden(plan).dtype == "float16"
         assert_array_equal(half.hidden(plan).values, mixed.hidden(plan).values.astype("float16"))
 
 
-def test_states_tokens_and_samples_have_names(mixed, model, texts):
+def test_states_tokens_and_samples_have_names(
+    mixed: repsim.Capture, model: models.Model, texts: str
+) -> None:
     samples = samples_of(model, texts)
     lengths = [len(sample) for sample in samples]
     assert lengths == sorted(lengths, reverse=True)
@@ -150,7 +183,8 @@ def test_states_tokens_and_samples_have_names(mixed, model, texts):
         == ["(2|3|4)"] * 2
     )
     assert hidden["plan"].item() == "0, 1, 5"
-    for where in (hidden, mixed.tokens, mixed.logprob()):
+    with_tokens: list[xr.Dataset | xr.DataArray] = [hidden, mixed.tokens, mixed.logprob()]
+    for where in with_tokens:
         assert_array_equal(
             where["token_id"], np.concatenate([sample.token_ids for sample in samples])
         )
@@ -167,16 +201,17 @@ def test_states_tokens_and_samples_have_names(mixed, model, texts):
     assert (mixed.complete, mixed.layers, mixed.chunk_tokens) == (sum(lengths), T, sum(lengths))
 
 
-def test_a_plan_goes_by_any_of_its_forms(mixed):
+def test_a_plan_goes_by_any_of_its_forms(mixed: repsim.Capture) -> None:
     assert [named.name for named in mixed.plans] == list(PLANS)
     assert mixed.plans == resolve(PLANS, T)
-    for form in ("0-5", " 0 - 5 ", Plan.from_steps(range(T)), "fig3"):
+    forms: tuple[str | Plan, ...] = ("0-5", " 0 - 5 ", Plan.from_steps(range(T)), "fig3")
+    for form in forms:
         assert mixed.plan_name(form) == "baseline"
         xr.testing.assert_identical(mixed.hidden(form), mixed.hidden())
     assert mixed.plan_name("0, 1, 5") == "skip:start=1"
 
 
-def test_the_identity_of_a_capture(mixed, model, texts):
+def test_the_identity_of_a_capture(mixed: repsim.Capture, model: models.Model, texts: str) -> None:
     identity = Identity(**mixed.identity)
     assert (identity.model, identity.corpus, identity.compute_dtype) == (
         "tiny-llama",
@@ -188,14 +223,16 @@ def test_the_identity_of_a_capture(mixed, model, texts):
     assert str(Path(texts).parent) not in json.dumps(mixed.dataset.attrs)
 
 
-def test_the_identity_does_not_depend_on_what_is_cut(tiny_folder, texts, path):
+def test_the_identity_does_not_depend_on_what_is_cut(
+    tiny_folder: Path, texts: str, path: Path
+) -> None:
     cut = repsim.capture(str(tiny_folder), corpus=texts, out=path, max_tokens=2).identity
     whole = repsim.capture(str(tiny_folder), corpus=texts, out=path.with_name("d.zarr")).identity
     assert cut.pop("corpus_digest") != whole.pop("corpus_digest")
     assert cut == whole
 
 
-def test_what_a_capture_says_of_itself(mixed):
+def test_what_a_capture_says_of_itself(mixed: repsim.Capture) -> None:
     for shown in (repr(mixed), mixed._repr_html_()):
         for fact in ("tiny-llama", "lines", "5 samples", *PLANS, "float32"):
             assert fact in shown
@@ -203,7 +240,7 @@ def test_what_a_capture_says_of_itself(mixed):
     assert len(repr(mixed).splitlines()) < 9
 
 
-def test_states_are_read_when_asked_for(mixed):
+def test_states_are_read_when_asked_for(mixed: repsim.Capture) -> None:
     hidden = mixed.hidden()
     piece = hidden.isel(state=[0, 2], token=slice(3, 5))
     assert not hidden.variable._in_memory
@@ -212,7 +249,7 @@ def test_states_are_read_when_asked_for(mixed):
     assert not hidden.variable._in_memory
 
 
-def test_a_store_far_larger_than_memory_opens_at_once(path):
+def test_a_store_far_larger_than_memory_opens_at_once(path: Path) -> None:
     plans = resolve(PLANS, T)
     trie = PlanTrie.build(named.plan for named in plans)
     samples = tuple(Sample(f"key{row}", np.zeros(2**15, np.int32)) for row in range(2**5))
@@ -226,7 +263,7 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
             writer.begin(block)
             writer._finish(range(len(trie)))
         writer.finish()
-    hidden = repsim.open(path).hidden("skip:start=1")
+    hidden = reopen(path).hidden("skip:start=1")
     assert hidden.sizes == {"state": 4, "token": 2**20, "unit": 2**14}
     # Declared finished, and not there.
     with pytest.raises(StoreDamaged, match=r"hidden/c/\d+/\d+/0 is missing"):
@@ -236,7 +273,9 @@ def test_a_store_far_larger_than_memory_opens_at_once(path):
 # Ways to capture
 
 
-def test_batches_make_no_difference(mixed, model, texts, path):
+def test_batches_make_no_difference(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path
+) -> None:
     whole = repsim.capture(
         model, plan=PLANS, corpus=texts, out=path, dtype="float32", batch_tokens=1000
     )
@@ -246,7 +285,7 @@ def test_batches_make_no_difference(mixed, model, texts, path):
         assert (distance <= 1e-5 * np.linalg.norm(others, axis=-1)).all()
 
 
-def test_progress_counts_tokens(model, texts, path):
+def test_progress_counts_tokens(model: models.Model, texts: str, path: Path) -> None:
     seen: list[Progress] = []
     done = repsim.capture(
         model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, progress=seen.append
@@ -258,7 +297,7 @@ def test_progress_counts_tokens(model, texts, path):
     assert len(seen) == 1 + (T + 1) * len(block_tokens(model, texts))
 
 
-def test_an_encoder(tiny_encoder_folder, texts, path):
+def test_an_encoder(tiny_encoder_folder: Path, texts: str, path: Path) -> None:
     capture = repsim.capture(
         str(tiny_encoder_folder), plan=["baseline", "drop:layer=1"], corpus=texts, out=path
     )
@@ -274,7 +313,9 @@ def test_an_encoder(tiny_encoder_folder, texts, path):
     assert not path.with_name("d.zarr").exists()
 
 
-def test_a_model_by_name_and_the_default_path(tiny_folder, texts, tmp_path, monkeypatch):
+def test_a_model_by_name_and_the_default_path(
+    tiny_folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
     capture = repsim.capture(
         str(tiny_folder),
@@ -287,34 +328,37 @@ def test_a_model_by_name_and_the_default_path(tiny_folder, texts, tmp_path, monk
     assert capture.identity["compute_dtype"] == "bfloat16"
     assert capture.tokens["position"].max() == 2
     assert (
-        repsim.capture(str(tiny_folder), corpus=texts).path.name == "tiny-llama-lines-baseline.zarr"
+        Path(repsim.capture(str(tiny_folder), corpus=texts).path).name
+        == "tiny-llama-lines-baseline.zarr"
     )
 
 
 @pytest.fixture(scope="module")
-def two_stacks(tiny_folder, tmp_path_factory) -> Path:
+def two_stacks(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an encoder-decoder, three layers each."""
     folder = tmp_path_factory.mktemp("models") / "tiny-t5"
-    config = {
+    config: dict[str, Any] = {
         "d_model": 32,
         "d_kv": 8,
         "d_ff": 48,
         "num_layers": 3,
         "num_heads": 4,
         "vocab_size": VOCABULARY,
+        "decoder_start_token_id": 0,
     }
-    transformers.T5Model(transformers.T5Config(**config, decoder_start_token_id=0)).save_pretrained(
-        folder
-    )
+    transformers.T5Model(transformers.T5Config(**config)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_folder / name, folder)
     return folder
 
 
-def test_a_stack_that_was_named_is_a_part_of_the_identity(two_stacks, texts, path):
+def test_a_stack_that_was_named_is_a_part_of_the_identity(
+    two_stacks: Path, texts: str, path: Path
+) -> None:
     encoder = repsim.capture(two_stacks, corpus=texts, stack="encoder.block", out=path)
     assert (encoder.identity["stack"], encoder.stack) == ("encoder.block", "encoder.block")
-    for options in ({}, {"append": True}, {"repair": True}):
+    resumptions: list[dict[str, Any]] = [{}, {"append": True}, {"repair": True}]
+    for options in resumptions:
         with pytest.raises(RepsimError) as caught:
             repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path, **options)
         assert (
@@ -328,19 +372,21 @@ def test_a_stack_that_was_named_is_a_part_of_the_identity(two_stacks, texts, pat
 
 
 def test_the_default_path_names_the_stack_where_it_was_named(
-    two_stacks, texts, tmp_path, monkeypatch
-):
+    two_stacks: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPSIM_CACHE", str(tmp_path))
     names = [
-        repsim.capture(two_stacks, corpus=texts, stack=f"{half}.block").path.name
+        Path(repsim.capture(two_stacks, corpus=texts, stack=f"{half}.block").path).name
         for half in ("encoder", "decoder")
     ]
     assert names == [f"tiny-t5-{half}.block-lines-baseline.zarr" for half in ("encoder", "decoder")]
     loaded = models.load(two_stacks, stack="decoder.block")
-    assert repsim.capture(loaded, corpus=texts).path.name == names[1]
+    assert Path(repsim.capture(loaded, corpus=texts).path).name == names[1]
 
 
-def test_a_stack_that_would_be_found_is_none_that_was_named(tiny_folder, texts, path):
+def test_a_stack_that_would_be_found_is_none_that_was_named(
+    tiny_folder: Path, texts: str, path: Path
+) -> None:
     """So a store from before stacks were a part of it is gone on with, whether its command named
     the stack or not.
     """
@@ -353,7 +399,9 @@ def test_a_stack_that_would_be_found_is_none_that_was_named(tiny_folder, texts, 
         assert [plan.name for plan in grown.plans] == ["baseline", "drop:layer=1"]
 
 
-def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks, texts, path):
+def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(
+    two_stacks: Path, texts: str, path: Path
+) -> None:
     """Before, a store did not say whose states it holds, and a decoder's stood under their
     neighbours' tokens.
     """
@@ -362,7 +410,7 @@ def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks
     del described["attributes"]["identity"]["stack"]
     described["attributes"]["repsim_schema"] = 2  # whose attributes nothing vouches for
     (path / "zarr.json").write_text(json.dumps(described))
-    older = repsim.open(path)
+    older = reopen(path)
     assert older.hidden().sizes["state"] == 4
     assert (
         older.info["stack"] == "decoder.block by its command; tokens not checked, capture it again"
@@ -371,7 +419,9 @@ def test_an_older_store_of_a_named_stack_is_read_and_not_gone_on_with(two_stacks
         repsim.capture(two_stacks, corpus=texts, stack="decoder.block", out=path)
 
 
-def test_remarks_on_the_corpus_go_to_the_log(model, tmp_path, path, caplog):
+def test_remarks_on_the_corpus_go_to_the_log(
+    model: models.Model, tmp_path: Path, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "c.txt").write_text("\nthe\nthe of the\nthe\n")
     repsim.capture(model, corpus=str(tmp_path / "c.txt"), out=path, max_tokens=2)
     remarks = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -382,7 +432,7 @@ def test_remarks_on_the_corpus_go_to_the_log(model, tmp_path, path, caplog):
     ]
 
 
-def test_results_are_kept_with_the_capture(model, texts, path):
+def test_results_are_kept_with_the_capture(model: models.Model, texts: str, path: Path) -> None:
     capture = repsim.capture(model, corpus=texts, out=path)
     result = xr.Dataset({"x": ("state", np.arange(3.0))})
     capture.write_result("first", result)
@@ -395,40 +445,48 @@ def test_results_are_kept_with_the_capture(model, texts, path):
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
-def test_a_plan_that_ends_inside_another_is_added(model, texts, path, logprobs, caplog):
-    asked = {
+def test_a_plan_that_ends_inside_another_is_added(
+    model: models.Model, texts: str, path: Path, logprobs: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    keywords: dict[str, Any] = {
         "corpus": texts,
         "dtype": "float32",
         "logprobs": logprobs,
         "batch_tokens": BATCH_TOKENS,
     }
-    repsim.capture(model, plan="baseline", out=path, **asked)
+    repsim.capture(model, plan="baseline", out=path, **keywords)
     with pytest.raises(RepsimError, match=r"not plans 0-2; add --append"):
-        repsim.capture(model, plan=["baseline", "0-2"], out=path, **asked)
-    both = repsim.capture(model, plan="0-2", append=True, out=path, **asked)
+        repsim.capture(model, plan=["baseline", "0-2"], out=path, **keywords)
+    both = repsim.capture(model, plan="0-2", append=True, out=path, **keywords)
     assert [named.plan.text for named in both.plans] == ["0-5", "0-2"]
     assert not both.missing
     assert not repsim.verify(path).damages
-    alone = repsim.capture(model, plan="0-2", out=path.with_name("alone.zarr"), **asked)
+    alone = repsim.capture(model, plan="0-2", out=path.with_name("alone.zarr"), **keywords)
     np.testing.assert_array_equal(both.hidden("0-2"), alone.hidden("0-2"))
     if logprobs:
         np.testing.assert_allclose(both.logprob("0-2"), alone.logprob("0-2"), rtol=1e-6)
     caplog.set_level("INFO", "repsim")
-    repsim.capture(model, plan="0-2", append=True, out=path, **asked)
+    repsim.capture(model, plan="0-2", append=True, out=path, **keywords)
     assert "complete already" in caplog.text
 
 
 @pytest.mark.parametrize("flags", [b"", b"\0" * 20, None])
-def test_after_a_power_cut_the_same_command_goes_on(model, texts, path, flags, monkeypatch):
+def test_after_a_power_cut_the_same_command_goes_on(
+    model: models.Model,
+    texts: str,
+    path: Path,
+    flags: bytes | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Flags that are torn or lost, and the lock of a machine that has been started anew since."""
-    asked = {"corpus": texts, "out": path, "logprobs": True}
-    whole = bytes_of(repsim.capture(model, **asked).path)
+    keywords: dict[str, Any] = {"corpus": texts, "out": path, "logprobs": True}
+    whole = bytes_of(Path(repsim.capture(model, **keywords).path))
     for name in ("done", "predicted"):
         chunk = path / name / "c" / "0" / "0"
         chunk.unlink() if flags is None else chunk.write_bytes(flags)
     (path / locks.KEY).write_bytes(locks.Owner(1, "here", 0.0, "before", "ff").bytes)
     monkeypatch.setattr(locks, "MISSED_BEATS", 0)
-    assert not repsim.capture(model, **asked).missing
+    assert not repsim.capture(model, **keywords).missing
     assert bytes_of(path) == whole
 
 
@@ -441,8 +499,10 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 # Finished, stopped and other stores
 
 
-def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts, monkeypatch):
-    def fail(*_args):
+def test_a_finished_capture_is_opened_and_not_computed_again(
+    mixed: repsim.Capture, model: models.Model, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(tracing, "Tracer", fail)
@@ -465,22 +525,32 @@ def test_a_finished_capture_is_opened_and_not_computed_again(mixed, model, texts
         ({"corpus": "builtin", "limit": 2}, r"corpus \(lines there, builtin here\)"),
     ],
 )
-def test_another_capture_at_the_same_path_is_refused(mixed, model, texts, options, difference):
-    before = {file: file.stat().st_mtime_ns for file in mixed.path.rglob("*")}
-    asked = {"plan": PLANS, "corpus": texts, "dtype": "float32", "logprobs": True, **options}
+def test_another_capture_at_the_same_path_is_refused(
+    mixed: repsim.Capture, model: models.Model, texts: str, options: dict[str, Any], difference: str
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in Path(mixed.path).rglob("*")}
+    keywords: dict[str, Any] = {
+        "plan": PLANS,
+        "corpus": texts,
+        "dtype": "float32",
+        "logprobs": True,
+        **options,
+    }
     with pytest.raises(
         RepsimError, match=f"mixed.zarr: holds another capture: {difference}"
     ) as caught:
-        repsim.capture(model, out=mixed.path, **asked)
+        repsim.capture(model, out=mixed.path, **keywords)
     assert str(caught.value).endswith("; choose another --out or remove it")
-    assert {file: file.stat().st_mtime_ns for file in mixed.path.rglob("*")} == before
+    assert {file: file.stat().st_mtime_ns for file in Path(mixed.path).rglob("*")} == before
 
 
-def test_another_model_at_the_same_path_is_refused(mixed, model, texts):
-    def bend(module):
+def test_another_model_at_the_same_path_is_refused(
+    mixed: repsim.Capture, model: models.Model, texts: str
+) -> None:
+    def bend(module: Any) -> None:
         module.model.layers[3].mlp.down_proj.weight[0, 0] += 1
 
-    asked = {
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "dtype": "float32",
@@ -490,17 +560,17 @@ def test_another_model_at_the_same_path_is_refused(mixed, model, texts):
     with pytest.raises(
         RepsimError, match=r"model \(tiny-llama there, other here\); choose another --out"
     ):
-        repsim.capture(replace(model, name="other"), **asked)
+        repsim.capture(replace(model, name="other"), **keywords)
     with pytest.raises(RepsimError, match=r"other weights \([0-9a-f]{8} there, [0-9a-f]{8} here\)"):
-        repsim.capture(changed(model, bend), **asked)
+        repsim.capture(changed(model, bend), **keywords)
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError])
 def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(
-    mixed, model, texts, path, problem
-):
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path, problem: Any
+) -> None:
     first = block_tokens(model, texts)[0]
-    asked = {
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "out": path,
@@ -508,13 +578,13 @@ def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(
         "batch_tokens": BATCH_TOKENS,
     }
 
-    def stop(progress):
+    def stop(progress: Progress) -> None:
         if progress.tokens > first + 2:
             raise problem
 
     with pytest.raises(problem):
-        repsim.capture(model, progress=stop, logprobs=True, **asked)
-    stopped = repsim.open(path)
+        repsim.capture(model, progress=stop, logprobs=True, **keywords)
+    stopped = reopen(path)
     assert stopped.complete == first < mixed.complete
     assert f"complete:  {first} of {mixed.complete} tokens under every plan" in repr(stopped)
     for plan in PLANS:
@@ -526,19 +596,31 @@ def test_a_stopped_capture_shows_its_finished_tokens_and_goes_on(
             stopped.logprob(plan).load(), mixed.logprob(plan).isel(part).load()
         )
     seen: list[Progress] = []
-    again = repsim.capture(model, progress=seen.append, logprobs=True, **asked)
+    again = repsim.capture(model, progress=seen.append, logprobs=True, **keywords)
     # What was finished is not computed.
     assert seen[-1] == Progress(mixed.complete - first, mixed.complete - first)
     xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
 
 
-def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, path, monkeypatch):
+def test_what_is_finished_of_a_block_is_not_computed_again(
+    mixed: repsim.Capture,
+    model: models.Model,
+    texts: str,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A block's nodes are finished one by one; the rest of them and what leads to it is all that
     runs.
     """
-    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "logprobs": True}
+    keywords: dict[str, Any] = {
+        "plan": PLANS,
+        "corpus": texts,
+        "out": path,
+        "dtype": "float32",
+        "logprobs": True,
+    }
 
-    def stop(self, node, *others):
+    def stop(self: state_store.Writer, node: int, *others: Any) -> None:
         if node == 6:
             self.finish()
             raise KeyboardInterrupt
@@ -547,29 +629,24 @@ def test_what_is_finished_of_a_block_is_not_computed_again(mixed, model, texts, 
     write = state_store.Writer.write
     monkeypatch.setattr(state_store.Writer, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        repsim.capture(model, **asked)
+        repsim.capture(model, **keywords)
     monkeypatch.undo()
     left = set(np.flatnonzero(~repsim.open(path).dataset["done"].values[:, 0]).tolist())
     assert 6 in left
     assert not {0, 1, 2, 3, 4, 5} & left
-    written = []
-    monkeypatch.setattr(
-        state_store.Writer,
-        "write",
-        lambda self, node, *rest: (written.append(node), write(self, node, *rest)),
-    )
-    again = repsim.capture(model, **asked)
+    written = note_writes(monkeypatch)
+    again = repsim.capture(model, **keywords)
     assert set(written) == left
-    whole = repsim.capture(model, **{**asked, "out": path.with_name("whole.zarr")})
+    whole = repsim.capture(model, **{**keywords, "out": path.with_name("whole.zarr")})
     xr.testing.assert_equal(again.dataset.load(), whole.dataset.load())
 
 
-def test_a_stop_between_two_states(model, texts, path):
+def test_a_stop_between_two_states(model: models.Model, texts: str, path: Path) -> None:
     """SIGTERM while a block is under way: what is computed is finished and kept, and the message
     says how to go on.
     """
 
-    def stop(progress):
+    def stop(progress: Progress) -> None:
         if progress.tokens and not sent:
             sent.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -590,34 +667,36 @@ def test_a_stop_between_two_states(model, texts, path):
 # Growing and mending
 
 
-def test_appended_plans_and_samples_equal_those_captured_at_once(model, texts, tmp_path, path):
+def test_appended_plans_and_samples_equal_those_captured_at_once(
+    model: models.Model, texts: str, tmp_path: Path, path: Path
+) -> None:
     (tmp_path / "c").mkdir()
     corpus = tmp_path / "c" / "lines.txt"
     corpus.write_text("\n".join(TEXTS[1:4]))
-    asked = {
+    keywords: dict[str, Any] = {
         "corpus": str(corpus),
         "out": path,
         "dtype": "float32",
         "batch_tokens": BATCH_TOKENS,
         "logprobs": True,
     }
-    small = repsim.capture(model, plan=PLANS[:2], **asked)
+    small = repsim.capture(model, plan=PLANS[:2], **keywords)
     before = small.hidden("skip:start=1").load()
     corpus.write_text("\n".join(TEXTS))
     with pytest.raises(
         RepsimError,
         match=r"c.zarr: holds baseline, skip:start=1 over 3 samples, not plans .* add --append",
     ):
-        repsim.capture(model, plan=PLANS, **asked)
+        repsim.capture(model, plan=PLANS, **keywords)
     seen: list[Progress] = []
-    grown = repsim.capture(model, plan=PLANS, append=True, progress=seen.append, **asked)
+    grown = repsim.capture(model, plan=PLANS, append=True, progress=seen.append, **keywords)
     assert [named.name for named in grown.plans] == list(PLANS)
     assert grown.missing == 0
     xr.testing.assert_equal(
         grown.hidden("skip:start=1").isel(token=slice(before.sizes["token"])).load(), before
     )
     whole = repsim.capture(
-        model, plan=PLANS, **{**asked, "corpus": texts, "out": path.with_name("w.zarr")}
+        model, plan=PLANS, **{**keywords, "corpus": texts, "out": path.with_name("w.zarr")}
     )
     keys = grown.samples.values.tolist()
     assert keys[:3] == small.samples.values.tolist()
@@ -633,27 +712,30 @@ def test_appended_plans_and_samples_equal_those_captured_at_once(model, texts, t
             np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-4, atol=1e-5)
     assert len(grown.commands) == 2
     assert grown.commands[1].endswith("--append")
-    assert repsim.capture(model, plan=PLANS, append=True, **asked).missing == 0
-    assert repsim.capture(model, plan=PLANS, **asked).missing == 0  # nothing to append any more
+    assert repsim.capture(model, plan=PLANS, append=True, **keywords).missing == 0
+    assert repsim.capture(model, plan=PLANS, **keywords).missing == 0  # nothing to append any more
 
 
-def test_only_the_new_nodes_and_tokens_are_computed(model, texts, path, monkeypatch):
-    asked = {"corpus": texts, "out": path, "batch_tokens": BATCH_TOKENS}
-    first = repsim.capture(model, plan="baseline", **asked)
-    write, written = state_store.Writer.write, []
-    monkeypatch.setattr(
-        state_store.Writer,
-        "write",
-        lambda self, node, *rest: (written.append(node), write(self, node, *rest)),
-    )
-    grown = repsim.capture(model, plan=["baseline", "drop:layer=4"], append=True, **asked)
+def test_only_the_new_nodes_and_tokens_are_computed(
+    model: models.Model, texts: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keywords: dict[str, Any] = {"corpus": texts, "out": path, "batch_tokens": BATCH_TOKENS}
+    first = repsim.capture(model, plan="baseline", **keywords)
+    written = note_writes(monkeypatch)
+    grown = repsim.capture(model, plan=["baseline", "drop:layer=4"], append=True, **keywords)
     new = set(range(first.dataset.sizes["node"], grown.dataset.sizes["node"]))
     assert set(written) == new
     assert len(written) == len(new) * len(block_tokens(model, texts))
 
 
-def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, path, monkeypatch):
-    asked = {
+def test_repair_computes_what_is_damaged_and_nothing_else(
+    mixed: repsim.Capture,
+    model: models.Model,
+    texts: str,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "out": path,
@@ -661,38 +743,34 @@ def test_repair_computes_what_is_damaged_and_nothing_else(mixed, model, texts, p
         "logprobs": True,
         "batch_tokens": BATCH_TOKENS,
     }
-    capture = repsim.capture(model, **asked)
+    capture = repsim.capture(model, **keywords)
     assert repsim.verify(path).damages == ()
     chunk = path / "hidden" / "c" / "3" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-9] + b"x" * 9)
     (path / "logprob" / "c" / "6" / "0").unlink()
-    found = [str(damage) for damage in repsim.verify(path).damages]
-    assert found == [
+    assert [str(damage) for damage in repsim.verify(path).damages] == [
         "damaged: hidden node 3 (hidden/c/3/0/0)",
         "missing: logprob node 6 (logprob/c/6/0)",
     ]
-    write, written = state_store.Writer.write, set()
-    monkeypatch.setattr(
-        state_store.Writer,
-        "write",
-        lambda self, node, *rest: (written.add(node), write(self, node, *rest)),
-    )
-    again = repsim.capture(model, repair=True, **asked)
-    assert written == {3, 6}
+    written = note_writes(monkeypatch)
+    again = repsim.capture(model, repair=True, **keywords)
+    assert set(written) == {3, 6}
     assert repsim.verify(path).damages == ()
     xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
     assert shlex.split(capture.commands[0])[-2:] == ["--out", str(path)]
 
 
-def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
-    asked = {
+def test_repair_restores_what_describes_a_store(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path
+) -> None:
+    keywords: dict[str, Any] = {
         "corpus": texts,
         "out": path,
         "dtype": "float32",
         "logprobs": True,
         "batch_tokens": BATCH_TOKENS,
     }
-    repsim.capture(model, plan=PLANS, **asked)
+    repsim.capture(model, plan=PLANS, **keywords)
     for name in ("plan/c/0", "token_id/c/0"):
         chunk = path / name
         chunk.write_bytes(b"?" + chunk.read_bytes()[1:])
@@ -704,23 +782,31 @@ def test_repair_restores_what_describes_a_store(mixed, model, texts, path):
     with pytest.raises(
         RepsimError, match="plan, token_id damaged, and this is not the command that made the store"
     ):
-        repsim.capture(model, plan=PLANS[::-1], repair=True, **asked)
-    again = repsim.capture(model, plan=PLANS, repair=True, **asked)
+        repsim.capture(model, plan=PLANS[::-1], repair=True, **keywords)
+    again = repsim.capture(model, plan=PLANS, repair=True, **keywords)
     xr.testing.assert_equal(again.dataset.load(), mixed.dataset.load())
     assert repsim.verify(path).damages == ()
 
 
-def test_other_batches_for_what_is_left(mixed, model, texts, path):
+def test_other_batches_for_what_is_left(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path
+) -> None:
     """A capture that ran out of memory goes on in smaller blocks; begun ones stay as they are."""
 
-    def stop(progress):
+    def stop(progress: Progress) -> None:
         if progress.tokens > block_tokens(model, texts)[0]:
             raise KeyboardInterrupt
 
-    asked = {"plan": PLANS, "corpus": texts, "out": path, "dtype": "float32", "logprobs": True}
+    keywords: dict[str, Any] = {
+        "plan": PLANS,
+        "corpus": texts,
+        "out": path,
+        "dtype": "float32",
+        "logprobs": True,
+    }
     with pytest.raises(KeyboardInterrupt):
-        repsim.capture(model, progress=stop, batch_tokens=BATCH_TOKENS, **asked)
-    again = repsim.capture(model, batch_tokens=1, **asked)
+        repsim.capture(model, progress=stop, batch_tokens=BATCH_TOKENS, **keywords)
+    again = repsim.capture(model, batch_tokens=1, **keywords)
     assert np.bincount(again.dataset["block"].values).tolist()[-2:] == [1, 1]
     for plan in PLANS:
         np.testing.assert_allclose(
@@ -732,9 +818,11 @@ def test_other_batches_for_what_is_left(mixed, model, texts, path):
 
 
 @pytest.mark.parametrize("rule", ["last", "mean", "every:3"])
-def test_tokens_that_are_kept(mixed, model, texts, path, rule):
+def test_tokens_that_are_kept(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path, rule: str
+) -> None:
     scored = rule != "last"  # nothing follows a sample's last token
-    asked = {
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "dtype": "float32",
@@ -743,12 +831,14 @@ def test_tokens_that_are_kept(mixed, model, texts, path, rule):
     }
     if not scored:
         with pytest.raises(RepsimError, match="--logprobs: nothing follows a sample's last token"):
-            repsim.capture(model, out=path, tokens=rule, **{**asked, "logprobs": True})
-    kept = repsim.capture(model, out=path, tokens=rule, **asked)
+            repsim.capture(model, out=path, tokens=rule, **{**keywords, "logprobs": True})
+    kept = repsim.capture(model, out=path, tokens=rule, **keywords)
     sample, position = (mixed.tokens[name].values for name in ("sample", "position"))
     for plan in PLANS:
         states, logprob = mixed.hidden(plan).values, mixed.logprob(plan).values
-        rows = [np.flatnonzero(sample == one) for one in range(len(TEXTS))]
+        rows = [np.flatnonzero(sample == index) for index in range(len(TEXTS))]
+        expected: NDArray[Any]
+        scores: list[Any] | NDArray[Any]
         if rule == "mean":
             expected = np.stack([states[:, row].mean(1) for row in rows], 1)
             scores = [np.nanmean(logprob[row]) if len(row) > 1 else np.nan for row in rows]
@@ -767,17 +857,19 @@ def test_tokens_that_are_kept(mixed, model, texts, path, rule):
 
 @pytest.mark.parametrize("rule", ["all", "every:2", "mean"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule):
-    asked = {
+def test_statistics_equal_those_of_stored_states(
+    model: models.Model, texts: str, path: Path, dtype: str, rule: str
+) -> None:
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "dtype": dtype,
         "tokens": rule,
         "batch_tokens": BATCH_TOKENS,
     }
-    stored = repsim.capture(model, out=path, **asked)
+    stored = repsim.capture(model, out=path, **keywords)
     streamed = repsim.capture(
-        model, out=path.with_name("s.zarr"), keep="none", statistics="cosine,norms", **asked
+        model, out=path.with_name("s.zarr"), keep="none", statistics="cosine,norms", **keywords
     )
     assert streamed.complete == stored.complete
     for plan in PLANS:
@@ -800,36 +892,44 @@ def test_statistics_equal_those_of_stored_states(model, texts, path, dtype, rule
 
 @pytest.mark.parametrize("compression", ["none", "fast"])
 @pytest.mark.parametrize("plans", [("baseline",), ("skip:start=1", "baseline")])
-def test_samples_are_whole_wherever_chunks_end(model, tmp_path, monkeypatch, compression, plans):
+def test_samples_are_whole_wherever_chunks_end(
+    model: models.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: str,
+    plans: tuple[str, ...],
+) -> None:
     """Chunks of 64 tokens; samples shorter and longer than that, read past zarr and through it."""
     monkeypatch.setattr("repsim.storage.state_store.CHUNK_BYTES", 1)
     corpus = tmp_path / "texts.txt"
     corpus.write_text(
         "\n".join(" ".join(["the river"] * words) for words in (90, 31, 30, 17, 3, 2, 1))
     )
-    made = repsim.capture(
+    capture = repsim.capture(
         model,
         plan=["baseline", "skip:start=1"],
         corpus=corpus,
         compression=compression,
         out=tmp_path / "s",
     )
-    assert made.chunk_tokens == 64 < made.complete
-    whole = np.concatenate([made.hidden(plan).values for plan in plans])
-    sample = made.tokens["sample"].values
-    pieces = [states.copy() for states in made.each_sample(*plans)]
+    assert capture.chunk_tokens == 64 < capture.complete
+    whole = np.concatenate([capture.hidden(plan).values for plan in plans])
+    sample = capture.tokens["sample"].values
+    pieces = [states.copy() for states in capture.each_sample(*plans)]
     assert len(pieces) == 7
     for row, piece in enumerate(pieces):
         assert_array_equal(piece, whole[:, sample == row])
-    assert made.lengths(*plans).tolist() == [piece.shape[1] for piece in pieces]
+    assert capture.lengths(*plans).tolist() == [piece.shape[1] for piece in pieces]
     statistic = SampleStatistic("own", lambda states: states.sum((1, 2), dtype=float))
-    for (tokens, values), piece in zip(made.per_sample(plans, statistic), pieces, strict=True):
+    for (tokens, values), piece in zip(capture.per_sample(plans, statistic), pieces, strict=True):
         assert tokens == piece.shape[1]
         assert_array_equal(values, piece.sum((1, 2), dtype=float))
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
-def test_a_damaged_chunk_is_refused_when_it_is_read(mixed, tmp_path, harm):
+def test_a_damaged_chunk_is_refused_when_it_is_read(
+    mixed: repsim.Capture, tmp_path: Path, harm: str
+) -> None:
     shutil.copytree(mixed.path, tmp_path / "copy")
     chunk = tmp_path / "copy" / "hidden" / "c" / "3" / "0" / "0"
     data = chunk.read_bytes()
@@ -843,8 +943,10 @@ def test_a_damaged_chunk_is_refused_when_it_is_read(mixed, tmp_path, harm):
         cosine.compute(repsim.open(tmp_path / "copy"))
 
 
-def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):
-    asked = {
+def test_a_stopped_capture_of_statistics_goes_on(
+    model: models.Model, texts: str, path: Path
+) -> None:
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "keep": "none",
@@ -852,78 +954,86 @@ def test_a_stopped_capture_of_statistics_goes_on(model, texts, path):
         "batch_tokens": BATCH_TOKENS,
     }
 
-    def stop(progress):
+    def stop(progress: Progress) -> None:
         if progress.tokens > block_tokens(model, texts)[0] + 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        repsim.capture(model, out=path, progress=stop, **asked)
-    assert 0 < repsim.open(path).complete < sum(block_tokens(model, texts))
-    again = repsim.capture(model, out=path, **asked)
-    whole = repsim.capture(model, out=path.with_name("w.zarr"), **asked)
+        repsim.capture(model, out=path, progress=stop, **keywords)
+    assert 0 < reopen(path).complete < sum(block_tokens(model, texts))
+    again = repsim.capture(model, out=path, **keywords)
+    whole = repsim.capture(model, out=path.with_name("w.zarr"), **keywords)
     xr.testing.assert_identical(norms.compute(again), norms.compute(whole))
 
 
 @pytest.mark.parametrize("compression", ["fast", "small"])
-def test_compression_loses_nothing(mixed, model, texts, path, compression):
-    asked = {
+def test_compression_loses_nothing(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path, compression: str
+) -> None:
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "dtype": "float32",
         "logprobs": True,
         "batch_tokens": BATCH_TOKENS,
     }
-    packed = repsim.capture(model, out=path, compression=compression, **asked)
+    packed = repsim.capture(model, out=path, compression=compression, **keywords)
     assert_array_equal(packed.dataset["hidden"].values, mixed.dataset["hidden"].values)
     assert repsim.verify(path).damages == ()
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
-def test_half_precision_computes(tiny_folder, texts, path, compute):
+def test_half_precision_computes(tiny_folder: Path, texts: str, path: Path, compute: str) -> None:
     half = repsim.capture(
         str(tiny_folder), corpus=texts, out=path, model_dtype=compute, dtype="float32"
     )
-    own = models.load(str(tiny_folder), dtype=compute)
+    loaded = models.load(str(tiny_folder), dtype=compute)
     ids = torch.from_numpy(half.tokens["token_id"].values[half.tokens["sample"].values == 0]).long()
     with torch.inference_mode():
-        states = own.module(input_ids=ids[None], output_hidden_states=True).hidden_states
+        states = loaded.module(input_ids=ids[None], output_hidden_states=True).hidden_states
     assert half.identity["compute_dtype"] == compute
-    found = half.hidden().isel(token=slice(len(ids))).values
-    for ours, theirs in zip(found[:-1], states[:T], strict=True):
+    captured = half.hidden().isel(token=slice(len(ids))).values
+    for ours, theirs in zip(captured[:-1], states[:T], strict=True):
         np.testing.assert_allclose(ours, theirs[0].float().numpy(), rtol=2e-2, atol=2e-2)
 
 
-def test_states_that_are_not_finite_are_stored_if_one_insists(model, texts, path):
+def test_states_that_are_not_finite_are_stored_if_one_insists(
+    model: models.Model, texts: str, path: Path
+) -> None:
     large = changed(model, large_layer)
     kept = repsim.capture(large, corpus=texts, out=path, allow_nonfinite=True)
     assert np.isinf(kept.hidden().values).any()
     assert kept.missing == 0
 
 
-def test_side_by_side_equals_one_after_the_other(mixed, model, texts, monkeypatch):
+def test_side_by_side_equals_one_after_the_other(
+    mixed: repsim.Capture, model: models.Model, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a URL, writing goes on beside the computation; an error there stops the capture."""
-    asked = {
+    keywords: dict[str, Any] = {
         "plan": PLANS,
         "corpus": texts,
         "dtype": "float32",
         "logprobs": True,
         "batch_tokens": BATCH_TOKENS,
     }
-    beside = repsim.capture(model, out="memory://beside/c.zarr", **asked)
+    beside = repsim.capture(model, out="memory://beside/c.zarr", **keywords)
     xr.testing.assert_equal(beside.dataset.load(), mixed.dataset.load())
     assert repsim.verify("memory://beside/c.zarr").damages == ()
     repsim.open("memory://beside/c.zarr").write_result("x", xr.Dataset({"y": ("z", [1.0])}))
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise RepsimError("refused")
 
     monkeypatch.setattr(state_store.Writer, "write", refuse)
     monkeypatch.setattr(write_queue, "WAITING_STATES", 1)
     with pytest.raises(RepsimError, match=r"^refused$"):
-        repsim.capture(model, out="memory://refused/c.zarr", **asked)
+        repsim.capture(model, out="memory://refused/c.zarr", **keywords)
 
 
-def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypatch):
+def test_a_capture_that_does_not_fit_writes_nothing(
+    model: models.Model, texts: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"
     ):
@@ -944,16 +1054,19 @@ def test_a_capture_that_does_not_fit_writes_nothing(model, texts, path, monkeypa
     ],
 )
 def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
-    model, texts, path, monkeypatch, problem
-):
-    def run(self, trie, made, consume, **options):
+    model: models.Model, texts: str, path: Path, monkeypatch: pytest.MonkeyPatch, problem: Any
+) -> None:
+    def run(
+        self: tracing.Tracer, trie: PlanTrie, token_batches: Any, consume: Any, **options: Any
+    ) -> None:
         if len(trie) > model.layers:  # the trial of texts in one batch runs fewer layers
             if blocks:
                 raise problem
-            blocks.append(made)
-        whole(self, trie, made, consume, **options)
+            blocks.append(token_batches)
+        whole(self, trie, token_batches, consume, **options)
 
-    blocks, whole = [], tracing.Tracer.run
+    blocks: list[Any] = []
+    whole = tracing.Tracer.run
     monkeypatch.setattr(tracing.Tracer, "run", run)
     with pytest.raises(
         RepsimError,
@@ -961,11 +1074,11 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
     ):
         repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
     monkeypatch.undo()
-    assert repsim.open(path).complete == block_tokens(model, texts)[0]
+    assert reopen(path).complete == block_tokens(model, texts)[0]
     assert repsim.capture(model, corpus=texts, out=path, batch_tokens=4).missing == 0
 
 
-def test_what_info_says(mixed):
+def test_what_info_says(mixed: repsim.Capture) -> None:
     info = mixed.info
     assert info["weights"] == mixed.identity["weights"]
     assert info["blocks"].startswith(f"{info['blocks'].split()[2]} of ")
@@ -978,19 +1091,19 @@ def test_what_info_says(mixed):
 # Bad input
 
 
-def large_layer(module):
+def large_layer(module: Any) -> None:
     module.model.layers[2].mlp.down_proj.weight *= 1e7
 
 
-def large_word(module):
+def large_word(module: Any) -> None:
     module.model.embed_tokens.weight[4] = 1e6  # `the`, the most frequent word
 
 
-def undefined_layer(module):
+def undefined_layer(module: Any) -> None:
     module.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
 
 
-def test_a_state_that_does_not_fit_float16(model, texts, path):
+def test_a_state_that_does_not_fit_float16(model: models.Model, texts: str, path: Path) -> None:
     large, plans = changed(model, large_layer), ["drop:layer=0", "baseline"]
     with pytest.raises(RepsimError) as caught:
         repsim.capture(large, plan=plans, corpus=texts, out=path)
@@ -1000,11 +1113,13 @@ def test_a_state_that_does_not_fit_float16(model, texts, path):
     assert message.endswith(" does not fit float16; use --dtype float32 or --allow-nonfinite")
     assert not path.exists()
     wide = repsim.capture(large, plan=plans, corpus=texts, out=path, dtype="float32")
-    largest = np.abs(wide.hidden("drop:layer=0").isel(state=2)).max("unit").values
+    largest = abs(wide.hidden("drop:layer=0").isel(state=2)).max("unit").values
     assert float(message.removeprefix(place).split()[0]) in np.round(largest)
 
 
-def test_the_sample_whose_state_does_not_fit_is_named(model, tmp_path, path):
+def test_the_sample_whose_state_does_not_fit_is_named(
+    model: models.Model, tmp_path: Path, path: Path
+) -> None:
     lines = ["of and to", "is that the", "in the"]  # in one batch with padding
     (tmp_path / "c.txt").write_text("\n".join(["of and to in it", *lines]))
     with pytest.raises(RepsimError) as caught:
@@ -1022,7 +1137,9 @@ def test_the_sample_whose_state_does_not_fit_is_named(model, tmp_path, path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_states_that_are_not_finite_are_refused(model, texts, path, dtype):
+def test_states_that_are_not_finite_are_refused(
+    model: models.Model, texts: str, path: Path, dtype: str
+) -> None:
     with pytest.raises(RepsimError) as caught:
         repsim.capture(changed(model, undefined_layer), corpus=texts, out=path, dtype=dtype)
     place = f"plan baseline, state 4, sample {key_of(TEXTS[1])}"
@@ -1034,8 +1151,10 @@ def test_states_that_are_not_finite_are_refused(model, texts, path, dtype):
     assert not path.exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(model, texts, path, monkeypatch):
-    def fail(*_args):
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    model: models.Model, texts: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("zarr.Array.__setitem__", fail)
@@ -1060,29 +1179,33 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model, texts, path, monkeypa
         ({"corpus": "absent.txt"}, "corpus 'absent.txt': no such file"),
     ],
 )
-def test_requests_that_are_refused(model, texts, path, options, message):
+def test_requests_that_are_refused(
+    model: models.Model, texts: str, path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RepsimError) as caught:
         repsim.capture(model, **{"corpus": texts, "out": path, **options})
     assert str(caught.value) == message
     assert not path.parent.exists()
 
 
-def test_a_target_is_refused_before_a_model_is_loaded(texts, tmp_path):
+def test_a_target_is_refused_before_a_model_is_loaded(texts: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    asked = {"model": "no such model", "corpus": texts}
+    keywords: dict[str, Any] = {"model": "no such model", "corpus": texts}
     with pytest.raises(
         RepsimError,
         match=r"file: not a repsim capture \(no zarr.json in it\); choose another place$",
     ):
-        repsim.capture(**asked, out=tmp_path / "file")
+        repsim.capture(**keywords, out=tmp_path / "file")
     with pytest.raises(
         RepsimError, match=r"file is no folder that can be written to; choose another --out$"
     ):
-        repsim.capture(**asked, out=tmp_path / "file" / "c.zarr")
+        repsim.capture(**keywords, out=tmp_path / "file" / "c.zarr")
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_plans_that_a_capture_does_not_hold(mixed, model, texts, path):
+def test_plans_that_a_capture_does_not_hold(
+    mixed: repsim.Capture, model: models.Model, texts: str, path: Path
+) -> None:
     with pytest.raises(RepsimError) as caught:
         mixed.hidden("drop:layer=5")
     assert (
@@ -1100,7 +1223,9 @@ def test_plans_that_a_capture_does_not_hold(mixed, model, texts, path):
         many.hidden("drop:layer=1,part=mlp")
 
 
-def test_log_probabilities_that_a_capture_does_not_hold(model, texts, path):
+def test_log_probabilities_that_a_capture_does_not_hold(
+    model: models.Model, texts: str, path: Path
+) -> None:
     capture = repsim.capture(model, corpus=texts, out=path)
     with pytest.raises(
         RepsimError, match=r"c.zarr: holds no log-probabilities; capture with --logprobs$"

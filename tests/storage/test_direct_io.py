@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,57 +40,63 @@ def chunk_files(folder: Path) -> ChunkFiles:
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "hidden" / "c" / "3" / "0"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("shape", [(64, 32), (128, 96), (1024, 576), (64, 33), (7, 4), (1, 1)])
-def test_files_are_those_of_zarr(path, tmp_path, dtype, shape):
+def test_files_are_those_of_zarr(
+    path: Path, tmp_path: Path, dtype: str, shape: tuple[int, ...]
+) -> None:
     values = values_of(shape, dtype)
     chunk_files(tmp_path).put([(path, values)])
     assert path.read_bytes() == by_zarr(tmp_path / "z", values)
 
 
-def test_many_sizes_side_by_side(tmp_path):
+def test_many_sizes_side_by_side(tmp_path: Path) -> None:
     """Each thread's buffer serves chunks smaller and larger than itself; what is there already is
     replaced.
     """
-    made = {tmp_path / str(i): values_of((1 + 7 * i % 32, 1024)) + i for i in range(32)}
+    arrays = {tmp_path / str(i): values_of((1 + 7 * i % 32, 1024)) + i for i in range(32)}
     (tmp_path / "3").write_bytes(OLD * 100_000)
-    chunk_files(tmp_path).put(list(made.items()))
-    for path, values in made.items():
+    chunk_files(tmp_path).put(list(arrays.items()))
+    for path, values in arrays.items():
         assert path.read_bytes()[:-4] == values.tobytes()
-    assert len(list(tmp_path.iterdir())) == len(made)
+    assert len(list(tmp_path.iterdir())) == len(arrays)
 
 
-def test_a_piece_of_a_larger_array(path, tmp_path):
+def test_a_piece_of_a_larger_array(path: Path, tmp_path: Path) -> None:
     values = values_of((256, 32))
     chunk_files(tmp_path).put([(path, values[64:128])])
     assert path.read_bytes()[:-4] == values[64:128].tobytes()
 
 
-def test_a_file_system_that_does_not_write_directly_is_asked_once(path, tmp_path, monkeypatch):
-    asked = []
+def test_a_file_system_that_does_not_write_directly_is_asked_once(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Any] = []
 
-    def refuse(*args):
-        asked.append(args)
+    def refuse(*args: Any) -> None:
+        attempts.append(args)
         raise OSError(errno.EINVAL, "Invalid argument")
 
     values, files = values_of((64, 32)), chunk_files(tmp_path)
     expected = by_zarr(tmp_path / "z", values)
-    monkeypatch.setattr(direct_io.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     for name in ("0", "1", "2"):
         files.put([(path.with_name(name), values)])
         assert path.with_name(name).read_bytes() == expected
-    assert len(asked) == bool(direct_io.DIRECT)
+    assert len(attempts) == bool(direct_io.DIRECT)
     assert len(list(path.parent.iterdir())) == 3
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, tmp_path):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     write = os.write
 
-    def full(file, data):
+    def full(file: int, data: bytes) -> int:
         if len(data) < 8192:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data[:4096])  # a part fits
@@ -99,7 +106,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, tmp
     path.write_bytes(OLD)
     monkeypatch.setattr(files, "_direct", True)
     monkeypatch.setattr(direct_io, "DIRECT", 0)  # lest the file system under the test refuses it
-    monkeypatch.setattr(direct_io.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left on device"):
         files.put([(path, values_of((64, 32)))])
     monkeypatch.undo()
@@ -107,7 +114,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("units", [32, 33])
-def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, units, tmp_path):
+def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(
+    path: Path, units: int, tmp_path: Path
+) -> None:
     """A limit on the size of files stands for a full disk; a multiple of 4096 goes one way, the
     rest the other.
     """
@@ -124,7 +133,7 @@ def test_what_the_system_refuses_leaves_the_old_file_and_nothing_else(path, unit
 
 
 @pytest.mark.parametrize("shape", [(128, 96), (64, 33)])
-def test_reads_what_it_wrote(path, shape, tmp_path):
+def test_reads_what_it_wrote(path: Path, shape: tuple[int, ...], tmp_path: Path) -> None:
     values = values_of(shape)
     files = chunk_files(tmp_path)
     files.put([(path, values)])
@@ -136,7 +145,7 @@ def test_reads_what_it_wrote(path, shape, tmp_path):
 @pytest.mark.parametrize(
     "harm", ["flip", "flip the checksum", "cut", "cut into the checksum", "grow"]
 )
-def test_reading_refuses_what_was_not_written(path, harm, tmp_path):
+def test_reading_refuses_what_was_not_written(path: Path, harm: str, tmp_path: Path) -> None:
     values = values_of((128, 96))
     chunk_files(tmp_path).put([(path, values)])
     data = path.read_bytes()

@@ -5,18 +5,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from queue import Queue
 from threading import Semaphore
+from typing import Any
 
 import psutil
 import pytest
 
 from repsim.errors import RepsimError
 from repsim.storage import lock as locks
-from repsim.storage.location import Bucket, location_of
+from repsim.storage.location import Bucket, Location, location_of
 from repsim.storage.lock import KEY, Owner, WriterLock
+from support.stores import read_bytes
 
 ME = Owner(
     os.getpid(), socket.gethostname(), psutil.Process().create_time(), locks._machine(), "ff"
@@ -26,10 +30,12 @@ FAR = replace(ME, host="far", machine="elsewhere")
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    made = location_of(tmp_path / "s.zarr" if request.param == "folder" else "memory://test-locks")
-    yield made
-    made.remove()
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
+    location = location_of(
+        tmp_path / "s.zarr" if request.param == "folder" else "memory://test-locks"
+    )
+    yield location
+    location.remove()
 
 
 class Clock:
@@ -39,7 +45,7 @@ class Clock:
     slept: called after each wait with the seconds that have passed.
     """
 
-    def __init__(self, slept=lambda _now: None):
+    def __init__(self, slept: Callable[[float], None] = lambda _now: None) -> None:
         self.now, self._slept = 0.0, slept
 
     def monotonic(self) -> float:
@@ -55,8 +61,9 @@ class Pulse:
     lock's thread.
     """
 
-    def __init__(self):
-        self._waiting, self._stop = Semaphore(0), Queue()
+    def __init__(self) -> None:
+        self._waiting = Semaphore(0)
+        self._stop: Queue[bool] = Queue()
 
     def wait(self, _seconds: float) -> bool:
         self._waiting.release()
@@ -74,32 +81,32 @@ class Pulse:
             self._waiting.release()
 
 
-def pulsed(place) -> tuple[WriterLock, Pulse]:
+def pulsed(place: Location) -> tuple[WriterLock, Pulse]:
     """A lock, and what makes it beat."""
     lock, pulse = WriterLock(place), Pulse()
-    lock._stop = pulse
+    lock._stop = pulse  # type: ignore[assignment]
     return lock, pulse
 
 
-def is_free(place) -> bool:
+def is_free(place: Location) -> bool:
     """Nothing is left; in a bucket, which cannot delete conditionally, an empty lock is."""
     return place.sizes() in ({}, {KEY: 0})
 
 
-def until(true) -> None:
+def until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + 600
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_an_owner_for_the_eye():
+def test_an_owner_for_the_eye() -> None:
     started = datetime(2026, 3, 4, 5, 6, 7).astimezone()
     owner = Owner(12, "host", started.timestamp(), "m", "t")
     assert str(owner) == f"process 12 on host, started {started.isoformat(' ')}"
 
 
-def test_a_lock_is_there_while_it_is_held(place):
+def test_a_lock_is_there_while_it_is_held(place: Location) -> None:
     with WriterLock(place) as lock:
         lock.check()
         assert set(place.sizes()) == {KEY}
@@ -109,15 +116,15 @@ def test_a_lock_is_there_while_it_is_held(place):
         pass
 
 
-def test_a_lock_is_released_when_work_fails(place):
+def test_a_lock_is_released_when_work_fails(place: Location) -> None:
     with pytest.raises(ZeroDivisionError), WriterLock(place):
         _ = 1 / 0
     assert is_free(place)
 
 
-def test_a_second_holder_is_refused_and_told_of_the_first(place):
+def test_a_second_holder_is_refused_and_told_of_the_first(place: Location) -> None:
     with WriterLock(place) as lock:
-        held = place.read(KEY)
+        lock_bytes = place.read(KEY)
         since = datetime.fromtimestamp(ME.started).astimezone().isoformat(" ", "seconds")
         with pytest.raises(RepsimError) as caught, WriterLock(place):
             pass
@@ -126,28 +133,28 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place):
             f"{since}; "
             "wait for it, stop it, or choose another --out"
         )
-        assert place.read(KEY) == held
+        assert place.read(KEY) == lock_bytes
         lock.check()
 
 
-def test_another_process_is_refused(tmp_path):
+def test_another_process_is_refused(tmp_path: Path) -> None:
     command = (
         "import sys; from repsim.storage.lock import WriterLock; from "
         "repsim.storage.location import location_of as at\n"
     )
     command += "with WriterLock(at(sys.argv[1])): pass"
     with WriterLock(location_of(tmp_path)):
-        found = subprocess.run(
+        refused = subprocess.run(
             [sys.executable, "-c", command, tmp_path], capture_output=True, text=True
         )
-    assert f"being written by process {os.getpid()} on" in found.stderr
+    assert f"being written by process {os.getpid()} on" in refused.stderr
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == 0
 
 
 @pytest.mark.parametrize(
     "owner", [GONE, replace(ME, started=ME.started - 60)], ids=["gone", "number given anew"]
 )
-def test_a_dead_process_has_lost_its_lock(place, owner):
+def test_a_dead_process_has_lost_its_lock(place: Location, owner: Owner) -> None:
     place.write(KEY, owner.bytes)
     with WriterLock(place) as lock:
         lock.check()
@@ -155,7 +162,7 @@ def test_a_dead_process_has_lost_its_lock(place, owner):
     assert is_free(place)
 
 
-def test_a_zombie_is_dead(place):
+def test_a_zombie_is_dead(place: Location) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         process = psutil.Process(child.pid)
         until(lambda: process.status() == psutil.STATUS_ZOMBIE)
@@ -164,7 +171,7 @@ def test_a_zombie_is_dead(place):
             lock.check()
 
 
-def test_a_killed_writer_has_lost_its_lock(tmp_path):
+def test_a_killed_writer_has_lost_its_lock(tmp_path: Path) -> None:
     command = "import sys, os, signal; from repsim.storage.lock import WriterLock\n"
     command += "from repsim.storage.location import location_of as at\n"
     command += "with WriterLock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
@@ -174,7 +181,9 @@ def test_a_killed_writer_has_lost_its_lock(tmp_path):
         lock.check()
 
 
-def test_a_writer_elsewhere_that_beats_is_alive(place, monkeypatch):
+def test_a_writer_elsewhere_that_beats_is_alive(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.write(KEY, FAR.bytes)
 
     def beat(now: float) -> None:
@@ -190,10 +199,12 @@ def test_a_writer_elsewhere_that_beats_is_alive(place, monkeypatch):
         WriterLock(place),
     ):
         pass
-    assert b'"far"' in place.read(KEY)
+    assert b'"far"' in read_bytes(place, KEY)
 
 
-def test_a_writer_elsewhere_that_does_not_beat_is_dead(place, monkeypatch):
+def test_a_writer_elsewhere_that_does_not_beat_is_dead(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.write(KEY, FAR.bytes)
     clock = Clock()
     monkeypatch.setattr(locks, "time", clock)
@@ -203,7 +214,9 @@ def test_a_writer_elsewhere_that_does_not_beat_is_dead(place, monkeypatch):
         lock.check()
 
 
-def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypatch):
+def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.write(KEY, FAR.bytes)
     clock = Clock(lambda _now: place.delete(KEY))
     monkeypatch.setattr(locks, "time", clock)
@@ -215,7 +228,7 @@ def test_a_writer_elsewhere_that_releases_meanwhile_is_followed(place, monkeypat
 @pytest.mark.parametrize(
     "data", [b"", b'{"process": 1', b"[]", b"null", b'{"process": 1}', b"\xff\0"]
 )
-def test_a_damaged_lock_is_nobodys(place, data):
+def test_a_damaged_lock_is_nobodys(place: Location, data: bytes) -> None:
     if isinstance(place, Bucket) and not data:
         data = b"{"  # an empty one has been released
     place.write(KEY, data)
@@ -224,7 +237,7 @@ def test_a_damaged_lock_is_nobodys(place, data):
         assert lock.after_crash  # a power cut damages locks, nothing else does
 
 
-def test_a_lock_is_renewed(place):
+def test_a_lock_is_renewed(place: Location) -> None:
     lock, pulse = pulsed(place)
     with lock:
         first = place.read(KEY)
@@ -235,14 +248,16 @@ def test_a_lock_is_renewed(place):
     assert is_free(place)
 
 
-def test_signs_of_life_come_by_themselves(place, monkeypatch):
+def test_signs_of_life_come_by_themselves(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
     with WriterLock(place):
-        until(lambda: b'"beat": 0' not in place.read(KEY))
+        until(lambda: b'"beat": 0' not in read_bytes(place, KEY))
 
 
 @pytest.mark.parametrize("taken", [FAR, None])
-def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, taken):
+def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(
+    place: Location, taken: Owner | None
+) -> None:
     with WriterLock(place) as lock:
         place.delete(KEY)
         if taken is not None:
@@ -253,7 +268,7 @@ def test_who_lost_a_lock_learns_of_it_and_leaves_the_new_one(place, taken):
     assert place.read(KEY) == (taken and taken.bytes)
 
 
-def test_a_beat_does_not_take_a_lost_lock_back(place):
+def test_a_beat_does_not_take_a_lost_lock_back(place: Location) -> None:
     lock, pulse = pulsed(place)
     with lock:
         pulse.beat()
@@ -267,13 +282,15 @@ def test_a_beat_does_not_take_a_lost_lock_back(place):
     assert is_free(place)
 
 
-def test_a_beat_whose_answer_was_lost_is_no_lost_lock(place, monkeypatch):
+def test_a_beat_whose_answer_was_lost_is_no_lost_lock(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is sent again, and refused, since it has arrived."""
     lock, pulse = pulsed(place)
     with lock:
         renew = place.renew
 
-        def renew_unheard(*beat):
+        def renew_unheard(*beat: Any) -> bool:
             assert renew(*beat)
             return renew(*beat)
 
@@ -288,12 +305,12 @@ def test_a_beat_whose_answer_was_lost_is_no_lost_lock(place, monkeypatch):
     assert is_free(place)
 
 
-def test_a_beat_that_fails_is_tried_again(place, monkeypatch):
+def test_a_beat_that_fails_is_tried_again(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, pulse = pulsed(place)
     with lock:
-        failed = []
+        failed: list[int] = []
 
-        def fail(*_args):
+        def fail(*_args: Any) -> None:
             failed.append(1)
             raise OSError(28, "No space left on device")
 

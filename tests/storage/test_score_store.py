@@ -9,7 +9,8 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ VALUES = ("log_likelihood", "is_greedy", "response", "score", "aggregate")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_folder) -> models.Model:
+def model(tiny_folder: Path) -> models.Model:
     return models.load(str(tiny_folder))
 
 
@@ -99,12 +100,12 @@ def short_texts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "rows")
 
 
 @pytest.fixture(scope="module")
-def asked(data) -> dict[str, Any]:
+def keywords(data: Path) -> dict[str, Any]:
     """Answers of every kind."""
     return {
         "plan": PLANS[:2],
@@ -117,13 +118,15 @@ def asked(data) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(model, asked, tmp_path_factory) -> Scores:
+def whole(
+    model: models.Model, keywords: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Scores:
     """Finished, not to be changed."""
-    return repsim.evaluate(model, out=tmp_path_factory.mktemp("scores") / "whole.zarr", **asked)
+    return repsim.evaluate(model, out=tmp_path_factory.mktemp("scores") / "whole.zarr", **keywords)
 
 
 @pytest.fixture
-def copied(whole, tmp_path) -> Path:
+def copied(whole: Scores, tmp_path: Path) -> Path:
     shutil.copytree(whole.path, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
 
@@ -131,37 +134,39 @@ def copied(whole, tmp_path) -> Path:
 # What lies there
 
 
-def test_xarray_opens_it_as_it_is(whole):
-    found = xr.open_zarr(whole.path, consolidated=False)
-    assert {str(name): (found[name].dims, found[name].dtype.kind) for name in found.variables} == {
+def test_xarray_opens_it_as_it_is(whole: Scores) -> None:
+    dataset = xr.open_zarr(whole.path, consolidated=False)
+    assert {
+        str(name): (dataset[name].dims, dataset[name].dtype.kind) for name in dataset.variables
+    } == {
         name: (dims, np.dtype(kind).kind if kind != "T" else "T")
         for name, (dims, kind) in DTYPES.items()
     }
-    assert {name: str(found[name].dtype) for name, (_, kind) in DTYPES.items() if kind != "T"} == {
-        name: kind for name, (_, kind) in DTYPES.items() if kind != "T"
+    assert {
+        name: str(dataset[name].dtype) for name, (_, kind) in DTYPES.items() if kind != "T"
+    } == {name: kind for name, (_, kind) in DTYPES.items() if kind != "T"}
+    assert set(dataset.data_vars) == set(VALUES)
+    assert not list((Path(whole.path) / "analyses").glob("*/zarr.json"))
+    dataset.attrs = {
+        name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")
     }
-    assert set(found.data_vars) == set(VALUES)
-    assert not list((whole.path / "analyses").glob("*/zarr.json"))
-    found.attrs = {
-        name: value for name, value in found.attrs.items() if name not in ("arrays", "digest")
-    }
-    xr.testing.assert_identical(found.load(), whole.dataset.load())
-    assert set(found.attrs) >= {"identity", "layers", "requests", "extent", "kind"}
-    assert found.attrs["repsim_schema"] == SCHEMA_VERSION
-    assert found.attrs["extent"] == {name: found.sizes[name] for name in found.sizes}
-    assert found["log_likelihood"].attrs["units"] == "nat"
+    xr.testing.assert_identical(dataset.load(), whole.dataset.load())
+    assert set(dataset.attrs) >= {"identity", "layers", "requests", "extent", "kind"}
+    assert dataset.attrs["repsim_schema"] == SCHEMA_VERSION
+    assert dataset.attrs["extent"] == {name: dataset.sizes[name] for name in dataset.sizes}
+    assert dataset["log_likelihood"].attrs["units"] == "nat"
 
 
-def test_names_and_what_does_not_apply(whole):
-    found = whole.dataset.load()
-    assert found["plan"].values.tolist() == ["0-5", "0, 1, 5"]
-    assert found["plan_name"].values.tolist() == list(PLANS[:2])
-    assert found["task"].values.tolist() == list(TASKS)
-    assert found["num_fewshot"].values.tolist() == [0] * 4 + [SHOTS] * 3
+def test_names_and_what_does_not_apply(whole: Scores) -> None:
+    dataset = whole.dataset.load()
+    assert dataset["plan"].values.tolist() == ["0-5", "0, 1, 5"]
+    assert dataset["plan_name"].values.tolist() == list(PLANS[:2])
+    assert dataset["task"].values.tolist() == list(TASKS)
+    assert dataset["num_fewshot"].values.tolist() == [0] * 4 + [SHOTS] * 3
     exact = ["exact_match,strict-match", "exact_match,flexible-extract"]
     words = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
-    assert found["metric"].values.tolist() == ["perplexity", "acc", "acc_norm", *exact, *words]
-    recall = found.sel(task="recall")
+    assert dataset["metric"].values.tolist() == ["perplexity", "acc", "acc_norm", *exact, *words]
+    recall = dataset.sel(task="recall")
     assert recall["aggregation"].values.tolist() == ["perplexity", "mean", *[""] * 6]
     assert recall["higher_is_better"].values.tolist() == [0, 1, *[-1] * 6]
     for task, choices in {
@@ -172,32 +177,39 @@ def test_names_and_what_does_not_apply(whole):
         "gsm8k": 0,
         "wikitext": 0,
     }.items():
-        own = found.isel(
-            example=found["example_task"] == task, request=found["request_task"] == task
+        of_task = dataset.isel(
+            example=dataset["example_task"] == task, request=dataset["request_task"] == task
         )
-        assert own["example_doc"].values.tolist() == list(range(LIMIT))
-        assert set(own["example_choices"].values.tolist()) == {choices}
-        assert own.sizes["request"] == LIMIT * max(1, choices)
-        gold = own["example_gold"].values
+        assert of_task["example_doc"].values.tolist() == list(range(LIMIT))
+        assert set(of_task["example_choices"].values.tolist()) == {choices}
+        assert of_task.sizes["request"] == LIMIT * max(1, choices)
+        gold = of_task["example_gold"].values
         assert ((gold >= 0) & (gold < choices)).all() if choices else (gold == -1).all()
-        assert own["request_choice"].values.tolist() == list(range(max(1, choices))) * LIMIT
-        numbers, texts = np.isfinite(own["log_likelihood"].values), own["response"].values != ""
+        assert of_task["request_choice"].values.tolist() == list(range(max(1, choices))) * LIMIT
+        numbers, texts = (
+            np.isfinite(of_task["log_likelihood"].values),
+            of_task["response"].values != "",
+        )
         assert (numbers == (task != "gsm8k")).all()
         assert texts.all() if task == "gsm8k" else not texts.any()
-        assert ((own["is_greedy"].values >= 0) == (task != "gsm8k")).all()
-        applies = own.sel(task=task)["higher_is_better"].values >= 0
-        assert (np.isfinite(own["score"].values) == applies).all()
-        assert (np.isfinite(own["aggregate"].sel(task=task).values) == applies).all()
-    block, own = found["block"].values, found["request_example"].values
+        assert ((of_task["is_greedy"].values >= 0) == (task != "gsm8k")).all()
+        applies = of_task.sel(task=task)["higher_is_better"].values >= 0
+        assert (np.isfinite(of_task["score"].values) == applies).all()
+        assert (np.isfinite(of_task["aggregate"].sel(task=task).values) == applies).all()
+    block, example_of_request = dataset["block"].values, dataset["request_example"].values
     assert (np.diff(block) >= 0).all()
-    assert found.sizes["block"] == len(set(block.tolist())) > 5
-    assert (np.diff(own) >= 0).all()
-    assert (found["example_task"].values[own] == found["request_task"].values).all()
-    assert (found["example_doc"].values[own] == found["request_doc"].values).all()
-    assert len(set(found["request_digest"].values.tolist())) > LIMIT * len(TASKS)
+    assert dataset.sizes["block"] == len(set(block.tolist())) > 5
+    assert (np.diff(example_of_request) >= 0).all()
+    assert (
+        dataset["example_task"].values[example_of_request] == dataset["request_task"].values
+    ).all()
+    assert (
+        dataset["example_doc"].values[example_of_request] == dataset["request_doc"].values
+    ).all()
+    assert len(set(dataset["request_digest"].values.tolist())) > LIMIT * len(TASKS)
 
 
-def test_right_choices_of_the_whole_data_set_are_kept(whole):
+def test_right_choices_of_the_whole_data_set_are_kept(whole: Scores) -> None:
     """Whatever part of it was evaluated; a store from before has none."""
     kept = dict(zip(whole.tasks, whole.dataset["gold_count"].values.tolist(), strict=True))
     for name in ("grammar", "arithmetic", "knowledge"):
@@ -214,13 +226,13 @@ def test_right_choices_of_the_whole_data_set_are_kept(whole):
     assert before["gold_count"].tolist() == [()] * len(TASKS)
 
 
-def test_without_texts_there_is_no_response(model, tmp_path):
-    found = repsim.evaluate(model, **asked_of(tmp_path / "s.zarr"))
-    assert "response" not in found.dataset
+def test_without_texts_there_is_no_response(model: models.Model, tmp_path: Path) -> None:
+    scores = repsim.evaluate(model, **asked_of(tmp_path / "s.zarr"))
+    assert "response" not in scores.dataset
     assert repsim.verify(tmp_path / "s.zarr").damages == ()
 
 
-def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
+def test_it_is_opened_as_what_it_is(whole: Scores, model: models.Model, tmp_path: Path) -> None:
     capture = repsim.capture(model, limit=1, max_tokens=4, out=tmp_path / "c.zarr")
     assert isinstance(repsim.open(whole.path), Scores)
     assert isinstance(repsim.open(capture.path), repsim.Capture)
@@ -232,11 +244,11 @@ def test_it_is_opened_as_what_it_is(whole, model, tmp_path):
         open_capture(whole.path)
     with pytest.raises(RepsimError, match=r"^[^\n]*whole.zarr: [^\n]*scores[^\n]*$"):
         repsim.capture(model, limit=1, max_tokens=4, out=whole.path)
-    for one in (whole.path, capture.path):
-        assert repsim.verify(one).damages == ()
+    for path in (whole.path, capture.path):
+        assert repsim.verify(path).damages == ()
 
 
-def test_what_scores_say_of_themselves(whole):
+def test_what_scores_say_of_themselves(whole: Scores) -> None:
     shown = f"{whole!r} {whole.info}"
     for fact in (
         "tiny-llama",
@@ -258,7 +270,7 @@ def test_what_scores_say_of_themselves(whole):
     assert {"lm-eval", "datasets", "torch"} <= set(whole.identity["versions"])
 
 
-def test_results_are_kept_with_the_scores(copied):
+def test_results_are_kept_with_the_scores(copied: Path) -> None:
     result = xr.Dataset({"x": ("plan", np.arange(2.0))})
     repsim.open(copied).write_result("first", result)
     kept = xr.open_zarr(copied, group="analyses/first", consolidated=False).load()
@@ -270,7 +282,7 @@ def test_results_are_kept_with_the_scores(copied):
 
 
 @pytest.fixture(scope="module")
-def few(data) -> dict[str, Any]:
+def few(data: Path) -> dict[str, Any]:
     return {
         "plan": PLANS[:2],
         "tasks": ("recall", "gsm8k"),
@@ -281,24 +293,31 @@ def few(data) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def small(model, few, tmp_path_factory) -> Scores:
+def small(
+    model: models.Model, few: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Scores:
     """Finished, not to be changed."""
     return repsim.evaluate(model, out=tmp_path_factory.mktemp("scores") / "small.zarr", **few)
 
 
 @pytest.fixture
-def broken(small, tmp_path) -> Path:
+def broken(small: Scores, tmp_path: Path) -> Path:
     shutil.copytree(small.path, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
 
 
 def chunks_of(path: Path) -> dict[str, Path]:
     """One chunk of each array."""
-    found = {file.parent.name: next(file.rglob("[0-9]*")) for file in sorted(path.glob("*/c"))}
+    files = {file.parent.name: next(file.rglob("[0-9]*")) for file in sorted(path.glob("*/c"))}
     return {
-        name: next(one for one in (file, *file.rglob("*")) if one.is_file())
-        for name, file in found.items()
+        name: next(chunk for chunk in (file, *file.rglob("*")) if chunk.is_file())
+        for name, file in files.items()
     }
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    """File -> when it was changed last."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
 def flip(file: Path) -> None:
@@ -309,22 +328,25 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 @pytest.mark.parametrize("name", sorted(DTYPES))
-def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, broken, name, damage):
+def test_damage_is_named_and_what_was_filled_is_made_good(
+    small: Scores, model: models.Model, few: dict[str, Any], broken: Path, name: str, damage: str
+) -> None:
     """A damaged answer never passes for a sound one, nor does growing make it one; a damaged
     description is refused.
     """
     file = chunks_of(broken)[name]
     flip(file) if damage == "flipped" else file.unlink()
     key = file.relative_to(broken)
-    (found,) = repsim.verify(broken).damages
-    assert str(found) == f"{damage.replace('flipped', 'damaged')}: {name} whole ({key})"
-    before = {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()}
-    for options in ({}, {"plan": PLANS[:3], "limit": 3, "append": True}):
+    (damaged,) = repsim.verify(broken).damages
+    assert str(damaged) == f"{damage.replace('flipped', 'damaged')}: {name} whole ({key})"
+    before = times_of(broken)
+    again_and_more: list[dict[str, Any]] = [{}, {"plan": PLANS[:3], "limit": 3, "append": True}]
+    for options in again_and_more:
         with pytest.raises(RepsimError) as caught:
             repsim.evaluate(model, out=broken, **{**few, **options})
-        assert str(caught.value).startswith(f"{broken}: {found}")
+        assert str(caught.value).startswith(f"{broken}: {damaged}")
         assert "\n" not in str(caught.value)
-    assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
+    assert times_of(broken) == before
     if name in score_store.FILLED:
         assert str(caught.value).endswith("; add --repair")
         assert repsim.stores.repair_advice(broken, repsim.verify(broken))[0].endswith(
@@ -338,14 +360,27 @@ def test_damage_is_named_and_what_was_filled_is_made_good(small, model, few, bro
             RepsimError, match=r": it describes the store; evaluate again, to another --out$"
         ):
             repsim.evaluate(model, out=broken, repair=True, **few)
-        assert {one: one.stat().st_mtime_ns for one in broken.rglob("*") if one.is_file()} == before
+        assert times_of(broken) == before
 
 
-def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monkeypatch):
+def test_only_what_was_lost_is_computed_again(
+    whole: Scores,
+    model: models.Model,
+    keywords: dict[str, Any],
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs_of = score_store.array_specs
+
+    def specs_in_small_chunks(extent: Mapping[str, int]) -> dict[str, frame.ArraySpec]:
+        specs = specs_of(extent)
+        return {**specs, "response": replace(specs["response"], chunks=(64, 20))}
+
+    monkeypatch.setattr(score_store, "array_specs", specs_in_small_chunks)
     monkeypatch.setitem(
-        score_store.FILLED, "response", (*score_store.FILLED["response"][:3], (64, 20))
+        score_store.FILLED, "response", replace(score_store.FILLED["response"], chunks=(64, 20))
     )
-    lost = repsim.evaluate(model, out=copied.with_name("t.zarr"), **asked)
+    lost = repsim.evaluate(model, out=copied.with_name("t.zarr"), **keywords)
     flip(
         copied.with_name("t.zarr")
         / "response"
@@ -361,13 +396,20 @@ def test_only_what_was_lost_is_computed_again(whole, model, asked, copied, monke
         real(self, plan, block, **answers)
 
     monkeypatch.setattr(score_store.Writer, "put", watched)
-    mended = repsim.evaluate(model, out=lost.path, repair=True, **asked)
+    mended = repsim.evaluate(model, out=lost.path, repair=True, **keywords)
     assert 0 < len(put) < mended.dataset["done"].size
     xr.testing.assert_equal(mended.dataset.load(), whole.dataset.load())
 
 
 @pytest.mark.parametrize("name", [*score_store.FILLED, "task"])
-def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken, monkeypatch, name):
+def test_a_repair_that_is_cut_short_forgets_no_damage(
+    small: Scores,
+    model: models.Model,
+    few: dict[str, Any],
+    broken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
     """While the store is written anew; the lost answers must not pass for finished ones."""
     flip(broken / "log_likelihood" / "c" / "0" / "0")
     real = frame.create_or_resize
@@ -387,10 +429,12 @@ def test_a_repair_that_is_cut_short_forgets_no_damage(small, model, few, broken,
 
 
 @pytest.mark.parametrize("part", ["score", "log_likelihood", "example_gold"])
-def test_lost_metadata_is_refused(model, few, broken, part):
+def test_lost_metadata_is_refused(
+    model: models.Model, few: dict[str, Any], broken: Path, part: str
+) -> None:
     (broken / part / "zarr.json").unlink()
-    (found,) = repsim.verify(broken).damages
-    assert found == integrity.Damage(part, (), "metadata", True)
+    (damaged,) = repsim.verify(broken).damages
+    assert damaged == integrity.Damage(part, (), "metadata", True)
     for repair in (False, True):
         with pytest.raises(RepsimError, match=rf"^[^\n]*s.zarr: [^\n]*{part}[^\n]*$"):
             repsim.evaluate(model, out=broken, repair=repair, **few)
@@ -399,7 +443,7 @@ def test_lost_metadata_is_refused(model, few, broken, part):
 # Other writers, other schemas
 
 
-def test_another_schema_is_refused(copied):
+def test_another_schema_is_refused(copied: Path) -> None:
     root = json.loads((copied / "zarr.json").read_text())
     root["attributes"]["repsim_schema"] = SCHEMA_VERSION + 1
     (copied / "zarr.json").write_text(json.dumps(root))
@@ -410,12 +454,14 @@ def test_another_schema_is_refused(copied):
         repsim.open(copied)
 
 
-def test_a_store_that_is_being_written_is_refused(model, asked, copied):
+def test_a_store_that_is_being_written_is_refused(
+    model: models.Model, keywords: dict[str, Any], copied: Path
+) -> None:
     with WriterLock(location_of(copied)):
         assert not repsim.open(copied).remark
-        assert repsim.evaluate(model, out=copied, **asked)  # nothing to write
+        assert repsim.evaluate(model, out=copied, **keywords)  # nothing to write
         with pytest.raises(RepsimError, match=r"being written by process \d+ on "):
-            repsim.evaluate(model, out=copied, **{**asked, "plan": PLANS[:3], "append": True})
+            repsim.evaluate(model, out=copied, **{**keywords, "plan": PLANS[:3], "append": True})
     assert len(repsim.open(copied).plans) == 2
 
 
@@ -439,29 +485,40 @@ class Evaluations(Nursery):
 
 
 @pytest.fixture(scope="module")
-def nursery(tiny_folder, tmp_path_factory) -> Iterator[Nursery]:
+def nursery(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     with Evaluations(str(tiny_folder), tmp_path_factory.mktemp("told")) as nursery:
         yield nursery
 
 
 @pytest.fixture(scope="module")
-def call(data) -> dict[str, Any]:
-    asked = {"plan": list(PLANS[:4]), "tasks": [*OFFLINE[:2], "gsm8k"], "limit": LIMIT, "shots": 1}
-    return {**asked, "data_dir": str(data), "batch_tokens": 30}
+def call(data: Path) -> dict[str, Any]:
+    keywords = {
+        "plan": list(PLANS[:4]),
+        "tasks": [*OFFLINE[:2], "gsm8k"],
+        "limit": LIMIT,
+        "shots": 1,
+    }
+    return {**keywords, "data_dir": str(data), "batch_tokens": 30}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(nursery, call, tmp_path_factory) -> tuple[Path, Whole]:
+def uninterrupted(
+    nursery: Nursery, call: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Whole]:
     out = tmp_path_factory.mktemp("uninterrupted") / "s.zarr"
     return out, Whole.of(nursery, {**call, "out": str(out)})
 
 
-def test_an_evaluation_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
+def test_an_evaluation_that_is_killed_often(
+    nursery: Nursery, call: dict[str, Any], uninterrupted: tuple[Path, Whole], tmp_path: Path
+) -> None:
     call = {**call, "out": str(tmp_path / "made on the way" / "s.zarr")}
     kill_often(nursery, call, KILLS, uninterrupted[1], lambda: shutil.rmtree(call["out"]))
 
 
-def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_path):
+def test_an_extension_that_is_killed_often(
+    nursery: Nursery, call: dict[str, Any], uninterrupted: tuple[Path, Whole], tmp_path: Path
+) -> None:
     """By plans, tasks and examples at once."""
     more = {
         **call,
@@ -486,7 +543,9 @@ def test_an_extension_that_is_killed_often(nursery, call, uninterrupted, tmp_pat
     close(repsim.open(reference).dataset, repsim.open(tmp_path / "fresh.zarr").dataset)
 
 
-def test_of_two_writers_one_is_refused(nursery, call, uninterrupted, tmp_path):
+def test_of_two_writers_one_is_refused(
+    nursery: Nursery, call: dict[str, Any], uninterrupted: tuple[Path, Whole], tmp_path: Path
+) -> None:
     call = {**call, "out": str(tmp_path / "s.zarr")}
     writer = nursery.start(call, [10])
     assert writer.stops()
@@ -498,18 +557,20 @@ def test_of_two_writers_one_is_refused(nursery, call, uninterrupted, tmp_path):
     assert digests(call["out"]) == uninterrupted[1].digests
 
 
-def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterrupted, tmp_path):
+def test_a_reader_sees_what_is_finished_and_nothing_else(
+    nursery: Nursery, call: dict[str, Any], uninterrupted: tuple[Path, Whole], tmp_path: Path
+) -> None:
     expected = repsim.open(uninterrupted[0]).dataset.load()
     seen: list[int] = []
 
     def look() -> None:
         try:
-            found = repsim.open(tmp_path / "s.zarr").dataset
+            dataset = repsim.open(tmp_path / "s.zarr").dataset
         except RepsimError:
             assert not seen
             return
         # In this order: finished when read is on disk.
-        done, values = found["done"].values, found["score"].values
+        done, values = dataset["done"].values, dataset["score"].values
         finished = done[:, expected["block"].values]
         np.testing.assert_array_equal(values[finished], expected["score"].values[finished])
         seen.append(int(done.sum()))
@@ -527,7 +588,7 @@ def test_a_reader_sees_what_is_finished_and_nothing_else(nursery, call, uninterr
     assert len(set(seen)) > 3
 
 
-def test_a_signal_to_the_command(tiny_folder, tmp_path):
+def test_a_signal_to_the_command(tiny_folder: Path, tmp_path: Path) -> None:
     """The exit status says so, the message how to go on, and the same command goes on."""
     out = tmp_path / "s.zarr"
     words = [
@@ -555,4 +616,5 @@ def test_a_signal_to_the_command(tiny_folder, tmp_path):
     assert process.returncode == 0, lines
     assert "40 examples of recall, knowledge" in shown
     assert not repsim.open(out).remark
-    assert np.isfinite(of_plan(repsim.open(out), "baseline")["score"].values).any(-1).all()
+    scores = open_scores(out)
+    assert np.isfinite(of_plan(scores, "baseline")["score"].values).any(-1).all()

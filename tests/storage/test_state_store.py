@@ -5,19 +5,24 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
 
 from repsim.errors import RepsimError
 from repsim.options import COMPRESSION
 from repsim.schema import SCHEMA_VERSION, Identity
 from repsim.storage import frame, state_store
 from repsim.storage import lock as locks
+from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import StoreGroup, exists
 from repsim.storage.integrity import check, invalidate
@@ -33,6 +38,7 @@ from support.stores import (
     begin,
     bytes_in,
     dataset_of,
+    folder_of,
     layout_of,
     sums_of,
     write,
@@ -40,19 +46,19 @@ from support.stores import (
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_store, "CHUNK_BYTES", 0)  # chunks of 64 tokens, the smallest
 
 
 @pytest.fixture
-def place(tmp_path) -> LocalFolder:
-    return location_of(tmp_path / "made" / "on the way" / "s.zarr")
+def place(tmp_path: Path) -> LocalFolder:
+    return folder_of(tmp_path / "made" / "on the way" / "s.zarr")
 
 
 # Values worked out by hand
 
 
-def test_sizes_of_a_layout():
+def test_sizes_of_a_layout() -> None:
     layout = layout_of()  # the root; 0, 1, 2; 2 after 0; (0|1) twice; 0.mlp
     assert (len(layout.trie), layout.tokens) == (8, 147)
     everything = np.ones((8, 3), bool)
@@ -66,7 +72,7 @@ def test_sizes_of_a_layout():
     assert layout.bytes_of(np.zeros((8, 3), bool)) == 0
 
 
-def test_blocks_and_kept_tokens_of_a_layout():
+def test_blocks_and_kept_tokens_of_a_layout() -> None:
     layout = layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2")
     assert [at.tolist() for at in layout.positions] == [[0, 2, 4], [0, 2], [0]]
     assert (layout.token_starts.tolist(), layout.sample_starts.tolist()) == ([0, 5, 6], [0, 2, 3])
@@ -85,11 +91,11 @@ def test_blocks_and_kept_tokens_of_a_layout():
         (4, 1, 1),
     ],
 )
-def test_tokens_in_a_chunk(units, tokens, chunk):
+def test_tokens_in_a_chunk(units: int, tokens: int, chunk: int) -> None:
     assert layout_of((tokens,), units=units).chunk_tokens == chunk
 
 
-def test_names_and_coordinates(place):
+def test_names_and_coordinates(place: LocalFolder) -> None:
     layout = layout_of((3, 2), commands=({"model": "m", "plan": ["baseline"]},))
     begin(place, layout)
     dataset = dataset_of(place)
@@ -161,7 +167,9 @@ def test_names_and_coordinates(place):
     ("tokens", "ids", "positions"),
     [("last", [2, 4], [2, 1]), ("every:2", [0, 2, 3], [0, 2, 0]), ("mean", [-1, -1], [-1, -1])],
 )
-def test_tokens_that_are_kept(place, tokens, ids, positions):
+def test_tokens_that_are_kept(
+    place: LocalFolder, tokens: str, ids: list[int], positions: list[int]
+) -> None:
     layout = layout_of((3, 2), tokens=tokens)
     states = write(place, layout)
     dataset = dataset_of(place)
@@ -171,7 +179,7 @@ def test_tokens_that_are_kept(place, tokens, ids, positions):
     assert_array_equal(dataset["hidden"], states)
 
 
-def test_where_plans_end_and_blocks_start(place):
+def test_where_plans_end_and_blocks_start(place: LocalFolder) -> None:
     begin(place, layout_of((5, 4, 2), blocks=(2, 1), tokens="every:2"))
     dataset = dataset_of(place)
     assert plan_ends(dataset).tolist() == [3, 4, 6, 7]
@@ -179,7 +187,7 @@ def test_where_plans_end_and_blocks_start(place):
     assert (tokens.tolist(), samples.tolist()) == ([0, 5, 6], [0, 2, 3])
 
 
-def test_the_trie_can_be_read_back(place):
+def test_the_trie_can_be_read_back(place: LocalFolder) -> None:
     layout = layout_of(plans=("painters", "dropouts"))
     begin(place, layout)
     dataset = dataset_of(place)
@@ -193,7 +201,7 @@ def test_the_trie_can_be_read_back(place):
         ]
 
 
-def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
+def test_a_chunk_is_one_node_by_a_run_of_tokens(place: LocalFolder, small_chunks: None) -> None:
     write(place, layout_of(logprobs=True))
     dataset = dataset_of(place)
     assert dataset["hidden"].encoding["chunks"] == (1, 64, 4)
@@ -210,7 +218,9 @@ def test_a_chunk_is_one_node_by_a_run_of_tokens(place, small_chunks):
 @pytest.mark.parametrize(
     "lengths", [(300,), (147,), (70, 7, 60, 10), (64, 64, 19), (1, 1, 61, 2, 82), (100, 200, 90)]
 )
-def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compression, dtype, lengths):
+def test_what_is_written_in_blocks_is_read_whole(
+    place: LocalFolder, small_chunks: None, compression: str, dtype: str, lengths: tuple[int, ...]
+) -> None:
     layout = layout_of(lengths, units=16, dtype=dtype, logprobs=True, compression=compression)
     states = write(place, layout)
     dataset = dataset_of(place)
@@ -224,7 +234,9 @@ def test_what_is_written_in_blocks_is_read_whole(place, small_chunks, compressio
     assert np.isnan(np.delete(logprob, ends, 0)).all()
 
 
-def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
+def test_files_past_zarr_are_those_of_zarr(
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = layout_of((100, 200, 90), units=16)
     direct, through = (location_of(tmp_path / name) for name in ("direct", "through"))
     write(direct, layout)
@@ -233,14 +245,16 @@ def test_files_past_zarr_are_those_of_zarr(tmp_path, small_chunks, monkeypatch):
     assert bytes_in(direct) == bytes_in(through)
 
 
-def test_memory_holds_the_same_store(place, small_chunks):
+def test_memory_holds_the_same_store(place: LocalFolder, small_chunks: None) -> None:
     layout, elsewhere = layout_of(logprobs=True), location_of("memory://test-store")
     write(place, layout)
     write(elsewhere, layout)
     xr.testing.assert_identical(dataset_of(place).load(), dataset_of(elsewhere).load())
 
 
-def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
+def test_done_names_finished_blocks_and_the_rest_is_nan(
+    place: LocalFolder, small_chunks: None
+) -> None:
     layout = layout_of(logprobs=True)
     begin(place, layout)
     assert np.isnan(dataset_of(place)["hidden"].values).all()
@@ -262,13 +276,13 @@ def test_done_names_finished_blocks_and_the_rest_is_nan(place, small_chunks):
     assert_array_equal(dataset_of(place)["hidden"], states)
 
 
-def test_blocks_are_written_in_any_order(place, small_chunks):
+def test_blocks_are_written_in_any_order(place: LocalFolder, small_chunks: None) -> None:
     layout = layout_of()
     states = write(place, layout, blocks=[2, 0, 1])
     assert_array_equal(dataset_of(place)["hidden"], states)
 
 
-def test_opening_reads_no_states(place):
+def test_opening_reads_no_states(place: LocalFolder) -> None:
     begin(place, layout_of())
     hidden = dataset_of(place)["hidden"]
     piece = hidden.isel(node=slice(1, 3), token=slice(5))
@@ -278,7 +292,7 @@ def test_opening_reads_no_states(place):
     assert not hidden.variable._in_memory
 
 
-def test_statistics_without_states(place):
+def test_statistics_without_states(place: LocalFolder) -> None:
     layout = layout_of((5, 4, 2), blocks=(2, 1), keep=False, statistics=(SUMS,), logprobs=True)
     states = write(place, layout)
     dataset = dataset_of(place)
@@ -286,20 +300,24 @@ def test_statistics_without_states(place):
     assert dataset["done"].values.tolist() == [[bool(wanted)] * 2 for wanted in layout.wanted]
     assert_array_equal(dataset["logprob"][7], states[7, :, 0])
     whole = np.concatenate([sums_of(layout, 2, block) for block in range(2)])
-    found = read_statistic(StoreGroup.open(place), "own.sum", 2, slice(3))
-    assert_array_equal(found[:, :3], whole)
-    assert np.isnan(found[:, 3]).all()  # the plan has three states, the deepest four
-    assert_array_equal(
-        read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), found[1:2]
-    )
+    sums = read_statistic(StoreGroup.open(place), "own.sum", 2, slice(3))
+    assert_array_equal(sums[:, :3], whole)
+    assert np.isnan(sums[:, 3]).all()  # the plan has three states, the deepest four
+    assert_array_equal(read_statistic(StoreGroup.open(place), "own.sum", 2, slice(1, 2)), sums[1:2])
 
 
 # Growth
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep):
-    options = {"keep": keep, "logprobs": True, "statistics": () if keep else (SUMS,)}
+def test_a_finished_store_grows_and_keeps_what_it_had(
+    place: LocalFolder, small_chunks: None, keep: bool
+) -> None:
+    options: dict[str, Any] = {
+        "keep": keep,
+        "logprobs": True,
+        "statistics": () if keep else (SUMS,),
+    }
     layout = layout_of(**options)
     write(place, layout)
     before, reader = dataset_of(place).load(), dataset_of(place)
@@ -321,12 +339,14 @@ def test_a_finished_store_grows_and_keeps_what_it_had(place, small_chunks, keep)
         assert_array_equal(grown["hidden"], states)
     else:
         for plan, samples in ((1, 5), (4, 5)):
-            found = read_statistic(StoreGroup.open(place), "own.sum", plan, slice(samples))
+            sums = read_statistic(StoreGroup.open(place), "own.sum", plan, slice(samples))
             expected = np.concatenate([sums_of(larger, plan, block) for block in range(5)])
-            assert_array_equal(found[:, : expected.shape[1]], expected)
+            assert_array_equal(sums[:, : expected.shape[1]], expected)
 
 
-def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
+def test_a_store_grows_beyond_a_chunk_of_what_describes_it(
+    place: LocalFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(frame, "CHUNKS", dict.fromkeys(frame.CHUNKS, 2))
     monkeypatch.setattr(state_store, "DONE_CHUNKS", (2, 2))
     write(place, layout_of())
@@ -339,22 +359,27 @@ def test_a_store_grows_beyond_a_chunk_of_what_describes_it(place, monkeypatch):
     assert_array_equal(grown["hidden"], states)
 
 
-def _stop(*_args, **_options):
+def _stop(*_args: Any, **_options: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 4, 15, 16, 22, 99])
 @pytest.mark.parametrize("then", ["the same", "more"])
 def test_a_store_whose_growth_was_cut_short_is_as_it_was(
-    place, monkeypatch, small_chunks, stop_after, then
-):
+    place: LocalFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    small_chunks: None,
+    stop_after: int,
+    then: str,
+) -> None:
     layout, larger = layout_of(logprobs=True), layout_of(MORE_LENGTHS, MORE_PLANS, logprobs=True)
     write(place, layout, blocks=[0, 1])
     before = dataset_of(place).load()
     with monkeypatch.context() as patch:
-        written, write_whole = [], LocalFolder.write
+        written: list[str] = []
+        write_whole = LocalFolder.write
 
-        def write_some(place, key, data):
+        def write_some(place: LocalFolder, key: str, data: bytes) -> None:
             if len(written) == stop_after and key.endswith("zarr.json"):
                 _stop()
             written.append(key)
@@ -374,15 +399,19 @@ def test_a_store_whose_growth_was_cut_short_is_as_it_was(
     assert_array_equal(dataset["hidden"], states)
 
 
-@pytest.mark.parametrize("made", [0, 3, 99])
-def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
+@pytest.mark.parametrize("stop_before", [0, 3, 99])
+def test_a_half_made_store_is_begun_anew(
+    place: LocalFolder, monkeypatch: pytest.MonkeyPatch, stop_before: int
+) -> None:
     layout = layout_of()
     with monkeypatch.context() as patch:
         create, count = zarr.Group.create_array, iter(range(100))
         patch.setattr(
             zarr.Group,
             "create_array",
-            lambda *args, **options: _stop() if next(count) == made else create(*args, **options),
+            lambda *args, **options: (
+                _stop() if next(count) == stop_before else create(*args, **options)
+            ),
         )
         patch.setattr(zarr.core.attributes.Attributes, "put", _stop)
         with pytest.raises(KeyboardInterrupt):
@@ -397,7 +426,7 @@ def test_a_half_made_store_is_begun_anew(place, monkeypatch, made):
     assert exists(place)
 
 
-def test_a_writer_that_lost_its_lock_finishes_nothing_more(place):
+def test_a_writer_that_lost_its_lock_finishes_nothing_more(place: LocalFolder) -> None:
     layout = layout_of()
     with WriterLock(place) as lock:
         writer = state_store.prepare(place, layout, lock)
@@ -427,15 +456,17 @@ for options in ({"consolidated": False}, {}):
 
 
 @pytest.mark.parametrize("compression", COMPRESSION)
-def test_xarray_alone_reads_a_store(place, tmp_path, small_chunks, compression):
+def test_xarray_alone_reads_a_store(
+    place: LocalFolder, tmp_path: Path, small_chunks: None, compression: str
+) -> None:
     states = write(place, layout_of(compression=compression))
     np.save(tmp_path / "expected.npy", states[[0, 1, 4]])
     command = [sys.executable, "-c", WITHOUT_REPSIM, str(place), str(tmp_path / "expected.npy")]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (found.returncode, found.stderr) == (0, "")
+    reading = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (reading.returncode, reading.stderr) == (0, "")
 
 
-def test_opening_without_options_warns_of_consolidated_metadata_only(place):
+def test_opening_without_options_warns_of_consolidated_metadata_only(place: LocalFolder) -> None:
     begin(place, layout_of(logprobs=True))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -448,7 +479,7 @@ def test_opening_without_options_warns_of_consolidated_metadata_only(place):
     xr.testing.assert_identical(dataset, dataset_of(place))
 
 
-def test_results_are_replaced_and_do_not_disturb_the_store(place):
+def test_results_are_replaced_and_do_not_disturb_the_store(place: LocalFolder) -> None:
     write(place, layout_of())
     before = dataset_of(place).load()
     first = xr.Dataset(
@@ -469,7 +500,7 @@ def test_results_are_replaced_and_do_not_disturb_the_store(place):
     ]
 
 
-def test_a_finished_store_is_not_written_again(place):
+def test_a_finished_store_is_not_written_again(place: LocalFolder) -> None:
     layout = layout_of(logprobs=True)
     write(place, layout)
     before = {key: (place.path / key).stat().st_mtime_ns for key in place.sizes()}
@@ -505,7 +536,9 @@ def test_a_finished_store_is_not_written_again(place):
         ),
     ],
 )
-def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logprob, message):
+def test_states_that_do_not_fit_are_refused_and_not_written(
+    place: LocalFolder, states: NDArray[Any], logprob: NDArray[Any] | None, message: str
+) -> None:
     layout = layout_of(logprobs=True)
     write(place, layout, blocks=[0, 1])
     before = bytes_in(place)
@@ -518,7 +551,7 @@ def test_states_that_do_not_fit_are_refused_and_not_written(place, states, logpr
     assert bytes_in(place) == before
 
 
-def test_what_is_no_store_is_not_replaced(place):
+def test_what_is_no_store_is_not_replaced(place: LocalFolder) -> None:
     place.path.mkdir(parents=True)
     (place.path / "letter.txt").write_text("kept")
     with pytest.raises(
@@ -528,7 +561,7 @@ def test_what_is_no_store_is_not_replaced(place):
     assert [file.name for file in place.path.rglob("*") if file.is_file()] == ["letter.txt"]
 
 
-def test_places_that_cannot_be_written_to(tmp_path):
+def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(
         RepsimError, match=r"s\.zarr: cannot be written: Not a directory; choose another --out$"
@@ -542,16 +575,16 @@ def test_places_that_cannot_be_written_to(tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(
-    place, monkeypatch, small_chunks
-):
+    place: LocalFolder, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+) -> None:
     layout = layout_of((64, 64), units=16)
     write(place, layout, blocks=[0])
 
-    def full(*_args):
+    def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(state_store.ChunkFiles, "put", full)
+        patch.setattr(ChunkFiles, "put", full)
         with pytest.raises(
             RepsimError, match="cannot be written: No space left on device; make that good, and"
         ) as caught:
@@ -568,24 +601,24 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(
         ({"compression": "zip"}, "^compression 'zip': choose none, fast, small$"),
     ],
 )
-def test_other_dtypes_and_compressions_are_refused(options, message):
+def test_other_dtypes_and_compressions_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RepsimError, match=message):
         layout_of(**options)
 
 
-def _file(path):
+def _file(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("text")
 
 
-def _another_group(path):
+def _another_group(path: Path) -> None:
     xr.Dataset({"x": ("y", [1.0])}).to_zarr(path, zarr_format=3, consolidated=False)
 
 
-def _changed(**attributes):
+def _changed(**attributes: Any) -> Callable[[Path], None]:
     """With other attributes, for which nothing vouches."""
 
-    def change(path):
+    def change(path: Path) -> None:
         begin(location_of(path), layout_of())
         metadata = json.loads((path / "zarr.json").read_text())
         metadata["attributes"] |= attributes
@@ -594,7 +627,7 @@ def _changed(**attributes):
     return change
 
 
-def _broken(path):
+def _broken(path: Path) -> None:
     path.mkdir(parents=True)
     (path / "zarr.json").write_text("{")
 
@@ -624,7 +657,9 @@ def _broken(path):
         ),
     ],
 )
-def test_what_is_no_store_is_refused(place, make, message):
+def test_what_is_no_store_is_refused(
+    place: LocalFolder, make: Callable[[Path], Any], message: str
+) -> None:
     make(place.path)
     with pytest.raises(RepsimError) as caught:
         dataset_of(place)
@@ -633,7 +668,9 @@ def test_what_is_no_store_is_refused(place, make, message):
 
 
 @pytest.mark.parametrize("make", [_broken, _another_group, _changed(repsim_schema=1)])
-def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
+def test_what_is_no_store_of_this_schema_is_not_written_to(
+    place: LocalFolder, make: Callable[[Path], Any]
+) -> None:
     make(place.path)
     before = bytes_in(place)
     with pytest.raises(RepsimError, match=r"schema 1, this|not a repsim capture"):
@@ -644,7 +681,7 @@ def test_what_is_no_store_of_this_schema_is_not_written_to(place, make):
 # Buckets
 
 
-def test_a_store_in_a_bucket_grows_and_is_repaired():
+def test_a_store_in_a_bucket_grows_and_is_repaired() -> None:
     """Metadata and chunks that a writer has read, it replaces and deletes itself, and is not taken
     for another.
     """

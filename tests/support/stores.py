@@ -1,6 +1,9 @@
 """Small captures written without a model: layouts, states, and what lies in the store."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +14,7 @@ from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import Location
+from repsim.storage.location import LocalFolder, Location, location_of
 from repsim.storage.lock import WriterLock
 
 IDENTITY = Identity(
@@ -27,12 +30,18 @@ ALL_STATES = np.random.default_rng(0).normal(size=(12, 400, 16)).astype("float32
 
 
 def layout_of(
-    lengths=LENGTHS, plans=PLANS, units=4, dtype="float32", blocks=None, tokens="all", **options
-):
+    lengths: Sequence[int] = LENGTHS,
+    plans: str | Sequence[str] = PLANS,
+    units: int = 4,
+    dtype: str = "float32",
+    blocks: tuple[int, ...] | None = None,
+    tokens: str = "all",
+    **options: Any,
+) -> state_store.Layout:
     """Every sample a block, unless said otherwise; token ids count on from sample to sample."""
     named = resolve(plans, 3)
     ids = np.split(np.arange(sum(lengths), dtype=np.int32), np.cumsum(lengths)[:-1])
-    samples = tuple(Sample(f"key{row}", these) for row, these in enumerate(ids))
+    samples = tuple(Sample(f"key{row}", token_ids) for row, token_ids in enumerate(ids))
     trie = PlanTrie.build(item.plan for item in named)
     identity = replace(IDENTITY, tokens=tokens)
     return state_store.Layout(
@@ -53,7 +62,9 @@ def states_of(layout: state_store.Layout) -> np.ndarray:
     return ALL_STATES[: len(layout.trie), : layout.tokens, : layout.units].astype(layout.dtype)
 
 
-def write(place: Location, layout: state_store.Layout, blocks=None) -> np.ndarray:
+def write(
+    place: Location, layout: state_store.Layout, blocks: Sequence[int] | None = None
+) -> np.ndarray:
     """Writes what these blocks lack, as a capture does; all blocks if none are named."""
     states = states_of(layout)
     with WriterLock(place) as lock:
@@ -89,8 +100,22 @@ def begin(place: Location, layout: state_store.Layout) -> None:
     write(place, layout, blocks=())
 
 
+def folder_of(path: Path) -> LocalFolder:
+    """The place of a path, which is a folder."""
+    place = location_of(path)
+    assert isinstance(place, LocalFolder)
+    return place
+
+
+def read_bytes(place: Location, key: str) -> bytes:
+    """The bytes at a key where there are some."""
+    data = place.read(key)
+    assert data is not None
+    return data
+
+
 def bytes_in(place: Location) -> dict[str, bytes]:
-    return {key: place.read(key) for key in place.sizes()}
+    return {key: read_bytes(place, key) for key in place.sizes()}
 
 
 def dataset_of(place: Location) -> xr.Dataset:
