@@ -263,4 +263,9 @@ def _storable(command: dict[str, Any]) -> dict[str, Any]:
         command["data_dir"] = "DIR"
     if "model_dtype" in command:
         command["model_dtype"] = str(command["model_dtype"]).removeprefix("torch.")
-    return {name: value for name, value in command.items() if value not in ("", None, False)}
+    # Zero is a number of solved examples, and equal to False.
+    return {
+        name: value
+        for name, value in command.items()
+        if value is not False and value not in ("", None)
+    }

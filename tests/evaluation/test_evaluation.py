@@ -321,6 +321,16 @@ def test_a_model_by_name_and_the_default_path(
     assert f"--model-dtype bfloat16 --out {scores.path}" in scores.commands[0]
 
 
+def test_no_solved_examples_is_a_request_as_well(model: models.Model, path: Path) -> None:
+    """Zero is not the task's own number, so the command that a store keeps has to name it."""
+    scores = repsim.evaluate(model, tasks="grammar", limit=1, shots=0, out=path)
+    assert "--shots 0 " in scores.commands[0]
+    by_default = repsim.evaluate(
+        model, tasks="grammar", limit=1, out=path.with_name("by default.zarr")
+    )
+    assert "--shots" not in by_default.commands[0]
+
+
 # Interrupted, and gone on with
 
 
