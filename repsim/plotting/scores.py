@@ -250,8 +250,9 @@ def _draw_loops_by_width(result: xr.Dataset) -> Figure:
         )
         axes.invert_yaxis()
         axes.spines[:].set_visible(True)
+        _, bar = figure.axes
         for level in {0, 1} - {low, high}:
-            axes.collections[0].colorbar.ax.axhline(level, color="white", linewidth=0.8)
+            bar.axhline(level, color="white", linewidth=0.8)
 
         # The best of each width in a frame.
         for column in np.flatnonzero(table.count() > 1).tolist():

@@ -419,7 +419,13 @@ def test_seaborn_neither_meets_our_settings_nor_changes_the_users(tmp_path: Path
         "assert dict(matplotlib.rcParams) == before;"
         "import matplotlib.pyplot as plt; assert not plt.get_fignums()"
     )
-    command = [sys.executable, "-c", script, Path(__file__).parents[1], tmp_path / "there"]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(Path(__file__).parents[1]),
+        str(tmp_path / "there"),
+    ]
     subprocess.run(command, check=True)
     plotting.save(draw_cached(10, "fig10"), tmp_path / "here")
     for suffix in (".png", ".pdf"):
