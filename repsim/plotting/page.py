@@ -1,7 +1,8 @@
 """What all figures share: style, page and saving; nothing here knows what is drawn.
 
 A figure takes its words and numbers from a Dataset, its style from this module and nothing from
-the user's settings, so the same result gives the same bytes everywhere. pyplot is never imported.
+the user's settings, so the same result gives the same bytes everywhere. pyplot is never used; only
+seaborn, which draws one figure of scores, imports it.
 """
 
 from __future__ import annotations

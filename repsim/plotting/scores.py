@@ -12,11 +12,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, printable
 from repsim.plotting.curves import (
@@ -56,7 +56,6 @@ from repsim.studies.painters import (
     MIDDLE_CURVES,
     SINGLE_LAYER_CURVES,
     Curve,
-    count_affected,
     count_places,
     describe_middle,
 )
@@ -225,37 +224,46 @@ def _draw_loops_by_width(result: xr.Dataset) -> Figure:
     """Figure 10: a heat map, widths to the right and loops upwards; of equals, the fewest loops are
     framed.
     """
-    values, first_start = _arrange_loops_by_width(result)
+    # seaborn remembers the settings it meets when it is first imported and imports pyplot, so it is
+    # imported outside our style and by this figure only. It suits a table whose rows and columns
+    # have one label each; the matrices of states have one per run of steps.
+    import seaborn
+
+    table = _tabulate_loops_by_width(result)
     layers = int(result.attrs["layers"])
     with blank_page("page", 0.62, "constrained") as figure:
         axes = figure.subplots()
 
-        # Cells, the best of each width in a frame, and their scale.
+        # Cells and their scale. In a PDF the cells are an image; shapes have hairlines between.
         palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
-        low, high = min(0, np.nanmin(values)), max(1, np.nanmax(values))
-        cells: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-        image = axes.imshow(values, palette, vmin=low, vmax=high, **cells)
-        for column in np.flatnonzero(np.isfinite(values).sum(0) > 1).tolist():
-            _frame_cell(axes, column, int(np.nanargmax(values[:, column])))
-        bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.set_label(f"mean {SCORE}" + " (grey: no score)" * bool(np.isnan(values).any()))
+        low, high = min(0, table.min(axis=None)), max(1, table.max(axis=None))
+        label = f"mean {SCORE}" + " (grey: no score)" * bool(table.isna().any(axis=None))
+        seaborn.heatmap(
+            table,
+            vmin=low,
+            vmax=high,
+            cmap=palette,
+            ax=axes,
+            rasterized=True,
+            xticklabels=label_step(table.shape[1], WIDE),
+            cbar_kws={"label": label, "aspect": 25, "pad": 0.02},
+        )
+        axes.invert_yaxis()
+        axes.spines[:].set_visible(True)
+        _, bar = figure.axes
         for level in {0, 1} - {low, high}:
-            bar.ax.axhline(level, color="white", linewidth=0.8)
+            bar.axhline(level, color="white", linewidth=0.8)
 
-        # Axes and title.
-        columns = range(0, values.shape[1], label_step(values.shape[1], WIDE))
-        widths = [
-            count_affected("looped_parallel", {"start": first_start - column}, layers)
-            for column in columns
-        ]
-        axes.set_xticks(columns, [str(width) for width in widths])
-        step = label_step(len(values), WIDE)
-        rows = [row for row in range(len(values)) if row == 0 or (row + 1) % step == 0]
-        axes.set_yticks(rows, [str(row + 1) for row in rows])
-        axes.set(xlabel="number of parallel layers M", ylabel="loops")
+        # The best of each width in a frame.
+        for column in np.flatnonzero(table.count() > 1).tolist():
+            _frame_cell(axes, column, int(np.nanargmax(table.values[:, column])))
+
+        # Rows are labelled at round numbers. Then the title.
+        step = label_step(len(table), WIDE)
+        rows = [row for row, loops in enumerate(table.index) if loops == 1 or loops % step == 0]
+        axes.set_yticks([row + 0.5 for row in rows], table.index[rows].map(str), rotation=0)
         lines = (
-            f"{np.isfinite(values).sum()} of {values.size} cells · "
+            f"{table.count().sum()} of {table.size} cells · "
             "framed: the best number of loops for each M",
             "colours: the mean over benchmarks, from 0 (chance) to 1 (full model)",
             _describe_left_out(result),
@@ -265,34 +273,32 @@ def _draw_loops_by_width(result: xr.Dataset) -> Figure:
     return figure
 
 
-def _arrange_loops_by_width(result: xr.Dataset) -> tuple[NDArray[np.float64], int]:
-    """Mean scores of the looped variants, `[loops - 1, width]`, NaN where there is none, and the
-    start of the first and narrowest width.
+def _tabulate_loops_by_width(result: xr.Dataset) -> pd.DataFrame:
+    """Mean scores of the looped variants: a row per number of loops, a column per width, NaN where
+    there is none.
 
     Raises:
         RepsimError: no width has several numbers of loops, or none of these has a score.
     """
-    family, start, loops = (
-        result[f"variant_{name}"].values for name in ("family", "start", "loops")
-    )
-    rows = np.flatnonzero(family == "looped_parallel")
+    names = {"variant_loops": "loops", "variant_affected": "number of parallel layers M"}
+    loops, width = names.values()
+    variants = result["mean"].to_dataframe().rename(columns=names)
+    looped = variants[variants["variant_family"] == "looped_parallel"]
     # A width with a single number of loops has no best one: M = 1, say, whose loop is the baseline.
-    starts, counts = np.unique(start[rows], return_counts=True)
-    rows = rows[np.isin(start[rows], starts[counts > 1])]
-    if not len(rows):
+    looped = looped[looped.groupby(width)[loops].transform("count") > 1]
+    if looped.empty:
         raise _missing_plans(result, 10, "looped_parallel with several loops")
-    first_start = start[rows].max()
-    values = np.full((loops[rows].max(), np.ptp(start[rows]) + 1), np.nan)
-    values[loops[rows] - 1, first_start - start[rows]] = result["mean"].values[rows]
-    if np.isnan(values).all():
-        raise _missing_scores(10, "looped_parallel", len(rows))
-    return values, int(first_start)
+    if looped["mean"].isna().all():
+        raise _missing_scores(10, "looped_parallel", len(looped))
+    # What was not evaluated has a row and a column as well; widths grow by a layer at both ends.
+    rows = pd.RangeIndex(1, looped[loops].max() + 1, name=loops)
+    columns = pd.RangeIndex(looped[width].min(), looped[width].max() + 1, 2, name=width)
+    return looped.pivot(index=loops, columns=width, values="mean").reindex(rows, columns=columns)
 
 
 def _frame_cell(axes: Axes, column: int, row: int) -> None:
     """A frame around a cell, with a white edge so that it is seen in grey."""
-    corner = (column - 0.5, row - 0.5)
-    frame = Rectangle(corner, 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
+    frame = Rectangle((column, row), 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
     frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
     axes.add_patch(frame)
 

@@ -2,6 +2,8 @@
 the result.
 """
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -330,24 +332,24 @@ def grid(
 
 def frames(axes: Any) -> set[Any]:
     """Column and row of each."""
-    return {(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in axes.patches}
+    return {patch.get_xy() for patch in axes.patches}
 
 
 def cells(axes: Any) -> NDArray[Any]:
     """`[loop, width]`, NaN where there is none."""
-    return np.ma.filled(axes.images[0].get_array(), np.nan)
+    return np.ma.filled(axes.collections[0].get_array(), np.nan)
 
 
 def test_loops_by_width_by_hand() -> None:
     figure: Any = plotting.degradation(grid([[0.2, 0.9], [0.5, 0.8], [0.4, -0.1]]), 10)
     axes, bar = figure.axes
     assert cells(axes).tolist() == [[0.9, 0.2], [0.8, 0.5], [-0.1, 0.4]]  # wider to the right
-    assert axes.images[0].origin == "lower"
+    assert axes.get_ylim() == (0, 3)  # more loops upwards
     assert tick_texts(axes.xaxis) == ["21", "23"]
     assert tick_texts(axes.yaxis) == ["1", "2", "3"]
     assert frames(axes) == {(0, 0), (1, 1)}
     assert all(patch.get_edgecolor() == to_rgba(MARK) and not patch.fill for patch in axes.patches)
-    assert axes.images[0].get_clim() == (-0.1, 1)
+    assert axes.collections[0].get_clim() == (-0.1, 1)
     assert [line.get_ydata()[0] for line in bar.lines if len(set(line.get_ydata())) == 1] == [0]
     assert bar.get_ylabel() == "mean normalised score"
 
@@ -370,8 +372,8 @@ def test_cells_that_are_not_in_the_result_are_grey() -> None:
         [True, True],
         [True, False],
     ]
-    image = axes.images[0]
-    assert image.to_rgba(image.get_array())[2, 0].tolist() == [0.85, 0.85, 0.85, 1]
+    quads = axes.collections[0]
+    assert quads.to_rgba(quads.get_array())[2, 0].tolist() == [0.85, 0.85, 0.85, 1]
     assert bar.get_ylabel() == "mean normalised score (grey: no score)"
     assert frames(axes) == {(0, 0), (1, 3)}
     assert "4 of 8 cells" in figure.get_suptitle()
@@ -399,6 +401,38 @@ def test_the_whole_grid() -> None:
         assert (14 - start, np.nanargmax(expected)) in frames(axes)
     assert len(axes.patches) == 15
     assert tick_texts(axes.xaxis) == [str(many) for many in range(1, 30, 2)]
+    assert tick_texts(axes.yaxis) == ["1", *map(str, range(2, 27, 2))]
+    assert axes.get_yticks().tolist() == [0.5, *np.arange(1.5, 26, 2)]
+
+
+def test_seaborn_neither_meets_our_settings_nor_changes_the_users(tmp_path: Path) -> None:
+    """In a fresh process, where the figure imports seaborn for the first time."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "import matplotlib; matplotlib.rcParams['font.size'] = 30;"
+        "before = dict(matplotlib.rcParams);"
+        "from support.score_figures import *; from repsim import plotting;"
+        "assert 'seaborn' not in sys.modules;"
+        "figure = plotting.degradation(make_degradation('fig10'), 10);"
+        "plotting.save(figure, sys.argv[2]);"
+        "assert dict(matplotlib.rcParams) == before;"
+        "import seaborn; seaborn.reset_orig();"
+        "assert dict(matplotlib.rcParams) == before;"
+        "import matplotlib.pyplot as plt; assert not plt.get_fignums()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(Path(__file__).parents[1]),
+        str(tmp_path / "there"),
+    ]
+    subprocess.run(command, check=True)
+    plotting.save(draw_cached(10, "fig10"), tmp_path / "here")
+    for suffix in (".png", ".pdf"):
+        there, here = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("there", "here"))
+        assert there == here
+    assert here.count(b"/Subtype /Image") == 2  # the cells and the colour bar, without hairlines
 
 
 # Errors, and bytes
