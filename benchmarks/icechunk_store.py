@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -501,6 +502,9 @@ def measure_flips() -> None:
                     groups.setdefault(inner.parts[0] if where == "icechunk" else kind, []).append(
                         file
                     )
+            if where == "icechunk":
+                newest = next(iter(repository(path).ancestry(branch="main"))).id
+                groups["the newest snapshot"] = [path / "snapshots" / newest]
             for kind, files in groups.items():
                 flips: Counter[str] = Counter()
                 lost: Counter[str] = Counter()
@@ -532,6 +536,7 @@ PARTS = {
 def main(words: list[str]) -> None:
     """Runs the parts that are named, or is a child process of one of them."""
     icechunk.set_logs_filter("error")
+    warnings.simplefilter("ignore")  # of zarr, about damaged stores
     if words[:1] == ["die"]:
         layout = layout_of()
         writer = write_repsim if words[1] == "repsim" else write_icechunk
