@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from repsim.captures.reader import Capture
 from repsim.evaluation.reader import Scores
-from repsim.options import BUILTIN
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
-from repsim.storage.requests import commands
+from repsim.storage.requests import commands, unnamed_files
 
 AGAIN = "Compute it again to another --out."
 
@@ -70,16 +67,8 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
     if kind is Kind.CAPTURE:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
     lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
-    if files := _unnamed_files(requests):
+    if files := unnamed_files(requests):
         lines.append(
             f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
         )
     return lines
-
-
-def _unnamed_files(requests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Files and folders that requests name without saying where they are."""
-    names = {request.get(option) for request in requests for option in ("corpus", "data_dir")}
-    return sorted(
-        str(name) for name in names - {None, "", BUILTIN} if not str(name).startswith("hf:")
-    )

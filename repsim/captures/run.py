@@ -27,7 +27,6 @@ from repsim.jobs.memory import explain_out_of_memory
 from repsim.jobs.resumable import Progress, RemainingWork, ResumableRun, WorkUnit, work_units
 from repsim.jobs.subject import default_store, identity_of, load_or_reuse, name_or_model
 from repsim.options import (
-    BUILTIN,
     CAPTURE_RECORDS,
     CaptureKeywords,
     CorpusOptions,
@@ -47,6 +46,7 @@ from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.requests import names_in, storable
 from repsim.storage.starting import check_target
 from repsim.storage.state_store import Layout
 
@@ -120,7 +120,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             self._states,
             statistics,
             self._store.batch_tokens,
-            _storable(command),
+            storable(command),
         )
 
     def read_existing(self) -> Capture | None:
@@ -246,7 +246,7 @@ def _statistics_asked(states: StatesOptions) -> tuple[SampleStatistic, ...]:
     Raises:
         RepsimError: options that no model could give together.
     """
-    names = _names(states.statistics)
+    names = names_in(states.statistics)
     TokenRule(states.tokens)
     if states.keep == "none" and not names:
         raise RepsimError("keep 'none': nothing would be left; add --statistics, e.g. cosine,norms")
@@ -259,23 +259,6 @@ def _statistics_asked(states: StatesOptions) -> tuple[SampleStatistic, ...]:
             "--logprobs: nothing follows a sample's last token; use --tokens all, mean or every:N"
         )
     return statistics_of(names)
-
-
-def _names(text: str | Sequence[str]) -> list[str]:
-    """Names in a list, or with commas."""
-    return [name for name in (text.split(",") if isinstance(text, str) else text) if name]
-
-
-def _storable(command: dict[str, Any]) -> dict[str, Any]:
-    """A request as a store keeps it: texts and numbers, and no paths."""
-    corpus = str(command.get("corpus", BUILTIN))
-    if corpus != BUILTIN:
-        command["corpus"] = corpus if corpus.startswith("hf:") else Path(corpus).name
-    if "statistics" in command:
-        command["statistics"] = ",".join(_names(command["statistics"]))
-    if "model_dtype" in command:
-        command["model_dtype"] = str(command["model_dtype"]).removeprefix("torch.")
-    return {name: value for name, value in command.items() if value not in ("", None, False)}
 
 
 def _requested_layout(

@@ -51,6 +51,7 @@ from repsim.storage import integrity, score_store
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import exists
+from repsim.storage.requests import names_in, storable
 from repsim.storage.score_store import Layout
 from repsim.storage.starting import check_target
 
@@ -117,10 +118,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             raise PlanError("no plan: name at least one, e.g. baseline")
         if tasks.data_dir is not None and not str(tasks.data_dir).strip():
             raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
-        names = [
-            name.strip()
-            for name in (tasks.tasks.split(",") if isinstance(tasks.tasks, str) else tasks.tasks)
-        ]
+        names = names_in(tasks.tasks)
         default = default_store(
             "scores", model, loading.stack, "+".join(names), "+".join(map(str, plans))
         )
@@ -136,15 +134,14 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         command = {
             "model": loaded.name,
             "plan": list(map(str, plans)),
-            "tasks": "",
+            "tasks": names,
             **request_of(tasks, store, loading),
         }
-        command["tasks"] = ",".join(names)
         self.request = EvaluationRequest(
             loaded,
             resolved,
             load_tasks(names, loaded, data_dir=folder, limit=tasks.limit, shots=tasks.shots),
-            _storable(command),
+            storable(command),
             paper_cache=tasks.paper_cache,
             batch_tokens=store.batch_tokens,
         )
@@ -255,17 +252,3 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
 def _generates(example: Example) -> bool:
     """Whether a text is to be written; otherwise log-likelihoods are asked for."""
     return example.requests[0].prompt is not None
-
-
-def _storable(command: dict[str, Any]) -> dict[str, Any]:
-    """A request as a store keeps it: texts and numbers, and no paths."""
-    if command.get("data_dir") is not None:
-        command["data_dir"] = "DIR"
-    if "model_dtype" in command:
-        command["model_dtype"] = str(command["model_dtype"]).removeprefix("torch.")
-    # Zero is a number of solved examples, and equal to False.
-    return {
-        name: value
-        for name, value in command.items()
-        if value is not False and value not in ("", None)
-    }

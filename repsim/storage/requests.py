@@ -7,7 +7,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repsim.options import with_new_names
+from repsim.options import BUILTIN, with_new_names
+
+
+def storable(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request as a store keeps it: texts and numbers, nothing that was not asked for, no paths.
+
+    Example:
+        >>> storable({"corpus": "/home/me/own.txt", "statistics": ("cosine", "norms"), "shots": 0})
+        {'corpus': 'own.txt', 'statistics': 'cosine,norms', 'shots': 0}
+    """
+    stored: dict[str, Any] = {}
+    for name, value in request.items():
+        if name in ("statistics", "tasks"):
+            value = ",".join(names_in(value))
+        # Zero is a number of solved examples, and equal to False.
+        if value is None or value is False or value == "":
+            continue
+        if name == "corpus" and not str(value).startswith("hf:"):
+            value = Path(value).name
+        elif name == "data_dir":
+            value = "DIR"
+        elif name == "model_dtype":
+            value = str(value).removeprefix("torch.")
+        stored[name] = value
+    return stored
+
+
+def names_in(text: str | Sequence[str]) -> list[str]:
+    """Names of a list, or with commas.
+
+    Example:
+        >>> names_in("cosine, norms,")
+        ['cosine', 'norms']
+    """
+    names = text.split(",") if isinstance(text, str) else text
+    return [name.strip() for name in names if name.strip()]
+
+
+def unnamed_files(requests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files and folders that stored requests name without saying where they are."""
+    names = {request.get(option) for request in requests for option in ("corpus", "data_dir")}
+    return sorted(
+        str(name) for name in names - {None, "", BUILTIN} if not str(name).startswith("hf:")
+    )
 
 
 def is_same_request(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
