@@ -59,6 +59,11 @@ def test_what_is_kept_of_a_request() -> None:
         (options.StatesOptions, {"keep": "some"}, r"^keep 'some': choose all or none$"),
         (
             options.StatesOptions,
+            {"dtype": "bfloat16"},
+            r"^dtype 'bfloat16': choose float16 or float32$",
+        ),
+        (
+            options.StatesOptions,
             {"compression": "zip"},
             r"^compression 'zip': choose none, fast or small$",
         ),

@@ -423,7 +423,7 @@ class Bucket(Location):
         except FileNotFoundError:
             data, version = None, None
         if self.versions is not None and self.versions.setdefault(key, version) != version:
-            raise TakenOver(self)
+            raise TakenOver(self, GONE if version is None else None)
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -436,8 +436,9 @@ class Bucket(Location):
         try:
             put = self._put(key, data, mode)
         except (AlreadyExistsError, PreconditionError):
-            if self.read(key) != data:  # else our own, sent again after a lost answer
-                raise TakenOver(self) from None
+            present = self.read(key)
+            if present != data:  # else our own, sent again after a lost answer
+                raise TakenOver(self, GONE if present is None else None) from None
             put = self._bucket.head(key)
         except FileNotFoundError:
             raise TakenOver(self, GONE) from None

@@ -1170,7 +1170,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype 'bfloat16': a store holds float16 or float32"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16': choose float16 or float32"),
         ({"batch_tokens": 0}, "batch_tokens=0: at least 1"),
         ({"max_tokens": 0}, "max_tokens=0: at least 1"),
         ({"limit": 0}, "limit=0: at least 1"),

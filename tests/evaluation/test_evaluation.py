@@ -675,7 +675,7 @@ def test_what_the_paper_s_cache_cannot_average_is_refused_at_once(
     ("options", "message"),
     [
         ({"batch_tokens": 0}, "batch_tokens=0: at least 1"),
-        ({"contexts": "leaves"}, "contexts 'leaves': choose auto, trees or rows"),
+        ({"contexts": "leaves"}, "prefix_sharing 'leaves': choose auto, on or off"),
         ({"limit": 0}, "limit=0: at least 1"),
         ({"plan": []}, "no plan: name at least one, e.g. baseline"),
         ({"plan": ["baseline", "skip:start=3"]}, "start=3: a 6-layer model allows 0 to 2"),

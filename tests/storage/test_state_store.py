@@ -595,18 +595,6 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_written_later(
     assert_array_equal(write(place, layout), dataset_of(place)["hidden"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "bfloat16"}, "^dtype 'bfloat16': a store holds float16 or float32$"),
-        ({"compression": "zip"}, "^compression 'zip': choose none, fast, small$"),
-    ],
-)
-def test_other_dtypes_and_compressions_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(RepsimError, match=message):
-        layout_of(**options)
-
-
 def _file(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("text")
