@@ -51,8 +51,8 @@ ANALYSES = {
             for name in ("token", "sequence", "centred", "without-sinks")
         ),
         *(
-            ["similarity", "--measure", name]
-            for name in ("cka", "rsa", "mutual-knn", "cca", "svcca")
+            ["similarity", "--measure", name, "--items", "256", "--permutations", "5"]
+            for name in ("cka", "rsa", "mutual-knn", "procrustes")
         ),
         *(["clusters", "--of", name] for name in ("token", "cka")),
         ["blocks"],
