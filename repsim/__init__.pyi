@@ -38,6 +38,7 @@ from .plans import Plan
 from .stores import open, verify
 
 __version__: str
+MOVED: dict[str, str]
 
 __all__ = [
     "Analysis",

@@ -69,12 +69,12 @@ class StateSink:
         model: Model,
         layout: Layout,
         writer: Writer,
-        lane: WriteQueue,
+        queue: WriteQueue,
         block: int,
         pending: frozenset[int],
         allow_nonfinite: bool,
     ) -> None:
-        self._layout, self._writer, self._lane, self._block = layout, writer, lane, block
+        self._layout, self._writer, self._queue, self._block = layout, writer, queue, block
         self._pending, self._allow = pending, allow_nonfinite
         first, last = layout.sample_starts[block : block + 2]
         self._lengths = [len(sample) for sample in layout.samples[first:last]]
@@ -107,12 +107,12 @@ class StateSink:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
         computed = str(state.hidden.dtype).removeprefix("torch.")
-        self._lane.put(lambda: self._write(state.node, stored, bounds, scores, computed, copied))
+        self._queue.put(lambda: self._write(state.node, stored, bounds, scores, computed, copied))
         self.taken += state.node in self._pending
 
     def finish(self) -> None:
         """Returns once everything taken is on disk."""
-        self._lane.drain()
+        self._queue.drain()
         self._writer.finish()
 
     def _kept(self, values: Tensor, mean: Callable[..., Tensor]) -> Tensor:

@@ -109,8 +109,8 @@ class ResumableRun(ABC, Generic[AnyLayout, AnyStore]):
             Interrupted: SIGINT or SIGTERM came; the same call goes on.
             RepsimError: what is asked for cannot be had; what is finished stays.
         """
-        if not self.repair and (store := self._open_if_complete()):
-            return store
+        if not self.repair and (complete := self._open_if_complete()) is not None:
+            return complete
         with WriterLock(self.location) as lock:
             self._mend_if_needed(lock)
             # Planned again: the store may have grown before the lock was had.
@@ -139,7 +139,7 @@ class ResumableRun(ABC, Generic[AnyLayout, AnyStore]):
             return None
         if existing is not None and self.is_complete(existing, work):
             return self._report_complete(existing)
-        self.check_room(work)
+        self.check_room(work)  # refused before anyone waits for a lock
         return None
 
     def _mend_if_needed(self, lock: WriterLock) -> None:
