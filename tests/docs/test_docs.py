@@ -3,7 +3,6 @@ their links lead somewhere, and their tables are those of the program.
 """
 
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,11 @@ import repsim
 from repsim.cli.app import app
 from repsim.plans import resolve
 from support.models import ARCHITECTURES, make, save_folder
+from support.pages import FENCE, PAGES, ROOT, TABLES, page_id, typed_lines
 
-ROOT = Path(__file__).parents[2]
-TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
-PAGES: list[Path] = TABLES["pages"]()
 CHANGED = [ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
 REPSIM = typer.main.get_command(app)
 MODEL, LAYERS = "smollm2-135m", 30
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE_SPAN = re.compile(r"`(repsim [^`\n]*)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:tests|benchmarks|repsim|analyses|docs)/[\w/]+\.(?:py|md|ipynb)\b")
@@ -36,21 +32,14 @@ STANDS_FOR = {"ANALYSIS": "cosine", "COMMAND": "capture", "PLAN": "baseline", "S
 INCOMPLETE = ("MissingParameter", "NoArgsIsHelpError")
 
 
-def page_id(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 def shell_lines(page: Path) -> Iterator[tuple[str, bool]]:
     """Every `repsim ...` line of a page, continued lines joined; and whether it is one to type,
     rather than a command named in a sentence.
     """
-    text = page.read_text("utf-8")
-    for language, block in FENCE.findall(text):
-        if language in ("console", "sh", "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.removeprefix("$ ").startswith("repsim "):
-                    yield line.removeprefix("$ "), True
-    for span in CODE_SPAN.findall(FENCE.sub("", text)):
+    for line in typed_lines(page):
+        if line.startswith("repsim "):
+            yield line, True
+    for span in CODE_SPAN.findall(FENCE.sub("", page.read_text("utf-8"))):
         yield span.replace("\\|", "|"), False
 
 

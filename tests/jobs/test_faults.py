@@ -38,7 +38,7 @@ from support.faults import (
 )
 from support.network import Network
 
-KILLS, APPEND_KILLS, BUCKET_KILLS = 9, 6, 3  # `benchmarks/faults.py` has hundreds
+KILLS, APPEND_KILLS, BUCKET_KILLS = 6, 3, 3  # `benchmarks/faults.py` has hundreds
 PLANS = ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2", "drop:layer=2,part=attn"]
 MORE_PLANS = [*PLANS, "reverse:start=1", "drop:layer=4"]
 ASKED: Call = {"plan": PLANS, "limit": 60, "max_tokens": 30, "batch_tokens": 60, "logprobs": True}
@@ -120,7 +120,7 @@ def test_a_writer_that_wakes_changes_nothing(nursery: Nursery, tmp_path: Path, k
     with amazon() if kind == "bucket" else nullcontext(tmp_path) as where:
         whole = Whole.of(nursery, {**SMALL, "out": f"{where}/undisturbed.zarr"})
         made, writes = whole.outcome.made, whole.outcome.writes
-        moments: list[int | str] = [1, made, made + 1, writes, "done/c", "logprob/c", "hidden/c/3"]
+        moments: list[int | str] = [1, made, writes, "done/c", "hidden/c/3"]
         raise_zombies(nursery, {**SMALL, "out": f"{where}/c.zarr"}, moments, whole)
 
 

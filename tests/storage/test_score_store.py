@@ -54,7 +54,7 @@ from support.faults import (
     start_command,
 )
 
-KILLS, GROWN_KILLS = 6, 3
+KILLS, GROWN_KILLS = 4, 3
 DTYPES = {
     "log_likelihood": (("plan", "request"), "float64"),
     "is_greedy": (("plan", "request"), "int8"),
