@@ -35,7 +35,7 @@ def digest_weights(module: nn.Module) -> str:
     for path, child in module.named_modules():
         with align_module_device(child):  # brings what accelerate has moved to memory or disk
             for name, tensor in _saved_tensors(child):
-                raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                raw: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
                 digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(memoryview(raw.numpy()))
                 digests[f"{path}.{name}"] = digest.hexdigest()

@@ -128,7 +128,9 @@ def _call(
     options |= {name: name for name in objects if name != "model"}
     if "model" in objects:
         options.setdefault("tokenizer", "tokenizer")
-        loading = {name: options.pop(name) for name in ("tokenizer", "stack") if name in options}
+        loading: dict[str, str] = {
+            name: options.pop(name) for name in ("tokenizer", "stack") if name in options
+        }
         model = f"repsim.models.load(model, {_keywords(loading)}, name={model})"
     options["out"] = repr(str(path))
     options |= dict.fromkeys(["append"] * append + ["repair"] * repair, "True")

@@ -46,9 +46,10 @@ def failure(*arguments: Any, run: Any = load, **options: Any) -> str:
 
 def test_the_identity_is_that_of_the_files(module: Any, tokenizer: Any, tiny_folder: Path) -> None:
     file = load(tiny_folder, device="cpu")
+    compiled: Any = torch.compile(module, backend="eager")
     for taken in (
         load(module, tokenizer=tokenizer),
-        load(torch.compile(module, backend="eager"), tokenizer=str(tiny_folder)),
+        load(compiled, tokenizer=str(tiny_folder)),
         load(nn.DataParallel(module), tokenizer=tiny_folder),
     ):
         for part in ("name", "weights_digest", "config_digest", "tokenizer_digest", "dtype"):
