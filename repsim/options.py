@@ -71,6 +71,12 @@ class ModelOptions:
         "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.", kept=False
     )
     device_map: Any = option(None, "auto spreads a large model over devices.", kept=False)
+    tokenizer: Any = option(
+        None, "Hub id, folder or embedded name of a tokenizer; the model's own by default."
+    )
+    attn_implementation: str | None = option(
+        None, "How transformers computes attention: eager, sdpa, flash_attention_2, ..."
+    )
     revision: str | None = option(None, "Branch or commit on the hub.")
     stack: str | None = option(None, "Path of the module list with the layers.")
     trust_remote_code: bool = option(False, "Run the hub's code.")
@@ -170,6 +176,8 @@ class ModelKeywords(TypedDict, total=False):
     model_dtype: Any
     device: str
     device_map: Any
+    tokenizer: Any
+    attn_implementation: str | None
     revision: str | None
     stack: str | None
     trust_remote_code: bool

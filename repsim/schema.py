@@ -51,8 +51,12 @@ DIFFERS = {
     "config": "another configuration of the model",
     "tokens": "other tokens kept",
     "stack": "another stack",
+    "attention": "another implementation of attention",
     "corpus_digest": "other texts, --limit or --max-tokens",
 }
+# Fields that a store has only where they say something.
+OPTIONAL = {"stack", "adapter", "attention"}
+UNCOUNTED = {"versions", "device", "adapter"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ class Identity:
     versions: package name to version.
     stack: path of the module list whose states these are, where it had to be named; None where it
         is found by itself, which is also how stores from before this entry are taken. Then a store
-        has no such entry.
+        has no such entry, as with the two that follow.
+    adapter: the adapter that was merged into the weights or that the layers apply; the digest of
+        the weights covers what it does.
+    attention: how attention is computed, e.g. `eager`, where that is not transformers' own choice.
     """
 
     model: str
@@ -88,23 +95,26 @@ class Identity:
     device: str
     versions: Mapping[str, str] = field(default_factory=dict)
     stack: str | None = None
+    adapter: str | None = None
+    attention: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             name: value
             for name, value in asdict(self).items()
-            if name != "stack" or value is not None
+            if name not in OPTIONAL or value is not None
         }
 
     def difference(self, other: Identity) -> str | None:
         """The first field that lets the numbers of two captures differ, with both values, digests
         cut short; or None.
 
-        Versions and the kind of device move numbers by floating-point noise only and do not count.
+        Versions and the kind of device move numbers by floating-point noise only and do not count,
+        nor does what an adapter is called.
         """
         ours, theirs = asdict(self), asdict(other)
         for name in ("model", "compute_dtype", *ours):  # a dtype changes the digest of the weights
-            if name not in {"versions", "device"} and ours[name] != theirs[name]:
+            if name not in UNCOUNTED and ours[name] != theirs[name]:
                 there, here = (_short(values[name]) for values in (theirs, ours))
                 return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"
         return None

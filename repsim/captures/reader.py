@@ -223,6 +223,7 @@ class Capture(StoreReader):
             "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
             "revision": str(identity["revision"]),
             "stack": self.stack,
+            **self.loading,
             **{
                 name.replace("_", " "): identity[name]
                 for name in ("weights", "config", "tokenizer", "corpus_digest")

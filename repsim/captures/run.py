@@ -25,7 +25,13 @@ from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, Store
 from repsim.jobs.interruption import defer_interrupts
 from repsim.jobs.memory import explain_out_of_memory
 from repsim.jobs.resumable import Progress, RemainingWork, ResumableRun, WorkUnit, work_units
-from repsim.jobs.subject import default_store, identity_of, load_or_reuse, name_or_model
+from repsim.jobs.subject import (
+    default_store,
+    identity_of,
+    load_or_reuse,
+    name_or_model,
+    request_of_subject,
+)
 from repsim.options import (
     CAPTURE_RECORDS,
     CaptureKeywords,
@@ -51,6 +57,8 @@ from repsim.storage.starting import check_target
 from repsim.storage.state_store import Layout
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from repsim.captures.write_queue import WriteQueue
     from repsim.models import Model
     from repsim.models.tracing import NodeState, Tracer
@@ -60,7 +68,7 @@ log = logging.getLogger("repsim")
 
 @takes(*CAPTURE_RECORDS)
 def capture(
-    model: str | Path | Model = DEFAULT_MODEL,
+    model: str | Path | Model | nn.Module = DEFAULT_MODEL,
     *,
     progress: Callable[[Progress], None] | None = None,
     **options: Unpack[CaptureKeywords],
@@ -71,7 +79,8 @@ def capture(
     capture, the rest is computed; where it holds all of it, it is opened as it is.
 
     Args:
-        model: a name for `repsim.models.load`, or what that gave.
+        model: a name for `repsim.models.load`, what that gave, or a model of transformers in
+            memory, with its `tokenizer`.
         progress: called as states reach the disk.
     Returns:
         The capture, open.
@@ -89,7 +98,10 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     """
 
     def __init__(
-        self, model: str | Model, options: CaptureKeywords, progress: Callable[[Progress], None]
+        self,
+        model: str | Model | nn.Module,
+        options: CaptureKeywords,
+        progress: Callable[[Progress], None],
     ) -> None:
         check_known("capture", options, *CAPTURE_RECORDS)
         self._states = from_keywords(StatesOptions, options)
@@ -111,6 +123,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             "model": self._model.name,
             "plan": list(map(str, plans)),
             **request_of(corpus, self._states, self._store, loading),
+            **request_of_subject(self._model),
         }
         self.requested = _requested_layout(
             self._model,

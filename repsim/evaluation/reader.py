@@ -129,6 +129,7 @@ class Scores(StoreReader):
                 f"{identity['compute_dtype']} on {identity['device']}"
             ),
             "stack": self.stack,
+            **self.loading,
             "weights": identity["weights"],
             "tasks": ", ".join(
                 f"{name} version {version}, {number}-shot, {count:,} examples"

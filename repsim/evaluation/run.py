@@ -30,7 +30,12 @@ from repsim.evaluation.scoring import aggregate_scores
 from repsim.jobs.interruption import defer_interrupts
 from repsim.jobs.memory import explain_out_of_memory
 from repsim.jobs.resumable import Progress, RemainingWork, ResumableRun, WorkUnit, work_units
-from repsim.jobs.subject import default_store, load_or_reuse, name_or_model
+from repsim.jobs.subject import (
+    default_store,
+    load_or_reuse,
+    name_or_model,
+    request_of_subject,
+)
 from repsim.options import (
     EVALUATE_RECORDS,
     NOT_OF_EVALUATE,
@@ -56,6 +61,8 @@ from repsim.storage.score_store import Layout
 from repsim.storage.starting import check_target
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from repsim.evaluation.tasks import Example
     from repsim.models import Model
 
@@ -64,7 +71,7 @@ log = logging.getLogger("repsim")
 
 @takes(*EVALUATE_RECORDS, without=NOT_OF_EVALUATE)
 def evaluate(
-    model: str | Path | Model = DEFAULT_MODEL,
+    model: str | Path | Model | nn.Module = DEFAULT_MODEL,
     *,
     progress: Callable[[Progress], None] | None = None,
     **options: Unpack[EvaluateKeywords],
@@ -75,7 +82,8 @@ def evaluate(
     holds a part of the same evaluation, the rest is computed.
 
     Args:
-        model: a name for `repsim.models.load`, or what that gave.
+        model: a name for `repsim.models.load`, what that gave, or a model of transformers in
+            memory, with its `tokenizer`.
         progress: called as scores are finished; counts the tokens of all requests under all plans.
     Returns:
         The scores, open.
@@ -101,7 +109,10 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
     """
 
     def __init__(
-        self, model: str | Model, options: EvaluateKeywords, progress: Callable[[Progress], None]
+        self,
+        model: str | Model | nn.Module,
+        options: EvaluateKeywords,
+        progress: Callable[[Progress], None],
     ) -> None:
         keywords = with_new_names(options)
         check_known("evaluate", keywords, *EVALUATE_RECORDS, without=NOT_OF_EVALUATE)
@@ -136,6 +147,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             "plan": list(map(str, plans)),
             "tasks": names,
             **request_of(tasks, store, loading),
+            **request_of_subject(loaded),
         }
         self.request = EvaluationRequest(
             loaded,

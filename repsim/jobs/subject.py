@@ -1,4 +1,4 @@
-"""The model of a run: loaded by name or used as it is, and what its numbers depend on."""
+"""The model of a run: loaded by name or taken as it is, and what its numbers depend on."""
 
 from __future__ import annotations
 
@@ -12,37 +12,45 @@ from repsim.options import ModelOptions, options_of
 from repsim.schema import Identity
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from repsim.models import Model
 
 VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
 
 
-def name_or_model(model: Any) -> str | Model:
-    """A model as a run takes it: a name, or what `repsim.models.load` gave.
+# Options that a model in memory takes as well.
+IN_MEMORY_TOO = ("tokenizer", "stack")
+
+
+def name_or_model(model: Any) -> str | Model | nn.Module:
+    """A model as a run takes it: a name, what `repsim.models.load` gave, or a module in memory.
 
     Raises:
-        ModelError: it is something else, such as a model of transformers.
+        ModelError: it is something else.
     """
     if isinstance(model, str | Path):
         return str(model)
+    from torch import nn
+
     from repsim.models import Model
 
-    if isinstance(model, Model):
+    if isinstance(model, Model | nn.Module):
         return model
     raise ModelError(
-        f"model: {type(model).__name__} is neither a name nor what repsim.models.load gives; a "
-        "model in memory needs its tokenizer: save both to a folder (save_pretrained) and hand "
-        "over the folder or repsim.models.load(folder)"
+        f"model: {type(model).__name__} is neither a name nor a model; give an embedded name, a "
+        "hub id or a folder, what repsim.models.load gives, or a model of transformers in memory "
+        "with tokenizer="
     )
 
 
-def load_or_reuse(model: str | Model, options: ModelOptions) -> Model:
-    """The model of that name, or the one that is loaded already.
+def load_or_reuse(model: str | Model | nn.Module, options: ModelOptions) -> Model:
+    """The model of that name, or the one that is in memory already.
 
     Raises:
-        ModelError: it cannot be loaded, or is loaded already and options for loading are given.
+        ModelError: it cannot be loaded, or is in memory already and options for loading are given.
     """
-    from repsim.models import load
+    from repsim.models import Model, load
 
     if isinstance(model, str):
         return load(
@@ -53,17 +61,37 @@ def load_or_reuse(model: str | Model, options: ModelOptions) -> Model:
             device_map=options.device_map,
             trust_remote_code=options.trust_remote_code,
             stack=options.stack,
+            tokenizer=options.tokenizer,
+            attn_implementation=options.attn_implementation,
         )
     given = [
         name
         for name, (item, _) in options_of(ModelOptions).items()
         if getattr(options, name) != item.default
     ]
+    if not isinstance(model, Model):
+        from repsim.models.in_memory import check_options
+
+        check_options(model, [name for name in given if name not in IN_MEMORY_TOO])
+        return load(model, stack=options.stack, tokenizer=options.tokenizer)
     if given:
         raise ModelError(
             f"{', '.join(given)}: {model.name} is loaded already; give them to repsim.models.load"
         )
-    return model
+    # A module in memory may have been trained since it was taken: digests are made again.
+    return model.private_copy() if "model" in model.in_memory else model
+
+
+def request_of_subject(model: Model) -> dict[str, Any]:
+    """What a request says of a model that no command can name; nothing of any other.
+
+    Returns:
+        `in_memory`, what was handed over as an object; and `stack`, where that was named.
+    """
+    if not model.in_memory:
+        return {}
+    stack = model.stack.path if model.stack.is_named else None
+    return {"in_memory": ",".join(model.in_memory), **({"stack": stack} if stack else {})}
 
 
 def identity_of(model: Model, corpus: str, digest: str, tokens: str, *packages: str) -> Identity:
@@ -89,15 +117,25 @@ def identity_of(model: Model, corpus: str, digest: str, tokens: str, *packages: 
         device=model.device.type,
         versions={name: metadata.version(name) for name in (*VERSIONED, *packages)},
         stack=model.stack.path if model.stack.is_named else None,
+        adapter=model.adapter,
+        attention=model.attention,
     )
 
 
-def default_store(folder: str, model: str | Model, stack: str | None, *parts: object) -> Path:
+def default_store(
+    folder: str, model: str | Model | nn.Module, stack: str | None, *parts: object
+) -> Path:
     """A store's path under the cache, named after the model, its stack if that was named, and what
     else the numbers are of.
     """
-    if not isinstance(model, str):
-        name, stack = model.name, model.stack.path if model.stack.is_named else None
-    else:
+    if isinstance(model, str):
         name = Path(model).name if Path(model).exists() else model
+    else:
+        from repsim.models import Model
+        from repsim.models.in_memory import default_name
+
+        if isinstance(model, Model):
+            name, stack = model.name, model.stack.path if model.stack.is_named else None
+        else:
+            name = default_name(model)
     return cache_folder() / folder / f"{file_name(name, stack or '', *parts)[:120]}.zarr"

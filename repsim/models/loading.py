@@ -1,28 +1,26 @@
-"""Loading a model and its tokenizer: an embedded default, a hub id, a local folder or a GGUF file.
+"""Loading a model and its tokenizer: by name, or as a module that is in memory already.
 
-Weights come from safetensors or GGUF; pickled weights only where the name that was given is the
-pickled file itself. GGUF files are converted to safetensors once, under the cache, so that later
-starts are quick. Where a model's files are is `repsim.models.model_files`; what its layers do is
-`repsim.models.layer_call`.
+A name is an embedded default, a hub id, a local folder (of a model, or of an adapter), or a GGUF
+file. Weights come from safetensors or GGUF; pickled weights only where the name that was given is
+the pickled file itself. GGUF files are converted to safetensors once, under the cache, so that
+later starts are quick. Where a model's files are is `repsim.models.model_files`; adapters are
+`repsim.models.adapters`, modules in memory `repsim.models.in_memory`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
-import io
 import logging
-import re
 import shutil
 import tempfile
-import textwrap
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -34,12 +32,17 @@ from transformers import (
 
 from repsim.cache import cache_folder
 from repsim.errors import ModelError
+from repsim.models import in_memory
+from repsim.models.adapters import Adapter, merge, read_adapter
 from repsim.models.forward import check_stack
+from repsim.models.load_errors import first_sentences, one_line_errors
 from repsim.models.model import Model
 from repsim.models.model_files import (
+    ADAPTER_SETTINGS,
     EMBEDDED,
     PICKLE_SUFFIXES,
     find_files,
+    has_tokenizer,
     has_weights,
 )
 from repsim.models.stack import find_stack
@@ -49,52 +52,95 @@ log = logging.getLogger("repsim")
 
 SOUND = ("input_features", "input_values", "audio_values")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Words by which failures of other libraries are told apart, as transformers 5.23 and
-# huggingface_hub 2.4 put them. Where another version puts them otherwise, its own first sentences
-# are shown instead.
-SAYS_OWN_CODE = "trust_remote_code"
-SAYS_NO_SAFETENSORS = "file named model.safetensors"
-SAYS_NO_TOKENIZER = "instantiate the backend tokenizer"
 
 
 def load(
-    name: str | Path = DEFAULT_MODEL,
+    model: str | Path | nn.Module = DEFAULT_MODEL,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str = "auto",
     device_map: Any = None,
     trust_remote_code: bool = False,
     stack: str | None = None,
+    tokenizer: Any = None,
+    attn_implementation: str | None = None,
+    name: str | None = None,
 ) -> Model:
-    """Loads a model in evaluation mode.
+    """Loads a model in evaluation mode, or takes one that is in memory.
 
     Args:
-        name: `smollm2-135m`, `minilm-l6`, a hub id, a local folder, a GGUF file, or a file of
-            pickled weights.
+        model: `smollm2-135m`, `minilm-l6`, a hub id, a local folder, a GGUF file, or a file of
+            pickled weights; or a model of transformers in memory, with or without adapters of peft.
+            A module is run as it is and never changed.
         revision: branch or commit on the hub.
         dtype: dtype of the weights, e.g. `bfloat16`; the checkpoint's own by default.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
         device_map: given to transformers, for a model larger than one device.
         trust_remote_code: run code that a hub repository brings.
         stack: dotted path of the module list with the layers, where the search does not find it.
+        tokenizer: a name, as of a model, or a tokenizer of transformers; by default the one among
+            the model's files. A module in memory needs one.
+        attn_implementation: given to transformers, e.g. `eager`.
+        name: what stores and figures call a module in memory; by default the last part of what it
+            was loaded from, or its class.
     Returns:
         The model with its tokenizer and its layers.
     Raises:
         ModelError: there is nothing by that name, its files are damaged, incomplete or pickled, it
-            is not a model of text, or its stack is not found.
+            is not a model of text, or its stack is not found; a module in memory comes without a
+            tokenizer, or with options that only files have.
     """
-    if not isinstance(name, str | Path):
-        given = type(name).__name__
+    given_tokenizer = None if tokenizer is None else _tokenizer(tokenizer, trust_remote_code)
+    objects = () if tokenizer is None or isinstance(tokenizer, str | Path) else ("tokenizer",)
+    if isinstance(model, nn.Module):
+        values = {"revision": revision, "dtype": dtype, "device_map": device_map}
+        values["attn_implementation"] = attn_implementation
+        given = [option for option, value in values.items() if value is not None]
+        given += ["device"] * (device != "auto") + ["trust_remote_code"] * trust_remote_code
+        in_memory.check_options(model, given)
+        taken = in_memory.model_of(model, given_tokenizer, name=name, stack=stack)
+        return replace(taken, in_memory=(*taken.in_memory, *objects))
+    if not isinstance(model, str | Path):
         raise ModelError(
-            f"model: {given} is not a name; give an embedded name, a hub id, a folder or a GGUF "
-            "file"
+            f"model: {type(model).__name__} is not a name; give an embedded name, a hub id, a "
+            "folder or a GGUF file, or a model of transformers in memory"
         )
-    name = str(name)
+    if name is not None:
+        raise ModelError(f"name={name}: for a model in memory; load one of that name by {name!r}")
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
-    if device_map is None:
-        target = _device(device)
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    target = _device(device) if device_map is None else None
+    loaded = _load_named(
+        str(model), given_tokenizer, target, revision, trust_remote_code, stack, options
+    )
+    attention = attn_implementation and in_memory.attention_of(loaded.module, loaded.stack)
+    return replace(loaded, in_memory=objects, attention=attention)
 
-    # Where the files are. GGUF is converted to a folder of safetensors first.
+
+def _load_named(
+    name: str,
+    tokenizer: Any,
+    target: torch.device | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    stack: str | None,
+    options: dict[str, Any],
+) -> Model:
+    """A model from its files.
+
+    Args:
+        name: as the user gave it.
+        tokenizer: in place of the one among its files.
+        target: where it goes to; None where transformers spreads it.
+        revision: branch or commit on the hub.
+        trust_remote_code: run code that a hub repository brings.
+        stack: dotted path of the module list with the layers.
+        options: for transformers.
+    """
+
+    # Where the files are. GGUF is converted to a folder of safetensors first, and an adapter's
+    # folder names its base model.
     source = _find_or_convert(name)
     is_pickled = source.suffix in PICKLE_SUFFIXES
     options["use_safetensors"] = not is_pickled
@@ -104,18 +150,29 @@ def load(
         raise ModelError(
             f"revision={revision}: {name} is not from the hub, where revisions are; leave it out"
         )
+    adapter = read_adapter(source, name)
+    base_name, base = (name, source) if adapter is None else _base_of(adapter, name)
 
     # Configuration, weights, tokenizer. A model of images or sound is refused before a tokenizer
     # is looked for, which it may lack.
+    if adapter is not None and not base.exists():
+        revision = adapter.settings.get("revision")
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _one_line_errors(name, "configuration cannot be read"):
-        config = AutoConfig.from_pretrained(str(source), **hub)
-    module = _load_weights(name, _class_of(config), source, config=config, **options, **hub)
-    _check_reads_text(module, name)
-    with _one_line_errors(name, "tokenizer cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(str(source), **hub)
+    with one_line_errors(base_name, "configuration cannot be read"):
+        config = AutoConfig.from_pretrained(str(base), **hub)
+    is_placed = target is None or _is_packed(config)
+    if is_placed and target is not None:
+        options["device_map"] = {"": target}
+    module = _load_weights(base_name, _class_of(config), base, config=config, **options, **hub)
+    _check_reads_text(module, base_name)
+    if adapter is not None:
+        module = merge(module, adapter, name)
+    if tokenizer is None:
+        folder = source if adapter is None or has_tokenizer(source) else base
+        with one_line_errors(name, "tokenizer cannot be read"):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), **hub)
     module.eval()
-    if device_map is None:
+    if not is_placed:
         module.to(target)
 
     # What it is called: a path keeps its last part only.
@@ -126,7 +183,60 @@ def load(
     # Where its layers are.
     layers = find_stack(module, stack)
     check_stack(module, layers)
-    return Model(module, tokenizer, public, commit, layers)
+    return Model(
+        module,
+        tokenizer,
+        public,
+        commit if adapter is None else None,
+        layers,
+        adapter=None if adapter is None else adapter.text,
+    )
+
+
+def _tokenizer(tokenizer: Any, trust_remote_code: bool) -> Any:
+    """A tokenizer by its name, or a copy of one in memory.
+
+    Raises:
+        ModelError: there is none by that name, or it is none of transformers.
+    """
+    if not isinstance(tokenizer, str | Path):
+        return in_memory.check_tokenizer(tokenizer)
+    name = str(tokenizer)
+    path = Path(name)
+    if not name.strip() or (name.startswith((".", "/", "~")) and not path.is_dir()):
+        raise ModelError(f"tokenizer {name!r}: no such folder")
+    # A GGUF file's tokenizer comes with its conversion.
+    if name in EMBEDDED or path.suffix == ".gguf":
+        path = _find_or_convert(name)
+    with one_line_errors(name, "named tokenizer cannot be read", "tokenizer"):
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+
+
+def _base_of(adapter: Adapter, name: str) -> tuple[str, Path]:
+    """The base model's name, and the folder or hub id where it is.
+
+    Raises:
+        ModelError: there is no whole model by that name.
+    """
+    try:
+        base = _find_or_convert(adapter.base)
+        problem = "it is an adapter itself" if (base / ADAPTER_SETTINGS).is_file() else None
+    except ModelError as failure:
+        problem = str(failure)
+    if problem is not None:
+        raise ModelError(
+            f"model {name!r}: an adapter of {adapter.base}, by base_model_name_or_path in its "
+            f"{ADAPTER_SETTINGS}: {problem}; write there where it is"
+        )
+    return adapter.base, base
+
+
+def _is_packed(config: Any) -> bool:
+    """Whether weights are packed by bitsandbytes, which are loaded to where they stay."""
+    settings = getattr(config, "quantization_config", None) or {}
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    method = values.get("quant_method", "")
+    return "bitsandbytes" in str(getattr(method, "value", method))
 
 
 def _find_or_convert(name: str) -> Path:
@@ -156,12 +266,10 @@ def _convert_gguf(source: Path, name: str) -> Path:
         quantization_config=GgufConfig(**gguf, dequantize=True),
         **gguf,
     )
-    with _one_line_errors(source.name, "tokenizer cannot be read"):
+    with one_line_errors(source.name, "tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), **gguf)
     # Written next to its place and moved there as a whole.
-    with _one_line_errors(
-        source.name, f"cannot be converted in {folder.parent} (see REPSIM_CACHE)"
-    ):
+    with one_line_errors(source.name, f"cannot be converted in {folder.parent} (see REPSIM_CACHE)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
         try:
@@ -181,7 +289,7 @@ def _load_weights(name: str, cls: Any, source: Path, **options: Any) -> Any:
     transformers would fill gaps with random numbers; so what is missing is an error, unless nothing
     that repsim runs uses it.
     """
-    with _one_line_errors(name, "weights cannot be read"):
+    with one_line_errors(name, "weights cannot be read"):
         module, report = cls.from_pretrained(
             str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -264,65 +372,6 @@ def _device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         usable = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
         raise ModelError(
-            f"device {device!r}: not to be had here ({_brief(problem)}); use {usable}"
+            f"device {device!r}: not to be had here ({first_sentences(problem)}); use {usable}"
         ) from None
     return target
-
-
-@contextlib.contextmanager
-def _one_line_errors(name: str, failure: str) -> Iterator[None]:
-    """Loads quietly, and turns any failure into one line that says what to do.
-
-    Damaged files and odd configurations fail in whatever way the code that meets them does, so
-    every exception is caught.
-    """
-    loggers = [logging.getLogger(library) for library in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
-            yield
-    except Exception as problem:
-        raise ModelError(f"model {name!r}: {_advice(name, failure, problem)}") from problem
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _advice(name: str, failure: str, problem: Exception) -> str:
-    """What to do about a failure of transformers or the hub, as far as their words tell it."""
-    text = str(problem)
-    is_local = Path(name).exists()
-    if SAYS_OWN_CODE in text:
-        return (
-            "it brings its own code; read that, then allow it with trust_remote_code=True "
-            "(--trust-remote-code)"
-        )
-    if SAYS_NO_SAFETENSORS in text and not is_local:
-        return (
-            "its weights are not in safetensors; download it and name the pickled file "
-            "(FOLDER/pytorch_model.bin)"
-        )
-    if SAYS_NO_TOKENIZER in text:
-        return "there is no tokenizer among its files; put one beside its weights (tokenizer.json)"
-    if failure.startswith("configuration") and isinstance(problem, OSError) and not is_local:
-        return (
-            f"not embedded ({', '.join(EMBEDDED)}), no local folder, and not to be had from the "
-            f"hub ({_brief(problem)}); check the name and the connection, and `hf auth login` for "
-            "a gated model"
-        )
-    return f"{failure}: {_brief(problem)}"
-
-
-def _brief(problem: Exception) -> str:
-    """The first sentences of a message, 200 characters or the first one."""
-    text = " ".join(str(problem).split())
-    if " " not in text:
-        return repr(problem)
-    kept, *more = re.split(r"(?<=[.!?]) ", text)
-    for sentence in more:
-        if len(kept) + len(sentence) > 200:
-            break
-        kept = f"{kept} {sentence}"
-    return textwrap.shorten(kept, 300, placeholder=" ...").removesuffix(".")

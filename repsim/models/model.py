@@ -6,20 +6,18 @@ Where a model comes from is `repsim.models.loading`; what its layers do is
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import align_module_device
 from numpy.typing import NDArray
 
-from repsim.errors import ModelError
+from repsim.errors import ModelError, brief
+from repsim.models.digests import digest_of, digest_weights
 from repsim.models.module_state import prepare_for_run
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack
@@ -36,6 +34,10 @@ class Model:
     name: hub id, embedded name or last part of a local path; what stores and figures call it.
     revision: the hub commit that was loaded, None for local and embedded models.
     stack: where its layers are.
+    in_memory: which of `model` and `tokenizer` were handed over as objects, so that no command can
+        name them.
+    adapter: the adapter that was merged into the weights, or that its layers apply.
+    attention: how attention is computed, where that is not transformers' own choice.
     """
 
     module: Any
@@ -43,6 +45,9 @@ class Model:
     name: str
     revision: str | None
     stack: Stack
+    in_memory: tuple[str, ...] = ()
+    adapter: str | None = None
+    attention: str | None = None
 
     def private_copy(self) -> Model:
         """A copy for a run, which shares parameters with this model and is in evaluation mode.
@@ -140,35 +145,26 @@ class Model:
     @cached_property
     def weights_digest(self) -> str:
         """sha256 over names, dtypes, shapes and bytes of all that is saved with the model."""
-        digests = {}
-        for path, module in self.module.named_modules():
-            with align_module_device(module):  # brings what accelerate has moved to memory or disk
-                unsaved = module._non_persistent_buffers_set
-                named = chain(module._parameters.items(), module._buffers.items())
-                for name, tensor in named:
-                    if tensor is not None and name not in unsaved:
-                        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                        digest.update(memoryview(raw.numpy()))
-                        digests[f"{path}.{name}"] = digest.hexdigest()
-        return _digest(digests)
+        try:
+            return digest_weights(self.module)
+        except (NotImplementedError, RuntimeError, TypeError) as problem:
+            raise ModelError(
+                f"{self.name}: its weights cannot be read ({brief(problem)}); take them out of "
+                "what packs or shards them"
+            ) from problem
 
     @cached_property
     def config_digest(self) -> str:
         """sha256 over the configuration, without what says where, by what and how it was loaded."""
         config = self.module.config.to_dict()
         changing = {"transformers_version", "dtype", "torch_dtype", "architectures"}
-        return _digest({n: v for n, v in config.items() if n not in changing and n[0] != "_"})
+        return digest_of({n: v for n, v in config.items() if n not in changing and n[0] != "_"})
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """sha256 over all that decides how a text becomes token ids, except how long it may be."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
-            return _digest(sorted(self.tokenizer.get_vocab().items()))
+            return digest_of(sorted(self.tokenizer.get_vocab().items()))
         # Truncation and padding are those of the last call.
-        return _digest(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        return digest_of(json.loads(backend.to_str()) | {"truncation": None, "padding": None})

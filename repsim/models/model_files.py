@@ -1,4 +1,4 @@
-"""Where a model's files are, and whether they are a whole model that transformers can read.
+"""Where a model's files are, and whether they are a whole model or adapter.
 
 A name is an embedded model's, a hub id, a local folder, a GGUF file or a file of pickled weights.
 What cannot be loaded is refused with what is there and what to do. This module reads no weights.
@@ -15,6 +15,7 @@ from typing import Any
 from repsim.errors import ModelError
 from repsim.schema import DEFAULT_MODEL
 
+ADAPTER_SETTINGS = "adapter_config.json"
 MERGE = "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
 LFS = b"version https://git-lfs"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -94,21 +95,43 @@ def has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer as transformers saves one."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def last_part(name: str) -> str:
+    """What a model is called in public: a path keeps its last part only.
+
+    Example:
+        >>> last_part("/home/me/models/my-run"), last_part("org/name"), last_part("smollm2-135m")
+        ('my-run', 'org/name', 'smollm2-135m')
+    """
+    path = Path(name)
+    if name in EMBEDDED or not (path.exists() or name.startswith(("/", ".", "~"))):
+        return name
+    return path.resolve().name
+
+
 def _check_folder(folder: Path, name: str) -> None:
-    """Refuses a folder that holds no whole model of transformers, and says what it holds."""
+    """Refuses a folder that holds no whole model of transformers and no adapter of one.
+
+    The message says what it holds.
+    """
     weights = [
         path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_")
     ]
     problem = None
-    if (folder / "adapter_config.json").is_file():
-        without = "move adapter_config.json away for the model without it, or " if weights else ""
+    if (folder / ADAPTER_SETTINGS).is_file():
+        if not weights:
+            return  # an adapter by itself, of which `repsim.models.adapters` knows more
         problem = (
-            f"{_describe_adapter(folder)}; {without}merge it first (peft: {MERGE}) and name that "
-            "folder"
+            f"{describe_adapter(folder)}; move {ADAPTER_SETTINGS} away for the model without it, "
+            f"or merge it first (peft: {MERGE}) and name that folder"
         )
     elif not (folder / "config.json").is_file():
         problem = f"no config.json; {_describe_contents(folder)}"
-    elif part := _read_settings(folder / "config.json").get("_class_name"):
+    elif part := read_settings(folder / "config.json").get("_class_name"):
         problem = f"a part of a pipeline of diffusers ({part}), not a model of text"
     elif not weights and (pickled := next(folder.glob("pytorch_model*.bin"), None)):
         problem = (
@@ -125,7 +148,7 @@ def _check_folder(folder: Path, name: str) -> None:
         raise ModelError(f"model {name!r}: {problem}")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A file of settings; empty where it cannot be read, of which transformers then says more."""
     try:
         settings = json.loads(path.read_text())
@@ -140,8 +163,9 @@ def _is_pointer(path: Path) -> bool:
         return file.read(len(LFS)) == LFS
 
 
-def _describe_adapter(folder: Path) -> str:
-    settings = _read_settings(folder / "adapter_config.json")
+def describe_adapter(folder: Path) -> str:
+    """What an adapter's folder holds, for messages."""
+    settings = read_settings(folder / ADAPTER_SETTINGS)
     kind = settings.get("peft_type", "kind unknown")
     base = settings.get("base_model_name_or_path", "another model")
     return f"it holds an adapter ({kind}) of {base}"
@@ -155,7 +179,7 @@ def _describe_contents(folder: Path) -> str:
         return f"it is a pipeline of models; name the folder of its text encoder ({names})"
     if inner:
         return f"models are in the folders in it: {', '.join(inner)}; name one of them"
-    index = _read_settings(folder / "model.safetensors.index.json")
+    index = read_settings(folder / "model.safetensors.index.json")
     shards = set(index.get("weight_map", {}).values())
     if shards:
         return (

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
 from repsim.errors import ModelError
+from repsim.models.in_memory import check_wrappers, unwrap
 from repsim.models.layer_call import Join, LayerCall, join_of, state_of, with_state
 from repsim.models.model import Model
 from repsim.models.planned_config import configs_of, describe_plan
@@ -46,7 +47,8 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     several threads.
 
     Args:
-        model: what `repsim.models.load` gave, or any Hugging Face model.
+        model: what `repsim.models.load` gave, or any Hugging Face model, also inside one of peft:
+            the layers of its adapters are copied with those they stand in.
         plan: a plan, its text or a family, e.g. `skip:start=10`.
         check: prove on a few tokens that the planned model's states are the plan's, and find out
             whether it can use a KV cache; `False` leaves both out.
@@ -69,7 +71,8 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
         torch.Size([1, 5])
     """
     if not isinstance(model, Model):
-        module = getattr(model, "_orig_mod", model)  # of torch.compile
+        check_wrappers(model)
+        module = unwrap(model)
         if isinstance(module, PlannedModel):
             raise ModelError(
                 f"{plan}: the model follows the plan {module.plan}; plan the model it was made from"

@@ -117,6 +117,15 @@ class StoreReader:
         )
 
     @property
+    def loading(self) -> dict[str, str]:
+        """What is out of the ordinary in how the model was loaded: adapters, its attention."""
+        return {
+            name: str(self.identity[name])
+            for name in ("adapter", "attention")
+            if name in self.identity
+        }
+
+    @property
     def layers(self) -> int:
         """The model's number of layers, T."""
         return int(self.dataset.attrs["layers"])
@@ -139,7 +148,9 @@ class StoreReader:
 
     @property
     def commands(self) -> list[str]:
-        """What made it, for the shell; the first command made it, each further one added to it."""
+        """What made it, for the shell, or for Python where that handed over objects in memory; the
+        first command made it, each further one added to it.
+        """
         return commands(self.maker, self.dataset.attrs["requests"], self.path)
 
     def write_result(self, name: str, result: xr.Dataset) -> None:

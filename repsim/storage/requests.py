@@ -9,6 +9,10 @@ from typing import Any
 
 from repsim.options import BUILTIN, with_new_names
 
+IN_MEMORY = "in_memory"  # names of what was handed over as an object, with commas
+# What changes no number, or is a part of the identity that a store's numbers depend on.
+NOT_COMPARED = ("batch_tokens", "tokenizer", "attn_implementation", IN_MEMORY)
+
 
 def storable(request: Mapping[str, Any]) -> dict[str, Any]:
     """A request as a store keeps it: texts and numbers, nothing that was not asked for, no paths.
@@ -28,6 +32,10 @@ def storable(request: Mapping[str, Any]) -> dict[str, Any]:
             value = Path(value).name
         elif name == "data_dir":
             value = "DIR"
+        elif name == "tokenizer":
+            if not isinstance(value, str | Path):  # an object, of which `in_memory` tells
+                continue
+            value = Path(value).resolve().name if Path(value).exists() else str(value)
         elif name == "model_dtype":
             value = str(value).removeprefix("torch.")
         stored[name] = value
@@ -60,19 +68,45 @@ def is_same_request(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         >>> is_same_request({"plan": ["fig2"], "batch_tokens": 64}, {"plan": ["fig2"]})
         True
     """
-    first, second = ({**with_new_names(request), "batch_tokens": None} for request in (one, other))
+    first, second = (
+        {**with_new_names(request), **dict.fromkeys(NOT_COMPARED)} for request in (one, other)
+    )
     return first == second
 
 
-def commands(maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str) -> list[str]:
-    """Requests that a store keeps, as commands for the shell."""
-    return [
-        _command(maker, request, path, ["--append"] * bool(row))
-        for row, request in enumerate(requests)
-    ]
+def objects_in(requests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What stored requests were given as objects in memory, by its option.
+
+    Example:
+        >>> objects_in([{"model": "my-run", "in_memory": "model,tokenizer"}, {"model": "my-run"}])
+        ['model', 'tokenizer']
+    """
+    return list(dict.fromkeys(o for request in requests for o in _objects_of(request)))
 
 
-def _command(maker: str, request: Mapping[str, Any], path: Path | str, more: Sequence[str]) -> str:
+def commands(
+    maker: str, requests: Sequence[Mapping[str, Any]], path: Path | str, *, repair: bool = False
+) -> list[str]:
+    """Requests that a store keeps, as commands for the shell, or as calls of Python.
+
+    A request of objects in memory is a call, since no shell has them; with `repair`, all are calls
+    where one is.
+    """
+    is_python = repair and bool(objects_in(requests))
+    written = []
+    for row, request in enumerate(requests):
+        write = _call if is_python or _objects_of(request) else _command
+        written.append(write(maker, request, path, append=row > 0, repair=repair))
+    return written
+
+
+def _objects_of(request: Mapping[str, Any]) -> list[str]:
+    return names_in(request.get(IN_MEMORY, ""))
+
+
+def _command(
+    maker: str, request: Mapping[str, Any], path: Path | str, *, append: bool, repair: bool
+) -> str:
     words = [*maker.split(), str(request["model"])]
     for name, value in request.items():
         if name == "model":
@@ -80,4 +114,28 @@ def _command(maker: str, request: Mapping[str, Any], path: Path | str, more: Seq
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
             words += [option] if one is True else [option, str(one)]
+    more = ["--append"] * append + ["--repair"] * repair
     return shlex.join([*words, "--out", str(path), *more])
+
+
+def _call(
+    maker: str, request: Mapping[str, Any], path: Path | str, *, append: bool, repair: bool
+) -> str:
+    """A request as a call of Python; objects go by the names of their options."""
+    objects = _objects_of(request)
+    options = {name: repr(value) for name, value in request.items() if name != IN_MEMORY}
+    model = options.pop("model")
+    options |= {name: name for name in objects if name != "model"}
+    if "model" in objects:
+        options.setdefault("tokenizer", "tokenizer")
+        loading: dict[str, str] = {
+            name: options.pop(name) for name in ("tokenizer", "stack") if name in options
+        }
+        model = f"repsim.models.load(model, {_keywords(loading)}, name={model})"
+    options["out"] = repr(str(path))
+    options |= dict.fromkeys(["append"] * append + ["repair"] * repair, "True")
+    return f"{maker.replace(' ', '.')}({model}, {_keywords(options)})"
+
+
+def _keywords(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())

@@ -381,32 +381,26 @@ def test_a_model_that_reads_pictures_between_its_layers(tiny_folder: Path, tmp_p
     )
 
 
-@pytest.mark.parametrize("given", [None, 7, ["tiny"], torch.nn.Linear(1, 1)])
+@pytest.mark.parametrize("given", [None, 7, ["tiny"]])
 def test_what_is_no_name(given: Any) -> None:
     with pytest.raises(RepsimError) as caught:
         models.load(given)
     assert str(caught.value) == (
         f"model: {type(given).__name__} is not a name; give an embedded name, a hub id, a folder "
-        "or a GGUF file"
+        "or a GGUF file, or a model of transformers in memory"
     )
 
 
-def test_a_model_in_memory_is_told_what_to_hand_over(tiny_folder: Path, tmp_path: Path) -> None:
+def test_what_is_neither_a_name_nor_a_model(tiny_folder: Path, tmp_path: Path) -> None:
     model = models.load(tiny_folder, device="cpu")
     given: Any
-    for given in (model.module, model.tokenizer, None, 7):
+    for given in (model.tokenizer, None, 7):
         for run in (repsim.capture, repsim.evaluate):
             with pytest.raises(RepsimError) as caught:
                 run(given, out=tmp_path / "a.zarr")
             line = str(caught.value)
-            assert line.startswith(
-                f"model: {type(given).__name__} is neither a name nor what repsim.models.load "
-                "gives; "
-            )
-            assert line.endswith(
-                "save both to a folder (save_pretrained) and hand over the folder or "
-                "repsim.models.load(folder)"
-            )
+            assert line.startswith(f"model: {type(given).__name__} is neither a name nor a model; ")
+            assert line.endswith("or a model of transformers in memory with tokenizer=")
     assert not (tmp_path / "a.zarr").exists()
 
 

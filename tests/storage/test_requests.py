@@ -111,6 +111,9 @@ def request_from(maker: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ({"contexts": "trees"}, {"prefix_sharing": "off"}, False),
         ({"contexts": "rows"}, {"contexts": "trees"}, False),
         ({"contexts": "rows"}, {}, False),
+        # Where the model came from, what its identity tells better.
+        ({"in_memory": "model,tokenizer"}, {}, True),
+        ({"tokenizer": "other", "attn_implementation": "eager"}, {}, True),
     ],
 )
 def test_which_requests_are_the_same(
@@ -139,6 +142,23 @@ def test_commands_by_hand() -> None:
         "repsim evaluate m --plan fig2 --out s.zarr"
     ]
     assert commands(Capture.maker, [], "c.zarr") == []
+
+
+def test_what_was_in_memory_is_a_call_of_python() -> None:
+    named = {"model": "m", "plan": ["baseline"]}
+    given = {**named, "stack": "h", "in_memory": "model,tokenizer"}
+    tokenized = {**named, "in_memory": "tokenizer"}
+    loading = "repsim.models.load(model, tokenizer=tokenizer, stack='h', name='m')"
+    assert commands(Scores.maker, [given, tokenized, named], "s.zarr") == [
+        f"repsim.evaluate({loading}, plan=['baseline'], out='s.zarr')",
+        "repsim.evaluate('m', plan=['baseline'], tokenizer=tokenizer, out='s.zarr', append=True)",
+        "repsim evaluate m --plan baseline --out s.zarr --append",
+    ]
+    # To be repaired by one after the other, all are calls.
+    *_, last = commands(Scores.maker, [given, named], "s.zarr", repair=True)
+    assert last == (
+        "repsim.evaluate('m', plan=['baseline'], out='s.zarr', append=True, repair=True)"
+    )
 
 
 # Read back by the command line's own parser
