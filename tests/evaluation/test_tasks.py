@@ -27,7 +27,8 @@ from repsim.data.corpus import read_corpus
 from repsim.errors import RepsimError
 from repsim.evaluation import offline_suite, task_sources, tasks
 from repsim.evaluation.lm_eval_model import LmEvalModel
-from repsim.evaluation.tasks import Request, Task
+from repsim.evaluation.questions import Request
+from repsim.evaluation.tasks import Task
 from repsim.models import Model
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
