@@ -26,11 +26,12 @@ def tell(*lines: object) -> None:
 
 def show_names(names: Sequence[str]) -> None:
     """Names in columns on a terminal, and one per line elsewhere."""
-    if not sys.stdout.isatty():
-        return tell(*names)
     from rich.columns import Columns
 
-    console().print(Columns(map(printable, names), column_first=True, padding=(0, 2)))
+    if sys.stdout.isatty():
+        console().print(Columns(map(printable, names), column_first=True, padding=(0, 2)))
+    else:
+        tell(*names)
 
 
 def warn(line: object) -> None:

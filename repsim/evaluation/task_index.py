@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lm_eval.tasks._index import TaskIndex
 from lm_eval.utils import pattern_match
 
 from repsim.evaluation import offline_suite
+from repsim.storage.requests import is_task_file
 
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 # A setting at the beginning of a line, with what follows up to the next one.
@@ -104,10 +106,10 @@ def all_names(include_path: Path | None = None) -> list[str]:
 
 
 def expand_patterns(names: Iterable[str], include_path: Path | None) -> list[str]:
-    """Names, with each pattern replaced by the names that it matches; each name once.
+    """Names, with each pattern replaced by the names or files that it matches; each once.
 
     Args:
-        names: of tasks, patterns of a shell such as `arc_*`, or files.
+        names: of tasks, files, or patterns of a shell such as `arc_*` and `own/*.yaml`.
         include_path: a folder of further tasks.
 
     Returns:
@@ -115,8 +117,11 @@ def expand_patterns(names: Iterable[str], include_path: Path | None) -> list[str
     """
     expanded: list[str] = []
     for name in names:
-        matching: Sequence[str] = ()
-        if any(wildcard in name for wildcard in WILDCARDS) and not Path(name).is_file():
+        if not any(wildcard in name for wildcard in WILDCARDS) or Path(name).is_file():
+            matching: Sequence[str] = [name]
+        elif is_task_file(name):
+            matching = sorted(glob(name))
+        else:
             matching = pattern_match(name, all_names(include_path))
         expanded += matching or [name]
     return list(dict.fromkeys(expanded))

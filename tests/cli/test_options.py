@@ -1,6 +1,7 @@
 """Options of commands are made from records: a field becomes an option, spelled once."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import repsim
+from repsim.cli.app import app
 from repsim.cli.capture import capture
 from repsim.cli.evaluate import evaluate
 from repsim.cli.options import (
@@ -97,7 +99,12 @@ def test_a_command_has_every_option_of_its_records(
         if name in without:
             continue
         (_, declared) = get_args(parameters[name].annotation)
-        spellings = (declared.default, *declared.param_decls)  # as Typer reads them
+        # As Typer reads them; a switch has a second one, after a bar.
+        spellings = [
+            spelling
+            for text in (declared.default, *declared.param_decls)
+            for spelling in text.split("/")
+        ]
         assert f"--{name.replace('_', '-')}" in spellings
         assert about.short is None or about.short in spellings
         assert declared.help
@@ -139,6 +146,77 @@ def test_the_old_spelling_is_not_shown(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     assert "--prefix-sharing" in shown
     assert "--contexts" not in shown
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that lead to it."""
+    if not hasattr(command, "list_commands"):
+        yield path, command
+        return
+    context = command.make_context("repsim", [], resilient_parsing=True)
+    for name in command.list_commands(context):
+        yield from commands(command.get_command(context, name), (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_options_are_taken_with_dashes_and_with_underscores(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help and errors show dashes."""
+    long = [
+        spelling
+        for parameter in COMMANDS[path].params
+        if parameter.param_type_name == "option"
+        for spelling in (*parameter.opts, *parameter.secondary_opts)
+        if "-" in spelling.removeprefix("--")[1:] and spelling.startswith("--")
+    ]
+    assert not any("_" in spelling for spelling in long)
+    for spelling in long:
+        underscored = f"--{spelling.removeprefix('--').replace('-', '_')}"
+        # A value that follows "=" ends in an error of its own, whatever the option.
+        for given in (spelling, underscored):
+            assert main(*path, given + "=", "x") == 2
+            assert f"{given}: an empty value" in capsys.readouterr().err
+        answers = []
+        for given in (spelling, underscored, f"{underscored}_"):
+            assert main(*path, given, "--help") in (0, 2)
+            answers.append(capsys.readouterr())
+        assert answers[0] == answers[1]
+        assert f"No such option: {spelling}-" in answers[2].err
+
+
+def test_both_spellings_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def note(_model: str, **options: Any) -> None:
+        given.append(options)
+
+    monkeypatch.setattr(repsim, "evaluate", note)
+    for words in (
+        "--num_fewshot 3 --batch_tokens=64 --tasks=arc_easy",
+        "--num-fewshot 3 --batch-tokens=64 --tasks=arc_easy",
+        "--shots 3 --batch_tokens=64 --tasks=arc_easy",
+    ):
+        assert main("evaluate", "--quiet", *words.split()) == 0
+    assert given[0] == given[1] == given[2]
+    assert (given[0]["shots"], given[0]["batch_tokens"]) == (3, 64)
+    assert given[0]["tasks"] == "arc_easy"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [((), None), (("--fewshot_as_multiturn",), True), (("--no-fewshot-as-multiturn",), False)],
+)
+def test_a_switch_may_be_left_as_it_is(
+    words: tuple[str, ...], value: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(repsim, "evaluate", lambda _model, **options: given.update(options))
+    assert main("evaluate", "--quiet", *words) == 0
+    assert given["fewshot_as_multiturn"] is value
 
 
 @pytest.mark.parametrize(
