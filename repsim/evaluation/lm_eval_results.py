@@ -104,6 +104,7 @@ def write_results(
     """
     date = datetime.now().isoformat().replace(":", "-")
     model = sanitize_model_name(scores.identity["model"])
+    scores.dataset.load()  # once, for all plans
     written: list[Path] = []
     for named in request.plans:
         name = file_name(named.name, longest=LONGEST_PLAN, distinct=True)
@@ -209,7 +210,7 @@ def _standard_error(
         return NOT_KNOWN
     if not math.isclose(function(values), aggregate, rel_tol=1e-6, abs_tol=1e-9):
         return NOT_KNOWN
-    if function is mean or function is AGGREGATION_REGISTRY.get("acc_all"):
+    if function is mean:
         return float(estimate(values))
     # Its own function starts a process per core for the same numbers.
     draw = random.Random(0).choices

@@ -55,6 +55,11 @@ def prompting_of(options: TaskOptions) -> Prompting:
     Raises:
         RepsimError: an option needs another one, or settings for writing are none, or sample.
     """
+    if not isinstance(options.apply_chat_template, bool):
+        raise RepsimError(
+            f"apply_chat_template {options.apply_chat_template!r}: True or False; the tokenizer's "
+            "own template is taken"
+        )
     multiturn = options.fewshot_as_multiturn
     if multiturn and not options.apply_chat_template:
         raise RepsimError(

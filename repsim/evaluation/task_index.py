@@ -36,7 +36,10 @@ WILDCARDS = "*?["
 Settings = dict[str, Any]
 
 
-class Loader(yaml.CSafeLoader):
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is the faster one
+
+
+class Loader(SafeLoader):  # type: ignore[misc]
     """Takes tags such as `!function` for the text after them."""
 
 

@@ -72,7 +72,8 @@ def find_tasks(
     entry, manager = _find_entry(name, include_path)
     members = [entry]
     if entry.kind is Kind.TAG:
-        members = [manager.task_index[member] for member in sorted(entry.tags)]
+        index = manager.task_index
+        members = [index[member] for member in sorted(entry.tags) if member in index]
     is_own = is_task_file(name) or all(_lies_in(member, include_path) for member in members)
     try:
         has_files = data_dir is not None and any(_has_files(each, data_dir) for each in members)

@@ -57,7 +57,7 @@ task: own_cloze
 dataset_kwargs:
   data_files: {train: rows.jsonl, test: rows.jsonl}
 output_type: loglikelihood
-doc_to_target: "{{answers[gold]}}"
+doc_to_target: " {{answers[gold]}}"
 metric_list:
   - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
   - {metric: acc, aggregation: mean, higher_is_better: true}
