@@ -118,7 +118,10 @@ class TaskOptions:
     """Which benchmarks, how many examples of them, and how they are asked."""
 
     tasks: str | Sequence[str] = option(
-        "offline", "lm-eval's tasks with commas, or offline: repsim's own four.", short="-t"
+        "offline",
+        "lm-eval's tasks with commas, patterns ('arc_*'), files (own.yaml), or offline: repsim's "
+        "own four; list names all.",
+        short="-t",
     )
     limit: int | None = option(None, "Use the first LIMIT examples of each task.", least=1)
     shots: int | None = option(
@@ -126,6 +129,21 @@ class TaskOptions:
     )
     data_dir: str | Path | None = option(
         None, "Read DIR/TASK.SPLIT.jsonl in place of the hub.", metavar="DIR"
+    )
+    include_path: str | Path | None = option(
+        None, "A folder of tasks of your own, as lm-eval's YAML.", metavar="DIR"
+    )
+    apply_chat_template: bool = option(
+        False, "Ask in the form of the tokenizer's chat template, as lm-eval does."
+    )
+    system_instruction: str | None = option(
+        None, "What a system message says before everything else.", metavar="TEXT"
+    )
+    fewshot_as_multiturn: bool | None = option(
+        None, "With a chat template: solved examples as turns of their own, which is the default."
+    )
+    gen_kwargs: str | Mapping[str, Any] | None = option(
+        None, "Settings of tasks that write text, e.g. max_gen_toks=32.", metavar="SETTINGS"
     )
     paper_cache: bool = option(
         False, "When generating, average keys and values over a parallel step's layers."
@@ -135,6 +153,21 @@ class TaskOptions:
         "on: what texts begin with alike is computed once; off: each by itself; "
         "auto: as the model can.",
         choices=PREFIX_SHARING,
+    )
+
+
+@dataclass(frozen=True)
+class ResultsOptions:
+    """Which files an evaluation leaves for programs that read lm-eval's."""
+
+    output_path: str | Path | None = option(
+        None,
+        "Also write the results as lm-eval's JSON, below FOLDER.",
+        metavar="FOLDER",
+        kept=False,
+    )
+    log_samples: bool = option(
+        False, "With --output-path: every question and answer as well, as lm-eval's.", kept=False
     )
 
 
@@ -212,9 +245,17 @@ class EvaluateKeywords(ModelKeywords, total=False):
     tasks: str | Sequence[str]
     limit: int | None
     shots: int | None
+    num_fewshot: int | None  # lm-eval's name of `shots`
     data_dir: str | Path | None
+    include_path: str | Path | None
+    apply_chat_template: bool
+    system_instruction: str | None
+    fewshot_as_multiturn: bool | None
+    gen_kwargs: str | Mapping[str, Any] | None
     paper_cache: bool
     prefix_sharing: str
+    output_path: str | Path | None
+    log_samples: bool
     out: str | Path | None
     append: bool
     repair: bool
@@ -222,11 +263,14 @@ class EvaluateKeywords(ModelKeywords, total=False):
 
 
 CAPTURE_RECORDS = (PlanOptions, CorpusOptions, StatesOptions, StoreOptions, ModelOptions)
-EVALUATE_RECORDS = (PlanOptions, TaskOptions, StoreOptions, ModelOptions)
+EVALUATE_RECORDS = (PlanOptions, TaskOptions, ResultsOptions, StoreOptions, ModelOptions)
 NOT_OF_EVALUATE = ("max_bytes",)
-# Spellings of earlier releases, which requests in stores carry: name -> (new name, value -> value).
+ALL_RECORDS = tuple(dict.fromkeys((*CAPTURE_RECORDS, *EVALUATE_RECORDS)))
+# Other spellings: name -> (the option's name, value -> value). Those of earlier releases, which
+# requests in stores carry, and those that lm-eval has for the same thing.
 ALIASES: Mapping[str, tuple[str, Mapping[Any, Any]]] = {
     "contexts": ("prefix_sharing", {"trees": "on", "rows": "off"}),
+    "num_fewshot": ("shots", {}),
 }
 
 
@@ -266,6 +310,9 @@ def from_keywords(record: type[Record], keywords: Mapping[str, Any]) -> Record:
 def with_new_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords, or a request of an earlier release, with the options' names of today.
 
+    Raises:
+        RepsimError: an option is given under two names, with different values.
+
     Example:
         >>> with_new_names({"contexts": "trees", "limit": 5})
         {'prefix_sharing': 'on', 'limit': 5}
@@ -273,6 +320,8 @@ def with_new_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in keywords.items():
         new, values = ALIASES.get(name, (name, {}))
+        if new != name and not values and keywords.get(new, value) != value:
+            raise RepsimError(f"{new}={keywords[new]}, {name}={value}: one option; give it once")
         renamed[new] = values.get(value, value) if values else value
     return renamed
 

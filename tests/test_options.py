@@ -33,8 +33,13 @@ def test_keywords_of_a_function_are_the_fields_of_its_records(
     }
     inherited = inspect.get_annotations(options.ModelKeywords)
     own = {**inspect.get_annotations(keywords), **inherited}
+    synonyms = {
+        name: typed[meant]
+        for name, (meant, values) in options.ALIASES.items()
+        if not values and meant in typed
+    }
     names = {name: getattr(kind, "__forward_arg__", str(kind)) for name, kind in own.items()}
-    assert names == typed
+    assert names == {**typed, **synonyms}
 
 
 @pytest.mark.parametrize("function", [repsim.capture, repsim.evaluate])
@@ -86,3 +91,10 @@ def test_spellings_of_earlier_releases() -> None:
     renamed = {"model": "m", "prefix_sharing": "off", "tasks": "offline"}
     assert options.with_new_names(request) == renamed
     assert options.with_new_names({"contexts": "auto"}) == {"prefix_sharing": "auto"}
+
+
+def test_lm_eval_s_name_of_an_option() -> None:
+    assert options.with_new_names({"num_fewshot": 2, "limit": 5}) == {"shots": 2, "limit": 5}
+    assert options.with_new_names({"shots": 2, "num_fewshot": 2}) == {"shots": 2}
+    with pytest.raises(RepsimError, match=r"^shots=1, num_fewshot=2: one option; give it once$"):
+        options.with_new_names({"shots": 1, "num_fewshot": 2})

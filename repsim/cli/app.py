@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from repsim.cli.analyze import AnalysisGroup
 from repsim.cli.capture import capture
 from repsim.cli.evaluate import evaluate
+from repsim.cli.options import dashed
 from repsim.cli.plans import plans, show
 from repsim.cli.printing import MARKUP, UNWRAPPED
 from repsim.cli.stores import info, verify
 
 ANALYZE_HELP = "Analyses a store and draws the figure."
 
+# Of all commands: each hands them down to those below it.
+SETTINGS: dict[str, Any] = {"token_normalize_func": dashed}
+if MARKUP is None:
+    SETTINGS["terminal_width"] = UNWRAPPED
+
 app = typer.Typer(
     help="Representation analysis of transformers under layer plans.",
     rich_markup_mode=MARKUP,
-    context_settings={"terminal_width": UNWRAPPED} if MARKUP is None else {},
+    context_settings=SETTINGS,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

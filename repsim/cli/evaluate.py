@@ -12,14 +12,21 @@ from repsim.cli.options import (
     parameters_of,
     set_parameters,
 )
-from repsim.cli.printing import tell
+from repsim.cli.printing import show_names, tell
 from repsim.cli.progress import show_progress
 from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
 from repsim.schema import DEFAULT_MODEL
 
+LIST = "list"  # in place of tasks
+
 
 def evaluate(model: str, quiet: bool, **options: Any) -> None:
     """Scores a model on benchmarks under layer plans."""
+    if options["tasks"] == LIST:
+        from repsim.evaluation.task_index import all_names
+
+        show_names(all_names(options["include_path"]))
+        return
     with show_progress(quiet) as progress:
         import repsim
 

@@ -71,7 +71,8 @@ PARSED: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
 def parameters_of(
     *records: type, without: Sequence[str] = (), **helps: str
 ) -> list[inspect.Parameter]:
-    """Every option of these records as a command's parameter; old spellings are taken, not shown.
+    """Every option of these records as a command's parameter; spellings of earlier releases are
+    taken, not shown.
 
     Args:
         records: classes of options, see `repsim.options`.
@@ -92,10 +93,20 @@ def parameters_of(
             default=None,
             annotation=Annotated[str | None, typer.Option(hidden=True)],
         )
-        for alias, (name, _) in ALIASES.items()
-        if name in options
+        for alias, (name, values) in ALIASES.items()
+        if name in options and values
     ]
     return [*shown, *hidden]
+
+
+def dashed(name: str) -> str:
+    """An option's name as it is looked up: `--batch_tokens` is `--batch-tokens`.
+
+    Example:
+        >>> dashed("num_fewshot")
+        'num-fewshot'
+    """
+    return name.replace("_", "-")
 
 
 def keywords_from(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +153,11 @@ def _parameter(name: str, item: Field[Any], about: Option, help_text: str) -> in
         default = ""
     elif default is None:
         taken = taken | None
-    spellings = [f"--{name.replace('_', '-')}", *filter(None, [about.short])]
+    synonyms = [alias for alias, meant in ALIASES.items() if meant == (name, {})]
+    spellings = [f"--{text.replace('_', '-')}" for text in (name, *synonyms)]
+    if "bool" in words and item.default is None:  # neither asked for nor asked against
+        spellings = [f"{text}/--no-{text.removeprefix('--')}" for text in spellings]
+    spellings += filter(None, [about.short])
     return inspect.Parameter(
         name,
         POSITIONAL,

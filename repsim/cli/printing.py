@@ -7,6 +7,7 @@ on a terminal; what goes into a pipe has one line per option and command, so tha
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from repsim.errors import printable
@@ -21,6 +22,16 @@ MARKUP: Literal["rich"] | None = "rich" if sys.stdout.isatty() else None
 def tell(*lines: object) -> None:
     """Prints each as one line on standard output."""
     print(*map(printable, lines), sep="\n")
+
+
+def show_names(names: Sequence[str]) -> None:
+    """Names in columns on a terminal, and one per line elsewhere."""
+    from rich.columns import Columns
+
+    if sys.stdout.isatty():
+        console().print(Columns(map(printable, names), column_first=True, padding=(0, 2)))
+    else:
+        tell(*names)
 
 
 def warn(line: object) -> None:

@@ -18,8 +18,8 @@ from repsim.evaluation.scoring import score_examples
 from repsim.schema import NOT_FINITE
 
 if TYPE_CHECKING:
+    from repsim.evaluation.questions import Example
     from repsim.evaluation.request import EvaluationRequest
-    from repsim.evaluation.tasks import Example
     from repsim.models import Model
     from repsim.plans import NamedPlan, Plan
     from repsim.storage import score_store

@@ -17,6 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from repsim.data.packing import Window
 from repsim.errors import DataError, ModelError, brief
+from repsim.evaluation.prompting import Prompting
 from repsim.models import Model
 from repsim.models.module_state import ModuleState
 
@@ -58,6 +59,22 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
         self._recorded: list[Window] = []
         self._make_cache: Callable[[], Any] | None = None
         self._is_finite: list[bool] = []
+
+    def chat_template_of(self, prompting: Prompting) -> Callable[..., str] | None:
+        """What puts the turns of a chat into one text; None where questions are no chats.
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+        """
+        if not prompting.apply_chat_template:
+            return None
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ModelError(
+                f"{self._name}: its tokenizer has no chat template; leave out "
+                "--apply-chat-template, or take a model made for chats"
+            )
+        template: Callable[..., str] = self.apply_chat_template
+        return template
 
     def windows(self, instance: Any) -> tuple[Window, ...]:
         """What lm-eval would run the model on for one request.

@@ -24,8 +24,8 @@ from repsim.plans import PlanTrie
 from repsim.schema import NOT_FINITE, ReplayVerdict
 
 if TYPE_CHECKING:
+    from repsim.evaluation.questions import Example
     from repsim.evaluation.request import EvaluationRequest
-    from repsim.evaluation.tasks import Example
     from repsim.models.tracing import NodeState
     from repsim.storage import score_store
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,12 @@ import xarray as xr
 
 from repsim.errors import StoreError, printable
 from repsim.evaluation.task_scores import tabulate
-from repsim.plans import names_of
+from repsim.plans import Plan, names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.reader import StoreReader
+from repsim.storage.requests import is_task_file
 from repsim.storage.score_store import PAPER_CACHE
 
 # What `repsim info` says of a store's attribute `paper_cache`.
@@ -65,6 +67,7 @@ class Scores(StoreReader):
         """The tasks as the commands named them, or their number where that is too long."""
         requests = self.dataset.attrs["requests"]
         names = ",".join(request["tasks"] for request in requests).split(",")
+        names = [Path(name).stem if is_task_file(name) else name for name in names]
         tasks = "+".join(dict.fromkeys(names))
         return tasks if len(tasks) <= LABEL else f"{len(self.tasks)} tasks"
 
@@ -111,6 +114,26 @@ class Scores(StoreReader):
             table.pivot(index="plan_name", columns="task", values="value")
         """
         return tabulate(self.dataset, metric)
+
+    def to_lm_eval(self, plan: str | Plan = "baseline") -> dict[str, Any]:
+        """Scores under one plan as the dictionary that lm-eval gives for a model.
+
+        It can be written as JSON and read by what reads lm-eval's results. Settings of tasks and
+        groups of them are not in a store; `repsim evaluate --output-path` gives these as well.
+
+        Args:
+            plan: one that the store holds.
+        Raises:
+            RepsimError: the store does not hold the plan, or the plan has finished no task.
+        Example::
+
+            from lm_eval.utils import make_table
+
+            print(make_table(repsim.open("scores.zarr").to_lm_eval("skip:start=3")))
+        """
+        from repsim.evaluation.lm_eval_results import to_lm_eval
+
+        return to_lm_eval(self, plan)
 
     @property
     def info(self) -> dict[str, str]:

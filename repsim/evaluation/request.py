@@ -18,7 +18,8 @@ from repsim.evaluation.prefix_sharing import windows_of
 from repsim.plans import NamedPlan, Plan
 
 if TYPE_CHECKING:
-    from repsim.evaluation.tasks import Example, Task
+    from repsim.evaluation.questions import Example
+    from repsim.evaluation.tasks import Task
     from repsim.models import Model
     from repsim.storage.score_store import Layout
 

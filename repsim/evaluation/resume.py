@@ -177,8 +177,8 @@ def _check_same_questions(
         if (task.version, task.shots, task.digest) != (stored.version, stored.shots, stored.digest):
             raise StoreError(
                 f"{place}: holds {stored.task} of another kind (version {stored.version}, "
-                f"{stored.shots}-shot there, version {task.version}, {task.shots}-shot here); "
-                "choose another --out"
+                f"{stored.shots}-shot there, version {task.version}, {task.shots}-shot here; or "
+                "another chat template, system instruction or gen_kwargs); choose another --out"
             )
     digests = {
         (question.task, question.doc, question.choice): question.digest

@@ -42,6 +42,7 @@ from repsim.options import (
     EvaluateKeywords,
     ModelOptions,
     PlanOptions,
+    ResultsOptions,
     StoreOptions,
     TaskOptions,
     check_known,
@@ -56,14 +57,14 @@ from repsim.storage import integrity, score_store
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import exists
-from repsim.storage.requests import names_in, storable
+from repsim.storage.requests import is_task_file, names_in, storable
 from repsim.storage.score_store import Layout
 from repsim.storage.starting import check_target
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from repsim.evaluation.tasks import Example
+    from repsim.evaluation.questions import Example
     from repsim.models import Model
 
 log = logging.getLogger("repsim")
@@ -91,7 +92,8 @@ def evaluate(
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
         RepsimError: something asked for cannot be had; what is finished stays.
     """
-    scores = EvaluationRun(name_or_model(model), options, progress or (lambda _: None)).run()
+    run = EvaluationRun(name_or_model(model), options, progress or (lambda _: None))
+    scores = run.run()
     for name, count in zip(
         scores.dataset["plan_name"].values, scores.nonfinite.values, strict=True
     ):
@@ -99,6 +101,12 @@ def evaluate(
             log.warning(
                 "plan %s: states not finite on %d examples, which have no score", name, count
             )
+    if run.results.output_path is not None:
+        from repsim.evaluation.lm_eval_results import write_results
+
+        write_results(
+            scores, run.request, Path(run.results.output_path), samples=run.results.log_samples
+        )
     return scores
 
 
@@ -106,6 +114,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
     """One call of `evaluate`.
 
     request: what is asked for.
+    results: which files for other programs are wanted.
     """
 
     def __init__(
@@ -127,11 +136,21 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         plans = [plan] if isinstance(plan, str | Plan) else list(plan)
         if not plans:
             raise PlanError("no plan: name at least one, e.g. baseline")
-        if tasks.data_dir is not None and not str(tasks.data_dir).strip():
-            raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
+        for option, folder in (("data_dir", tasks.data_dir), ("include_path", tasks.include_path)):
+            if folder is not None and not str(folder).strip():
+                raise RepsimError(f"{option}: an empty path; name a folder, or leave it out")
+        if tasks.include_path is not None and not Path(tasks.include_path).is_dir():
+            raise RepsimError(f"include_path {str(tasks.include_path)!r}: no such folder")
+        self.results = from_keywords(ResultsOptions, keywords)
+        _check_results_options(self.results)
+
+        from repsim.evaluation.prompting import prompting_of
+
+        prompting = prompting_of(tasks)
         names = names_in(tasks.tasks)
+        labels = [Path(name).stem if is_task_file(name) else name for name in names]
         default = default_store(
-            "scores", model, loading.stack, "+".join(names), "+".join(map(str, plans))
+            "scores", model, loading.stack, "+".join(labels), "+".join(map(str, plans))
         )
         self.location = location_of(default if store.out is None else store.out)
         check_target(self.location)
@@ -141,18 +160,26 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         from repsim.evaluation.tasks import load as load_tasks
 
         loaded = loaded.private_copy()  # lm-eval changes it
-        folder = None if tasks.data_dir is None else Path(tasks.data_dir)
         command = {
             "model": loaded.name,
             "plan": list(map(str, plans)),
             "tasks": names,
             **request_of(tasks, store, loading),
             **request_of_subject(loaded),
+            "gen_kwargs": prompting.gen_kwargs or None,
         }
         self.request = EvaluationRequest(
             loaded,
             resolved,
-            load_tasks(names, loaded, data_dir=folder, limit=tasks.limit, shots=tasks.shots),
+            load_tasks(
+                names,
+                loaded,
+                data_dir=None if tasks.data_dir is None else Path(tasks.data_dir),
+                include_path=None if tasks.include_path is None else Path(tasks.include_path),
+                limit=tasks.limit,
+                shots=tasks.shots,
+                prompting=prompting,
+            ),
             storable(command),
             paper_cache=tasks.paper_cache,
             batch_tokens=store.batch_tokens,
@@ -258,6 +285,25 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         return (
             f"stopped by {signal.Signals(number).name}; {remark} in {self.location}; the same "
             "command goes on from there"
+        )
+
+
+def _check_results_options(results: ResultsOptions) -> None:
+    """Refuses files that cannot be written before anything is computed.
+
+    Raises:
+        RepsimError: no folder is named, or something else is there.
+    """
+    path = results.output_path
+    if path is None:
+        if results.log_samples:
+            raise RepsimError("log_samples: name a folder for them with --output-path")
+        return
+    if not str(path).strip():
+        raise RepsimError("output_path: an empty path; name a folder, or leave it out")
+    if Path(path).is_file() or Path(path).suffix == ".json":
+        raise RepsimError(
+            f"output_path {str(path)!r}: name a folder; each plan gets a file of its own in it"
         )
 
 

@@ -1,8 +1,8 @@
 """From a model's answers to numbers: lm-eval's metrics per example, and its aggregates per task.
 
-An answer is what `repsim.evaluation.tasks.Answer` says: a log-likelihood with whether it is greedy,
-or a text. Metrics and aggregations are the tasks' own code; here their results are put into the
-arrays of a store of scores. Knows no model.
+An answer is what `repsim.evaluation.questions.Answer` says: a log-likelihood with whether it is
+greedy, or a text. Metrics and aggregations are the tasks' own code; here their results are put into
+the arrays of a store of scores. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from repsim.evaluation.questions import Example
     from repsim.evaluation.request import EvaluationRequest
-    from repsim.evaluation.tasks import Example
     from repsim.storage import score_store
 
 
@@ -127,7 +127,7 @@ def aggregate_scores(
         columns = [column_of[metric] for metric in task.metrics]
         is_new = np.isnan(aggregates[:, task_row, columns]).any(1)
         for plan in np.flatnonzero(finished & ~has_gaps & is_new).tolist():
-            answers = _restore_answers(values, plan, places, task.generates)
+            answers = restore_answers(values, plan, places, task.generates)
             metrics = [metrics for _, metrics in iter_metrics(request, examples, answers)]
             for metric in dict.fromkeys(metric for results in metrics for metric in results):
                 if metric in column_of:
@@ -137,7 +137,7 @@ def aggregate_scores(
     return aggregates
 
 
-def _restore_answers(
+def restore_answers(
     values: Mapping[str, NDArray[Any]], plan: int, places: Sequence[int], generates: bool
 ) -> list[Any]:
     """Answers as the task takes them, from the store's arrays at these requests."""

@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +123,30 @@ def find_line(path: Path, index: int) -> int:
         if row == index:
             return number
     raise IndexError(index)
+
+
+def line_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Split → file of a task's data, where each split is one file with an object per line.
+
+    Args:
+        config: the task's settings, as lm-eval has them.
+
+    Returns:
+        Empty where the data lie elsewhere, or in another form.
+
+    Example:
+        >>> line_files({"dataset_path": "allenai/ai2_arc"})
+        {}
+    """
+    files = (config.get("dataset_kwargs") or {}).get("data_files", {})
+    if config.get("dataset_path") != "json":
+        return {}
+    if not isinstance(files, Mapping):
+        files = {"train": files}  # as the library that reads it calls the only split
+    by_split: dict[str, str] = {}
+    for split, file in files.items():
+        first, *others = file if isinstance(file, list) else [file]
+        if others or not str(first).endswith(".jsonl") or not Path(first).is_file():
+            return {}
+        by_split[split] = str(first)
+    return by_split

@@ -9,22 +9,23 @@ come from is `repsim.evaluation.task_sources`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.utils import handle_non_serializable, hash_string
 
 from repsim.data.packing import Window
 from repsim.errors import DataError, ModelError, RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
 from repsim.evaluation.lm_eval_model import ExampleError, LmEvalModel, TaskTooLong
+from repsim.evaluation.prompting import PLAIN, Prompting, is_random
+from repsim.evaluation.questions import Answer, Example, Request, digest
+from repsim.evaluation.task_index import expand_patterns
 from repsim.evaluation.task_sources import (
     SPLITS,
     explain_data_error,
@@ -47,52 +48,6 @@ DATA_SETTINGS = (
 )
 
 log = logging.getLogger("repsim")
-
-Answer: TypeAlias = tuple[float, bool] | float | str
-"""A model's answer to a request: (log-likelihood, is greedy), the log-likelihood of a whole text,
-or a text.
-"""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to the model; lm-eval calls it an instance.
-
-    task, doc, choice: the task's name, the example's number in it and the request's number in the
-    example.
-    digest: sha256 of what is asked, as tokens, of what is right, and of the task's name and
-    version; 16 hex digits.
-    windows: what has to be scored; the sum is the log-likelihood. Empty where text is to be
-    generated.
-    prompt: the text to continue; None where there is nothing to generate.
-    is_whole_text: whether the whole text is scored and not a continuation only; lm-eval's "rolling"
-    log-likelihood, of which it takes the number alone.
-    """
-
-    task: str
-    doc: int
-    choice: int
-    digest: str
-    windows: tuple[Window, ...]
-    prompt: str | None = None
-    is_whole_text: bool = False
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item of a benchmark, lm-eval's document.
-
-    task, doc: the task's name and the example's number in it.
-    choices: how many answers it gives to choose from; 0 where it is no multiple choice.
-    gold: number of the right choice, from 0; -1 where there is none, or more than one.
-    requests: at least one; of a multiple choice, one per choice.
-    """
-
-    task: str
-    doc: int
-    choices: int
-    gold: int
-    requests: tuple[Request, ...]
 
 
 class Task:
@@ -117,8 +72,16 @@ class Task:
         RepsimError: the task cannot be asked, or an example cannot.
     """
 
-    def __init__(self, lm_eval_task: Any, lm_eval_model: LmEvalModel, limit: int | None) -> None:
+    def __init__(
+        self,
+        lm_eval_task: Any,
+        lm_eval_model: LmEvalModel,
+        limit: int | None,
+        prompting: Prompting = PLAIN,
+        groups: Mapping[str, Any] | None = None,
+    ) -> None:
         self._task, self._model = lm_eval_task, lm_eval_model
+        self.groups = dict(groups or {})
         self.name: str = lm_eval_task.config.task
         self.version = str(lm_eval_task.VERSION)
         self.shots = int(lm_eval_task.config.num_fewshot or 0)
@@ -128,13 +91,20 @@ class Task:
                 "task %s: it has no other split, so solved examples come from the one asked about",
                 self.name,
             )
-        settings = lm_eval_task.dump_config()
-        self.digest = _digest(
+        settings = self.config
+        self.digest = digest(
             {name: settings[name] for name in sorted(settings) if name not in DATA_SETTINGS}
+            | prompting.settings()
         )
 
         # lm-eval lists instances one after another; here they are grouped by example.
-        lm_eval_task.build_all_requests(limit=limit)
+        lm_eval_task.build_all_requests(
+            limit=limit,
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=prompting.apply_chat_template,
+            fewshot_as_multiturn=prompting.fewshot_as_multiturn,
+            chat_template=lm_eval_model.chat_template_of(prompting),
+        )
         instances_of: dict[int, list[Any]] = {}
         for instance in lm_eval_task.instances:
             instances_of.setdefault(instance.doc_id, []).append(instance)
@@ -196,13 +166,12 @@ class Task:
         except ExampleError as problem:
             raise DataError(f"task {self.name}: {self._locate(doc)}: {problem}") from None
         target = str(self._task.doc_to_target(instance.doc))
-        digest = _digest([self.name, self.version, instance.request_type, content, target])
+        asked = digest([self.name, self.version, instance.request_type, content, target])
         is_whole_text = instance.request_type == "loglikelihood_rolling"
-        return Request(self.name, doc, instance.idx, digest, windows, prompt, is_whole_text)
+        return Request(self.name, doc, instance.idx, asked, windows, prompt, is_whole_text)
 
     def _check_generation(self, settings: dict[str, Any]) -> None:
-        samples = settings.get("do_sample") or settings.get("temperature")
-        if samples or settings.get("num_beams", 1) > 1:
+        if is_random(settings):
             raise DataError(
                 f"task {self.name}: it samples or searches ({settings}); only greedy generation "
                 "can be compared"
@@ -213,9 +182,7 @@ class Task:
         """An example's line in its file, where each line is an example; else its number."""
         config = self._task.config
         split = config.test_split if self._task.has_test_docs() else config.validation_split
-        files = {}
-        if config.dataset_path == "json":
-            files = (config.dataset_kwargs or {}).get("data_files", {})
+        files = task_files.line_files(config)
         if split not in files or config.process_docs is not None:
             return f"example {doc}"
         return f"{files[split]} line {task_files.find_line(Path(files[split]), doc)}"
@@ -255,17 +222,53 @@ class Task:
             What the task's `process_results` gives, by metric; with several filters by
             `metric,filter`. A value need not be a number: see `to_number`.
         """
+        metrics: dict[str, Any] = {}
+        for ensemble, _, results in self._process(doc, answers):
+            metrics |= {_with_filter(name, ensemble): value for name, value in results.items()}
+        return metrics
+
+    def samples(self, doc: int, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        """One example with its answers, as lm-eval logs it: one record per filter.
+
+        Args:
+            doc: its number.
+            answers: to its requests, in order.
+
+        Source: lm-eval, `lm_eval.evaluator.evaluate`.
+        """
+        instances = self._instances[doc]
+        asked, target = instances[0].doc, self._task.doc_to_target(instances[0].doc)
+        text = json.dumps(asked, indent=2, default=handle_non_serializable, ensure_ascii=False)
+        return [
+            {
+                "doc_id": doc,
+                "doc": asked,
+                "target": target,
+                "arguments": [instance.args for instance in instances],
+                "resps": [list(instance.resps) for instance in instances],
+                "filtered_resps": filtered,
+                "filter": ensemble.name,
+                "metrics": list(results),
+                "doc_hash": hash_string(text),
+                "prompt_hash": hash_string(instances[0].arguments[0]),
+                "target_hash": hash_string(str(target)),
+                **results,
+            }
+            for ensemble, filtered, results in self._process(doc, answers)
+        ]
+
+    def _process(
+        self, doc: int, answers: Sequence[Answer]
+    ) -> Iterator[tuple[Any, list[Any], dict[str, Any]]]:
+        """Each of lm-eval's filters, with the answers and the metrics that it gives."""
         instances = self._instances[doc]
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps = [answer] * (instance.repeats or 1)
             instance.filtered_resps = {}
-        metrics: dict[str, Any] = {}
         for ensemble in self._task._filters:
             ensemble.apply(instances)
             filtered = [instance.filtered_resps[ensemble.name] for instance in instances]
-            results = self._task.process_results(instances[0].doc, filtered)
-            metrics |= {_with_filter(name, ensemble): value for name, value in results.items()}
-        return metrics
+            yield ensemble, filtered, self._task.process_results(instances[0].doc, filtered)
 
     def to_number(self, metric: str, value: Any) -> float:
         """A metric of one example as a number.
@@ -301,6 +304,17 @@ class Task:
             return float("nan")
 
     @property
+    def config(self) -> dict[str, Any]:
+        """lm-eval's settings of the task, as it prints them."""
+        settings: dict[str, Any] = self._task.dump_config()
+        return settings
+
+    @property
+    def size(self) -> int:
+        """How many examples the data have, whatever part of them is asked for."""
+        return len(self._task.eval_docs)
+
+    @property
     def metrics(self) -> dict[str, tuple[str, bool]]:
         """Metric → name of its aggregation, and whether higher is better."""
         names = {function: name for name, function in AGGREGATION_REGISTRY.items()}
@@ -320,8 +334,10 @@ def load(
     model: Model,
     *,
     data_dir: Path | None = None,
+    include_path: Path | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    prompting: Prompting = PLAIN,
 ) -> tuple[Task, ...]:
     """Tasks with their requests, in the order of the names, each once.
 
@@ -330,11 +346,14 @@ def load(
 
     Args:
         names: lm-eval's tasks, groups and tags, the project's own
-            (`repsim.evaluation.offline_suite`), or `offline` for all of the latter.
+            (`repsim.evaluation.offline_suite`), or `offline` for all of the latter; patterns of
+            such names; YAML files with the settings of tasks.
         model: a decoder, for whose tokenizer and context length the requests are made.
         data_dir: folder of `<task>.<split>.jsonl` files, read in place of the Hub.
+        include_path: folder with the settings of further tasks.
         limit: the first `limit` examples of each.
         shots: solved examples before each; the task's own number by default.
+        prompting: how the questions are put.
 
     Raises:
         RepsimError: there is no such task, its data cannot be read, or it asks for what repsim
@@ -353,14 +372,21 @@ def load(
     with quiet_libraries():
         # A group and a member of it give the same task, which counts once.
         lm_eval_model = LmEvalModel(model)
-        prepared = [
-            prepare(task, shots) for name in unique_names for task in find_tasks(name, data_dir)
+        lm_eval_model.chat_template_of(prompting)  # refused before any data are read
+        found = [
+            find_tasks(name, data_dir, include_path)
+            for name in expand_patterns(unique_names, include_path)
         ]
+        prepared = {
+            task.config.task: (prepare(task, shots, prompting), each.groups)
+            for each in found
+            for task in each.tasks
+        }
         tasks: list[Task] = []
         too_long: list[TaskTooLong] = []
-        for lm_eval_task in {task.config.task: task for task in prepared}.values():
+        for lm_eval_task, groups in prepared.values():
             try:
-                tasks.append(_build_task(lm_eval_task, lm_eval_model, limit, data_dir))
+                tasks.append(_build_task(lm_eval_task, lm_eval_model, limit, prompting, groups))
             except TaskTooLong as problem:
                 too_long.append(problem)
     if not tasks:
@@ -380,11 +406,15 @@ def load(
 
 
 def _build_task(
-    lm_eval_task: Any, lm_eval_model: LmEvalModel, limit: int | None, data_dir: Path | None
+    lm_eval_task: Any,
+    lm_eval_model: LmEvalModel,
+    limit: int | None,
+    prompting: Prompting,
+    groups: Mapping[str, Any],
 ) -> Task:
     name = lm_eval_task.config.task
     try:
-        return Task(lm_eval_task, lm_eval_model, limit)
+        return Task(lm_eval_task, lm_eval_model, limit, prompting, groups)
     except TaskTooLong:
         raise
     except RepsimError as problem:
@@ -392,8 +422,9 @@ def _build_task(
             raise
         raise DataError(f"task {name}: {problem}") from None
     except Exception as problem:  # a task's own code meets its data
-        if data_dir is not None and lm_eval_task.config.dataset_path == "json":
-            raise explain_data_error(name, data_dir, problem) from problem
+        config = lm_eval_task.config.to_dict(keep_callable=True)
+        if task_files.line_files(config):
+            raise explain_data_error(config, problem) from problem
         raise DataError(
             f"task {name}: {brief(problem)}; does the data have the task's fields?"
         ) from problem
@@ -413,10 +444,3 @@ def _shows_its_own_split(config: Any) -> bool:
 def _with_filter(metric: str, ensemble: Any) -> str:
     """A metric's name, with that of lm-eval's filters if the task names them."""
     return metric if ensemble.name == "none" else f"{metric},{ensemble.name}"
-
-
-def _digest(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, default=str)
-    # Functions count by their names; their addresses differ in every process.
-    stable = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return hashlib.sha256(stable.encode()).hexdigest()[:16]

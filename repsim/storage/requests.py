@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repsim.options import BUILTIN, with_new_names
+from repsim.options import ALL_RECORDS, BUILTIN, options_of, with_new_names
+
+FOLDERS = ("data_dir", "include_path")  # options that name one
+# Options for which False is a choice and not the same as leaving them out.
+SWITCHES = tuple(
+    name
+    for name, (item, _) in options_of(*ALL_RECORDS).items()
+    if item.default is None and "bool" in str(item.type)
+)
 
 IN_MEMORY = "in_memory"  # names of what was handed over as an object, with commas
 # What changes no number, or is a part of the identity that a store's numbers depend on.
@@ -20,22 +29,27 @@ def storable(request: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> storable({"corpus": "/home/me/own.txt", "statistics": ("cosine", "norms"), "shots": 0})
         {'corpus': 'own.txt', 'statistics': 'cosine,norms', 'shots': 0}
+        >>> storable({"tasks": "arc_easy,/home/me/own.yaml", "gen_kwargs": {"max_gen_toks": 32}})
+        {'tasks': 'arc_easy,own.yaml', 'gen_kwargs': '{"max_gen_toks": 32}'}
     """
     stored: dict[str, Any] = {}
     for name, value in request.items():
         if name in ("statistics", "tasks"):
-            value = ",".join(names_in(value))
+            words = names_in(value)
+            value = ",".join(Path(word).name if is_task_file(word) else word for word in words)
         # Zero is a number of solved examples, and equal to False.
-        if value is None or value is False or value == "":
+        if value is None or value == "" or (value is False and name not in SWITCHES):
             continue
         if name == "corpus" and not str(value).startswith("hf:"):
             value = Path(value).name
-        elif name == "data_dir":
+        elif name in FOLDERS:
             value = "DIR"
         elif name == "tokenizer":
             if not isinstance(value, str | Path):  # an object, of which `in_memory` tells
                 continue
             value = Path(value).resolve().name if Path(value).exists() else str(value)
+        elif isinstance(value, Mapping):
+            value = json.dumps(value, sort_keys=True)
         elif name == "model_dtype":
             value = str(value).removeprefix("torch.")
         stored[name] = value
@@ -53,9 +67,21 @@ def names_in(text: str | Sequence[str]) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
+def is_task_file(name: str) -> bool:
+    """Whether a task's name is that of a file with its settings.
+
+    Example:
+        >>> is_task_file("tasks/own.yaml"), is_task_file("arc_easy")
+        (True, False)
+    """
+    return name.endswith((".yaml", ".yml"))
+
+
 def unnamed_files(requests: Sequence[Mapping[str, Any]]) -> list[str]:
     """Files and folders that stored requests name without saying where they are."""
-    names = {request.get(option) for request in requests for option in ("corpus", "data_dir")}
+    names = {request.get(option) for request in requests for option in ("corpus", *FOLDERS)}
+    for request in requests:
+        names |= {name for name in names_in(request.get("tasks", "")) if is_task_file(name)}
     return sorted(
         str(name) for name in names - {None, "", BUILTIN} if not str(name).startswith("hf:")
     )
@@ -113,7 +139,10 @@ def _command(
             continue
         option = "--" + name.replace("_", "-")
         for one in value if isinstance(value, list) else [value]:
-            words += [option] if one is True else [option, str(one)]
+            if isinstance(one, bool):
+                words.append(option if one else f"--no-{option.removeprefix('--')}")
+            else:
+                words += [option, str(one)]
     more = ["--append"] * append + ["--repair"] * repair
     return shlex.join([*words, "--out", str(path), *more])
 

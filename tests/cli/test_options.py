@@ -1,6 +1,7 @@
 """Options of commands are made from records: a field becomes an option, spelled once."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 import repsim
+from repsim.cli.app import app
 from repsim.cli.capture import capture
 from repsim.cli.evaluate import evaluate
 from repsim.cli.options import (
@@ -97,7 +99,12 @@ def test_a_command_has_every_option_of_its_records(
         if name in without:
             continue
         (_, declared) = get_args(parameters[name].annotation)
-        spellings = (declared.default, *declared.param_decls)  # as Typer reads them
+        # As Typer reads them; a switch has a second one, after a bar.
+        spellings = [
+            spelling
+            for text in (declared.default, *declared.param_decls)
+            for spelling in text.split("/")
+        ]
         assert f"--{name.replace('_', '-')}" in spellings
         assert about.short is None or about.short in spellings
         assert declared.help
@@ -139,6 +146,73 @@ def test_the_old_spelling_is_not_shown(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     assert "--prefix-sharing" in shown
     assert "--contexts" not in shown
+
+
+def parsers(command: Any, parent: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Every command with the words that lead to it, and its own parser."""
+    name = "repsim" if parent is None else command.name
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+    if not hasattr(command, "list_commands"):
+        yield context.command_path, command, command.make_parser(context)
+        return
+    for name in command.list_commands(context):
+        yield from parsers(command.get_command(context, name), context)
+
+
+def test_options_of_all_commands_are_taken_with_dashes_and_with_underscores() -> None:
+    seen = set()
+    for path, command, parser in parsers(typer.main.get_command(app)):
+        seen.add(path)
+        for item in command.params:
+            if item.param_type_name != "option":
+                continue
+            words = [] if item.is_flag else ["some_value-here"]
+            for spelling in (*item.opts, *item.secondary_opts):
+                assert "_" not in spelling, path  # as help shows it
+                underscored = "--" + spelling.removeprefix("--").replace("-", "_")
+                texts = (spelling, underscored if spelling.startswith("--") else spelling)
+                given, other = (parser.parse_args(args=[text, *words])[0] for text in texts)
+                assert given == other, path
+                assert set(given) == {item.name}, path
+    names = {"repsim capture", "repsim evaluate", "repsim analyze cosine", "repsim plans show"}
+    assert names <= seen
+
+
+def test_an_unknown_option_is_shown_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("evaluate", "--num_fewshots", "3") == 2
+    message = "No such option: --num-fewshots (Possible options: --num-fewshot"
+    assert message in capsys.readouterr().err
+
+
+def test_both_spellings_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def note(_model: str, progress: object, **options: Any) -> None:
+        given.append(options)
+
+    monkeypatch.setattr(repsim, "evaluate", note)
+    for words in (
+        "--num_fewshot 3 --batch_tokens=64 --tasks=arc_easy",
+        "--num-fewshot 3 --batch-tokens=64 --tasks=arc_easy",
+        "--shots 3 --batch_tokens=64 --tasks=arc_easy",
+    ):
+        assert main("evaluate", "--quiet", *words.split()) == 0
+    assert given[0] == given[1] == given[2]
+    assert (given[0]["shots"], given[0]["batch_tokens"]) == (3, 64)
+    assert given[0]["tasks"] == "arc_easy"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [((), None), (("--fewshot_as_multiturn",), True), (("--no-fewshot-as-multiturn",), False)],
+)
+def test_a_switch_may_be_left_as_it_is(
+    words: tuple[str, ...], value: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(repsim, "evaluate", lambda _model, **options: given.update(options))
+    assert main("evaluate", "--quiet", *words) == 0
+    assert given["fewshot_as_multiturn"] is value
 
 
 @pytest.mark.parametrize(

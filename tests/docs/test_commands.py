@@ -93,7 +93,7 @@ def test_commands_run(
             continue
         command = in_small(words[1:])
         bring_stores(command, stores)
-        # What other pages ask for as well is run on the first one, where later lines do not read it.
+        # What other pages ask for as well is run once; no later line reads it.
         if command[0] not in MAKES and tuple(command) in RUN:
             continue
         RUN.add(tuple(command))

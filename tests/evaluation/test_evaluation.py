@@ -145,7 +145,7 @@ def harness_says(model: models.Model, plan: str, data: Path, names: Any = TASKS)
     prepared = [
         task_sources.prepare(one, SHOTS)
         for name in names
-        for one in task_sources.find_tasks(name, data)
+        for one in task_sources.find_tasks(name, data).tasks
     ]
     with repsim.planned(model, plan) as module:
         lm = HFLM(pretrained=module, tokenizer=model.tokenizer, batch_size=4)

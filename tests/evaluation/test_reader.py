@@ -41,7 +41,7 @@ def lm_eval_results(model: models.Model, plan: str) -> dict[str, dict[str, Any]]
     tasks = {
         name: task_sources.prepare(task, None)
         for name in TASKS
-        for task in task_sources.find_tasks(name, None)
+        for task in task_sources.find_tasks(name).tasks
     }
     with repsim.planned(model, plan) as module:
         lm = HFLM(pretrained=module, tokenizer=model.tokenizer, batch_size=4)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from repsim.evaluation.questions import Example, Request
 from repsim.evaluation.scoring import aggregate_scores, iter_metrics, score_examples
-from repsim.evaluation.tasks import Example, Request
 
 NAN = float("nan")
 

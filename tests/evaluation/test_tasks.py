@@ -25,9 +25,10 @@ from lm_eval.models.huggingface import HFLM
 from repsim import models
 from repsim.data.corpus import read_corpus
 from repsim.errors import RepsimError
-from repsim.evaluation import offline_suite, task_sources, tasks
+from repsim.evaluation import offline_suite, task_index, tasks
 from repsim.evaluation.lm_eval_model import LmEvalModel
-from repsim.evaluation.tasks import Request, Task
+from repsim.evaluation.questions import Request
+from repsim.evaluation.tasks import Task
 from repsim.models import Model
 
 WORDS = " ".join(text.text for text in read_corpus().texts).split()
@@ -177,7 +178,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
     # Some hundred thousand objects, through which other tests would look for theirs.
-    task_sources.task_manager.cache_clear()
+    task_index.lm_eval_index.cache_clear()
     gc.collect()
 
 
@@ -246,7 +247,7 @@ def lm_eval_on(
         results = simple_evaluate(
             lm,
             tasks=[config],
-            task_manager=task_sources.task_manager(),
+            task_manager=task_index.task_manager(),
             limit=limit,
             num_fewshot=shots,
             bootstrap_iters=0,

@@ -20,7 +20,7 @@ from repsim.options import (
     options_of,
     request_of,
 )
-from repsim.storage.requests import commands, is_same_request
+from repsim.storage.requests import commands, is_same_request, storable, unnamed_files
 from support.cli import main
 
 RECORDS = {Capture.maker: CAPTURE_RECORDS, Scores.maker: EVALUATE_RECORDS}
@@ -84,8 +84,8 @@ def request_from(maker: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """What a store would keep of these arguments."""
     options = request_of(*(from_keywords(record, arguments) for record in RECORDS[maker]))
     kept = {name: value for name, value in options.items() if value != ""}
-    if "data_dir" in kept:
-        kept["data_dir"] = str(kept["data_dir"])
+    for name in {"data_dir", "include_path"} & kept.keys():
+        kept[name] = str(kept[name])
     return {"model": arguments["model"], **kept}
 
 
@@ -159,6 +159,25 @@ def test_what_was_in_memory_is_a_call_of_python() -> None:
     assert last == (
         "repsim.evaluate('m', plan=['baseline'], out='s.zarr', append=True, repair=True)"
     )
+
+
+def test_a_switch_that_is_off_and_settings_are_part_of_a_command() -> None:
+    asked = {
+        "tasks": ["arc_easy", "/home/me/own.yaml"],
+        "include_path": Path("/home/me"),
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": False,
+        "gen_kwargs": {"until": ["."], "max_gen_toks": 3},
+        "trust_remote_code": False,
+    }
+    stored = storable({"model": "m", **asked})
+    assert "/home" not in str(stored)
+    assert commands(Scores.maker, [stored], "s.zarr") == [
+        "repsim evaluate m --tasks arc_easy,own.yaml --include-path DIR --apply-chat-template "
+        """--no-fewshot-as-multiturn --gen-kwargs '{"max_gen_toks": 3, "until": ["."]}' """
+        "--out s.zarr"
+    ]
+    assert unnamed_files([stored]) == ["DIR", "own.yaml"]
 
 
 # Read back by the command line's own parser

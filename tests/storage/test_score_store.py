@@ -470,9 +470,9 @@ def test_a_store_that_is_being_written_is_refused(
 
 def nurse() -> None:
     """A nursery of evaluations."""
-    from repsim.evaluation import task_sources
+    from repsim.evaluation import task_index
 
-    task_sources.task_manager()
+    task_index.lm_eval_index()
     HFLM.max_gen_toks = WRITTEN
     score_store.WRITE_SECONDS = -1.0
     faults.nurse(repsim.evaluate)
