@@ -115,7 +115,7 @@ def compute(
 
     # What is in the store: plans as variants of families, and each task's scores and kind.
     dataset, layers = scores.dataset, scores.layers
-    names, texts = (dataset[name].values.astype(object).tolist() for name in ("plan_name", PLAN))
+    names, texts = dataset["plan_name"].values.astype(object).tolist(), results.plan_texts(dataset)
     variants = find_variants(names, texts, layers)
     tasks = split_by_task(dataset, metric)
     task_names = [task.name for task in tasks]
@@ -149,7 +149,7 @@ def compute(
     most = np.array([1 if is_share(task.score) else np.inf for task in tasks])
     bounds = np.where(np.isinf(most), -np.inf, 0), most
     dims = (VARIANT, TASK)
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             **_label("raw", (PLAN, TASK), raw, bounds),
             **_label("value", dims, value, bounds),
@@ -199,7 +199,8 @@ def compute(
             "undefined": undefined,
             "incomplete": sum(task.incomplete for task in tasks),
         },
-    ).set_coords(["family_a", "family_b"])
+    )
+    return results.name_plans(result.set_coords(["family_a", "family_b"]))
 
 
 def plot(result: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:

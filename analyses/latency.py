@@ -18,7 +18,6 @@ from repsim.analyses import degradation
 from repsim.errors import ModelError
 from repsim.plans import Plan
 from repsim.registry import AnalysisKind
-from repsim.schema import PLAN
 from repsim.stats import results
 from repsim.studies.painters import find_variants
 
@@ -72,7 +71,7 @@ def compute(
     # One plan per variant: of the random plans of a start, the first.
     harm = degradation.compute(scores, metric=metric, resamples=resamples, seed=seed)
     plan_of = {named.plan.text: named.plan for named in scores.plans}
-    names, texts = (harm[name].values.tolist() for name in ("plan_name", PLAN))
+    names, texts = harm["plan_name"].values.tolist(), results.plan_texts(harm)
     variants = find_variants(names, texts, scores.layers)
     plans = [plan_of[texts[variant.plans[0]]] for variant in variants]
 
