@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -29,7 +30,7 @@ from repsim.evaluation.normalised_scores import (
 from repsim.evaluation.task_scores import split_by_task
 from repsim.registry import AnalysisKind, ScoreSource
 from repsim.schema import PLAN, TASK
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.bootstrap import LEVEL, Estimate
 from repsim.studies.painters import (
     FIGURE_NUMBERS,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 KIND = AnalysisKind.SCORES
 VARIANT, TASK_KIND, COMPARISON = "variant", "kind", "comparison"
+MOST_SUMMARISED = 12  # families
 GUESSED, GIVEN = "guessed from the name", "given"  # where a task's kind is from
 Array = NDArray[np.float64]
 
@@ -201,6 +203,53 @@ def compute(
         },
     )
     return results.name_plans(result.set_coords(["family_a", "family_b"]))
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Per family of plans the mean normalised score: on average, of its best and of its worst plan;
+    below, the order sensitivity of each kind of task.
+    """
+    # Plans of one family with the same part and number of loops; a plan of no family by itself.
+    names, families = (result[name].values.tolist() for name in (VARIANT, "variant_family"))
+    parts, loops = (result[f"variant_{name}"].values.tolist() for name in ("part", "loops"))
+    groups: dict[str, list[int]] = {}
+    for row, family in enumerate(families):
+        label = family + f" {parts[row]}" * bool(parts[row]) + f" x{loops[row]}" * (loops[row] > 0)
+        if family != "baseline":
+            groups.setdefault(label if family else names[row], []).append(row)
+
+    rows = []
+    for label, members in groups.items():
+        scores = result["mean"].values[members]
+        line: dict[str, Any] = {"family": label, "plans": len(members), "average": scores.mean()}
+        if not np.isnan(scores).all():
+            for title, place in (("best", np.nanargmax(scores)), ("worst", np.nanargmin(scores))):
+                row = members[int(place)]
+                numbers = summaries.pick(result, "mean", variant=row)
+                line |= {key.replace("mean", title): number for key, number in numbers.items()}
+                line[f"{title}_at"] = names[row].partition(":")[2]
+        rows.append(line)
+    table = pd.DataFrame(rows[:MOST_SUMMARISED])
+    more = len(rows) - len(table)
+    table.attrs["note"] = ". ".join(
+        filter(None, [_describe_order(result), f"{more} more families or plans" * (more > 0)])
+    )
+    return table
+
+
+def _describe_order(result: xr.Dataset) -> str:
+    """What is below a summary: the tasks it is over, and order sensitivities."""
+    tasks = result[TASK].values[result["valid"].values == 1].tolist()
+    over = f"mean normalised score over {', '.join(tasks) or 'no task'} (baseline 1, chance 0)"
+    kinds = result[TASK_KIND].values.tolist()
+    sensitivities = [
+        f"{kind} {summaries.with_interval('order_sensitivity', numbers)}"
+        for row, kind in enumerate(kinds)
+        if not np.isnan(
+            (numbers := summaries.pick(result, "order_sensitivity", kind=row))["order_sensitivity"]
+        )
+    ]
+    return over + "; order sensitivity: " * bool(sensitivities) + ", ".join(sensitivities)
 
 
 def plot(result: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:

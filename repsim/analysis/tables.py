@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 Format: TypeAlias = Literal["rich", "md", "csv", "latex", "json"]
 
+FOR_PROGRAMS = ("csv", "json")  # formats with every column and all digits
 LEVEL = 0.05  # Holm-adjusted p-values below it are marked
 MARK = "*"
 NOTE = "note"  # attribute of a table: what the line below it says
 ERROR, LOW, HIGH = "_standard_error", "_low", "_high"
-DIGITS = 2  # that an error is worth
 MOST_DECIMALS = 4
 LARGE = 1e5  # from here on numbers are shown as powers of ten
 ROWS = 24  # of a table that a command shows unasked
@@ -49,7 +49,7 @@ def merge_columns(frame: pd.DataFrame, *, latex: bool = False) -> pd.DataFrame:
     Example:
         >>> row = {"plan": "skip", "cosine": 0.4231, "cosine_low": 0.35, "cosine_high": 0.49}
         >>> merge_columns(pd.DataFrame([row])).values.tolist()
-        [['skip', '0.423 [0.350, 0.490]']]
+        [['skip', '0.42 [0.35, 0.49]']]
     """
     merged: dict[str, list[str]] = {}
     for name, title in _titles(frame).items():
@@ -113,8 +113,15 @@ def number_text(value: float, error: float = math.nan, *, latex: bool = False) -
 
 
 def _decimals(error: float) -> int:
-    """Decimals that an error of this size is worth."""
-    return min(max(DIGITS - 1 - math.floor(math.log10(error)), 0), MOST_DECIMALS)
+    """Decimals that an error of this size is worth: two digits of 1.0 to 3.54, one up to 9.49.
+
+    Source: Particle Data Group, Review of Particle Physics, section 5.3 of the introduction.
+    """
+    exponent = math.floor(math.log10(error))
+    leading = error / 10**exponent
+    digits = 1 if 3.545 <= leading < 9.495 else 2
+    exponent += leading >= 9.495  # it is rounded up to 10
+    return min(max(digits - 1 - exponent, 0), MOST_DECIMALS)
 
 
 def _with_error(value: float, error: float, *, latex: bool) -> str:
@@ -147,6 +154,17 @@ def _alone(value: Any, *, latex: bool) -> str:
 # From cells to text
 
 
+def check_format(form: str) -> None:
+    """Refuses a format that there is not.
+
+    Raises:
+        RepsimError: it is none of `Format`.
+    """
+    if form not in get_args(Format):
+        *others, last = get_args(Format)
+        raise RepsimError(f"format {form!r}: choose {', '.join(others)} or {last}")
+
+
 def render(frame: pd.DataFrame, form: Format = "rich") -> str:
     """A table as text, with a line for its `attrs["note"]` below where people read it.
 
@@ -158,7 +176,8 @@ def render(frame: pd.DataFrame, form: Format = "rich") -> str:
     Raises:
         RepsimError: there is no such format.
     Example:
-        >>> table = pd.DataFrame({"plan": ["a_b"], "score": [0.523], "score_standard_error": [0.02]})
+        >>> row = {"plan": "a_b", "score": 0.523, "score_standard_error": 0.02}
+        >>> table = pd.DataFrame([row])
         >>> print(render(table, "md"))
         | plan | score ± standard error |
         | --- | --- |
@@ -166,8 +185,7 @@ def render(frame: pd.DataFrame, form: Format = "rich") -> str:
         >>> print(render(table, "latex").splitlines()[4])
         a\\_b & $0.523 \\pm 0.020$ \\\\
     """
-    if form not in get_args(Format):
-        raise RepsimError(f"format={form!r}: choose {', '.join(get_args(Format))}")
+    check_format(form)
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
     if form == "json":
@@ -230,7 +248,7 @@ def _latex(frame: pd.DataFrame) -> str:
     return text.replace("±", r"$\pm$").rstrip("\n")
 
 
-# Tables of scores
+# Tables of stores
 
 
 def shown_scores(frame: pd.DataFrame) -> pd.DataFrame:
@@ -263,6 +281,29 @@ def shown_scores(frame: pd.DataFrame) -> pd.DataFrame:
             f"difference: from the baseline's value. {MARK} p < {LEVEL} after Holm's correction "
             "for all comparisons in the store."
         )
+    return shown
+
+
+def shown_plans(frame: pd.DataFrame) -> pd.DataFrame:
+    """What of `Capture.table()` people read: as `shown_scores`, of log-probabilities.
+
+    Args:
+        frame: of `Capture.table()`.
+    Returns:
+        One row per plan; `attrs["note"]` explains the mark.
+    """
+    shown = frame.drop(columns="plan_name")
+    shown["plan"] = tell_apart(frame["plan_name"].tolist(), frame["plan"].tolist())
+    first = ["plan", "states", "samples", "tokens"]
+    shown = shown[first + [name for name in shown.columns if name not in first]]
+    if "difference" not in frame:
+        return shown
+    shown = shown.drop(columns=["difference" + ERROR, "p_value", "p_holm"])
+    shown[MARK] = np.where(frame["p_holm"] < LEVEL, MARK, "")
+    shown.attrs[NOTE] = (
+        f"difference: of logprob, from the baseline's. {MARK} p < {LEVEL} after Holm's correction "
+        "for all plans of the store."
+    )
     return shown
 
 

@@ -143,7 +143,7 @@ class Scores(StoreReader):
             DataError: the store holds no such task.
         Example::
 
-            table = repsim.open("scores.zarr").to_frame(task="grammar")
+            table = repsim.table("scores.zarr", task="grammar")
             table[table["p_holm"] < 0.05]
         """
         rows, tasks = self.find_plans(plan), self._find_tasks(task)
