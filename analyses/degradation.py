@@ -223,7 +223,8 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
         scores = result["mean"].values[members]
         line: dict[str, Any] = {"family": label, "plans": len(members), "average": scores.mean()}
         if not np.isnan(scores).all():
-            for title, place in (("best", np.nanargmax(scores)), ("worst", np.nanargmin(scores))):
+            ends = ("best", np.nanargmax(scores)), ("worst", np.nanargmin(scores))
+            for title, place in ends[: len(members)]:
                 row = members[int(place)]
                 numbers = summaries.pick(result, "mean", variant=row)
                 line |= {key.replace("mean", title): number for key, number in numbers.items()}

@@ -29,7 +29,7 @@ MARK = "*"
 NOTE = "note"  # attribute of a table: what the line below it says
 ERROR, LOW, HIGH = "_standard_error", "_low", "_high"
 MOST_DECIMALS = 4
-LARGE = 1e5  # from here on numbers are shown as powers of ten
+LARGE, SMALL = 1e5, 1e-4  # beyond these, numbers are shown with powers of ten
 ROWS = 24  # of a table that a command shows unasked
 WIDE = 10_000  # columns, more than any table has
 
@@ -79,7 +79,7 @@ def _titles(frame: pd.DataFrame) -> dict[str, str]:
             words = f"{words} [95 %]"
         elif name + ERROR in names:
             words = f"{words} ± standard error"
-        titles[name] = words
+        titles[name] = printable(words)
     return titles
 
 
@@ -103,12 +103,12 @@ def number_text(value: float, error: float = math.nan, *, latex: bool = False) -
         text = f"-{text}" if value < 0 else text
     elif abs(value) >= LARGE:
         text = f"{value:.3e}"
-        if latex:
-            text = re.sub(r"e[+]?(-?)0*(\d+)", r" \\times 10^{\1\2}", text)
     elif math.isfinite(error) and error > 0:
         text = f"{value:.{_decimals(error)}f}"
     else:
-        text = f"{value:.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+        text = f"{value:.4g}" if abs(value) >= SMALL or value == 0 else f"{value:.1e}"
+    if latex:
+        text = re.sub(r"e[+]?(-?)0*(\d+)", r" \\times 10^{\1\2}", text)
     return f"${text}$" if latex else text
 
 
@@ -213,8 +213,8 @@ def rich_table(frame: pd.DataFrame, *, box: bool = False) -> Table:
     cells = merge_columns(frame)
     table = Table(box=boxes.SIMPLE_HEAD if box else None, pad_edge=False)
     for name, title in _titles(frame).items():
-        is_plain_number = title in frame and not _is_text(frame[name])
-        table.add_column(Text(printable(title)), justify="right" if is_plain_number else "left")
+        is_plain_number = title == name and not _is_text(frame[name])
+        table.add_column(Text(title), justify="right" if is_plain_number else "left")
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
