@@ -1,4 +1,4 @@
-"""Tables as text: what is read back is what was written, and nothing a format obeys gets through."""
+"""Tables as text: what is read back is what was written, and nothing is obeyed on the way."""
 
 import io
 import json
