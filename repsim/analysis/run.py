@@ -25,6 +25,7 @@ from repsim.analysis.names import (
     file_labels,
     option_words,
 )
+from repsim.analysis.tables import render
 from repsim.cache import file_name
 from repsim.captures.reader import Capture
 from repsim.errors import RepsimError, printable
@@ -82,6 +83,7 @@ class Analysis:
             for things, word in ((self.results, "result"), (self.figures, "figure"))
         ]
         lines = [*self.lines, *(f"remark: {remark}" for remark in self.remarks)]
+        lines += [line for table in self.tables for line in render(table).splitlines()]
         return "\n".join(
             [
                 f"<repsim.Analysis {printable(self.name)}: {', '.join(counts)}>",

@@ -102,8 +102,8 @@ def number_text(value: float, error: float = math.nan, *, latex: bool = False) -
         text = r"\infty" if latex else "inf"
         text = f"-{text}" if value < 0 else text
     elif abs(value) >= LARGE:
-        text = f"{value:.3e}"
-    elif math.isfinite(error) and error > 0:
+        text = f"{value:.{_decimals(error / 10 ** math.floor(math.log10(abs(value))))}e}"
+    elif _is_spread(error):
         text = f"{value:.{_decimals(error)}f}"
     else:
         text = f"{value:.4g}" if abs(value) >= SMALL or value == 0 else f"{value:.1e}"
@@ -112,11 +112,19 @@ def number_text(value: float, error: float = math.nan, *, latex: bool = False) -
     return f"${text}$" if latex else text
 
 
+def _is_spread(error: float) -> bool:
+    return math.isfinite(error) and error > 0
+
+
 def _decimals(error: float) -> int:
     """Decimals that an error of this size is worth: two digits of 1.0 to 3.54, one up to 9.49.
 
+    Three where there is no error.
+
     Source: Particle Data Group, Review of Particle Physics, section 5.3 of the introduction.
     """
+    if not _is_spread(error):
+        return 3
     exponent = math.floor(math.log10(error))
     leading = error / 10**exponent
     digits = 1 if 3.545 <= leading < 9.495 else 2

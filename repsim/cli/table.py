@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repsim.cli.options import StoreArgument
-from repsim.cli.printing import console, tell
+from repsim.cli.printing import console, tell, warn
 from repsim.cli.progress import show_remarks
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def table(
     opened = repsim.open(store)
     with show_remarks(quiet=False):
         frame = repsim.table(opened, plan=plan, task=task)
+    if opened.remark:
+        warn(f"incomplete: {opened.remark}")
     if form not in tables.FOR_PROGRAMS:
         frame = tables.shown_scores(frame) if "task" in frame else tables.shown_plans(frame)
     if form == "rich":

@@ -107,6 +107,9 @@ def test_it_says_what_it_is(store: Path) -> None:
     assert first == "<repsim.Analysis norms: 1 result, 1 figure>"
     assert lines[0] == f"  norms of {store} (plan baseline, resamples 20)"
     assert lines[1].startswith("    result: ")
+    assert lines[2].split() == ["layer", "norm", "[95", "%]"]
+    (table,) = found.tables
+    assert len(lines) == 2 + 1 + len(table)
     picture = found._repr_png_()
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
