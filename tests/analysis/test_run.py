@@ -137,6 +137,7 @@ def test_an_analysis_of_several_plans_is_computed_once(
     monkeypatch.syspath_prepend(tmp_path)
     every = repsim.analyze("count", store)
     assert every.results[0].sizes["plan"] == len(repsim.open(store).plans)
+    assert every.tables == []  # it has no `summarise`
     some = repsim.analyze("count", [store, deeper], plan=["baseline"], figures=tmp_path / "f")
     assert [result["steps"].values.tolist() for result in some.results] == [[7], [7]]
     assert len(some.figures) == 4
