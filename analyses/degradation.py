@@ -108,7 +108,8 @@ def compute(
         (two-sided) and `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`,
         `baseline`, `baseline_standard_error`, `valid` (1 or 0), `examples` and the coordinates
         `task_kind` and `task_kind_from` ("given" or "guessed from the name"); over (plan, task)
-        `nonfinite`, the number of examples without a score.
+        `nonfinite`, the number of examples without a score. `plan` is the plans' names, and
+        `plan_text` their canonical texts.
     Raises:
         RepsimError: the baseline is not in the store, no task has the metric, a task has no
             examples, or `kinds` names a task or a kind that there is not.

@@ -47,9 +47,9 @@ def merge_columns(frame: pd.DataFrame, *, latex: bool = False) -> pd.DataFrame:
         As many rows; columns that were merged are gone. Every cell is a string, an empty one where
         there is no number.
     Example:
-        >>> row = {"plan": "skip", "cosine": 0.4231, "cosine_low": 0.35, "cosine_high": 0.49}
+        >>> row = {"plan": "skip", "cosine": 0.4231, "cosine_low": 0.33, "cosine_high": 0.51}
         >>> merge_columns(pd.DataFrame([row])).values.tolist()
-        [['skip', '0.42 [0.35, 0.49]']]
+        [['skip', '0.42 [0.33, 0.51]']]
     """
     merged: dict[str, list[str]] = {}
     for name, title in _titles(frame).items():

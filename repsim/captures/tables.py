@@ -33,8 +33,8 @@ def tabulate_tokens(capture: Capture, plans: Sequence[NamedPlan], tokenizer: Any
     """One row per token; see `repsim.Capture.to_frame`."""
     tokens = capture.tokens
     table = tokens[["sample", "position", "token_id"]].to_dataframe()
-    keys = pd.Categorical.from_codes(tokens["sample"].values, capture.samples.values.astype(object))
-    table.insert(1, "sample_key", keys)
+    keys = capture.samples.values.astype(object)[tokens["sample"].values]
+    table.insert(1, "sample_key", pd.Categorical(keys))
     if tokenizer is not None:
         table["token_text"] = capture.token_texts(tokenizer).values
     if capture.keeps_logprobs:

@@ -72,7 +72,7 @@ def layer_coordinate(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
 
 
 def index_layers(data: DataT) -> DataT:
-    """With an index on every coordinate of layers, so that `sel(layer="10")` takes the state after
+    """With an index on the layers of states, so that `sel(layer="10")` takes the state after
     layer 10; places along `state`, which count `embed` as well, stay as they are.
 
     A plan that runs a layer twice has two states of that label, and `sel` gives both.
@@ -86,8 +86,8 @@ def index_layers(data: DataT) -> DataT:
         5.0
     """
     for name, values in data.coords.items():
-        is_layer = str(name) == "layer" or str(name).startswith("layer_")
-        if is_layer and values.ndim == 1 and name not in data.xindexes:
+        of_states = values.ndim == 1 and str(values.dims[0]).startswith(STATE)
+        if of_states and str(name).startswith("layer") and name not in data.xindexes:
             data = data.set_xindex(name)
     return data
 
