@@ -81,22 +81,25 @@ def _compare_log_probabilities(
     """Mean log-probability and perplexity of every plan, `[plan]`, and differences from the
     baseline's.
     """
-    # Sums over each sample's tokens, and how many of these have a successor.
+    # Sums over each sample's tokens, and how many of these have a successor; plan by plan, so that
+    # few tokens are held at once.
     tokens = int(lengths.sum())
     starts = np.cumsum([0, *lengths[:-1]])
-    logprob = np.stack(
-        [capture.logprob(named.plan).values[:tokens] for named in capture.plans], axis=-1
-    ).astype(np.float64)
-    has_successor = ~np.isnan(logprob)
-    totals = np.add.reduceat(np.where(has_successor, logprob, 0), starts)
-    counts = np.add.reduceat(has_successor.astype(np.float64), starts)
+    totals, counts = np.empty((2, len(lengths), len(capture.plans)))
+    for column, named in enumerate(capture.plans):
+        logprob = capture.logprob(named.plan).values[:tokens].astype(np.float64)
+        has_successor = ~np.isnan(logprob)
+        totals[:, column] = np.add.reduceat(np.where(has_successor, logprob, 0), starts)
+        counts[:, column] = np.add.reduceat(has_successor.astype(np.float64), starts)
     mean = stats.bootstrap(
         stats.ratio_of_sums(totals, counts), len(lengths), resamples=resamples, seed=seed
     )
+    with np.errstate(over="ignore"):  # a perplexity may be beyond all numbers
+        perplexity = np.exp(-mean.value)
     columns = {
         "logprob": mean.value,
         "logprob_standard_error": mean.standard_error,
-        "perplexity": np.exp(-mean.value),
+        "perplexity": perplexity,
     }
 
     # Differences, which are paired: all plans have the same draws of samples.
