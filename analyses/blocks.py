@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -12,7 +13,7 @@ from repsim import stats
 from repsim.errors import RepsimError
 from repsim.measures import half_turns, token_cosines
 from repsim.schema import STATE
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.per_sample import (
     SampleStatistic,
     StateSource,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Tokens = Literal["last", "all"]
 SIZE = "size"
+SUMMARISED = 8  # sizes of runs
 PIECE = 256  # tokens whose cosines are held at once
 
 
@@ -180,6 +182,34 @@ def _by_size(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     for size in range(1, states):
         by_size[..., size - 1, : states - size] = np.diagonal(matrices, size, -2, -1)
     return by_size
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """The run of each length that changes the states least, of the first few lengths; below, the
+    step with the lowest Block Influence.
+    """
+    steps = result["step_layer"].values.tolist()
+    rows = []
+    for row, size in enumerate(result[SIZE].values[:SUMMARISED].tolist()):
+        distances = result["distance"].values[row]
+        if np.isnan(distances).all():
+            continue
+        state = int(np.nanargmin(distances))
+        numbers = summaries.pick(result, "distance", size=row, state=state)
+        share = float(result["least"].values[row, state])
+        layers = summaries.span(steps[state : state + size])
+        rows.append({"length": size, "layers": layers, **numbers, "share_least": share})
+    table = pd.DataFrame(rows)
+    influence = result["influence"].values
+    if not np.isnan(influence).all():
+        step = int(np.nanargmin(influence))
+        numbers = summaries.pick(result, "influence", step=step)
+        table.attrs["note"] = (
+            f"lowest Block Influence: layer {steps[step]}, "
+            f"{summaries.with_interval('influence', numbers)}. share least: of resamples in which "
+            "the run is the least of its length."
+        )
+    return table
 
 
 def plot(dataset: xr.Dataset) -> Figure:

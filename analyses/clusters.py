@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
@@ -15,7 +17,7 @@ from repsim.analyses.cosine import Average
 from repsim.analyses.similarity import Measure
 from repsim.errors import RepsimError
 from repsim.schema import STATE
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.bootstrap import LEVEL, Estimate, tail
 from repsim.stats.per_sample import StateSource
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 Of = Literal[Average, Measure]  # type: ignore[valid-type]
 MOST = 10  # groups tried by default
 STABILITY_RESAMPLES = 200
+MOST_SUMMARISED = 4  # groups of a similarity matrix
 Array = NDArray[np.float64]
 
 
@@ -253,6 +256,107 @@ def _share(starts: NDArray[np.int64], states: NDArray[np.int64]) -> Array:
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else np.nan
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """The groups with their layers, and where each begins, by the layer of its first state."""
+    layers, group = result["layer"].values.tolist(), result["group"].values
+    rows = []
+    for number in range(int(group.max()) + 1):
+        states = np.flatnonzero(group == number)
+        row = {
+            "group": number + 1,
+            "part": str(result["part"].values[states[0]]),
+            "layers": summaries.span([layers[state] for state in states]),
+            "states": len(states),
+            "begins": "",
+            "begins_between": "",
+            "share_begins": np.nan,
+        }
+        if number:
+            ends = [result[f"boundary_{end}"].values[number - 1] for end in ("low", "high")]
+            if not np.isnan(ends).any():
+                row["begins_between"] = " and ".join(str(layers[int(end)]) for end in ends)
+            row["begins"] = str(layers[int(result["boundary"].values[number - 1])])
+            row["share_begins"] = float(result["boundary_share"].values[number - 1])
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    chosen = result.sel(groups=result.attrs["chosen"])
+    table.attrs["note"] = (
+        f"{result.attrs['chosen']} groups, {result.attrs['chosen_by']}: silhouette "
+        f"{chosen['silhouette'].item():.3f}, stability {chosen['stability'].item():.3f}. begins "
+        "between: 95 %; share begins: of resamples in which the group begins there."
+    )
+    return table
+
+
+def summarise_similarity(result: xr.Dataset, name: str) -> pd.DataFrame:
+    """The few numbers of a similarity matrix: means within and between groups of neighbouring
+    states, of neighbours, and of the first with the last.
+
+    The groups are those of `cluster`, at most `MOST_SUMMARISED`, by the best silhouette.
+
+    Args:
+        result: with the matrix over (state, state_other) and its `low` and `high`.
+        name: of the matrix.
+    Returns:
+        `states`, `NAME`, and `NAME_low` and `NAME_high` where the number is of two states, of which
+        the result has an interval. Of two different stacks, the states most alike and the last.
+    """
+    matrix = result[name].values
+    layers, others = (result[key].values.tolist() for key in ("layer", "layer_other"))
+    last, last_other = len(layers) - 1, len(others) - 1
+    ends = [("last and last", last, last_other)]
+    rows: list[dict[str, Any]] = []
+    if layers != others or not np.array_equal(matrix, matrix.T, equal_nan=True):
+        if not np.isnan(matrix).all():
+            best = np.unravel_index(np.nanargmax(matrix), matrix.shape)
+            ends.insert(0, ("most alike", int(best[0]), int(best[1])))
+        rows.append({"states": "all pairs, mean", name: float(np.nanmean(matrix))})
+    else:
+        rows += [{"states": text, name: mean} for text, mean in _group_means(matrix, layers)]
+        neighbours = np.diagonal(matrix, 1)
+        rows.append({"states": "neighbours, mean", name: float(neighbours.mean())})
+        ends = [("first and last", 0, last)]
+        if not np.isnan(neighbours).all():
+            least = int(np.nanargmin(neighbours))
+            ends.insert(0, ("neighbours, least alike", least, least + 1))
+    rows += [
+        {
+            "states": f"{text}: {layers[state]} and {others[other]}",
+            **summaries.pick(result, name, state=state, state_other=other),
+        }
+        for text, state, other in ends
+    ]
+    return pd.DataFrame(rows).reindex(columns=["states", name, f"{name}_low", f"{name}_high"])
+
+
+def _group_means(matrix: Array, layers: list[str]) -> list[tuple[str, float]]:
+    """Means within groups of several states, and between groups that are neighbours."""
+    states = len(layers)
+    if states < 4 or np.isnan(matrix).any():
+        return []
+    distance = np.clip(1 - matrix, 0, None)
+    np.fill_diagonal(distance, 0)
+    cuts = linkage(matrix)
+    tried = [_labels(cuts, k) for k in range(2, min(MOST_SUMMARISED, states - 1) + 1)]
+    scores = [silhouette_score(distance, labels, metric="precomputed") for labels in tried]
+    labels = tried[int(np.argmax(scores))]
+    groups = [np.flatnonzero(labels == group) for group in range(int(labels.max()) + 1)]
+    texts = [summaries.span([layers[state] for state in group]) for group in groups]
+    within = [
+        (
+            f"within {text}",
+            float(matrix[np.ix_(group, group)][~np.eye(len(group), dtype=bool)].mean()),
+        )
+        for group, text in zip(groups, texts, strict=True)
+        if len(group) > 1
+    ]
+    between = [
+        (f"between {texts[row]} and {texts[row + 1]}", float(matrix[np.ix_(group, after)].mean()))
+        for row, (group, after) in enumerate(pairwise(groups))
+    ]
+    return within + between
 
 
 def plot(dataset: xr.Dataset) -> Figure:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -202,6 +203,16 @@ def _centred(capture: StateSource, plan: str) -> Any:
         return STATISTICS["token"]
     mean = (total / count).astype(np.float32)[:, None, :]
     return lambda states: _token(states - mean)
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Means within and between groups of neighbouring states; see
+    `repsim.analyses.clusters.summarise_similarity`.
+    """
+    from repsim.analyses import clusters  # here, as it uses this module
+
+    table: pd.DataFrame = clusters.summarise_similarity(result, "cosine")
+    return table
 
 
 def plot(*datasets: xr.Dataset) -> Figure:

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -29,7 +30,7 @@ from repsim.evaluation.normalised_scores import (
 from repsim.evaluation.task_scores import split_by_task
 from repsim.registry import AnalysisKind, ScoreSource
 from repsim.schema import PLAN, TASK
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.bootstrap import LEVEL, Estimate
 from repsim.studies.painters import (
     FIGURE_NUMBERS,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 KIND = AnalysisKind.SCORES
 VARIANT, TASK_KIND, COMPARISON = "variant", "kind", "comparison"
+MOST_SUMMARISED = 12  # families
 GUESSED, GIVEN = "guessed from the name", "given"  # where a task's kind is from
 Array = NDArray[np.float64]
 
@@ -106,7 +108,8 @@ def compute(
         (two-sided) and `p_holm` (adjusted for all comparisons); over task `metric_of`, `chance`,
         `baseline`, `baseline_standard_error`, `valid` (1 or 0), `examples` and the coordinates
         `task_kind` and `task_kind_from` ("given" or "guessed from the name"); over (plan, task)
-        `nonfinite`, the number of examples without a score.
+        `nonfinite`, the number of examples without a score. `plan` is the plans' names, and
+        `plan_text` their canonical texts.
     Raises:
         RepsimError: the baseline is not in the store, no task has the metric, a task has no
             examples, or `kinds` names a task or a kind that there is not.
@@ -115,7 +118,7 @@ def compute(
 
     # What is in the store: plans as variants of families, and each task's scores and kind.
     dataset, layers = scores.dataset, scores.layers
-    names, texts = (dataset[name].values.astype(object).tolist() for name in ("plan_name", PLAN))
+    names, texts = dataset["plan_name"].values.astype(object).tolist(), results.plan_texts(dataset)
     variants = find_variants(names, texts, layers)
     tasks = split_by_task(dataset, metric)
     task_names = [task.name for task in tasks]
@@ -149,7 +152,7 @@ def compute(
     most = np.array([1 if is_share(task.score) else np.inf for task in tasks])
     bounds = np.where(np.isinf(most), -np.inf, 0), most
     dims = (VARIANT, TASK)
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             **_label("raw", (PLAN, TASK), raw, bounds),
             **_label("value", dims, value, bounds),
@@ -199,7 +202,56 @@ def compute(
             "undefined": undefined,
             "incomplete": sum(task.incomplete for task in tasks),
         },
-    ).set_coords(["family_a", "family_b"])
+    )
+    return results.name_plans(result.set_coords(["family_a", "family_b"]))
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Per family of plans the mean normalised score: on average, of its best and of its worst plan;
+    below, the order sensitivity of each kind of task.
+    """
+    # Plans of one family with the same part and number of loops; a plan of no family by itself.
+    names, families = (result[name].values.tolist() for name in (VARIANT, "variant_family"))
+    parts, loops = (result[f"variant_{name}"].values.tolist() for name in ("part", "loops"))
+    groups: dict[str, list[int]] = {}
+    for row, family in enumerate(families):
+        label = family + f" {parts[row]}" * bool(parts[row]) + f" x{loops[row]}" * (loops[row] > 0)
+        if family != "baseline":
+            groups.setdefault(label if family else names[row], []).append(row)
+
+    rows = []
+    for label, members in groups.items():
+        scores = result["mean"].values[members]
+        line: dict[str, Any] = {"family": label, "plans": len(members), "average": scores.mean()}
+        if not np.isnan(scores).all():
+            ends = ("best", np.nanargmax(scores)), ("worst", np.nanargmin(scores))
+            for title, place in ends[: len(members)]:
+                row = members[int(place)]
+                numbers = summaries.pick(result, "mean", variant=row)
+                line |= {key.replace("mean", title): number for key, number in numbers.items()}
+                line[f"{title}_at"] = names[row].partition(":")[2]
+        rows.append(line)
+    table = pd.DataFrame(rows[:MOST_SUMMARISED])
+    more = len(rows) - len(table)
+    table.attrs["note"] = ". ".join(
+        filter(None, [_describe_order(result), f"{more} more families or plans" * (more > 0)])
+    )
+    return table
+
+
+def _describe_order(result: xr.Dataset) -> str:
+    """What is below a summary: the tasks it is over, and order sensitivities."""
+    tasks = result[TASK].values[result["valid"].values == 1].tolist()
+    over = f"mean normalised score over {', '.join(tasks) or 'no task'} (baseline 1, chance 0)"
+    kinds = result[TASK_KIND].values.tolist()
+    sensitivities = [
+        f"{kind} {summaries.with_interval('order_sensitivity', numbers)}"
+        for row, kind in enumerate(kinds)
+        if not np.isnan(
+            (numbers := summaries.pick(result, "order_sensitivity", kind=row))["order_sensitivity"]
+        )
+    ]
+    return over + "; order sensitivity: " * bool(sensitivities) + ", ".join(sensitivities)
 
 
 def plot(result: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:

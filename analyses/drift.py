@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import stats
 from repsim.measures import norms, token_cosine_totals
 from repsim.schema import STATE
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.per_sample import SampleStatistic, StateSource, collect_sums
 
 if TYPE_CHECKING:
@@ -129,6 +130,26 @@ def _spread(
     spread = np.full((*values.shape[:-1], states), np.nan)
     spread[..., places] = values
     return spread
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Distance from the counterpart in the baseline, and cosine with it, of a few states from the
+    first to the last.
+    """
+    layers, base = (result[name].values.tolist() for name in ("layer", "layer_baseline"))
+    states, partners = counterparts(layers, base)
+    rows = [
+        {
+            "layer": layers[states[place]],
+            "in_baseline": base[partners[place]],
+            **summaries.pick(result, "distance", state=int(states[place])),
+            **summaries.pick(
+                result, "cosine", state=int(states[place]), state_baseline=int(partners[place])
+            ),
+        }
+        for place in summaries.spread_places(len(states))
+    ]
+    return pd.DataFrame(rows)
 
 
 def plot(dataset: xr.Dataset) -> Figure:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from repsim import stats
 from repsim.measures import geometry, norms
 from repsim.schema import STATE
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.per_sample import StateSource
 from repsim.stats.subsample import draw_tokens
 
@@ -105,6 +106,25 @@ def compute(
             samples=drawn.samples,
         ),
     )
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Every number in the first, the middle and the last state."""
+    places = summaries.spread_places(result.sizes[STATE], most=3)
+    titles = ["first", "middle", "last"][: len(places)]
+    rows = []
+    for name, label in LABELS.items():
+        row: dict[str, Any] = {"quantity": label}
+        for title, place in zip(titles, places, strict=True):
+            numbers = summaries.pick(result, name, state=place)
+            row |= {key.replace(name, title): value for key, value in numbers.items()}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    labels = result["layer"].values[places]
+    table.attrs["note"] = "layers: " + ", ".join(
+        f"{title} {label}" for title, label in zip(titles, labels, strict=True)
+    )
+    return table
 
 
 def plot(*datasets: xr.Dataset) -> Figure:

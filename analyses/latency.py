@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -18,8 +19,7 @@ from repsim.analyses import degradation
 from repsim.errors import ModelError
 from repsim.plans import Plan
 from repsim.registry import AnalysisKind
-from repsim.schema import PLAN
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.studies.painters import find_variants
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compute(
     # One plan per variant: of the random plans of a start, the first.
     harm = degradation.compute(scores, metric=metric, resamples=resamples, seed=seed)
     plan_of = {named.plan.text: named.plan for named in scores.plans}
-    names, texts = (harm[name].values.tolist() for name in ("plan_name", PLAN))
+    names, texts = harm["plan_name"].values.tolist(), results.plan_texts(harm)
     variants = find_variants(names, texts, scores.layers)
     plans = [plan_of[texts[variant.plans[0]]] for variant in variants]
 
@@ -152,6 +152,38 @@ def _time_plans(model: Model, plans: list[Plan], tokens: int, repeats: int) -> N
                 logits[0, -1, 0].item()  # waits for a GPU
                 seconds[turn, index] = time.perf_counter() - start
     return np.median(seconds, axis=0)
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """The plans that no other plan of as short a critical path beats, the shortest last; of many, a
+    few.
+    """
+    path, mean = result["critical_path"].values, result["mean"].values
+    best: list[int] = []
+    for row in sorted(np.flatnonzero(~np.isnan(mean)).tolist(), key=lambda row: path[row]):
+        if not best or mean[row] > mean[best[-1]]:
+            if best and path[row] == path[best[-1]]:
+                best.pop()
+            best.append(row)
+    best.reverse()
+    shown = [best[place] for place in summaries.spread_places(len(best), 12)] if best else []
+    table = pd.DataFrame(
+        [
+            {
+                "plan": str(result[degradation.VARIANT].values[row]),
+                **{
+                    name: result[name].values[row].item()
+                    for name in ("critical_path", "applications", "milliseconds")
+                },
+                **summaries.pick(result, "mean", variant=row),
+            }
+            for row in shown
+        ]
+    )
+    table.attrs["note"] = (
+        "plans that no plan with as short a critical path beats; mean: normalised score over tasks."
+    )
+    return table
 
 
 def plot(result: xr.Dataset) -> Figure:

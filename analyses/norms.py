@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import measures, stats
 from repsim.schema import STATE
-from repsim.stats import results
+from repsim.stats import results, summaries
 from repsim.stats.per_sample import SampleStatistic, StateSource, collect
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
             capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)
         ),
     )
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Norms of a few states from the first to the last, and of the longest."""
+    places = summaries.spread_places(result.sizes[STATE])
+    finite = np.nan_to_num(result["norm"].values, nan=-np.inf, posinf=-np.inf)
+    rows = [
+        {"layer": result["layer"].values[place], **summaries.pick(result, "norm", state=place)}
+        for place in sorted({*places, int(finite.argmax())})
+    ]
+    return pd.DataFrame(rows)
 
 
 def plot(*datasets: xr.Dataset) -> Figure:

@@ -14,6 +14,7 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -204,6 +205,16 @@ def compute(
             **facts,
         ),
     )
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Means within and between groups of neighbouring states; see
+    `repsim.analyses.clusters.summarise_similarity`.
+    """
+    from repsim.analyses import clusters  # here, as it uses this module
+
+    table: pd.DataFrame = clusters.summarise_similarity(result, "similarity")
+    return table
 
 
 def plot(*datasets: xr.Dataset) -> Figure:

@@ -35,7 +35,7 @@ from .evaluation.reader import Scores
 from .evaluation.run import evaluate
 from .models.planned import planned
 from .plans import Plan
-from .stores import open, verify
+from .stores import open, table, verify
 
 __version__: str
 MOVED: dict[str, str]
@@ -76,5 +76,6 @@ __all__ = [
     "stats",
     "storage",
     "stores",
+    "table",
     "verify",
 ]

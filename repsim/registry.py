@@ -1,8 +1,12 @@
 """The analyses that are installed: which kinds there are, what each kind promises, and loading one.
 
 Any package can add an analysis: a module with `compute` and `plot`, named by an entry point of the
-group `repsim.analyses`. Its `KIND` says what it is of. This module knows no analysis by name and
-computes nothing.
+group `repsim.analyses`. Its `KIND` says what it is of. A third function, `summarise`, is optional:
+it takes a result of `compute` and gives the few numbers that the figure is about as a
+pandas.DataFrame of at most a dozen rows, which the command prints. Columns `NAME_low` and
+`NAME_high`, or `NAME_standard_error`, are shown with `NAME`; a sentence in `attrs["note"]` is
+printed below (see `repsim.analysis.tables`). This module knows no analysis by name and computes
+nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from repsim.schema import ANALYSES, Kind
 from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 
@@ -130,6 +135,8 @@ def load_analysis(entry: EntryPoint) -> ModuleType:
             keywords_of(function)
         except Exception as problem:  # an annotation that cannot be evaluated
             raise broken_analysis(entry, problem) from problem
+    if not callable(getattr(module, "summarise", summarise)):
+        raise broken_analysis(entry, "its summarise is no function")
     if not isinstance(getattr(module, "STATISTICS", {}), Mapping):
         raise broken_analysis(entry, "its STATISTICS are no mapping of names to kernels")
     return module
@@ -167,6 +174,14 @@ def draws_together(module: ModuleType) -> bool:
     """Whether `plot` takes several results, and so draws several stores in one figure."""
     parameters = inspect.signature(module.plot).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+def summarise(module: ModuleType, result: xr.Dataset) -> pd.DataFrame | None:
+    """The few numbers that an analysis's figure is about, of one result; None where the analysis
+    names none.
+    """
+    function: Callable[[xr.Dataset], pd.DataFrame] | None = getattr(module, "summarise", None)
+    return None if function is None else function(result)
 
 
 def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from repsim.captures.reader import Capture
+from repsim.errors import DataError
 from repsim.evaluation.reader import Scores
+from repsim.plans import Plan
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
@@ -26,6 +31,34 @@ def open(path: str | Path) -> Capture | Scores:
     """
     group = StoreGroup.open(location_of(path))
     return (Scores if group.holds_scores else Capture)(group, group.dataset())
+
+
+def table(
+    store: str | Path | Capture | Scores,
+    *,
+    plan: str | Plan | Sequence[str | Plan] = (),
+    task: str | Sequence[str] = (),
+) -> pd.DataFrame:
+    """A store's numbers as a table, as `repsim table` prints them.
+
+    Args:
+        store: scores, of which it is `Scores.to_frame`, or a capture, of which it is
+            `Capture.table`: one row per plan.
+        plan: of these plans, families, sweeps, sets or names alone; by default of all.
+        task: of scores, of these tasks alone; by default of all.
+    Raises:
+        RepsimError: nothing is there, the store holds no such plan or task, or it is a capture,
+            which has no tasks.
+    Example::
+
+        repsim.table("scores.zarr", plan="skip:start=1..10", task="grammar").to_latex()
+    """
+    opened = store if isinstance(store, Capture | Scores) else open(store)
+    if isinstance(opened, Scores):
+        return opened.to_frame(plan=plan, task=task)
+    if task:
+        raise DataError(f"{opened.path}: a capture, which has no tasks; leave out --task")
+    return opened.table(plan=plan)
 
 
 def verify(path: str | Path) -> integrity.VerificationReport:

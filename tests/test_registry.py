@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import xarray as xr
 
 from repsim.errors import RepsimError
 from repsim.registry import (
@@ -16,6 +17,7 @@ from repsim.registry import (
     kind_of,
     load_analysis,
     statistics_of,
+    summarise,
 )
 from support.cli import plug_in
 
@@ -75,6 +77,23 @@ def test_an_analysis_of_another_package_is_found(
     assert kind_of(module) is AnalysisKind.STATES
     assert not draws_together(module)
     assert [item.name for item in keywords_of(module.compute)] == ["plan"]
+
+
+def test_a_summary_is_optional() -> None:
+    result = xr.Dataset({"norm": ("state", [3.0, 4.0])})
+    assert summarise(module_with(), result) is None
+    table = summarise(module_with(summarise=xr.Dataset.to_dataframe), result)
+    assert table is not None
+    assert table["norm"].tolist() == [3, 4]
+
+
+def test_a_summary_that_is_no_function_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_in(tmp_path, "flat", f"{CODE}summarise = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RepsimError, match="'flat' of flat-package is broken: its summarise is no"):
+        find_analysis("flat")
 
 
 def test_statistics_have_the_name_of_their_analysis() -> None:

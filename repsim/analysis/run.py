@@ -25,17 +25,19 @@ from repsim.analysis.names import (
     file_labels,
     option_words,
 )
+from repsim.analysis.tables import render
 from repsim.cache import file_name
 from repsim.captures.reader import Capture
 from repsim.errors import RepsimError, printable
 from repsim.evaluation.reader import Scores
 from repsim.plans import Plan, resolve
 from repsim.plotting import Figure, save, styled
-from repsim.registry import draws_together, find_analysis, keywords_of, kind_of
+from repsim.registry import draws_together, find_analysis, keywords_of, kind_of, summarise
 from repsim.stats import results
 
 if TYPE_CHECKING:
     import matplotlib.figure
+    import pandas as pd
 
 Store: TypeAlias = str | Path | Capture | Scores
 
@@ -53,6 +55,7 @@ class Analysis:
     remarks: what a reader of the numbers has to know: results that no store keeps, stores that are
         not finished.
     lines: what was done, as the command prints it.
+    tables: the few numbers of each result, where the analysis names them.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Analysis:
     files: list[Path] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    tables: list[pd.DataFrame] = field(default_factory=list)
 
     def __add__(self, other: Analysis) -> Analysis:
         return Analysis(
@@ -70,6 +74,7 @@ class Analysis:
             self.files + other.files,
             self.remarks + other.remarks,
             self.lines + other.lines,
+            self.tables + other.tables,
         )
 
     def __repr__(self) -> str:
@@ -78,6 +83,7 @@ class Analysis:
             for things, word in ((self.results, "result"), (self.figures, "figure"))
         ]
         lines = [*self.lines, *(f"remark: {remark}" for remark in self.remarks)]
+        lines += [line for table in self.tables for line in render(table).splitlines()]
         return "\n".join(
             [
                 f"<repsim.Analysis {printable(self.name)}: {', '.join(counts)}>",
@@ -248,11 +254,13 @@ def _analyze_round(
         if data is not None:
             results.save(labelled[-1], data)
         group = file_name(name, *said)
+        table = summarise(module, result)
         yield _keep(name, store, each, group, result) + Analysis(
             name,
-            [labelled[-1]],
+            [results.index_layers(labelled[-1])],
             files=[data] if data else [],
             lines=[f"  data:   {data}"] if data else [],
+            tables=[] if table is None else [table],
         )
 
     # Pictures: one of all stores, or one of each.

@@ -15,14 +15,18 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from joblib import cpu_count
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from repsim.captures.lazy import as_dtype
+from repsim.captures.tables import tabulate_plans, tabulate_tokens
 from repsim.errors import PlanError, StoreError, printable
 from repsim.plans import Plan, names_of, resolve
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
+from repsim.stats import results
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import StoreGroup
@@ -57,8 +61,32 @@ class Capture(StoreReader):
 
     @property
     def tokens(self) -> xr.Dataset:
-        """`token_id`, `position` and `sample` of every token in the store."""
+        """`token_id`, `position` and `sample` of every token in the store; see `token_texts` for
+        their texts.
+        """
         return self.dataset[list(PER_TOKEN)].reset_coords()
+
+    def token_texts(self, tokenizer: Any = None) -> xr.DataArray:
+        """The text of every token in the store, `[token]`; empty for a sample's mean, which is no
+        token's.
+
+        A store keeps no tokenizer, and loading one takes seconds, so this is a method.
+
+        Args:
+            tokenizer: the model's, or the name or folder of the model to load it with; by default
+                the embedded model that the capture is of.
+        Raises:
+            ModelError: the capture is of a model that is not embedded, or this is another
+                tokenizer than its tokens are from.
+        Example::
+
+            capture.tokens.assign(token_text=capture.token_texts())
+        """
+        from repsim.models.token_texts import decode_tokens, find_tokenizer
+
+        of_model = find_tokenizer(tokenizer, self.identity)
+        texts = decode_tokens(of_model, self.dataset["token_id"].values)
+        return xr.DataArray(texts, dims=TOKEN, name="token_text")
 
     @property
     def samples(self) -> xr.DataArray:
@@ -74,6 +102,11 @@ class Capture(StoreReader):
     def keeps_states(self) -> bool:
         """Whether the states are stored, or only statistics of them."""
         return bool(self.dataset.attrs["keep"] == "all")
+
+    @property
+    def keeps_logprobs(self) -> bool:
+        """Whether log-probabilities are stored."""
+        return "logprob" in self.dataset
 
     @property
     def missing(self) -> int:
@@ -97,15 +130,23 @@ class Capture(StoreReader):
         """What each of a plan's states is the output of, the root (`embed`) first."""
         return [str(text) for text in self.dataset["step_text"].values[self._nodes(plan)]]
 
-    def hidden(self, plan: str | Plan = "baseline") -> xr.DataArray:
+    def hidden(
+        self, plan: str | Plan = "baseline", dtype: str | np.dtype[Any] | type | None = None
+    ) -> xr.DataArray:
         """Hidden states of a plan, lazily.
+
+        `isel(state=...)` counts states, of which the first is the one that enters the stack;
+        `sel(layer="10")` takes the state after layer 10, and `sel(layer="embed")` the first. Two
+        plans' states are subtracted layer by layer, those that both have.
 
         Args:
             plan: a plan, its text or its family; it must be in the store.
+            dtype: what values are given as, e.g. `float32`, cast as they are read; by default the
+                store's.
         Returns:
-            Dims `state, token, unit`; the first state is the one that enters the stack, the last
-            one comes before the final norm. Coordinates: `layer` (what each state is the output
-            of), `token_id`, `position`, `sample`.
+            Dims `state, token, unit`; the last state comes before the final norm. Coordinates:
+            `layer` (what each state is the output of, indexed), `token_id`, `position`, `sample`,
+            and the `plan` with its `plan_text`.
         Raises:
             RepsimError: the plan is not in the store, or the states were not kept.
         """
@@ -113,13 +154,15 @@ class Capture(StoreReader):
         nodes = self._nodes(plan)
         tokens = int(self._token_starts[self._finished_blocks(nodes)])
         hidden = self.dataset["hidden"].isel({NODE: _as_slice(nodes), TOKEN: slice(tokens)})
-        layer = np.array(self.steps(plan), object)  # figures and NetCDF know these
         hidden = hidden.reset_coords(drop=True).rename({NODE: STATE})
+        if dtype is not None:
+            hidden = hidden.copy(data=as_dtype(hidden.variable, np.dtype(dtype)))
         coords: dict[str, Any] = {
             name: (TOKEN, self.dataset[name].values[:tokens]) for name in PER_TOKEN
         }
-        coords |= {"layer": (STATE, layer), "plan": self.plan_text(plan)}
-        return hidden.assign_coords(coords)
+        coords |= results.layer_coordinate(self.steps(plan))
+        coords |= {PLAN: self.plan_name(plan), results.PLAN_TEXT: self.plan_text(plan)}
+        return results.index_layers(hidden.assign_coords(coords))
 
     def logprob(self, plan: str | Plan = "baseline") -> xr.DataArray:
         """Log-probability in nats of each token's successor under a plan, `[token]`; NaN at a
@@ -129,7 +172,7 @@ class Capture(StoreReader):
             RepsimError: the plan is not in the store, or the capture was made without
                 log-probabilities.
         """
-        if "logprob" not in self.dataset:
+        if not self.keeps_logprobs:
             raise StoreError(f"{self.path}: holds no log-probabilities; capture with --logprobs")
         end = self._nodes(plan)[-1:]
         tokens = int(self._token_starts[self._finished_blocks(end)])
@@ -138,6 +181,56 @@ class Capture(StoreReader):
             .isel({NODE: int(end[0]), TOKEN: slice(tokens)})
             .drop_vars(["parent", "step_text"])
         )
+
+    def to_frame(
+        self, *, plan: str | Plan | Sequence[str | Plan] = (), tokenizer: Any = None
+    ) -> pd.DataFrame:
+        """One row per token, without the states; see `hidden` for these and `table` for plans.
+
+        Columns: `sample` (its number, the longest first), `sample_key`, `position` (in the sample;
+        -1 for a sample's mean), `token_id`, with a tokenizer `token_text`, and where
+        log-probabilities were kept `logprob NAME` for each plan: of the token's successor, in nats;
+        NaN where there is none or it is not finished.
+
+        Args:
+            plan: whose log-probabilities; by default those of every plan.
+            tokenizer: for `token_text`; see `token_texts`.
+        Raises:
+            PlanError: the store holds no such plan.
+            ModelError: it is another tokenizer than the tokens are from.
+        Example::
+
+            frame = repsim.open("capture.zarr").to_frame(plan="baseline")
+            frame.groupby("sample_key")["logprob baseline"].mean()
+        """
+        plans = [self.plans[row] for row in self.find_plans(plan)]
+        return tabulate_tokens(self, plans, tokenizer)
+
+    def table(
+        self,
+        *,
+        plan: str | Plan | Sequence[str | Plan] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """One row per plan, over the samples that are finished under every plan of the store.
+
+        Columns: `plan_name`, `states`, `samples`, `tokens`; where log-probabilities were kept
+        `logprob` (mean over tokens that have a successor, in nats) and `logprob_standard_error`,
+        `perplexity` (e to minus that mean), and `difference` (of `logprob`, from the baseline's)
+        with `difference_standard_error`, `difference_low` and `difference_high` (95 % interval),
+        `p_value` (two-sided) and `p_holm` (adjusted for all plans of the store); then `plan`, the
+        canonical text. Errors and intervals come from a bootstrap over samples, the same draws for
+        all plans.
+
+        Args:
+            plan: of these plans alone; by default of all.
+            resamples: draws of the bootstrap.
+            seed: of the draws.
+        Raises:
+            PlanError: the store holds no such plan.
+        """
+        return tabulate_plans(self, self.find_plans(plan), resamples=resamples, seed=seed)
 
     def lengths(self, *plans: str | Plan) -> NDArray[np.int64]:
         """Kept tokens of each sample that is finished under all these plans, `[sample]`."""

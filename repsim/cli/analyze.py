@@ -24,6 +24,7 @@ from repsim.cli.options import (
 )
 from repsim.cli.printing import MARKUP, literal, tell
 from repsim.cli.progress import show_remarks
+from repsim.cli.table import print_table
 from repsim.errors import RepsimError
 from repsim.options import PlanOptions
 from repsim.schema import ANALYSES
@@ -76,6 +77,8 @@ def analysis_command(name: str, module: ModuleType) -> Any:
         def show(part: Analysis) -> None:
             if part.lines and not quiet:
                 tell(*part.lines)
+                for table in part.tables:
+                    print_table(table)
 
         with show_remarks(quiet):
             repsim.analyze(

@@ -1,4 +1,4 @@
-"""The commands, put together: capture, evaluate, analyze, plans, info and verify."""
+"""The commands, put together: capture, evaluate, analyze, table, plans, info and verify."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from repsim.cli.options import dashed
 from repsim.cli.plans import plans, show
 from repsim.cli.printing import MARKUP, UNWRAPPED
 from repsim.cli.stores import info, verify
+from repsim.cli.table import table
 
 ANALYZE_HELP = "Analyses a store and draws the figure."
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (capture, evaluate, info, verify):
+for command in (capture, evaluate, table, info, verify):
     app.command()(command)
 
 analyze_app = typer.Typer(

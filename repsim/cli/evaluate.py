@@ -14,6 +14,7 @@ from repsim.cli.options import (
 )
 from repsim.cli.printing import show_names, tell
 from repsim.cli.progress import show_progress
+from repsim.cli.table import print_scores
 from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
 from repsim.schema import DEFAULT_MODEL
 
@@ -31,8 +32,10 @@ def evaluate(model: str, quiet: bool, **options: Any) -> None:
         import repsim
 
         scores = repsim.evaluate(model, progress=progress, **keywords_from(options))
+        if not quiet:
+            print(scores)
+            print_scores(scores)
     if not quiet:
-        print(scores)
         tell(f"Next: repsim analyze degradation {scores.path}")
 
 

@@ -6,15 +6,22 @@ import typer
 
 from repsim.cli.options import StoreArgument
 from repsim.cli.printing import tell
+from repsim.cli.progress import show_remarks
+from repsim.cli.table import print_scores
 from repsim.errors import printable
 
 
 def info(store: StoreArgument) -> None:
-    """Prints what a store is: identity, plans, tokens or tasks, completeness, versions."""
+    """Prints what a store is: identity, plans, tokens or tasks, completeness, versions; scores."""
     import repsim
 
-    for name, value in repsim.open(store).info.items():
+    opened = repsim.open(store)
+    for name, value in opened.info.items():
         print(f"{name + ':':<15} {printable(value)}")
+    if isinstance(opened, repsim.Scores):
+        print()
+        with show_remarks(quiet=False):
+            print_scores(opened)
 
 
 def verify(store: StoreArgument) -> None:

@@ -6,6 +6,7 @@ and how they lie on disk in `repsim.storage.score_store`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from repsim.errors import StoreError, printable
+from repsim.errors import DataError, StoreError, printable
+from repsim.evaluation.comparison import compare_with_baseline
 from repsim.evaluation.task_scores import tabulate
 from repsim.plans import Plan, names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
@@ -134,6 +136,54 @@ class Scores(StoreReader):
         from repsim.evaluation.lm_eval_results import to_lm_eval
 
         return to_lm_eval(self, plan)
+
+    def to_frame(
+        self,
+        *,
+        plan: str | Plan | Sequence[str | Plan] = (),
+        task: str | Sequence[str] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Scores as a table with their differences to the baseline's, one row per plan, task and
+        metric.
+
+        The columns of `table`, and `difference` (value less the baseline's, of the same examples),
+        `difference_standard_error`, `difference_low` and `difference_high` (95 % interval),
+        `p_value` (two-sided) and `p_holm` (adjusted for all comparisons in the store, whichever
+        rows are asked for). Differences and intervals are those of the analysis degradation. A
+        perplexity has a bootstrap's `standard_error`, and its p-value is that of the mean
+        log-likelihood. Other metrics that are no means have a value without a difference. Without
+        the baseline there are no differences, and the logger `repsim` says so.
+
+        Args:
+            plan: of these plans, families, sweeps, sets or names alone; by default of all.
+            task: of these tasks alone; by default of all.
+            resamples: draws of the bootstrap.
+            seed: of the draws.
+        Raises:
+            PlanError: the store holds no such plan.
+            DataError: the store holds no such task.
+        Example::
+
+            table = repsim.table("scores.zarr", task="grammar")
+            table[table["p_holm"] < 0.05]
+        """
+        rows, tasks = self.find_plans(plan), self._find_tasks(task)
+        table = compare_with_baseline(self.dataset, self.layers, resamples=resamples, seed=seed)
+        texts = [self.plans[row].plan.text for row in rows]
+        is_wanted = table[PLAN].isin(texts) & table["task"].isin(tasks)
+        return table[is_wanted].reset_index(drop=True)
+
+    def _find_tasks(self, task: str | Sequence[str]) -> list[str]:
+        """The tasks that are wanted; all where none is named."""
+        wanted = [task] if isinstance(task, str) else list(task)
+        for name in wanted:
+            if name not in self.tasks:
+                raise DataError(
+                    f"task {name!r} is not in {self.path}; it holds: {', '.join(self.tasks)}"
+                )
+        return wanted or self.tasks
 
     @property
     def info(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ does to a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from scipy.stats import binomtest
 
 from repsim.errors import DataError, RepsimError
 from repsim.schema import BLOCK, EXAMPLE, METRIC, PLAN, TASK
+from repsim.stats import results
 
 SIGNIFICANT = 0.01  # of the test whether a right choice is more frequent than chance
 MEAN, PERPLEXITY = "mean", "perplexity"  # names of lm-eval's aggregations
@@ -268,9 +269,39 @@ def tabulate(dataset: xr.Dataset, metric: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(rows * plans, columns=list(COLUMNS))
     for key, arrays in (("value", values), ("standard_error", errors)):
         table[key] = np.stack(arrays, -1).ravel() if arrays else []
-    for key in ("plan_name", PLAN):
-        table[key] = np.repeat([str(text) for text in dataset[key].values], len(rows))
+    names = [str(name) for name in dataset["plan_name"].values]
+    for key, texts in (("plan_name", names), (PLAN, results.plan_texts(dataset))):
+        table[key] = np.repeat(texts, len(rows))
     return table
+
+
+def iter_scores(dataset: xr.Dataset) -> Iterator[tuple[tuple[str, str, str], Array]]:
+    """Every metric of every task, in the order of `tabulate`.
+
+    Args:
+        dataset: a store of scores as xarray opens it.
+    Yields:
+        Task, metric and aggregation, and what examples score, `[plan, example]`: what lm-eval
+        aggregates, so log-likelihoods where the metric is a perplexity. NaN where an example is not
+        finished or has no score.
+    Raises:
+        DataError: a task has no examples.
+    """
+    metrics = dataset[METRIC].values.astype(object)
+    aggregation = dataset["aggregation"].transpose(TASK, METRIC).values.astype(object)
+    has_metric = dataset["higher_is_better"].transpose(TASK, METRIC).values >= 0
+    score = dataset["score"].transpose(METRIC, PLAN, EXAMPLE).values
+    score = np.where(_is_done(dataset) & np.isfinite(score), score, np.nan)
+    for row, (task, examples) in enumerate(_examples_by_task(dataset)):
+        for column in np.flatnonzero(has_metric[row]).tolist():
+            names = task, str(metrics[column]), str(aggregation[row, column])
+            yield names, score[column][:, examples]
+
+
+def perplexity_of(log_likelihood: Array) -> Array:
+    """e to the mean negative log-likelihood; infinite where that is beyond all numbers."""
+    with np.errstate(over="ignore"):
+        return np.exp(-log_likelihood)
 
 
 def _check_metric(metric: str, names: Sequence[str]) -> None:

@@ -162,9 +162,14 @@ class Model:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """sha256 over all that decides how a text becomes token ids, except how long it may be."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return digest_of(sorted(self.tokenizer.get_vocab().items()))
-        # Truncation and padding are those of the last call.
-        return digest_of(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
+        """See `digest_tokenizer`."""
+        return digest_tokenizer(self.tokenizer)
+
+
+def digest_tokenizer(tokenizer: Any) -> str:
+    """sha256 over all that decides how a text becomes token ids, except how long it may be."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return digest_of(sorted(tokenizer.get_vocab().items()))
+    # Truncation and padding are those of the last call.
+    return digest_of(json.loads(backend.to_str()) | {"truncation": None, "padding": None})

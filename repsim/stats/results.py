@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from repsim.errors import PlanError, RepsimError
 from repsim.files import replacing
-from repsim.schema import STATE
+from repsim.schema import PLAN, STATE
 from repsim.stats.bootstrap import LEVEL, Estimate
 from repsim.stats.per_sample import PlanSource, StateSource
 
 STATE_OTHER = "state_other"
 LEFT_OUT = "left_out_tokens"
+PLAN_NAME, PLAN_TEXT = "plan_name", "plan_text"
+
+DataT = TypeVar("DataT", xr.Dataset, xr.DataArray)
 
 log = logging.getLogger("repsim")
 
@@ -66,6 +69,76 @@ def layer_coordinate(steps: Sequence[str], dim: str = STATE) -> dict[str, Any]:
     """
     # Zarr has no stable type for fixed lengths.
     return {dim.replace(STATE, "layer"): (dim, np.array(steps, object))}
+
+
+def index_layers(data: DataT) -> DataT:
+    """With an index on the layers of states, so that `sel(layer="10")` takes the state after
+    layer 10; places along `state`, which count `embed` as well, stay as they are.
+
+    A plan that runs a layer twice has two states of that label, and `sel` gives both.
+
+    Args:
+        data: with coordinates as `layer_coordinate` makes them, or without.
+    Example:
+        >>> import xarray as xr
+        >>> norm = xr.DataArray([3.0, 4, 5], layer_coordinate(["embed", "0", "2"]), ["state"])
+        >>> float(index_layers(norm).sel(layer="2"))
+        5.0
+    """
+    for name, values in data.coords.items():
+        of_states = values.ndim == 1 and str(values.dims[0]).startswith(STATE)
+        if of_states and str(name).startswith("layer") and name not in data.xindexes:
+            data = data.set_xindex(name)
+    return data
+
+
+def name_plans(dataset: xr.Dataset) -> xr.Dataset:
+    """Names of plans as the index of `plan`, and their canonical texts as `plan_text`, where stores
+    have the texts as index and the names as `plan_name`.
+
+    Where several plans have one name, their texts tell them apart: `name (0-3, 5)`.
+
+    Args:
+        dataset: of a store, or a result; without `plan_name`, or named already, it is returned as
+            it is.
+    Example:
+        >>> import xarray as xr
+        >>> plans = {"plan": ["0-5", "0, 5"], "plan_name": ("plan", ["baseline", "mine"])}
+        >>> scores = name_plans(xr.Dataset({"score": ("plan", [0.9, 0.4])}, plans))
+        >>> float(scores.score.sel(plan="mine")), scores.plan_text.values.tolist()
+        (0.4, ['0-5', '0, 5'])
+    """
+    if PLAN_NAME not in dataset.coords or PLAN_TEXT in dataset.coords:
+        return dataset
+    texts = plan_texts(dataset)
+    labels = tell_apart([str(name) for name in dataset[PLAN_NAME].values], texts)
+    return dataset.assign_coords(
+        {PLAN: np.array(labels, object), PLAN_TEXT: (PLAN, np.array(texts, object))}
+    )
+
+
+def tell_apart(names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Names of plans; those of several plans with the plan's text.
+
+    Example:
+        >>> tell_apart(["baseline", "mine", "mine"], ["0-5", "0, 5", "0, 4, 5"])
+        ['baseline', 'mine (0, 5)', 'mine (0, 4, 5)']
+    """
+    texts_of: dict[str, set[str]] = {name: set() for name in names}
+    for name, text in zip(names, texts, strict=True):
+        texts_of[name].add(text)
+    return [
+        name if len(texts_of[name]) == 1 else f"{name} ({text})"
+        for name, text in zip(names, texts, strict=True)
+    ]
+
+
+def plan_texts(dataset: xr.Dataset) -> list[str]:
+    """Canonical texts of the plans, `[plan]`, whether a dataset has them as index or, with named
+    plans, as `plan_text`.
+    """
+    key = PLAN_TEXT if PLAN_TEXT in dataset.coords else PLAN
+    return [str(text) for text in dataset[key].values]
 
 
 def attributes(

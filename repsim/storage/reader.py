@@ -4,6 +4,7 @@ made it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,10 @@ from typing import Any, ClassVar
 import pandas as pd
 import xarray as xr
 
-from repsim.errors import printable
-from repsim.plans import NamedPlan, parse_plan, recognise
-from repsim.schema import PLAN, Kind
+from repsim.errors import PlanError, printable
+from repsim.plans import NamedPlan, Plan, names_of, parse_plan, recognise, resolve
+from repsim.schema import Kind
+from repsim.stats import results
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder
 from repsim.storage.requests import commands
@@ -40,7 +42,8 @@ class StoreReader:
     kind: what it holds.
     group: the store, opened once.
     maker: the command that makes one.
-    dataset: as xarray opens it, lazily; what counted of it when it was opened.
+    dataset: as xarray opens it, lazily; what counted of it when it was opened. Plans are indexed by
+        their names, `sel(plan="baseline")`, and `plan_text` has their canonical texts.
     """
 
     kind: ClassVar[Kind]
@@ -48,7 +51,7 @@ class StoreReader:
 
     def __init__(self, group: StoreGroup, dataset: xr.Dataset) -> None:
         self.group, self.place = group, group.place
-        self.dataset = dataset
+        self.dataset = results.name_plans(dataset)
 
     @property
     def path(self) -> Path | str:
@@ -140,11 +143,42 @@ class StoreReader:
     @cached_property
     def plans(self) -> tuple[NamedPlan, ...]:
         """The plans in the store, with the names they were asked for by."""
-        names, texts = self.dataset["plan_name"].values, self.dataset[PLAN].values
+        names, texts = self.dataset[results.PLAN_NAME].values, results.plan_texts(self.dataset)
         return tuple(
-            recognise(str(name), parse_plan(str(text), self.layers), self.layers)
+            recognise(str(name), parse_plan(text, self.layers), self.layers)
             for name, text in zip(names, texts, strict=True)
         )
+
+    def find_plans(self, plan: str | Plan | Sequence[str | Plan]) -> list[int]:
+        """Which of the store's plans are meant, in the store's order.
+
+        Args:
+            plan: names as the store has them, plans, families, sweeps or named sets; one or
+                several. None of them stand for every plan. Of a sweep or a set, those in the store.
+        Raises:
+            PlanError: no plan in the store is meant by one of them.
+        """
+        wanted = [plan] if isinstance(plan, str | Plan) else list(plan)
+        if not wanted:
+            return list(range(len(self.plans)))
+        rows: set[int] = set()
+        for each in wanted:
+            of_name = {row for row, named in enumerate(self.plans) if named.name == str(each)}
+            of_plan = of_name or self._rows_of_plan(each)
+            if not of_plan:
+                raise PlanError(
+                    f"plan {str(each)!r} is not in {self.path}; it holds: {names_of(self.plans)}"
+                )
+            rows |= of_plan
+        return sorted(rows)
+
+    def _rows_of_plan(self, plan: str | Plan) -> set[int]:
+        """Rows of the plans that a text stands for; none where it cannot be understood."""
+        try:
+            meant = {named.plan for named in resolve(plan, self.layers)}
+        except PlanError:
+            return set()
+        return {row for row, named in enumerate(self.plans) if named.plan in meant}
 
     @property
     def commands(self) -> list[str]:

@@ -460,7 +460,8 @@ def test_parameters_are_coordinates() -> None:
         variant=["random:start=0" if name.startswith("random") else name for name in plans]
     )
     assert result["plan_name"].values.tolist() == plans
-    assert result["plan"].values.tolist()[1] == "0, 1, 5"
+    assert result["plan"].values.tolist() == plans
+    assert result["plan_text"].values.tolist()[1] == "0, 1, 5"
     assert result["family"].values.tolist()[-2:] == ["repeat", ""]
     assert result["start"].values.tolist() == [-1, 1, 0, 0, -1, -1, -1, -1, -1]
     assert result["layer"].values.tolist() == [-1, -1, -1, -1, 2, 3, -1, 2, -1]

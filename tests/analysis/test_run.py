@@ -107,6 +107,9 @@ def test_it_says_what_it_is(store: Path) -> None:
     assert first == "<repsim.Analysis norms: 1 result, 1 figure>"
     assert lines[0] == f"  norms of {store} (plan baseline, resamples 20)"
     assert lines[1].startswith("    result: ")
+    assert lines[2].split() == ["layer", "norm", "[95", "%]"]
+    (table,) = found.tables
+    assert len(lines) == 2 + 1 + len(table)
     picture = found._repr_png_()
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
@@ -134,6 +137,7 @@ def test_an_analysis_of_several_plans_is_computed_once(
     monkeypatch.syspath_prepend(tmp_path)
     every = repsim.analyze("count", store)
     assert every.results[0].sizes["plan"] == len(repsim.open(store).plans)
+    assert every.tables == []  # it has no `summarise`
     some = repsim.analyze("count", [store, deeper], plan=["baseline"], figures=tmp_path / "f")
     assert [result["steps"].values.tolist() for result in some.results] == [[7], [7]]
     assert len(some.figures) == 4

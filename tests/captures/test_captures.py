@@ -182,7 +182,7 @@ def test_states_tokens_and_samples_have_names(
         mixed.hidden("looped_parallel:start=1,loops=2")["layer"].values.tolist()[3:5]
         == ["(2|3|4)"] * 2
     )
-    assert hidden["plan"].item() == "0, 1, 5"
+    assert (hidden["plan"].item(), hidden["plan_text"].item()) == ("skip:start=1", "0, 1, 5")
     with_tokens: list[xr.Dataset | xr.DataArray] = [hidden, mixed.tokens, mixed.logprob()]
     for where in with_tokens:
         assert_array_equal(
@@ -193,7 +193,7 @@ def test_states_tokens_and_samples_have_names(
         )
         assert_array_equal(where["sample"], np.repeat(np.arange(len(samples)), lengths))
     assert set(mixed.tokens.data_vars) == {"token_id", "position", "sample"}
-    assert set(hidden.coords) == {"layer", "plan", "token_id", "position", "sample"}
+    assert set(hidden.coords) == {"layer", "plan", "plan_text", "token_id", "position", "sample"}
     assert mixed.samples.values.tolist() == [sample.key for sample in samples]
     assert sorted(mixed.samples.values.tolist()) == sorted(map(key_of, TEXTS))
     ends = np.cumsum(lengths) - 1

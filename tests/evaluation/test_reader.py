@@ -12,9 +12,11 @@ from numpy.testing import assert_allclose
 import repsim
 from repsim import models
 from repsim.analyses import degradation
-from repsim.errors import RepsimError, StoreError
+from repsim.analysis.tables import shown_scores
+from repsim.errors import DataError, PlanError, RepsimError, StoreError
 from repsim.evaluation import task_sources
 from repsim.evaluation.reader import LABEL, Scores, open_scores
+from repsim.plans import Plan
 from repsim.storage.location import location_of
 from support.stores import layout_of, write
 
@@ -101,6 +103,53 @@ def test_what_a_store_says_of_itself(scores: Scores) -> None:
     assert "recall version" in info["tasks"]
     assert ", 0-shot, 12 examples" in info["tasks"]
     assert "<b>repsim.Scores</b>" in scores._repr_html_()
+
+
+def test_plans_are_indexed_by_their_names(scores: Scores) -> None:
+    dataset = scores.dataset
+    texts = [named.plan.text for named in scores.plans]
+    assert dataset["plan"].values.tolist() == dataset["plan_name"].values.tolist() == list(PLANS)
+    assert dataset["plan_text"].values.tolist() == texts
+    assert_allclose(dataset.score.sel(plan="drop:layer=2"), dataset["score"][2])
+
+
+def test_plans_of_one_name_are_told_apart(scores: Scores) -> None:
+    stored = scores.group.dataset()
+    stored["plan_name"] = ("plan", np.array(["baseline", "mine", "mine"], object))
+    named = Scores(scores.group, stored)
+    texts = [each.plan.text for each in scores.plans]
+    labels = ["baseline", f"mine ({texts[1]})", f"mine ({texts[2]})"]
+    assert named.dataset["plan"].values.tolist() == labels
+    assert named.find_plans("mine") == [1, 2]
+    assert named.find_plans(texts[2]) == [2]
+    frame = named.to_frame(plan="mine", task="grammar", resamples=20)
+    assert set(shown_scores(frame)["plan"]) == set(labels[1:])
+
+
+@pytest.mark.parametrize(
+    ("plan", "rows"),
+    [
+        ((), [0, 1, 2]),
+        ("drop:layer=0..5", [2]),
+        (["drop:layer=2", "baseline"], [0, 2]),
+        (Plan.from_steps(range(6)), [0]),
+        ("fig2", [0, 2]),
+    ],
+)
+def test_plans_are_found_by_any_of_their_forms(scores: Scores, plan: Any, rows: list[int]) -> None:
+    assert scores.find_plans(plan) == rows
+    names = [PLANS[row] for row in rows]
+    frame = scores.to_frame(plan=plan, task=["grammar"], resamples=20)
+    assert frame["plan_name"].drop_duplicates().tolist() == names
+    assert set(frame["task"]) == {"grammar"}
+
+
+@pytest.mark.parametrize("plan", ["nonesuch", "repeat:layer=1,times=3", "drop:layer=99"])
+def test_a_plan_that_is_not_there_is_refused(scores: Scores, plan: str) -> None:
+    with pytest.raises(PlanError, match=r"^plan '.*' is not in .*; it holds: baseline, skip:star"):
+        scores.to_frame(plan=plan)
+    with pytest.raises(DataError, match=r"^task 'piqa' is not in .*; it holds: recall, grammar$"):
+        scores.to_frame(task="piqa")
 
 
 def test_many_tasks_are_a_number_in_names_of_files(scores: Scores) -> None:
