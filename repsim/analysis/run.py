@@ -55,7 +55,8 @@ class Analysis:
     name: of the analysis.
     results: a labelled Dataset for each plan (where it is of one plan) and each store.
     figures: name -> figure.
-    files: what was written to the folder of figures: data of each result, then its pictures.
+    files: what was written to the folder of figures: data of each result, then its pictures and
+        their captions.
     remarks: what a reader of the numbers has to know: results that no store keeps, stores that are
         not finished.
     lines: what was done, as the command prints it.
@@ -283,7 +284,10 @@ def _analyze_round(
         named = {file_name(name, file, part): figure for part, figure in parts.items()}
         for stem, figure in named.items():
             saved = [] if folder is None else save(figure, folder / stem)
-            lines = [f"  figure: {', '.join(map(str, saved))}"] if saved else []
+            captions = [path for path in saved if path.suffix == ".txt"]
+            pictures = [path for path in saved if path not in captions]
+            lines = [f"  figure: {', '.join(map(str, pictures))}"] if pictures else []
+            lines += [f"  caption: {path}" for path in captions]
             yield Analysis(name, figures={stem: figure}, files=saved, lines=lines)
 
 

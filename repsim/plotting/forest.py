@@ -56,7 +56,7 @@ def plan_scores(result: xr.Dataset, *, width: Width | None = None) -> Figure:
     tasks = _panels_of(result)
     chosen = choose_width(width, "column" if len(tasks) < 2 else "page")
     scored = _find_scored(result, tasks)
-    order = _choose_rows(result, tasks, scored)
+    order, plans = _choose_rows(result, tasks, scored)
     if len(order) < len(scored):
         remark(f"plans: {len(order)} of {len(scored)} plans drawn; the data has all")
 
@@ -75,14 +75,14 @@ def plan_scores(result: xr.Dataset, *, width: Width | None = None) -> Figure:
         for axes, task in zip(panels, tasks, strict=True):
             _draw_rows(axes, task, order)
             axes.set_yticks(range(len(order)), names)
-            if "task" in task.coords:
+            if "task" not in task.dims:
                 axes.set_title(wrapped(name_with_examples(task), room))
         panels[0].set_ylim(len(order) - 0.5, -0.5)  # the first row at the top
         letter_panels(panels)
         legend = {"loc": "outside lower center", "ncols": 2, "frameon": False}
         figure.legend(*panels[0].get_legend_handles_labels(), **legend, **COMPACT)
         title = f"{name_of(result)} · scores of {len(order)} plans"
-        describe(figure, [title], caption_plans(result, len(order), len(scored)), [result])
+        describe(figure, [title], caption_plans(result, plans), [result])
     return figure
 
 
@@ -130,16 +130,19 @@ def _find_scored(result: xr.Dataset, panels: list[xr.Dataset]) -> NDArray[np.int
 
 def _choose_rows(
     result: xr.Dataset, panels: list[xr.Dataset], scored: NDArray[np.int64]
-) -> list[int]:
-    """The variants that are drawn, the best first."""
-    rows = scored
+) -> tuple[list[int], str]:
+    """The variants that are drawn, the best first; and which these are, in words."""
+    rows, which = scored, f"{len(scored)} plans"
     if len(rows) > MOST_ROWS:
-        own = np.flatnonzero(find_own_plans(result))
-        rows = np.intersect1d(rows, own) if np.isin(own, rows).any() else rows
+        own = np.intersect1d(rows, np.flatnonzero(find_own_plans(result)))
+        rows = own if len(own) else rows
+        which = f"{len(rows)} of {which}, those of no curve of the paper" if len(own) else which
+    if len(rows) > MOST_ROWS:
+        which = f"the best {MOST_ROWS} of {which}"
     shares = np.stack([_value_of(panel)[rows] for panel in panels])
     means = np.nanmean(shares, axis=0)
     order = np.argsort(-means, kind="stable")[:MOST_ROWS]
-    return [int(row) for row in rows[order]]
+    return [int(row) for row in rows[order]], which
 
 
 def _name_rows(result: xr.Dataset, rows: list[int], most: int) -> list[str]:

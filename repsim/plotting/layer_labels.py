@@ -144,4 +144,4 @@ def _lie_flat(runs: Sequence[Run], cell: float) -> list[bool]:
 
 def _reach(run: Run, flat: bool) -> float:
     """Points from the middle of a label along x to its end, with a gap."""
-    return font_size() * (0.2 + (WIDEST * len(run.text) / 2 if flat else 0.6))
+    return font_size() * (0.15 + (WIDEST * len(run.text) / 2 if flat else 0.6))

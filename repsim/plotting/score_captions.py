@@ -130,14 +130,13 @@ def caption_loops_by_width(result: xr.Dataset, table: pd.DataFrame, scale: Colou
     )
 
 
-def caption_plans(result: xr.Dataset, drawn: int, scored: int) -> str:
+def caption_plans(result: xr.Dataset, plans: str) -> str:
     """Of `plan_scores`.
 
     Args:
-        drawn: how many plans have a row.
-        scored: how many plans have a score, the full model aside.
+        result: what is drawn.
+        plans: which of the plans have a row.
     """
-    several = f"{drawn} plans" if drawn == scored else f"the best {drawn} of {scored} plans"
     if result["valid"].values.any():
         what = f"mean of {NORMALISED} over {describe_benchmarks(result)}"
     else:
@@ -145,7 +144,7 @@ def caption_plans(result: xr.Dataset, drawn: int, scored: int) -> str:
         names = ", ".join(name_with_examples(task) for task in tasks if task["metric_of"].item())
         what = f"scores on each benchmark (examples): {names}"
     return join_sentences(
-        f"{name_of(result)} under {several}, the best first: {what}.",
+        f"{name_of(result)} under {plans}, the best first: {what}.",
         say_intervals("Whiskers", result),
         GUIDES,
         describe_left_out(result) if result["valid"].values.any() else "",

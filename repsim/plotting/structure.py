@@ -98,7 +98,7 @@ def drift(result: xr.Dataset, *, width: Width | None = None) -> Figure:
         RepsimError: an unknown width.
     """
     chosen = choose_width(width, "page")
-    shape, height = ((2, 1), 1.6) if chosen == "column" else ((1, 2), 0.45)
+    shape, height = ((2, 1), 1.6) if chosen == "column" else ((1, 2), 0.48)
     with blank_page(chosen, height, "constrained") as figure:
         left, right = figure.subplots(*shape)
 
@@ -118,7 +118,7 @@ def drift(result: xr.Dataset, *, width: Width | None = None) -> Figure:
 
         # Their distance from their counterparts.
         draw_profiles(right, [result], "distance")
-        right.set_ylabel("distance from the counterpart / its norm")
+        right.set_ylabel("distance / counterpart's norm")
         right.set_ylim(bottom=0)
 
         letter_panels([left, right])
