@@ -30,7 +30,7 @@ from repsim.errors import RepsimError, printable
 from repsim.evaluation.reader import Scores
 from repsim.options import COLOUR_OPTIONS, FigureOptions, from_keywords, takes
 from repsim.plans import Plan, resolve
-from repsim.plotting import Figure, drawn_with, save
+from repsim.plotting import Figure, drawn_with, options_in_force, save
 from repsim.registry import (
     draws_together,
     figure_options_of,
@@ -187,8 +187,9 @@ def _split_options(
         choices = get_args(of_plot[key].annotation)
         if get_origin(of_plot[key].annotation) is Literal and value not in choices:
             raise RepsimError(f"{key}={value!r}: choose {', '.join(map(str, choices))}")
+    # What is not asked for here is as around this call, see `repsim.plotting.drawn_with`.
     asked = {key: options[key] for key in of_figures if key in options}
-    return computing, drawing, from_keywords(FigureOptions, asked)
+    return computing, drawing, from_keywords(FigureOptions, vars(options_in_force()) | asked)
 
 
 def _check_kind(name: str, module: ModuleType, store: Capture | Scores) -> None:
