@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Tokens = Literal["last", "all"]
+HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 SIZE = "size"
 SUMMARISED = 8  # sizes of runs
 PIECE = 256  # tokens whose cosines are held at once
@@ -168,6 +169,7 @@ def compute(
             distance_tokens=tokens,
             tokens=int(lengths.sum()),
             samples=len(lengths),
+            resamples=resamples,
         ),
     )
 

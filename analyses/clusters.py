@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # mypy finds no package below the folder `analyses`.
 Of = Literal[Average, Measure]  # type: ignore[valid-type]
+HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 MOST = 10  # groups tried by default
 STABILITY_RESAMPLES = 200
 MOST_SUMMARISED = 4  # groups of a similarity matrix
@@ -74,7 +75,14 @@ def compute(
     result = cluster(matrix, capture.steps(plan), groups=groups, seed=seed)
     result.attrs = {
         **results.attributes(
-            capture, plan, "clusters", "Groups of neighbouring states.", of=of, seed=seed, **facts
+            capture,
+            plan,
+            "clusters",
+            "Groups of neighbouring states.",
+            of=of,
+            resamples=resamples,
+            seed=seed,
+            **facts,
         ),
         **result.attrs,
     }

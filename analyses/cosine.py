@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Average = Literal["token", "sequence", "centred", "without-sinks"]
+HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 
 DESCRIPTION = {
     "token": "Mean over tokens of the cosine between two states at the same token.",
@@ -120,7 +121,13 @@ def compute(
             **results.layer_coordinate(steps, results.STATE_OTHER),
         },
         attrs=results.attributes(
-            capture, plan, "cosine", DESCRIPTION[average], average=average, **facts
+            capture,
+            plan,
+            "cosine",
+            DESCRIPTION[average],
+            average=average,
+            resamples=resamples,
+            **facts,
         ),
     )
 

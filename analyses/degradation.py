@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = AnalysisKind.SCORES
+HEAT_MAPS = True  # figure 10, for --vmin and --vmax
+FigureName = Literal["all", "plans", "2", "4", "5", "6", "7", "8", "9", "10", "11"]
 VARIANT, TASK_KIND, COMPARISON = "variant", "kind", "comparison"
 MOST_SUMMARISED = 12  # families
 GUESSED, GIVEN = "guessed from the name", "given"  # where a task's kind is from
@@ -254,35 +256,55 @@ def _describe_order(result: xr.Dataset) -> str:
     return over + "; order sensitivity: " * bool(sensitivities) + ", ".join(sensitivities)
 
 
-def plot(result: xr.Dataset, *, figure: str = "all") -> dict[str, Figure]:
-    """Figures of the paper; see `repsim.plotting.degradation`.
+def plot(result: xr.Dataset, *, figure: FigureName = "all") -> dict[str, Figure]:
+    """Figures of the paper, and one of any plans; see `repsim.plotting.degradation` and
+    `repsim.plotting.plan_scores`.
 
     Args:
         result: what `compute` gave.
-        figure: 2 or 4 to 11, or all of them that the plans give.
+        figure: 2 or 4 to 11, of the paper (3 is of states, see cosine); plans: a dot with its
+            interval for each plan; all: the paper's that the plans give, and plans where there are
+            others, or none of the paper's.
     Returns:
-        `figN` → the figure.
+        `figN` or `plans` → the figure.
     Raises:
         RepsimError: there is no such figure, or the plans do not give it.
     """
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    if figure == "3":
-        raise RepsimError("figure=3: similarity of states, not scores; see repsim analyze cosine")
-    if figure != "all" and figure not in map(str, FIGURE_NUMBERS):
-        raise RepsimError(f"figure={figure!r}: choose all, {', '.join(map(str, FIGURE_NUMBERS))}")
+    check_figure(figure)
     drawn: dict[str, Figure] = {}
-    for number in FIGURE_NUMBERS if figure == "all" else [int(figure)]:
+    left_out: dict[str, str] = {}
+    for number in FIGURE_NUMBERS if figure == "all" else filter(str.isdigit, [figure]):
         try:
-            drawn[f"fig{number}"] = plotting.degradation(result, number)
-        except RepsimError:
+            drawn[f"fig{number}"] = plotting.degradation(result, int(number))
+        except plotting.NotDrawn as problem:
             if figure != "all":
                 raise
-    if not drawn:
-        raise RepsimError(
-            "none of figures 2 to 11: its plans are not in the store; add --plan fig2 --append"
-        )
+            left_out[f"fig{number}"] = problem.reason
+    if figure == "plans" or (
+        figure == "all" and (not drawn or plotting.find_own_plans(result).any())
+    ):
+        drawn["plans"] = plotting.plan_scores(result)
+
+    # What is not there, and why.
+    if left_out:
+        first = next(iter(left_out))
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
+        plotting.remark(f"not drawn: {reasons}; --plan {first} --append adds a figure's plans")
     return drawn
+
+
+def check_figure(figure: str) -> None:
+    """Refuses a figure that there is not.
+
+    Raises:
+        RepsimError: there is no such figure of scores.
+    """
+    if figure == "3":
+        raise RepsimError("figure=3: similarity of states, not scores; see repsim analyze cosine")
+    if figure not in get_args(FigureName):
+        raise RepsimError(f"figure={figure!r}: choose {', '.join(get_args(FigureName))}")
 
 
 # Kinds of tasks

@@ -18,6 +18,7 @@ from repsim.stats.per_sample import SampleStatistic, StateSource, collect_sums
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 STATE_BASELINE = "state_baseline"
 
 
@@ -100,6 +101,7 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
             left_out=int((tokens[:, None] - counts).sum(0).max()),
             tokens=int(tokens.sum()),
             samples=len(tokens),
+            resamples=resamples,
         ),
     )
 

@@ -104,6 +104,7 @@ def compute(
             seed=seed,
             tokens=len(drawn.sample),
             samples=drawn.samples,
+            resamples=resamples,
         ),
     )
 
@@ -131,4 +132,4 @@ def plot(*datasets: xr.Dataset) -> Figure:
     """One panel per number, one line per result; see `repsim.plotting.profiles`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.profiles(datasets, LABELS)
+    return plotting.profiles(datasets, LABELS, logarithmic=["norm"])

@@ -49,7 +49,8 @@ def compute(
     `critical_path` counts a parallel step once however many layers it has; `applications` counts
     each layer. `milliseconds` is the time of a forward of the model under the plan, embeddings and
     head included, for each of its tokens: the median of the repeats, on this machine, where
-    parallel layers run one after another.
+    parallel layers run one after another; `milliseconds_low` and `milliseconds_high` are those of
+    the fastest and the slowest repeat.
 
     Args:
         scores: what `repsim evaluate` stored, the baseline among it.
@@ -60,8 +61,9 @@ def compute(
         resamples: draws of the bootstrap of the scores.
         seed: of the draws.
     Returns:
-        `applications`, `critical_path`, `milliseconds`, and `mean` with `mean_standard_error`,
-        `mean_low` and `mean_high` over variant, with the coordinates of the analysis degradation;
+        `applications`, `critical_path`, `milliseconds` with `milliseconds_low` and
+        `milliseconds_high`, and `mean` with `mean_standard_error`, `mean_low` and `mean_high` over
+        variant, with the coordinates of the analysis degradation;
         of the random plans of a start, the first is timed.
     Raises:
         ModelError: the model cannot be loaded, has other weights than the scores are of, or has
@@ -77,18 +79,22 @@ def compute(
     plans = [plan_of[texts[variant.plans[0]]] for variant in variants]
 
     # What each costs.
-    seconds = np.full(len(plans), np.nan)
+    seconds = np.full((1, len(plans)), np.nan)
     if repeats:
         seconds = _time_plans(_load(scores, model), plans, tokens, repeats)
     dims = (degradation.VARIANT,)
     coords = {name: values for name, values in harm.coords.items() if values.dims == dims}
-    valid_tasks = harm["task"].values[harm["valid"].values == 1]
+    valid_tasks, valid_examples = (
+        harm[name].values[harm["valid"].values == 1] for name in ("task", "examples")
+    )
     return xr.Dataset(
         {
             **{name: harm[name] for name in OF_DEGRADATION},
             "applications": (dims, np.array([plan.applications for plan in plans])),
             "critical_path": (dims, np.array([len(plan) for plan in plans])),
-            "milliseconds": (dims, 1000 * seconds / tokens),
+            "milliseconds": (dims, 1000 * np.median(seconds, axis=0) / tokens),
+            "milliseconds_low": (dims, 1000 * seconds.min(0) / tokens),
+            "milliseconds_high": (dims, 1000 * seconds.max(0) / tokens),
         },
         coords,
         {
@@ -96,6 +102,7 @@ def compute(
             "analysis": "latency",
             "description": "Score against critical path and measured time of each plan.",
             "benchmarks": ", ".join(str(task) for task in valid_tasks),
+            "benchmark_examples": ", ".join(str(count) for count in valid_examples),
             "tokens": tokens,
             "repeats": repeats,
         },
@@ -123,7 +130,7 @@ def _load(scores: Scores, name: str | None) -> Model:
 
 
 def _time_plans(model: Model, plans: list[Plan], tokens: int, repeats: int) -> NDArray[np.float64]:
-    """Seconds of a forward under each plan, `[plan]`: the median of the repeats.
+    """Seconds of each forward under each plan, `[repeat, plan]`.
 
     Plans take turns, so that no drift of the machine favours one.
     """
@@ -151,7 +158,7 @@ def _time_plans(model: Model, plans: list[Plan], tokens: int, repeats: int) -> N
                 logits: Any = module(input_ids=ids, use_cache=False).logits
                 logits[0, -1, 0].item()  # waits for a GPU
                 seconds[turn, index] = time.perf_counter() - start
-    return np.median(seconds, axis=0)
+    return seconds
 
 
 def summarise(result: xr.Dataset) -> pd.DataFrame:

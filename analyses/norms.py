@@ -17,6 +17,8 @@ from repsim.stats.per_sample import SampleStatistic, StateSource, collect
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LABELS = {"norm": "mean norm"}
+
 
 def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
     """Sum over tokens of the norm of each state: `[state, token, unit]` → `[state]`, float64."""
@@ -55,7 +57,13 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
         results.variables("norm", (STATE,), mean, bounds=(0, np.inf)),
         coords=results.layer_coordinate(capture.steps(plan)),
         attrs=results.attributes(
-            capture, plan, "norms", description, tokens=int(tokens.sum()), samples=len(tokens)
+            capture,
+            plan,
+            "norms",
+            description,
+            tokens=int(tokens.sum()),
+            samples=len(tokens),
+            resamples=resamples,
         ),
     )
 
@@ -75,4 +83,4 @@ def plot(*datasets: xr.Dataset) -> Figure:
     """Norm against state, one line per result; see `repsim.plotting.profiles`."""
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
-    return plotting.profiles(datasets, {"norm": "mean norm of the state"}, logarithmic=True)
+    return plotting.profiles(datasets, LABELS, logarithmic=["norm"])

@@ -53,6 +53,7 @@ Measure = Literal[
     "pwcca",
 ]
 Array = NDArray[np.float64]
+HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 
 DESCRIPTION: dict[Measure, str] = {
     "cka": "debiased linear CKA",
@@ -200,6 +201,7 @@ def compute(
             measure=measure,
             sinks="kept" if sinks else "left out",
             permutations=len(null),
+            resamples=resamples,
             seed=seed,
             **{OPTION[measure]: options[OPTION[measure]]} if measure in OPTION else {},
             **facts,

@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from repsim.cli.main import app
+from repsim.options import FigureOptions, options_of
 from repsim.plans import FAMILIES, SETS
 from repsim.schema import ANALYSES
 
@@ -26,7 +27,7 @@ TABLE = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end of table -->)", r
 REPSIM = typer.main.get_command(app)
 COMMANDS = ("capture", "evaluate", "analyze", "info", "verify", "plans", "plans show")
 # Options that every analysis has; they have a table of their own.
-SHARED = ("plan", "label", "figures", "style", "quiet")
+SHARED = ("plan", "label", "figures", *options_of(FigureOptions), "quiet")
 
 
 def pages() -> list[Path]:

@@ -29,6 +29,10 @@ STORE_DTYPES = ("float16", "float32")
 COMPRESSION = ("none", "fast", "small")
 KEEP = ("all", "none")
 PREFIX_SHARING = ("auto", "on", "off")
+FORMATS = ("png", "pdf", "svg")
+WIDTHS = ("auto", "column", "page", "slide")
+# Of `FigureOptions`, those that only heat maps heed.
+COLOUR_OPTIONS = ("vmin", "vmax")
 
 
 Record = TypeVar("Record")
@@ -203,6 +207,48 @@ class PlanOptions:
     )
 
 
+@dataclass(frozen=True)
+class FigureOptions:
+    """How every figure of every analysis is drawn and saved."""
+
+    title: str = option(
+        "auto", "The line above a figure: auto, none, or a text.", metavar="TEXT", kept=False
+    )
+    format: str = option(
+        "png,pdf", "Files of a figure: png, pdf or svg, several with commas.", kept=False
+    )
+    dpi: int = option(300, "Pixels per inch of a PNG.", least=10, kept=False)
+    width: str = option(
+        "auto",
+        "column (3.35 in), page (6.9 in), slide (10 in, larger text), or auto: as the figure "
+        "needs.",
+        choices=WIDTHS,
+        kept=False,
+    )
+    style: str | Path | None = option(
+        None, "A matplotlib style, by name or file, on top of ours.", kept=False
+    )
+    vmin: float | None = option(
+        None, "Where the colours of a heat map begin; by default fixed per measure.", kept=False
+    )
+    vmax: float | None = option(None, "Where the colours of a heat map end.", kept=False)
+
+    def __post_init__(self) -> None:
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            *others, last = FORMATS
+            raise RepsimError(
+                f"format {self.format!r}: choose {', '.join(others)} or {last}, several with commas"
+            )
+        if self.vmin is not None and self.vmax is not None and self.vmin >= self.vmax:
+            raise RepsimError(f"vmin={self.vmin:g}, vmax={self.vmax:g}: vmin is the smaller one")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats, each once, in the order in which they were named."""
+        names = (name.strip().lower() for name in self.format.split(","))
+        return tuple(dict.fromkeys(filter(None, names)))
+
+
 class ModelKeywords(TypedDict, total=False):
     """`ModelOptions` as keywords."""
 
@@ -358,21 +404,29 @@ def request_of(*records: Any) -> dict[str, Any]:
     return request
 
 
-def takes(*records: type, without: Sequence[str] = ()) -> Callable[[Function], Function]:
+def takes(
+    *records: type, without: Sequence[str] = (), more: bool = False
+) -> Callable[[Function], Function]:
     """Shows the options of these records in a function's signature and under `Args:`.
 
     For whoever asks Python about the function; type checkers see its `**options: Unpack[...]`.
+
+    Args:
+        records: classes of options.
+        without: names of options that the function does not have.
+        more: whether the function takes keywords beyond these, and keeps its `**options`.
     """
 
     def document(function: Function) -> Function:
         options = {n: o for n, o in options_of(*records).items() if n not in without}
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        more = [
+        rest = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and more]
+        shown = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=item.default)
             for name, (item, _) in options.items()
         ]
-        function.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=own + shown + rest)  # type: ignore[attr-defined]
         lines = [f"    {name}: {about.help}" for name, (_, about) in options.items()]
         text = inspect.getdoc(function) or ""
         function.__doc__ = text.replace("Args:\n", "Args:\n" + "\n".join(lines) + "\n", 1)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, brief
+from repsim.options import COLOUR_OPTIONS, FigureOptions, options_of
 from repsim.schema import ANALYSES, Kind
 from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
 
@@ -182,6 +183,24 @@ def summarise(module: ModuleType, result: xr.Dataset) -> pd.DataFrame | None:
     """
     function: Callable[[xr.Dataset], pd.DataFrame] | None = getattr(module, "summarise", None)
     return None if function is None else function(result)
+
+
+def draws_heat_maps(module: ModuleType) -> bool:
+    """Whether figures of an analysis have cells whose colours can be set: its `HEAT_MAPS`."""
+    return bool(getattr(module, "HEAT_MAPS", False))
+
+
+def figure_options_of(module: ModuleType) -> list[str]:
+    """Names of the options of figures that an analysis has.
+
+    Those of colours only where it draws heat maps, and none that means something else to it: its
+    own options come first.
+    """
+    of_analysis = {
+        keyword.name for part in (module.compute, module.plot) for keyword in keywords_of(part)
+    }
+    without = of_analysis if draws_heat_maps(module) else {*of_analysis, *COLOUR_OPTIONS}
+    return [name for name in options_of(FigureOptions) if name not in without]
 
 
 def broken_analysis(entry: EntryPoint, problem: BaseException | str) -> RepsimError:

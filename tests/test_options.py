@@ -72,6 +72,7 @@ def test_what_is_kept_of_a_request() -> None:
             {"compression": "zip"},
             r"^compression 'zip': choose none, fast or small$",
         ),
+        (options.FigureOptions, {"format": ","}, r"^format ',': choose png, pdf or svg, several"),
     ],
 )
 def test_values_that_no_run_takes(record: type, keywords: dict[str, Any], message: str) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 import xarray as xr
 
@@ -30,9 +29,17 @@ from repsim.cache import file_name
 from repsim.captures.reader import Capture
 from repsim.errors import RepsimError, printable
 from repsim.evaluation.reader import Scores
+from repsim.options import COLOUR_OPTIONS, FigureOptions, from_keywords, takes
 from repsim.plans import Plan, resolve
-from repsim.plotting import Figure, save, styled
-from repsim.registry import draws_together, find_analysis, keywords_of, kind_of, summarise
+from repsim.plotting import Figure, drawn_with, options_in_force, save
+from repsim.registry import (
+    draws_together,
+    figure_options_of,
+    find_analysis,
+    keywords_of,
+    kind_of,
+    summarise,
+)
 from repsim.stats import results
 
 if TYPE_CHECKING:
@@ -51,7 +58,8 @@ class Analysis:
     name: of the analysis.
     results: a labelled Dataset for each plan (where it is of one plan) and each store.
     figures: name -> figure.
-    files: what was written to the folder of figures: data of each result, then its pictures.
+    files: what was written to the folder of figures: data of each result, then its pictures and
+        their captions.
     remarks: what a reader of the numbers has to know: results that no store keeps, stores that are
         not finished.
     lines: what was done, as the command prints it.
@@ -99,13 +107,13 @@ class Analysis:
         return figure._repr_png_() if isinstance(figure, Figure) else None
 
 
+@takes(FigureOptions, more=True)
 def analyze(
     name: str,
     stores: Store | Sequence[Store],
     *,
     labels: Sequence[str] | None = None,
     figures: str | Path | None = None,
-    style: str | Path | None = None,
     progress: Callable[[Analysis], None] | None = None,
     **options: Any,
 ) -> Analysis:
@@ -120,10 +128,9 @@ def analyze(
         labels: what to call the stores in figures and files, one per store; by default the model,
             and what tells it from the others.
         figures: folder for the figures and the data behind them; by default nothing is saved there.
-        style: a matplotlib style, by name or file, on top of repsim's.
         progress: called with each part as soon as it is there: a store's result, then the figures.
         **options: of the analysis, as its `compute` and `plot` take them; `plan` takes plans,
-            families, sweeps and named sets, one or several.
+            families, sweeps and named sets, one or several. Options of figures are listed above.
     Returns:
         The results, in the order of the plans and then of the stores, and the figures.
     Raises:
@@ -135,7 +142,7 @@ def analyze(
     """
     # Everything is checked and opened before the first number is computed.
     module = find_analysis(name)
-    computing, drawing = _split_options(name, module, options)
+    computing, drawing, of_figures = _split_options(name, module, options)
     paths = [stores] if isinstance(stores, str | Path | Capture | Scores) else list(stores)
     if not paths:
         raise RepsimError(f"{name}: no store; name at least one")
@@ -149,9 +156,10 @@ def analyze(
 
     # Each round is one result per store and what is drawn of these.
     whole = Analysis(name)
-    with styled(style) if style is not None else nullcontext():
+    with drawn_with(of_figures) as remarks:
         for chosen in _rounds(module, opened, computing):
             for part in _analyze_round(name, module, opened, chosen, labels or [], drawing, folder):
+                part += _on_figures(name, remarks)
                 whole += part
                 if progress is not None:
                     progress(part)
@@ -160,23 +168,35 @@ def analyze(
 
 def _split_options(
     name: str, module: ModuleType, options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of `compute` with defaults filled in, as results are named after them, and those
-    of `plot`.
+) -> tuple[dict[str, Any], dict[str, Any], FigureOptions]:
+    """The options of `compute` with defaults filled in, as results are named after them, those of
+    `plot`, and those of all figures.
 
     Raises:
-        RepsimError: the analysis has no such option.
+        RepsimError: the analysis has no such option, or `plot` no such choice.
     """
     of_compute = {parameter.name: parameter.default for parameter in keywords_of(module.compute)}
-    of_plot = {parameter.name: parameter.default for parameter in keywords_of(module.plot)}
-    known = [*of_compute, *of_plot]
+    of_plot = {parameter.name: parameter for parameter in keywords_of(module.plot)}
+    of_figures = figure_options_of(module)
+    known = [*of_compute, *of_plot, *of_figures]
     for option in options:
+        if option in COLOUR_OPTIONS and option not in known:
+            raise RepsimError(f"{name}: no option {option!r}; it draws no heat map")
         if option not in known:
             close = get_close_matches(option, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise RepsimError(f"{name}: no option {option!r}; {hint}options: {', '.join(known)}")
     computing = {key: options.get(key, default) for key, default in of_compute.items()}
-    return computing, {key: options[key] for key in of_plot if key in options}
+    drawing = {key: options[key] for key in of_plot if key in options}
+
+    # A figure that there is not is refused before anything is computed.
+    for key, value in drawing.items():
+        choices = get_args(of_plot[key].annotation)
+        if get_origin(of_plot[key].annotation) is Literal and value not in choices:
+            raise RepsimError(f"{key}={value!r}: choose {', '.join(map(str, choices))}")
+    # What is not asked for here is as around this call, see `repsim.plotting.drawn_with`.
+    asked = {key: options[key] for key in of_figures if key in options}
+    return computing, drawing, from_keywords(FigureOptions, vars(options_in_force()) | asked)
 
 
 def _check_kind(name: str, module: ModuleType, store: Capture | Scores) -> None:
@@ -274,8 +294,20 @@ def _analyze_round(
         named = {file_name(name, file, part): figure for part, figure in parts.items()}
         for stem, figure in named.items():
             saved = [] if folder is None else save(figure, folder / stem)
-            lines = [f"  figure: {', '.join(map(str, saved))}"] if saved else []
+            captions = [path for path in saved if path.suffix == ".txt"]
+            pictures = [path for path in saved if path not in captions]
+            lines = [f"  figure: {', '.join(map(str, pictures))}"] if pictures else []
+            lines += [f"  caption: {path}" for path in captions]
             yield Analysis(name, figures={stem: figure}, files=saved, lines=lines)
+
+
+def _on_figures(name: str, remarks: list[str]) -> Analysis:
+    """What was remarked on figures since the last time, said once."""
+    said = remarks.copy()
+    remarks.clear()
+    for text in said:
+        log.warning("%s", text)
+    return Analysis(name, remarks=said)
 
 
 def _keep(

@@ -17,7 +17,6 @@ from repsim.cli.options import (
     LabelOption,
     QuietOption,
     StoresArgument,
-    StyleOption,
     parameter,
     parameters_of,
     set_parameters,
@@ -26,7 +25,7 @@ from repsim.cli.printing import MARKUP, literal, tell
 from repsim.cli.progress import show_remarks
 from repsim.cli.table import print_table
 from repsim.errors import RepsimError
-from repsim.options import PlanOptions
+from repsim.options import FigureOptions, PlanOptions, options_of
 from repsim.schema import ANALYSES
 
 if TYPE_CHECKING:
@@ -62,13 +61,12 @@ def analysis_command(name: str, module: ModuleType) -> Any:
     """The command of one analysis, its options read from signature and docstring of `compute` and
     `plot`.
     """
-    from repsim.registry import keywords_of
+    from repsim.registry import figure_options_of, keywords_of
 
     def command(
         stores: list[str],
         label: list[str],
         figures: Path,
-        style: str | None,
         quiet: bool,
         **options: Any,
     ) -> None:
@@ -86,20 +84,21 @@ def analysis_command(name: str, module: ModuleType) -> Any:
                 stores,
                 labels=label,
                 figures=figures,
-                style=style,
                 progress=show,
                 **options,
             )
 
     texts = argument_help(module.plot) | argument_help(module.compute)
     keywords = [*keywords_of(module.compute), *keywords_of(module.plot)]
+    of_figures = figure_options_of(module)
+    without = [name for name in options_of(FigureOptions) if name not in of_figures]
     set_parameters(
         command,
         parameter("stores", StoresArgument),
         *(_option(keyword, texts.get(keyword.name)) for keyword in keywords),
         parameter("label", LabelOption, []),
         parameter("figures", FiguresOption, Path("figures")),
-        parameter("style", StyleOption, None),
+        *parameters_of(FigureOptions, without=without),
         parameter("quiet", QuietOption, False),
     )
     command.__doc__ = literal((inspect.getdoc(module.compute) or name).partition("\n")[0])

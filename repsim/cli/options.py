@@ -38,9 +38,6 @@ LabelOption = Annotated[
     ),
 ]
 FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
-StyleOption = Annotated[
-    str | None, typer.Option(help="A matplotlib style, by name or file, on top of ours.")
-]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -134,15 +131,15 @@ def help_of(about: Option) -> str:
 def _parameter(name: str, item: Field[Any], about: Option, help_text: str) -> inspect.Parameter:
     """One field of a record as a command's parameter.
 
-    Its type is read from the annotation's text: `bool` is a flag, `int` a number, everything else a
-    word; the function that is called makes more of it.
+    Its type is read from the annotation's text: `bool` is a flag, `int` and `float` are numbers,
+    everything else is a word; the function that is called makes more of it.
     """
     words = set(re.findall(r"\w+", str(item.type)))
     more: dict[str, Any] = {"help": literal(help_text), "min": about.least}
     # Help that says "the first LIMIT texts" needs LIMIT to stand for the value.
     named_in_help = name.upper() if name.upper() in re.findall(r"\w+", help_text) else None
     more["metavar"] = about.metavar or named_in_help
-    taken: Any = bool if "bool" in words else int if "int" in words else str
+    taken: Any = next((kind for kind in (bool, int, float) if kind.__name__ in words), str)
     if about.metavar is not None and about.metavar in PARSED:
         taken, settings = PARSED[about.metavar]
         more |= settings

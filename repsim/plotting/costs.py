@@ -5,6 +5,7 @@ It knows what the analysis latency gives, and neither store nor plan.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,32 +17,54 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.plotting.curves import (
     BASELINE,
+    NARROW,
     SCORE,
-    describe_intervals,
     draw_guides,
     draw_legend,
     families_in_order,
+    find_own_plans,
     known_family,
     label_of_family,
+    look,
     look_of_family,
     write_note,
-    write_title,
 )
-from repsim.plotting.page import MARK, Figure, blank_page
+from repsim.plotting.page import MARK, Figure, Width, blank_page, choose_width, points
+from repsim.plotting.score_captions import caption_latency
+from repsim.plotting.words import describe, letter_panels, name_of, shortened
 
-LONG = 3  # times the full model's time, from which times are drawn on a logarithmic axis
+LONG = 10  # from the least to the largest cost, from which they are drawn on a logarithmic axis
 # What such an axis labels.
 TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
-def latency(result: xr.Dataset) -> Figure:
+MOST_NAMED = NARROW  # plans of no curve that the legend names one by one
+LONGEST_NAME = 26  # characters of a plan in the legend
+COSTS = ("critical_path", "milliseconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Variants that look alike and have one entry in the legend.
+
+    rows: which of the result, `[variant]`, bool.
+    """
+
+    label: str
+    rows: NDArray[np.bool_]
+    style: dict[str, Any]
+
+
+def latency(result: xr.Dataset, *, width: Width | None = None) -> Figure:
     """Mean normalised score of each plan against its critical path and against its measured time
     per token.
 
-    Both are relative to the full model's. A plan that was not timed is in the left panel only.
+    Both are relative to the full model's. A plan that was not timed is in the first panel only.
+    Plans of no curve of the paper are named one by one where they are few.
 
     Args:
         result: of `repsim.analyses.latency`.
+        width: `column` (3.35 in), `page` (6.9 in, the default) or `slide` (10 in).
     Raises:
         RepsimError: the full model is not in the result, or nothing has a score.
     """
@@ -55,80 +78,99 @@ def latency(result: xr.Dataset) -> Figure:
         raise RepsimError(f"latency: none of {len(mean)} variants has a normalised score")
     full = result.isel(variant=int(np.flatnonzero(families == BASELINE)[0]))
     steps, milliseconds = int(full["critical_path"]), float(full["milliseconds"])
-    with blank_page("page", 0.42, "constrained") as figure:
+    chosen = choose_width(width, "page")
+    shape, height = ((2, 1), 1.75) if chosen == "column" else ((1, 2), 0.42)
+    with blank_page(chosen, height, "constrained") as figure:
         # Two panels, which share the axis of scores.
-        left, right = figure.subplots(1, 2, sharey=True)
-        _draw_costs(left, result, result["critical_path"].values / steps)
-        _draw_costs(right, result, result["milliseconds"].values / milliseconds)
-        left.set(ylabel=f"mean {SCORE}", xlabel=f"critical path / the full model's ({steps} steps)")
+        panels = left, right = figure.subplots(*shape, sharey=True)
+        for axes, cost in zip(panels, COSTS, strict=True):
+            _draw_costs(axes, result, cost, float(full[cost]))
+            if axes is left or chosen == "column":
+                axes.set_ylabel(f"mean {SCORE}")
+        left.set_xlabel(f"critical path / the full model's ({steps} steps)")
         time = f" ({milliseconds:.3g} ms)" if np.isfinite(milliseconds) else ""
         right.set_xlabel(f"time per token / the full model's{time}")
-        draw_legend(right, left)
-
-        # The title.
-        timed = int(np.isfinite(result["milliseconds"].values).sum())
-        benchmarks = result.attrs.get("benchmarks")
-        lines = (
-            "scores against sequential steps and time",
-            f"mean over {benchmarks}" if benchmarks else "",
-            f"{is_scored.sum()} of {len(mean)} variants have a score, {timed} were timed · "
-            f"{describe_intervals(result)}",
-        )
-        write_title(figure, result, *lines)
+        letter_panels(panels)
+        draw_legend(figure, right, left, chosen)
+        title = f"{name_of(result)} · scores against sequential steps and time"
+        describe(figure, [title], caption_latency(result), [result])
     return figure
 
 
-def _draw_costs(axes: Axes, result: xr.Dataset, cost: NDArray[np.float64]) -> None:
+def _draw_costs(axes: Axes, result: xr.Dataset, name: str, full: float) -> None:
     """Each plan's mean score against a cost as a share of the full model's, which is a star; rare
     families on top.
 
-    cost: `[variant]`.
+    Args:
+        axes: the panel.
+        result: what is drawn.
+        name: of the cost; its spread has `_low` and `_high`.
+        full: the full model's.
     """
-    # Points, one family after another; plans of no family that is known here are one as well.
-    mean, families = result["mean"].values, result["variant_family"].values
-    error = np.abs(np.stack([result["mean_low"].values, result["mean_high"].values]) - mean)
-    drawn = np.array([known_family(family) for family in families], object)
-    for family in families_in_order():
-        if not (rows := drawn == family).any():
-            continue
-        style, order = look_of_family(family), 3 - rows.mean()
+    mean, cost = result["mean"].values, result[name].values / full
+    score_error = np.abs(np.stack([result["mean_low"].values, result["mean_high"].values]) - mean)
+    cost_error = np.zeros((2, len(cost)))
+    if f"{name}_low" in result:
+        ends = np.stack([result[f"{name}_{end}"].values for end in ("low", "high")])
+        cost_error = np.nan_to_num(np.abs(ends / full - cost))
+
+    # Points, one group after another.
+    for group in _group_variants(result):
+        rows, order = group.rows, 3 - group.rows.mean()
         whiskers: dict[str, Any] = {
             "fmt": "none",
-            "ecolor": style["color"],
-            "elinewidth": 0.4,
+            "ecolor": group.style["color"],
+            "elinewidth": points(0.4),
             "alpha": 0.4,
         }
-        axes.errorbar(cost[rows], mean[rows], error[:, rows], **whiskers, zorder=order)
-        axes.plot(
-            cost[rows],
-            mean[rows],
-            **style,
-            linestyle="none",
-            markersize=2.5,
-            label=label_of_family(family),
-            zorder=order,
-        )
+        errors = {"yerr": score_error[:, rows], "xerr": cost_error[:, rows]}
+        axes.errorbar(cost[rows], mean[rows], **errors, **whiskers, zorder=order)
+        dots: dict[str, Any] = {"linestyle": "none", "markersize": points(2.5), "clip_on": False}
+        style = group.style | dots
+        axes.plot(cost[rows], mean[rows], **style, label=group.label, zorder=order)
 
     # The full model.
     draw_guides(axes, 0, 1)
     star: dict[str, Any] = {
         "color": MARK,
-        "markersize": 8,
+        "markersize": points(8),
         "markeredgecolor": "black",
-        "markeredgewidth": 0.4,
+        "markeredgewidth": points(0.4),
+        "clip_on": False,
     }
-    base = families == BASELINE
+    base = result["variant_family"].values == BASELINE
     axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=4)
 
-    # The axis of costs.
+    # The axis of costs begins and ends with what was measured.
     if np.isnan(cost).all():
         write_note(axes, "not measured")
         axes.set_xticks([])
-    elif np.nanmax(cost) > LONG:
+    elif np.nanmax(cost) > LONG * np.nanmin(cost):
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xticks([time for time in TIMES if low <= time <= high])
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_xlim(left=0)
+
+
+def _group_variants(result: xr.Dataset) -> list[Group]:
+    """The variants but for the full model: family by family, and plans of no curve by their names
+    where these are few.
+
+    Plans of no family that is known here are a group as well, so that none vanishes.
+    """
+    families, names = result["variant_family"].values, result["variant"].values
+    is_own = find_own_plans(result)
+    if is_own.sum() > MOST_NAMED:
+        is_own[:] = False
+    drawn = np.array([known_family(family) for family in families], object)
+    groups = [
+        Group(label_of_family(family), rows, look_of_family(family))
+        for family in families_in_order()
+        if (rows := (drawn == family) & ~is_own).any()
+    ]
+    first = len(families_in_order())
+    for index, row in enumerate(np.flatnonzero(is_own).tolist()):
+        rows = np.arange(len(names)) == row
+        groups.append(Group(shortened(str(names[row]), LONGEST_NAME), rows, look(first + index)))
+    return groups

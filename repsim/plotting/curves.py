@@ -1,4 +1,4 @@
-"""Variants as a line on axes: its places, its look, its holes, and the legend and title.
+"""Variants as a line on axes: its places, its look, its holes, and the legend.
 
 Nothing here knows which figure it is drawn in.
 """
@@ -20,10 +20,9 @@ from repsim.plotting.page import (
     MARKERS,
     STYLES,
     Figure,
-    name_of,
-    wrapped,
+    points,
 )
-from repsim.studies.painters import Curve, count_affected, count_places
+from repsim.studies.painters import CURVE_FAMILIES, Curve, count_affected, count_places
 
 GUIDE = "0.35"  # grey of the lines at chance and at the full model
 NARROW, WIDE = 8, 16  # most labels along one of several panels, along a panel of its own
@@ -63,6 +62,13 @@ def count_scored(result: xr.Dataset, curve: Curve, name: str) -> int:
     return int(np.isfinite(values.reshape(len(values), -1)).any(1).sum())
 
 
+def find_own_plans(result: xr.Dataset) -> NDArray[np.bool_]:
+    """Which variants are of no curve of the paper, `[variant]`: plans written out, repeated layers,
+    skipped blocks.
+    """
+    return ~np.isin(result["variant_family"].values, [BASELINE, *CURVE_FAMILIES])
+
+
 # Looks
 
 
@@ -79,6 +85,7 @@ def known_family(family: str) -> str:
 
 
 def label_of_family(family: str) -> str:
+    """What legends call a family; `other plans` where none of that name is known."""
     return FAMILIES[family].label if family in FAMILIES else "other plans"
 
 
@@ -142,25 +149,19 @@ def draw_curve(
         axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
         hole = np.isnan(np.concatenate([[np.nan], low + high, [np.nan]]))
         alone = hole[:-2] & ~hole[1:-1] & hole[2:]  # a band of one place has no width
-        axes.vlines(
-            places[alone], low[alone], high[alone], color=style["color"], alpha=0.4, linewidth=1.5
-        )
+        thick: dict[str, Any] = {"color": style["color"], "alpha": 0.4, "linewidth": points(1.5)}
+        axes.vlines(places[alone], low[alone], high[alone], **thick)
     width, size = (1.8, 3.5) if bold else (0.8, 2.5)
-    axes.plot(
-        places,
-        values,
-        **style,
-        linewidth=width,
-        markersize=size,
-        label=label,
-        zorder=3 if bold else 2,
-    )
+    sizes = {"linewidth": points(width), "markersize": points(size)}
+    order = 3 if bold else 2
+    axes.plot(places, values, **style, **sizes, label=label, zorder=order, clip_on=False)
 
 
 def draw_guides(axes: Axes, chance: float, full: float) -> None:
     """Horizontal lines at the full model's score and at chance."""
-    axes.axhline(full, color=GUIDE, linewidth=0.8, linestyle="--", label="full model", zorder=1)
-    axes.axhline(chance, color=GUIDE, linewidth=0.8, linestyle=":", label="chance", zorder=1)
+    for place, name, dashes in ((full, "full model", "--"), (chance, "chance", ":")):
+        line = {"color": GUIDE, "linewidth": points(0.8), "linestyle": dashes}
+        axes.axhline(place, **line, label=name, zorder=1)
 
 
 # Axes and words
@@ -179,10 +180,10 @@ def number_places(axes: Axes, places: int, most: int) -> range:
     return ticks
 
 
-def label_starts(axes: Axes, result: xr.Dataset) -> None:
-    """Starts below, the number of affected layers above."""
+def label_starts(axes: Axes, result: xr.Dataset, most: int) -> None:
+    """Starts below, the number of affected layers above; at most so many of each."""
     layers = int(result.attrs["layers"])
-    ticks = number_places(axes, count_places("skip", layers), WIDE)
+    ticks = number_places(axes, count_places("skip", layers), most)
     axes.set_xlabel("start layer N")
     above = axes.secondary_xaxis("top")
     affected = [count_affected("skip", {"start": start}, layers) for start in ticks]
@@ -190,9 +191,15 @@ def label_starts(axes: Axes, result: xr.Dataset) -> None:
     above.set_xlabel("number of affected layers M")
 
 
-def draw_legend(beside: Axes, panel: Axes, **options: Any) -> None:
-    """What the lines of a panel mean, to the right of one; of two with the same name, the last."""
+def draw_legend(figure: Figure, beside: Axes, panel: Axes, width: str, **options: Any) -> None:
+    """What the lines of a panel mean, to the right of one, or below all in a column; of two with
+    the same name, the last.
+    """
     entries = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if width == "column":
+        below: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
+        figure.legend(entries.values(), entries.keys(), **below, **COMPACT, **options)
+        return
     place: dict[str, Any] = {
         "loc": "upper left",
         "bbox_to_anchor": (1.01, 1),
@@ -205,13 +212,3 @@ def draw_legend(beside: Axes, panel: Axes, **options: Any) -> None:
 def write_note(axes: Axes, text: str) -> None:
     """A text in the middle of a panel."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center")
-
-
-def write_title(figure: Figure, result: xr.Dataset, *lines: str) -> None:
-    """The model and what was done to it, then further lines; empty ones are left out."""
-    texts = [f"{name_of(result)} · {lines[0]}", *filter(None, lines[1:])]
-    figure.suptitle("\n".join(wrapped(text, figure.get_figwidth()) for text in texts))
-
-
-def describe_intervals(result: xr.Dataset) -> str:
-    return f"intervals: {result.attrs['interval']}"

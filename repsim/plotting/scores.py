@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,13 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from repsim.errors import RepsimError, printable
+from repsim.errors import RepsimError
+from repsim.plotting.colours import choose_scale, finish_colour_bar, palette
 from repsim.plotting.curves import (
     NARROW,
     SCORE,
     WIDE,
     count_scored,
-    describe_intervals,
     draw_curve,
     draw_guides,
     draw_legend,
@@ -37,34 +36,50 @@ from repsim.plotting.curves import (
     number_places,
     place_values,
     write_note,
-    write_title,
 )
 from repsim.plotting.page import (
     COMPACT,
-    FONT,
     LINE,
     MARK,
-    PALETTE,
-    UNDEFINED,
-    WIDTHS,
     Figure,
+    Width,
     blank_page,
-    wrapped,
+    choose_width,
+    font_size,
+    points,
 )
+from repsim.plotting.score_captions import (
+    caption_all_variants,
+    caption_loops_by_width,
+    caption_one_variant,
+    caption_single_layers,
+    name_with_examples,
+)
+from repsim.plotting.words import describe, letter_panels, name_of, wrapped
 from repsim.studies.painters import (
     FIGURE_NUMBERS,
     MIDDLE_CURVES,
     SINGLE_LAYER_CURVES,
     Curve,
-    count_places,
     describe_middle,
 )
 
-COLUMNS = 3  # of panels
+COLUMNS = {"column": 2}  # of panels; 3 elsewhere
 ASIDE = 0.25  # of a start, how far whiskers go to either side so that none hides another
 
 
-def degradation(result: xr.Dataset, figure: int) -> Figure:
+class NotDrawn(RepsimError):
+    """A figure that a result does not give.
+
+    reason: why, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def degradation(result: xr.Dataset, figure: int, *, width: Width | None = None) -> Figure:
     """Scores under layer plans, drawn as in one of the paper's figures.
 
     2: a layer skipped, or switched with the next, against the layer: the median over benchmarks,
@@ -77,28 +92,32 @@ def degradation(result: xr.Dataset, figure: int) -> Figure:
     Args:
         result: of `repsim.analyses.degradation`.
         figure: 2 or 4 to 11.
+        width: `column` (3.35 in), `page` (6.9 in, the default) or `slide` (10 in).
     Raises:
-        RepsimError: there is no such figure, its variants are not in the result or have no score,
-            or the full model is above chance in no benchmark, so that nothing can be normalised.
+        NotDrawn: its variants are not in the result or have no score, or the full model is above
+            chance in no benchmark, so that nothing can be normalised.
+        RepsimError: there is no such figure, or width.
     """
     if figure not in FIGURE_NUMBERS:
         first, *others = map(str, FIGURE_NUMBERS)
         raise RepsimError(f"figure={figure}: choose {first} or one of {', '.join(others)}")
     if figure != 2 and not result["valid"].values.any():
         tasks = ", ".join(map(str, result["task"].values))
-        raise RepsimError(
-            f"figure {figure}: the full model is not above chance in any of {tasks}; draw figure 2"
+        raise NotDrawn(
+            f"figure {figure}: the full model is not above chance in any of {tasks}; draw figure 2",
+            "no benchmark can be normalised",
         )
+    chosen = choose_width(width, "page")
     if figure in MIDDLE_CURVES:
-        return _draw_one_variant(result, figure)
+        return _draw_one_variant(result, figure, chosen)
     draw = {2: _draw_single_layers, 10: _draw_loops_by_width, 11: _draw_all_variants}[figure]
-    return draw(result)
+    return draw(result, chosen)
 
 
 # The paper's figures
 
 
-def _draw_single_layers(result: xr.Dataset) -> Figure:
+def _draw_single_layers(result: xr.Dataset, width: str) -> Figure:
     """Figure 2: a panel for the median of normalised scores, then one for each benchmark's own
     score.
     """
@@ -109,9 +128,10 @@ def _draw_single_layers(result: xr.Dataset) -> Figure:
         for task in range(result.sizes["task"])
         if result["metric_of"].values[task]
     ]
-    rows = -(-(1 + len(tasks)) // COLUMNS)
-    with blank_page("page", 0.1 + 0.27 * rows, "constrained") as figure:
-        grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    columns = COLUMNS.get(width, 3)
+    rows = -(-(1 + len(tasks)) // columns)
+    with blank_page(width, 0.1 + 0.81 * rows / columns, "constrained") as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
         panels, free = grid[: 1 + len(tasks)], grid[1 + len(tasks) :]
 
         # One line per curve in each panel.
@@ -127,51 +147,49 @@ def _draw_single_layers(result: xr.Dataset) -> Figure:
         panels[0].set(ylabel=SCORE, title=f"median of {valid} benchmark{'s' * (valid != 1)}")
         if not valid:
             write_note(panels[0], "full model above\nchance in none")
+        room = 0.82 * figure.get_figwidth() / columns
         for axes, task in zip(panels[1:], tasks, strict=True):
-            axes.set(ylabel=str(task["metric_of"].values), title=_title_of_task(task))
+            axes.set(ylabel=str(task["metric_of"].values), title=_title_of_task(task, room))
         for axes in panels:
             number_places(axes, layers, NARROW)
-            axes.title.set_fontsize(FONT)
-        for axes in panels[-COLUMNS:]:
+            axes.title.set_fontsize(font_size())
+        for axes in panels[-columns:]:
             axes.set_xlabel("layer N")
         for axes in free:
             axes.set_axis_off()
+        letter_panels(panels)
 
         # One legend below all panels, and the title.
-        handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=3, frameon=False, **COMPACT
-        )
-        counts = [
-            f"{curve.label}: {count_scored(result, curve, 'value')} of "
-            f"{count_places(curve.family, layers)}"
-            for curve in curves
-        ]
-        title = "one layer skipped, or two switched"
-        write_title(figure, result, title, ", ".join(counts), describe_intervals(result))
+        ncols = 2 if width == "column" else 3
+        legend = {"loc": "outside lower center", "ncols": ncols, "frameon": False}
+        figure.legend(*panels[1].get_legend_handles_labels(), **legend, **COMPACT)
+        title = f"{name_of(result)} · one layer skipped, or two switched"
+        describe(figure, [title], caption_single_layers(result, curves, tasks), [result])
     return figure
 
 
-def _draw_one_variant(result: xr.Dataset, number: int) -> Figure:
+def _draw_one_variant(result: xr.Dataset, number: int, width: str) -> Figure:
     """Figures 4 to 9: a thin line for each benchmark, a bold one for their median."""
     (curve,) = _curves_with_scores(result, number, [MIDDLE_CURVES[number]], "normalised")
     layers = int(result.attrs["layers"])
     valid = np.flatnonzero(result["valid"].values).tolist()
     has_seeds = curve.family == "random"
-    with blank_page("page", 0.45, "constrained") as figure:
+    with blank_page(width, _height(width), "constrained") as figure:
         axes = figure.subplots()
 
         # Benchmarks, with the spread over seeds where there are several, and their median.
         for index, aside in zip(valid, np.linspace(-ASIDE, ASIDE, len(valid)), strict=True):
             task, style = result.isel(task=index), look_of_task(index)
-            draw_curve(
-                axes, task, "normalised", curve, style, _name_with_examples(task), band=False
-            )
+            draw_curve(axes, task, "normalised", curve, style, name_with_examples(task), band=False)
             if has_seeds:
                 values, spread = (
                     place_values(task, curve, name) for name in ("normalised", "normalised_spread")
                 )
-                bars: dict[str, Any] = {"fmt": "none", "elinewidth": 0.6, "ecolor": style["color"]}
+                bars: dict[str, Any] = {
+                    "fmt": "none",
+                    "elinewidth": points(0.6),
+                    "ecolor": style["color"],
+                }
                 axes.errorbar(np.arange(len(values)) + aside, values, spread, **bars)
         bold = {"color": LINE, "marker": "o"}
         draw_curve(axes, result, "median", curve, bold, "median", bold=True)
@@ -179,48 +197,40 @@ def _draw_one_variant(result: xr.Dataset, number: int) -> Figure:
 
         # Axes, legend and title.
         axes.set_ylabel(SCORE)
-        label_starts(axes, result)
-        draw_legend(axes, axes, title="benchmark (examples)")
-        starts = count_places(curve.family, layers)
-        facts = [
-            f"{count_scored(result, curve, 'median')} of {starts} starts",
-            *([_describe_seeds(result, curve)] if has_seeds else []),
-            f"band: the median's interval, {result.attrs['interval']}",
-        ]
-        whiskers = "whiskers, side by side: each benchmark's standard deviation over seeds"
-        lines = (" · ".join(facts), whiskers * has_seeds, _describe_left_out(result))
-        write_title(figure, result, describe_middle(number, layers), *lines)
+        label_starts(axes, result, _most_labels(width))
+        draw_legend(figure, axes, axes, width, title="benchmark (examples)")
+        title = f"{name_of(result)} · {describe_middle(number, layers)}"
+        describe(figure, [title], caption_one_variant(result, curve, number), [result])
     return figure
 
 
-def _draw_all_variants(result: xr.Dataset) -> Figure:
+def _draw_all_variants(result: xr.Dataset, width: str) -> Figure:
     """Figure 11: a line for each variant of the middle, its mean over benchmarks."""
     curves = _curves_with_scores(result, 11, MIDDLE_CURVES.values(), "mean")
-    layers = int(result.attrs["layers"])
-    with blank_page("page", 0.45, "constrained") as figure:
+    with blank_page(width, _height(width), "constrained") as figure:
         axes = figure.subplots()
         for curve in curves:
             draw_curve(axes, result, "mean", curve, look_of_family(curve.family), curve.label)
         draw_guides(axes, 0, 1)
         axes.set_ylabel(f"mean {SCORE}")
-        label_starts(axes, result)
-        draw_legend(axes, axes)
-        counts = [
-            f"{curve.family} {count_scored(result, curve, 'mean')}"
-            + (f" ({_describe_seeds(result, curve)})" if curve.family == "random" else "")
-            for curve in curves
-        ]
-        lines = (
-            f"starts drawn, of {count_places('skip', layers)}: {', '.join(counts)}",
-            describe_intervals(result),
-            _describe_left_out(result),
-        )
-        title = describe_middle(11, layers)
-        write_title(figure, result, title, _describe_benchmarks(result), *lines)
+        label_starts(axes, result, _most_labels(width))
+        draw_legend(figure, axes, axes, width)
+        title = f"{name_of(result)} · {describe_middle(11, int(result.attrs['layers']))}"
+        describe(figure, [title], caption_all_variants(result, curves), [result])
     return figure
 
 
-def _draw_loops_by_width(result: xr.Dataset) -> Figure:
+def _height(width: str) -> float:
+    """Of a figure with one panel, as a multiple of its width: more where the legend is below."""
+    return 1.05 if width == "column" else 0.45
+
+
+def _most_labels(width: str) -> int:
+    """How many places of an axis as wide as the page can be labelled."""
+    return NARROW if width == "column" else WIDE
+
+
+def _draw_loops_by_width(result: xr.Dataset, width: str) -> Figure:
     """Figure 10: a heat map, widths to the right and loops upwards; of equals, the fewest loops are
     framed.
     """
@@ -230,46 +240,45 @@ def _draw_loops_by_width(result: xr.Dataset) -> Figure:
     import seaborn
 
     table = _tabulate_loops_by_width(result)
-    layers = int(result.attrs["layers"])
-    with blank_page("page", 0.62, "constrained") as figure:
+    scale, most = choose_scale(table.values), _most_labels(width)
+    with blank_page(width, 0.8 if width == "column" else 0.62, "constrained") as figure:
         axes = figure.subplots()
 
         # Cells and their scale. In a PDF the cells are an image; shapes have hairlines between.
-        palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
-        low, high = min(0, table.min(axis=None)), max(1, table.max(axis=None))
         label = f"mean {SCORE}" + " (grey: no score)" * bool(table.isna().any(axis=None))
+        bar_options = {
+            "label": label,
+            "aspect": 25,
+            "pad": 0.02,
+            "ticks": scale.ticks,
+            "extend": scale.extend,
+        }
         seaborn.heatmap(
             table,
-            vmin=low,
-            vmax=high,
-            cmap=palette,
+            vmin=scale.low,
+            vmax=scale.high,
+            cmap=palette(),
             ax=axes,
             rasterized=True,
-            xticklabels=label_step(table.shape[1], WIDE),
-            cbar_kws={"label": label, "aspect": 25, "pad": 0.02},
+            xticklabels=label_step(table.shape[1], most),
+            cbar_kws=bar_options,
         )
         axes.invert_yaxis()
         axes.spines[:].set_visible(True)
+        axes.grid(False, which="both")
         _, bar = figure.axes
-        for level in {0, 1} - {low, high}:
-            bar.axhline(level, color="white", linewidth=0.8)
+        finish_colour_bar(bar, scale)
 
         # The best of each width in a frame.
         for column in np.flatnonzero(table.count() > 1).tolist():
             _frame_cell(axes, column, int(np.nanargmax(table.values[:, column])))
 
         # Rows are labelled at round numbers. Then the title.
-        step = label_step(len(table), WIDE)
+        step = label_step(len(table), most)
         rows = [row for row, loops in enumerate(table.index) if loops == 1 or loops % step == 0]
         axes.set_yticks([row + 0.5 for row in rows], table.index[rows].map(str), rotation=0)
-        lines = (
-            f"{table.count().sum()} of {table.size} cells · "
-            "framed: the best number of loops for each M",
-            "colours: the mean over benchmarks, from 0 (chance) to 1 (full model)",
-            _describe_left_out(result),
-        )
-        title = describe_middle(10, layers)
-        write_title(figure, result, title, _describe_benchmarks(result), *lines)
+        title = f"{name_of(result)} · {describe_middle(10, int(result.attrs['layers']))}"
+        describe(figure, [title], caption_loops_by_width(result, table, scale), [result])
     return figure
 
 
@@ -278,7 +287,7 @@ def _tabulate_loops_by_width(result: xr.Dataset) -> pd.DataFrame:
     there is none.
 
     Raises:
-        RepsimError: no width has several numbers of loops, or none of these has a score.
+        NotDrawn: no width has several numbers of loops, or none of these has a score.
     """
     names = {"variant_loops": "loops", "variant_affected": "number of parallel layers M"}
     loops, width = names.values()
@@ -298,8 +307,9 @@ def _tabulate_loops_by_width(result: xr.Dataset) -> pd.DataFrame:
 
 def _frame_cell(axes: Axes, column: int, row: int) -> None:
     """A frame around a cell, with a white edge so that it is seen in grey."""
-    frame = Rectangle((column, row), 1, 1, fill=False, edgecolor=MARK, linewidth=1.2, zorder=3)
-    frame.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+    edge: dict[str, Any] = {"edgecolor": MARK, "linewidth": points(1.2), "clip_on": False}
+    frame = Rectangle((column, row), 1, 1, fill=False, zorder=3, **edge)
+    frame.set_path_effects([withStroke(linewidth=points(2.4), foreground="white")])
     axes.add_patch(frame)
 
 
@@ -314,7 +324,7 @@ def _curves_with_scores(
     name: the variable that is drawn.
 
     Raises:
-        RepsimError: there is none, or none has a value.
+        NotDrawn: there is none, or none has a value.
     """
     wanted = list(curves)
     present = [curve for curve in wanted if find_rows(result, curve)]
@@ -329,54 +339,27 @@ def _curves_with_scores(
     return present
 
 
-def _missing_plans(result: xr.Dataset, number: int, wanted: str) -> RepsimError:
+def _missing_plans(result: xr.Dataset, number: int, wanted: str) -> NotDrawn:
     families = dict.fromkeys(
         str(family) or "plans of no family" for family in result["variant_family"].values
     )
     here = f"no {wanted} among {', '.join(families)}"
-    return RepsimError(f"figure {number}: {here}; evaluate with --plan fig{number} --append")
+    reason = "no plans of it" if wanted.count(" or ") > 1 else f"no {wanted}"
+    return NotDrawn(f"figure {number}: {here}; evaluate with --plan fig{number} --append", reason)
 
 
-def _missing_scores(number: int, names: str, variants: int) -> RepsimError:
+def _missing_scores(number: int, names: str, variants: int) -> NotDrawn:
     why = "the evaluation is unfinished, or their states became non-finite"
-    return RepsimError(
-        f"figure {number}: none of {variants} variants of {names} has a score: {why}"
+    return NotDrawn(
+        f"figure {number}: none of {variants} variants of {names} has a score: {why}", "no scores"
     )
 
 
-# Words
-
-
-def _name_with_examples(task: xr.Dataset) -> str:
-    return printable(f"{task['task'].item()} ({int(task['examples'])})")
-
-
-def _describe_benchmarks(result: xr.Dataset) -> str:
-    """The valid benchmarks and their numbers of examples."""
-    valid = np.flatnonzero(result["valid"].values).tolist()
-    names = [_name_with_examples(result.isel(task=task)) for task in valid]
-    return f"mean over benchmarks (examples): {', '.join(names)}"
-
-
-def _describe_left_out(result: xr.Dataset) -> str:
-    """The benchmarks that are not valid; empty where all are."""
-    tasks = result["task"].values[result["valid"].values == 0]
-    if not len(tasks):
-        return ""
-    return f"left out, the full model not above chance: {', '.join(map(str, tasks))}"
-
-
-def _title_of_task(task: xr.Dataset) -> str:
+def _title_of_task(task: xr.Dataset, inches: float) -> str:
     """The name of a benchmark, its examples, and a warning where the full model cannot do it."""
-    title = wrapped(
-        f"{task['task'].item()}, {int(task['examples'])} examples", WIDTHS["page"] / COLUMNS
-    )
+    title = wrapped(f"{task['task'].item()}, {int(task['examples'])} examples", inches)
     if np.isnan(float(task["baseline"])):
-        return title + "\n(full model without a score)"
-    return title + "\n(full model not above chance)" * (not task["valid"].item())
-
-
-def _describe_seeds(result: xr.Dataset, curve: Curve) -> str:
-    counts = result["variant_seeds"].values[list(find_rows(result, curve).values())]
-    fewest, most = int(counts.min()), int(counts.max())
-    return f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+        return f"{title}\n" + wrapped("(full model without a score)", inches)
+    if not task["valid"].item():
+        return f"{title}\n" + wrapped("(full model not above chance)", inches)
+    return title

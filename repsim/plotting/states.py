@@ -1,106 +1,39 @@
-"""Figures of hidden states: similarity matrices, profiles along the stack, blocks, drift and
-clusters.
-"""
+"""Figures of hidden states: similarity matrices, and profiles along the stack."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
-from operator import attrgetter, itemgetter
-from typing import Any, cast
+from collections.abc import Collection, Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
-from numpy.typing import NDArray
 
-from repsim.errors import PlanError, RepsimError
-from repsim.plans import Step, parse_step
+from repsim.errors import RepsimError
+from repsim.plotting.captions import caption_matrices, caption_profiles
+from repsim.plotting.colours import choose_scale, draw_cells, draw_colour_bar
 from repsim.plotting.curves import look
-from repsim.plotting.page import (
-    COLOURS,
-    COMPACT,
-    FONT,
-    LABEL_STEPS,
-    LINE,
-    MARGIN,
-    MARK,
-    MOST_LABELS,
-    PALETTE,
-    POINTS,
-    UNDEFINED,
-    Figure,
-    Width,
-    blank_page,
-    name_of,
-    names_of,
-    wrapped,
-)
+from repsim.plotting.layer_labels import label_states_x, label_states_y
+from repsim.plotting.page import MARGIN, Figure, Width, blank_page, choose_width, points
+from repsim.plotting.words import describe, letter_panels, name_of, names_of, wrapped
 
-DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """States in a row that are the output of the same step.
-
-    label: the step, e.g. `7` or `(13|14|15|16)`.
-    times: number of states.
-    middle: their mean index.
-    """
-
-    label: str
-    times: int
-    middle: float
-
-    @property
-    def step(self) -> Step | None:
-        """None where the label is no step: the states that enter the stack are its embeddings."""
-        try:
-            return parse_step(self.label)
-        except PlanError:
-            return None
-
-    @property
-    def layer(self) -> int | None:
-        """The layer, where the step runs one whole layer."""
-        return None if self.step is None else self.step.layer
-
-    @property
-    def text(self) -> str:
-        """The label and how often, about 13 characters: of a wide parallel step, the two ends."""
-        times = f" ×{self.times}" if self.times > 1 else ""  # noqa: RUF001
-        room = 13 - len(times)
-        if self.step is not None:
-            return self.step.short_text(room) + times
-        label = self.label if len(self.label) <= room else f"{self.label[: room - 1]}…"
-        return label + times
-
-    def follows(self, other: Run) -> bool:
-        """Whether the two are neighbouring layers, up or down the stack."""
-        if self.layer is None or other.layer is None:
-            return False
-        return abs(self.layer - other.layer) == 1
+MATRICES = {"column": 2}  # most in a row
+PANELS = {"column": 2}  # most profiles in a row; 3 elsewhere
 
 
 def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Figure:
     """Heat map of each similarity matrix, side by side on one scale, the first state at the top
     left.
 
-    The colour scale ends at 1 and begins at the smallest value, rounded down; where that is
-    negative, a line in the colour bar marks zero. A cell without a value is grey.
+    Colours run from 0 to 1 unless the options say otherwise, so that figures can be compared; where
+    a value is below, the colour bar has an arrow. A cell without a value is grey.
 
     Args:
         results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and
             `layer_other`; attributes analysis, description, model, plan, corpus and tokens.
-        width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one.
+        width: `column` (3.35 in), `page` (6.9 in) or `slide` (10 in); by default a page for more
+            than one.
     Raises:
         RepsimError: an unknown width, or results of different measures.
     """
@@ -108,30 +41,35 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
         raise RepsimError(
             f"side by side: {', '.join(map(_measured, results))}; draw one measure at a time"
         )
-    with blank_page(
-        width or ("column" if len(results) == 1 else "page"), 1.5 / len(results), "compressed"
-    ) as figure:
-        panels = figure.subplots(1, len(results), squeeze=False)[0]
-        values = [result[_matrix_name(result)].values for result in results]
-        ticks = _scale(np.concatenate([matrix.ravel() for matrix in values]))
-        for axes, result, matrix, name in zip(
-            panels, results, values, names_of(results), strict=True
-        ):
-            axes.set(
-                xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else ""
-            )
-            image = _heat_map(axes, matrix, ticks)
+    chosen = choose_width(width, "column" if len(results) == 1 else "page")
+    columns = min(len(results), MATRICES.get(chosen, len(results)))
+    rows = -(-len(results) // columns)
+    with blank_page(chosen, 1.5 * rows / columns, "compressed") as figure:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        panels = list(grid[: len(results)])
+        for axes in grid[len(results) :]:
+            axes.remove()
+        name, measured = _matrix_name(results[0]), _measured(results[0])
+        values = np.concatenate([result[_matrix_name(result)].values.ravel() for result in results])
+        scale = choose_scale(values)
+
+        # A panel for each matrix, with a title where there are several.
+        names = names_of(results)
+        for row, (axes, result) in enumerate(zip(panels, results, strict=True)):
+            axes.set_xlabel("state after layer")
+            axes.set_ylabel("state after layer" if row % columns == 0 else "")
+            image = draw_cells(axes, result[_matrix_name(result)].values, scale)
             if len(results) > 1:
-                axes.set_title(
-                    _title(result, figure.get_figwidth() / len(results), name), fontsize=FONT
-                )
-        undefined = any(np.isnan(matrix).any() for matrix in values)
-        _colour_bar(figure, image, list(panels), ticks, _measured(results[0]), undefined)
-        title = figure.suptitle(
-            _title(results[0], figure.get_figwidth()) if len(results) == 1 else ""
-        )
-        labels = [[str(label) for label in result["layer"].values] for result in results]
-        _fit(figure, panels, title, labels)
+                axes.set_title(wrapped(names[row], 0.8 * figure.get_figwidth() / columns))
+        undefined = " (grey: undefined)" * bool(np.isnan(values).any())
+        draw_colour_bar(figure, image, panels, scale, measured + undefined)
+        letter_panels(panels)
+
+        # The title of one, the caption of all; then the labels, which change the layout.
+        titles = [" | ".join(names)] if len(results) > 1 else _titles(results[0])
+        caption = caption_matrices(results, name, measured, scale)
+        text = describe(figure, titles, caption, results, shown=len(results) == 1)
+        _fit(figure, panels, text, results, columns)
     return figure
 
 
@@ -139,7 +77,7 @@ def profiles(
     results: Sequence[xr.Dataset],
     labels: Mapping[str, str],
     *,
-    logarithmic: bool = False,
+    logarithmic: Collection[str] = (),
     width: Width | None = None,
 ) -> Figure:
     """Quantities of each state against the states, a panel each, a line for each result, with its
@@ -151,243 +89,39 @@ def profiles(
         results: each name in `labels` over state, with `NAME_low` and `NAME_high` (or `low` and
             `high`) and the coordinate `layer`; attributes model, plan, corpus and tokens.
         labels: what the y axis of each quantity says.
-        logarithmic: a logarithmic y axis, where all values are positive.
-        width: `column` (3.35 in) or `page` (6.9 in); by default a page for more than one quantity.
+        logarithmic: names of the quantities with a logarithmic y axis, where all values are
+            positive.
+        width: `column` (3.35 in), `page` (6.9 in) or `slide` (10 in); by default a page for more
+            than one quantity.
     Raises:
         RepsimError: an unknown width.
     """
-    columns = min(3, len(labels))
+    chosen = choose_width(width, "column" if len(labels) == 1 else "page")
+    columns = min(PANELS.get(chosen, 3), len(labels))
     rows = -(-len(labels) // columns)
-    wide = width or ("column" if len(labels) == 1 else "page")
-    with blank_page(wide, 0.75 * rows / columns, "constrained") as figure:
+    with blank_page(chosen, 0.75 * rows / columns, "constrained") as figure:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (name, label) in zip(grid, labels.items(), strict=False):
-            _lines(axes, results, name, logarithmic)
+        panels, free = list(grid[: len(labels)]), grid[len(labels) :]
+        names = names_of(results)
+        for axes, (name, label) in zip(panels, labels.items(), strict=True):
+            draw_profiles(axes, results, name, logarithmic=name in logarithmic)
             axes.set_ylabel(label)
-        for axes in grid[len(labels) :]:
+        for axes in free:
             axes.set_axis_off()
-        if len(results) == 1:
-            figure.suptitle(_title(results[0], figure.get_figwidth()))
-        else:
-            free = grid[len(labels)] if len(grid) > len(labels) else grid[0]
-            lines, texts = grid[0].get_legend_handles_labels()
-            free.legend(
-                lines, texts, loc="center" if free is not grid[0] else "best", frameon=False
-            )
-        for axes in grid[: len(labels)]:
-            _label_states(figure, axes, results)
+        letter_panels(panels)
+        titles = _titles(results[0]) if len(results) == 1 else [" | ".join(names)]
+        caption = caption_profiles(results, labels, names)
+        describe(figure, titles, caption, results, shown=len(results) == 1)
+        if len(results) > 1:
+            _explain_lines(figure, panels[0], free[0] if len(free) else None, chosen)
+        for axes in panels:
+            label_depths(figure, axes, results)
     return figure
 
 
-def blocks(result: xr.Dataset, *, width: Width = "column") -> Figure:
-    """Angular distance by size and place of a run of steps, the least of each size marked; Block
-    Influence below.
-
-    Args:
-        result: of `repsim.analyses.blocks`.
-        width: `column` (3.35 in) or `page` (6.9 in).
-    Raises:
-        RepsimError: an unknown width.
-    """
-    with blank_page(width, 1.3, "constrained") as figure:
-        upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-        distance, of = result["distance"].values, str(result.attrs["distance_tokens"])
-        places, sizes = np.arange(distance.shape[1]), result["size"].values
-        palette = matplotlib.colormaps[PALETTE].with_extremes(bad="none")
-        image = upper.pcolormesh(places, sizes, distance, cmap=palette, rasterized=True)
-        figure.colorbar(image, ax=upper, aspect=25, pad=0.02).set_label(
-            f"angular distance (share of half a turn), {DISTANCE_TOKENS[of]}"
-        )
-        least = np.argmin(np.where(np.isnan(distance), 2, distance), axis=1)
-        some = ~np.isnan(distance).all(1)
-        upper.plot(
-            least[some], sizes[some], "o", color=MARK, markersize=1.6, label="least of its size"
-        )
-        upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
-        upper.legend(loc="upper right", frameon=False)
-        influence = result["influence"].values
-        error = np.abs(
-            np.stack([result["influence_low"].values, result["influence_high"].values]) - influence
-        )
-        lower.bar(places, influence, color=LINE, width=0.8)
-        lower.errorbar(places, influence, error, fmt="none", ecolor=MARK, elinewidth=0.6)
-        lower.set(ylabel="Block Influence", xlabel="first step left out")
-        figure.suptitle(_title(result, figure.get_figwidth()))
-        figure.draw_without_rendering()
-        cell = lower.get_window_extent().width / figure.dpi * POINTS / len(places)
-        _label_x(
-            lower, _labelled(_runs([str(label) for label in result["step_layer"].values]), cell)
-        )
-    return figure
-
-
-def drift(result: xr.Dataset, *, width: Width = "page") -> Figure:
-    """A plan's states among the baseline's (cosine), and how far each is from its counterpart.
-
-    Args:
-        result: of `repsim.analyses.drift`.
-        width: `column` (3.35 in) or `page` (6.9 in).
-    Raises:
-        RepsimError: an unknown width.
-    """
-    with blank_page(width, 0.45, "constrained") as figure:
-        left, right = figure.subplots(1, 2)
-        matrix = result["cosine"].values
-        ticks = _scale(matrix)
-        image = _heat_map(left, matrix, ticks)
-        left.set_aspect("auto")
-        left.set(
-            xlabel="state of the baseline, after layer", ylabel="state of the plan, after layer"
-        )
-        _colour_bar(
-            figure, image, [left], ticks, "mean cosine similarity", bool(np.isnan(matrix).any())
-        )
-        nearest = np.argmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
-        left.plot(nearest, np.arange(len(matrix)), "o", color=MARK, markersize=1.6)
-        _lines(right, [result], "distance", logarithmic=False)
-        right.set_ylabel("distance from the counterpart / its norm")
-        right.set_ylim(bottom=0)
-        figure.suptitle(
-            _title(result, figure.get_figwidth()) + "\ndots: the baseline's most similar state"
-        )
-        figure.draw_without_rendering()
-        box = left.get_window_extent()
-        for axis, name, side in (
-            (left.yaxis, "layer", box.height),
-            (left.xaxis, "layer_baseline", box.width),
-        ):
-            labels = [str(label) for label in result[name].values]
-            runs = _labelled(_runs(labels), side / figure.dpi * POINTS / len(labels))
-            axis.set_ticks([run.middle for run in runs], [run.text for run in runs])
-        _upright(left)
-        _label_states(figure, right, [result])
-    return figure
-
-
-def clusters(result: xr.Dataset, *, width: Width = "page") -> Figure:
-    """A similarity matrix with its groups framed; number of groups and boundaries beside it.
-
-    Args:
-        result: of `repsim.analyses.clusters`.
-        width: `column` (3.35 in) or `page` (6.9 in).
-    Raises:
-        RepsimError: an unknown width.
-    """
-    with blank_page(width, 0.52, "constrained") as figure:
-        left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(5, 4)))
-        axes = left.subplots()
-        upper, lower = right.subplots(2, 1)
-        matrix, states = result["similarity"].values, result.sizes["state"]
-        ticks = _scale(matrix)
-        image = _heat_map(axes, matrix, ticks)
-        axes.set_aspect("auto")  # nearly square, and as high as its colour bar
-        _colour_bar(left, image, [axes], ticks, str(result.attrs["quantity"]), False)
-        axes.set(xlabel="state after layer", ylabel="state after layer")
-        edges = np.concatenate([[0], result["boundary"].values, [states]]) - 0.5
-        for first, last in pairwise(edges.tolist()):
-            axes.add_patch(
-                Rectangle(
-                    (first, first),
-                    last - first,
-                    last - first,
-                    fill=False,
-                    edgecolor=MARK,
-                    linewidth=1,
-                )
-            )
-        groups = result["groups"].values
-        for name, style in (
-            ("silhouette", "o-"),
-            ("stability", "s--"),
-            ("spectral_agreement", "^:"),
-        ):
-            label = {"spectral_agreement": "spectral check"}.get(name, name)
-            colour = COLOURS[("silhouette", "stability", "spectral_agreement").index(name)]
-            upper.plot(
-                groups,
-                result[name].values,
-                style,
-                label=label,
-                color=colour,
-                markersize=2.5,
-                linewidth=0.8,
-            )
-        upper.axvline(result.attrs["chosen"], color="0.8", linewidth=3, zorder=0)
-        upper.set(xlabel="number of groups", ylim=(min(0, *upper.get_ylim()), 1.05))
-        upper.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, **COMPACT)
-        lower.bar(np.arange(states) - 0.5, result["cut"].values, color=LINE, width=0.5)
-        lower.set(
-            xlabel="boundary before the state after layer",
-            ylabel="share of resamples",
-            ylim=(0, 1.05),
-        )
-        lower.set_xlim(-0.5, states - 0.5)
-        figure.suptitle(f"{_title(result, figure.get_figwidth())}\n{_parts(result)}")
-        figure.draw_without_rendering()
-        labels = [str(label) for label in result["layer"].values]
-        _label(axes, labels, axes.get_window_extent().height / figure.dpi * POINTS / states)
-        cell = lower.get_window_extent().width / figure.dpi * POINTS / states
-        _label_x(lower, _labelled(_runs(labels), cell))
-    return figure
-
-
-def _title(result: xr.Dataset, inches: float, name: str = "") -> str:
-    """Model and plan; corpus, tokens and average: a line each, more where they are long."""
-    of = result.attrs
-    average = f" · {of['average']} average" if "average" in of else ""
-    left_out = (
-        f" · {of['left_out_tokens']:,} left out (zero vectors)" if of.get("left_out_tokens") else ""
-    )
-    over = f"{of['corpus']} · {of['tokens']:,} tokens{left_out}{average}"
-    lines = (name or f"{name_of(result)} · {of['plan']}", over)
-    return "\n".join(wrapped(line, inches) for line in lines)
-
-
-def _parts(result: xr.Dataset) -> str:
-    """Start, middle and end in words: the layers that their states come after."""
-    runs = [
-        (part, [label for label, _ in states])
-        for part, states in groupby(
-            zip(result["layer"].values, result["part"].values, strict=True), itemgetter(1)
-        )
-    ]
-    return " · ".join(
-        f"{part}: {labels[0]}{f' to {labels[-1]}' * (len(labels) > 1)}" for part, labels in runs
-    )
-
-
-def _matrix_name(result: xr.Dataset) -> str:
-    return "cosine" if "cosine" in result else "similarity"
-
-
-def _measured(result: xr.Dataset) -> str:
-    """What a similarity matrix holds, for its colour bar."""
-    return "mean cosine similarity" if "cosine" in result else str(result.attrs["description"])
-
-
-def _heat_map(axes: Axes, values: NDArray[np.float64], ticks: Sequence[float]) -> AxesImage:
-    """Square cells on a scale from the first tick to 1."""
-    palette = matplotlib.colormaps[PALETTE].with_extremes(bad=UNDEFINED)
-    return axes.imshow(values, cmap=palette, vmin=ticks[0], vmax=1, interpolation="nearest")
-
-
-def _colour_bar(
-    figure: Any,
-    image: AxesImage,
-    panels: list[Axes],
-    ticks: list[float],
-    label: str,
-    undefined: bool,
+def draw_profiles(
+    axes: Axes, results: Sequence[xr.Dataset], name: str, *, logarithmic: bool = False
 ) -> None:
-    """A colour bar as high as the panels, with a line at zero."""
-    bar = figure.colorbar(image, ax=panels, aspect=25, pad=0.02, ticks=ticks)
-    bar.outline.set_visible(False)
-    bar.set_label(label + " (grey: undefined)" * undefined)
-    if ticks[0] < 0:
-        bar.ax.axhline(0, color="white", linewidth=0.8)
-
-
-def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bool) -> None:
     """A quantity of each result with its interval, against states; of several results, depth."""
     lowest = np.inf
     for row, (result, label) in enumerate(zip(results, names_of(results), strict=True)):
@@ -399,7 +133,8 @@ def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bo
         )
         style = look(row)
         axes.fill_between(places, low, high, color=style["color"], alpha=0.3, linewidth=0)
-        axes.plot(places, values, **style, linewidth=1, markersize=2, label=label)
+        sizes = {"linewidth": points(1), "markersize": points(2)}
+        axes.plot(places, values, **style, **sizes, label=label, clip_on=False)
         lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
     if logarithmic and lowest > 0:
         axes.set_yscale("log")
@@ -410,87 +145,63 @@ def _lines(axes: Axes, results: Sequence[xr.Dataset], name: str, logarithmic: bo
         axes.set_xlim(-0.5, len(values) - 0.5)
 
 
-def _label_states(figure: Figure, axes: Axes, results: Sequence[xr.Dataset]) -> None:
-    """The x axis of `_lines`: layers of the one result, or depth."""
+def label_depths(figure: Figure, axes: Axes, results: Sequence[xr.Dataset]) -> None:
+    """The x axis of `draw_profiles`: layers of the one result, or depth."""
     if len(results) > 1:
         axes.set_xlabel("depth (share of steps)")
         return
     axes.set_xlabel("state after layer")
     figure.draw_without_rendering()
-    labels = [str(text) for text in results[0]["layer"].values]
-    cell = axes.get_window_extent().width / figure.dpi * POINTS / len(labels)
-    _label_x(axes, _labelled(_runs(labels), cell))
+    label_states_x(axes, layers_of(results[0]))
 
 
-def _scale(values: NDArray[np.float64]) -> list[float]:
-    """Ticks of the colour scale: its start, then round numbers at even distances up to 1.
+def layers_of(result: xr.Dataset, name: str = "layer") -> list[str]:
+    """What the states of a result are the output of."""
+    return [str(label) for label in result[name].values]
 
-    The start is the smallest value, rounded down to a tenth, or finer where all lie close to 1.
-    """
-    span = 1 - float(np.nanmin(values, initial=1))
-    unit = min(0.1, 10.0 ** math.floor(math.log10(max(span, 0.01) / 2)))
-    units = min(max(math.ceil(span / unit - 1e-3), 1), round(2 / unit))
-    step = next(step for step in (1, 2, 5) if units / step <= 6)
-    return [round(1 - i * unit, 6) for i in sorted({units, *range(0, units, step)}, reverse=True)]
+
+def _titles(result: xr.Dataset) -> list[str]:
+    """Model and plan, first with the kind of average where there are several."""
+    title = f"{name_of(result)} · {result.attrs['plan']}"
+    average = result.attrs.get("average")
+    return [f"{title} · {average} average", title] if average else [title]
+
+
+def _matrix_name(result: xr.Dataset) -> str:
+    return "cosine" if "cosine" in result else "similarity"
+
+
+def _measured(result: xr.Dataset) -> str:
+    """What a similarity matrix holds, for its colour bar."""
+    return "mean cosine similarity" if "cosine" in result else str(result.attrs["description"])
+
+
+def _explain_lines(figure: Figure, panel: Axes, free: Axes | None, width: str) -> None:
+    """What the lines are: in a free cell, below all panels of a column, or in the only panel."""
+    lines, texts = panel.get_legend_handles_labels()
+    if width == "column" and len(figure.axes) > 1:
+        figure.legend(lines, texts, loc="outside lower center", frameon=False)
+    elif free is not None:
+        free.legend(lines, texts, loc="center", frameon=False)
+    else:
+        panel.legend(lines, texts, loc="best", frameon=False)
 
 
 def _fit(
-    figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[str]]
+    figure: Figure,
+    panels: Sequence[Axes],
+    title: Text,
+    results: Sequence[xr.Dataset],
+    columns: int,
 ) -> None:
     """Labels the axes and trims the figure's height; twice, as each changes the other."""
     for _ in range(2):
         figure.draw_without_rendering()
-        for axes, names in zip(panels, labels, strict=True):
-            side = axes.get_window_extent().height / figure.dpi * POINTS
-            _label(axes, names, side / len(names))
+        for axes, result in zip(panels, results, strict=True):
+            label_states_y(axes, layers_of(result))
+            label_states_x(axes, layers_of(result, "layer_other"))
         figure.draw_without_rendering()
-        highest = max(axes.get_tightbbox().height for axes in panels)  # type: ignore[union-attr]
-        figure.set_figheight((highest + title.get_window_extent().height) / figure.dpi + MARGIN)
-
-
-def _label(axes: Axes, labels: Sequence[str], cell: float) -> None:
-    """Ticks at the states that are labelled, along both axes."""
-    runs = _labelled(_runs(labels), cell)
-    axes.set_yticks([run.middle for run in runs], [run.text for run in runs])
-    _label_x(axes, runs)
-
-
-def _label_x(axes: Axes, runs: Sequence[Run]) -> None:
-    axes.set_xticks([run.middle for run in runs], [run.text for run in runs])
-    _upright(axes)
-
-
-def _upright(axes: Axes) -> None:
-    """All but short labels along x stand upright."""
-    for text in axes.get_xticklabels():
-        text.set_rotation(90 if len(text.get_text()) > 2 else 0)
-
-
-def _runs(labels: Sequence[str]) -> list[Run]:
-    """The states, those in a row with the same label taken together."""
-    runs, first = [], 0
-    for label, states in groupby(labels):
-        times = len(list(states))
-        runs.append(Run(label, times, first + (times - 1) / 2))
-        first += times
-    return runs
-
-
-def _labelled(runs: Sequence[Run], cell: float) -> list[Run]:
-    """The runs to label so that no two labels touch, in order.
-
-    The first and the last one come first, then those that break the layers' order (parallel
-    steps, halves, jumps), then layers that are multiples of 1, 2, 5, 10, ...
-
-    Args:
-        runs: all of them.
-        cell: points between two states.
-    """
-    step = next(step for step in LABEL_STEPS if len(runs) / step <= MOST_LABELS)
-    breaks = [run for before, run in pairwise(runs) if not run.follows(before)]
-    multiples = [run for run in runs if run.layer is not None and run.layer % step == 0]
-    chosen: list[Run] = []
-    for run in (runs[0], runs[-1], *breaks, *multiples):
-        if all(abs(run.middle - other.middle) * cell >= 1.6 * FONT for other in chosen):
-            chosen.append(run)
-    return sorted(chosen, key=attrgetter("middle"))
+        heights = [axes.get_tightbbox().height for axes in panels]  # type: ignore[union-attr]
+        rows = [max(heights[row : row + columns]) for row in range(0, len(heights), columns)]
+        inches = (sum(rows) + title.get_window_extent().height) / figure.dpi
+        figure.set_figheight(inches + points(MARGIN) * len(rows))

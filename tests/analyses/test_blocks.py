@@ -199,7 +199,7 @@ def test_a_zero_vector_is_left_out_of_its_state_s_distances_alone_and_counted(
     assert np.isfinite(found["influence_low"]).all()
     assert found.attrs["left_out_tokens"] == 2
     assert "blocks of plan name of baseline: 2 tokens left out" in caplog.text
-    assert "2 left out (zero vectors)" in blocks.plot(found).get_suptitle()
+    assert "2 zero vectors left out" in blocks.plot(found).caption
 
 
 def test_what_is_not_finite_stays_undefined() -> None:

@@ -1,5 +1,7 @@
 """`repsim.analyze`: what the command does, in a notebook."""
 
+import functools
+import inspect
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import xarray as xr
 
 import repsim
+from repsim.analyses import degradation
 from repsim.registry import AnalysisKind
 from support.analyses import KINDS, StoreOf
 from support.cli import files, main, plug_in
@@ -88,7 +91,7 @@ def test_results_are_in_the_order_of_plans_and_then_of_stores(store: Path, deepe
 def test_files_are_written_where_a_folder_is_named(store: Path, tmp_path: Path) -> None:
     found = repsim.analyze("norms", store, figures=tmp_path, resamples=20)
     assert sorted(path.name for path in found.files) == files(tmp_path)
-    assert [path.suffix for path in found.files] == [".nc", ".png", ".pdf"]
+    assert [path.suffix for path in found.files] == [".nc", ".png", ".pdf", ".txt"]
     xr.testing.assert_equal(found.results[0], xr.load_dataset(found.files[0], engine="scipy"))
 
 
@@ -158,6 +161,11 @@ def test_an_analysis_of_several_plans_is_computed_once(
         ("cosine", {"plan": "skipp:start=1"}, "did you mean skip"),
         ("cosine", {"labels": ["a", "b"]}, "--label: 2 for 1 stores"),
         ("cosine", {"style": "nonesuch"}, "style 'nonesuch': no such file"),
+        ("cosine", {"format": "gif"}, "format 'gif': choose png, pdf or svg, several with commas"),
+        ("cosine", {"width": "poster"}, "width 'poster': choose auto, column, page or slide"),
+        ("cosine", {"dpi": 3}, "dpi=3: at least 10"),
+        ("cosine", {"vmin": 1, "vmax": 0}, "vmin=1, vmax=0: vmin is the smaller one"),
+        ("norms", {"vmin": 0}, "norms: no option 'vmin'; it draws no heat map"),
         ("degradation", {}, "made by repsim evaluate"),
     ],
 )
@@ -167,6 +175,40 @@ def test_wrong_input_says_what_to_do(
     with pytest.raises(repsim.RepsimError) as problem:
         repsim.analyze(name, store, **options)  # type: ignore[arg-type]
     assert says in str(problem.value)
+
+
+def test_a_figure_that_there_is_not_is_refused_before_anything_is_computed(
+    store_of: StoreOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @functools.wraps(degradation.compute)
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(degradation, "compute", refuse)
+    with pytest.raises(repsim.RepsimError, match=r"^figure='12': choose all, plans, 2, 4"):
+        repsim.analyze("degradation", store_of(AnalysisKind.SCORES), figure="12")
+
+
+def test_options_of_figures(store: Path, tmp_path: Path) -> None:
+    options = {"title": "Mine", "format": "svg", "width": "page", "vmin": -1}
+    found = repsim.analyze("cosine", store, figures=tmp_path, resamples=20, **options)
+    (figure,) = found.figures.values()
+    assert figure.get_suptitle() == "Mine"
+    assert figure.get_figwidth() == 6.9
+    assert [path.suffix for path in found.files] == [".nc", ".svg", ".txt"]
+    assert f"  caption: {found.files[-1]}" in found.lines
+    assert "20 resamples" in found.files[-1].read_text()
+    assert found.results[0].attrs["resamples"] == 20
+    assert "style" in inspect.signature(repsim.analyze).parameters
+
+
+def test_figures_that_are_left_out_are_remarked_on(
+    store_of: StoreOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = repsim.analyze("degradation", store_of(AnalysisKind.SCORES), resamples=20)
+    (remark,) = found.remarks
+    assert remark.startswith("not drawn: fig5 (no middle_repeat), ")
+    assert remark in caplog.messages
 
 
 def test_no_store_is_refused() -> None:

@@ -23,7 +23,7 @@ def test_capture_and_analyze(store: Path, tmp_path: Path) -> None:
     done = repsim("analyze", "cosine", store, "--plan", "skip:start=0..1", "--figures", tmp_path)
     assert done.returncode == 0, done.stderr
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert [Path(name).suffix for name in drawn] == [".nc", ".pdf", ".png"] * 2
+    assert [Path(name).suffix for name in drawn] == [".nc", ".pdf", ".png", ".txt"] * 2
     assert all(name in done.stdout for name in drawn)
     for plan in ("skip-start=0", "skip-start=1"):
         result = xr.open_zarr(store / "analyses" / f"cosine-{plan}-token", consolidated=False)
@@ -44,7 +44,7 @@ def test_a_store_that_cannot_be_written_is_analysed_all_the_same(
     assert (
         f"result not kept with the store: {copied}: cannot be written: Not a directory" in told.err
     )
-    assert [Path(name).suffix for name in files(figures)] == [".nc", ".pdf", ".png"]
+    assert [Path(name).suffix for name in files(figures)] == [".nc", ".pdf", ".png", ".txt"]
 
 
 def test_every_analysis_is_installed() -> None:
@@ -64,7 +64,7 @@ def test_every_analysis_draws_a_figure_and_writes_the_data_next_to_it(
     names = files(folder)
     (data,) = (name for name in names if name.endswith(".nc"))
     pictures = [Path(name) for name in names if name != data]
-    assert {path.suffix for path in pictures} == {".pdf", ".png"}
+    assert {path.suffix for path in pictures} == {".pdf", ".png", ".txt"}
     assert all(path.stem.startswith(Path(data).stem) for path in pictures)
     assert data.startswith(f"{analysis}-tiny-llama-")
     with xr.open_dataset(folder / data, engine="scipy") as result:
@@ -89,11 +89,11 @@ def test_two_stores_have_data_each_and_share_a_figure_where_the_analysis_can(
     assert len(data) == 2
     assert models == {"tiny-llama", "tiny-bert"}
     if draws_together(find_analysis(analysis)):
-        assert [Path(name).suffix for name in pictures] == [".pdf", ".png"]
+        assert [Path(name).suffix for name in pictures] == [".pdf", ".png", ".txt"]
         assert all("tiny-llama" in name and "tiny-bert" in name for name in pictures)
     else:
-        assert [Path(name).suffix for name in pictures] == [".pdf", ".png"] * 2
-        assert sum("tiny-bert" in name for name in pictures) == 2
+        assert [Path(name).suffix for name in pictures] == [".pdf", ".png", ".txt"] * 2
+        assert sum("tiny-bert" in name for name in pictures) == 3
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("x/same", "y/same", "z/same")])
@@ -140,7 +140,7 @@ def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path
     assert files(tmp_path / "plain") == files(tmp_path / "styled")
     for name in files(tmp_path / "plain"):
         plain, styled = ((tmp_path / folder / name).read_bytes() for folder in ("plain", "styled"))
-        assert (plain == styled) == name.endswith(".nc")
+        assert (plain == styled) == name.endswith((".nc", ".txt"))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,9 @@ def test_a_style_changes_the_figure_and_not_the_data(store: Path, tmp_path: Path
             ["norms", "{store}", "--style", "nonesuch"],
             "style 'nonesuch': no such file, and matplotlib knows",
         ),
+        (["norms", "{store}", "--vmin", "0"], "--vmin"),
+        (["cosine", "{store}", "--format", "png,gif"], "format 'png,gif': choose png, pdf or svg"),
+        (["degradation", "{store}", "--figure", "12"], "--figure"),
         (["similarity", "{store}", "--measure", "ckaa"], "--measure"),
         (
             ["similarity", "{store}", "--measure", "minibatch-cka", "--items", "50"],
@@ -430,5 +433,6 @@ def test_labels_of_the_user_s_own(store: Path, tmp_path: Path) -> None:
         "norms-after-baseline.nc",
         "norms-before-tuning-baseline+after-baseline.pdf",
         "norms-before-tuning-baseline+after-baseline.png",
+        "norms-before-tuning-baseline+after-baseline.txt",
         "norms-before-tuning-baseline.nc",
     ]

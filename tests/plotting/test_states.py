@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import matplotlib
 import numpy as np
+import PIL.Image
 import pytest
 import xarray as xr
 from IPython.core.formatters import DisplayFormatter
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from repsim import plotting
 from repsim.analyses import blocks, clusters, drift
 from repsim.errors import RepsimError
+from repsim.options import FigureOptions
+from repsim.plotting.colours import ColourScale, choose_scale
 from repsim.stats.bootstrap import Estimate
 from repsim.stats.per_sample import SampleStatistic
 from support.figures import (
@@ -82,45 +85,49 @@ def test_a_column_wide_with_square_cells_from_the_top_left() -> None:
     assert axes.get_xlim() == (-0.5, 30.5)
 
 
-def test_title() -> None:
+def test_title_and_caption() -> None:
     figure = draw(STACKS["7"], corpus="costs $1 or $2")
-    assert figure.get_suptitle() == (
-        "smollm2-135m · baseline\ncosts $1 or $2 · 12,345 tokens · token average"
-    )
+    assert figure.get_suptitle() == "smollm2-135m · baseline · token average"
+    assert "under the plan baseline, 12,345 tokens (costs $1 or $2)." in figure.caption
+    assert "\n" not in figure.caption
 
 
 @pytest.mark.parametrize("plan", [", ".join(map(str, range(60))), "x" * 200])
-def test_a_long_title_is_wrapped(plan: str) -> None:
+def test_a_long_title_is_one_line_and_whole_in_the_files(plan: str) -> None:
     figure = draw(STACKS["7"], plan=plan)
     box = figure.get_tightbbox()
     assert box.x0 >= 0
     assert box.x1 <= figure.get_figwidth()
-    assert (
-        figure.get_suptitle().replace("\n", "").replace(" ", "").count(plan.replace(" ", "")) == 1
-    )
+    title = figure.get_suptitle()
+    assert "…" in title
+    assert "\n" not in title
+    assert plan in figure.metadata["Title"]
 
 
-@pytest.mark.parametrize(
-    ("lowest", "ticks"),
-    [
-        (-0.97, [-1, -0.5, 0, 0.5, 1]),
-        (-0.04, [-0.1, 0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0.31, [0.3, 0.4, 0.6, 0.8, 1]),
-        (0.5, [0.5, 0.6, 0.7, 0.8, 0.9, 1]),
-        (0.97, [0.97, 0.98, 0.99, 1]),
-        (1.0, [0.999, 1]),
-    ],
-)
-def test_the_colour_scale_spans_the_values(lowest: float, ticks: list[float]) -> None:
-    bar = colour_bar(draw(STACKS["7"], lowest=lowest))
-    assert bar.get_yticks().tolist() == ticks
-    assert bar.get_ylim() == (ticks[0], 1)
+@pytest.mark.parametrize("title", ["none", "Figure 3", "words " * 30])
+def test_a_title_of_the_users(title: str) -> None:
+    with plotting.drawn_with(FigureOptions(title=title)):
+        figure = draw(STACKS["7"])
+    assert figure.get_suptitle().split() == ([] if title == "none" else title.split())
+    assert figure.metadata["Title"].startswith("smollm2-135m · baseline")
+    assert_nothing_is_clipped_or_overlaps(figure)
+
+
+@pytest.mark.parametrize("lowest", [-0.97, -0.04, 0.31, 1.0])
+def test_the_colour_scale_does_not_depend_on_the_values(lowest: float) -> None:
+    figure = draw(STACKS["7"], lowest=lowest)
+    bar = colour_bar(figure)
+    assert bar.get_yticks().tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert bar.get_ylim() == (0, 1)
     assert bar.get_ylabel() == "mean cosine similarity"
+    assert (f"lower values, down to {lowest:.2g}" in figure.caption) == (lowest < 0)
 
 
-def test_zero_is_marked_where_there_are_values_below_it() -> None:
-    below, above = (len(colour_bar(draw(STACKS["7"], lowest=x)).lines) for x in (-0.04, 0.04))
-    assert below == above + 1
+def test_zero_is_marked_where_the_scale_passes_it() -> None:
+    with plotting.drawn_with(FigureOptions(vmin=-0.5)):
+        below = colour_bar(draw(STACKS["7"]))
+    assert len(below.lines) == len(colour_bar(draw(STACKS["7"])).lines) + 1
+    assert below.get_ylim() == (-0.5, 1)
 
 
 def test_undefined_cells_are_grey_and_say_so() -> None:
@@ -177,14 +184,16 @@ def test_a_figure_without_a_name() -> None:
 
 def test_save_writes_png_and_pdf(tmp_path: Path) -> None:
     paths = plotting.save(draw(STACKS["7"]), tmp_path / "new" / "cosine-v1.5")
-    assert [path.name for path in paths] == ["cosine-v1.5.png", "cosine-v1.5.pdf"]
-    png, pdf = (path.read_bytes() for path in paths)
+    assert [path.name for path in paths] == [f"cosine-v1.5.{end}" for end in ("png", "pdf", "txt")]
+    png, pdf, caption = (path.read_bytes() for path in paths)
     width = int.from_bytes(png[16:20])
     assert width == int(3.35 * 300)
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
     assert pdf.count(b"/Subtype /Image") == 2  # the cells and the colour bar
     assert b"Date" not in png + pdf
+    assert caption.decode() == f"{draw(STACKS['7']).caption}\n"
+    assert PIL.Image.open(paths[0]).info["Description"] == caption.decode().strip()
 
 
 def test_the_users_settings_neither_matter_nor_change(tmp_path: Path) -> None:
@@ -220,7 +229,7 @@ def test_a_notebook_shows_it() -> None:
 
 
 def test_an_unknown_width() -> None:
-    with pytest.raises(RepsimError, match="width='poster': choose column or page"):
+    with pytest.raises(RepsimError, match="width='poster': choose column, page or slide"):
         plotting.similarity_matrices(
             make_similarity(STACKS["7"]),
             width="poster",  # type: ignore[arg-type]
@@ -243,8 +252,6 @@ def measured(
 def test_matrices_of_different_depth_side_by_side_on_one_scale(
     stacks: tuple[str, ...], width: Any
 ) -> None:
-    if width == "column" and len(stacks) > 2:
-        width = "page"
     results = [
         make_similarity(STACKS[stack], lowest, model=stack)
         for stack, lowest in zip(stacks, (0.3, -0.2, 0.5, 0), strict=False)
@@ -252,8 +259,8 @@ def test_matrices_of_different_depth_side_by_side_on_one_scale(
     figure: Any = plotting.similarity_matrices(*results, width=width)
     assert_nothing_is_clipped_or_overlaps(figure)
     *panels, bar = figure.axes
-    assert [axes.images[0].get_clim() for axes in panels] == [(-0.2, 1)] * len(stacks)
-    assert bar.get_ylim() == (-0.2, 1)
+    assert [axes.images[0].get_clim() for axes in panels] == [(0, 1)] * len(stacks)
+    assert bar.get_ylim() == (0, 1)
     assert [axes.images[0].get_array().shape[0] for axes in panels] == [
         len(STACKS[stack]) for stack in stacks
     ]
@@ -262,6 +269,7 @@ def test_matrices_of_different_depth_side_by_side_on_one_scale(
     assert all(box.width == pytest.approx(boxes[0].width, rel=1e-3) for box in boxes)
     for axes, stack in zip(panels, stacks, strict=True):
         assert axes.get_title().startswith(stack)
+    assert [axes.texts[0].get_text() for axes in panels] == list("abcd")[: len(stacks)]
     titles = [axes.title.get_window_extent() for axes in panels]
     assert not any(a.overlaps(b) for a, b in pairwise(titles))
 
@@ -392,7 +400,7 @@ def test_no_two_of_many_lines_look_alike() -> None:
 def test_a_logarithmic_axis_where_all_values_are_positive() -> None:
     names = {"number_0": "quantity"}
     scales = [
-        plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=True)
+        plotting.profiles([profile(STACKS["7"], names, low)], names, logarithmic=names)
         .axes[0]
         .get_yscale()
         for low in (1.0, -10.0)
@@ -403,7 +411,7 @@ def test_a_logarithmic_axis_where_all_values_are_positive() -> None:
 def test_values_that_are_missing_leave_a_gap() -> None:
     result = profile(STACKS["7"])
     result["number_0"][3] = np.nan
-    figure = plotting.profiles([result], {"number_0": "quantity"}, logarithmic=True)
+    figure = plotting.profiles([result], {"number_0": "quantity"}, logarithmic=["number_0"])
     assert np.isnan(figure.axes[0].lines[0].get_ydata()).sum() == 1
 
 
@@ -487,7 +495,8 @@ def test_blocks_marks_the_least_and_draws_block_influence() -> None:
     assert upper.lines[0].get_xdata().tolist() == np.nanargmin(result["distance"], axis=1).tolist()
     assert upper.lines[0].get_ydata().tolist() == result["size"].values.tolist()
     assert [patch.get_height() for patch in lower.patches] == result["influence"].values.tolist()
-    assert bar.get_ylabel() == "angular distance (share of half a turn), last token"
+    assert bar.get_ylabel() == "angular distance (half turns), last token"
+    assert upper.collections[0].get_clim() == (0, 0.5)
 
 
 def test_drift_marks_the_most_similar_state_of_the_baseline() -> None:
@@ -504,7 +513,9 @@ def test_clusters_frames_the_groups_and_names_the_parts() -> None:
     frames = figure.axes[0].patches
     assert sum(frame.get_width() for frame in frames) == 31
     assert frames[0].get_x() == -0.5
-    assert figure.get_suptitle().splitlines()[-1].startswith("middle: embed to ")
+    names = figure.get_suptitle().partition(" groups: ")[2].split(", ")
+    assert len(names) == len(frames)
+    assert names[0].startswith("embed to ")
 
 
 def test_one_sample_s_clusters_are_drawn() -> None:
@@ -529,14 +540,96 @@ def test_saved_figures_hold_text_in_fonts_and_the_same_bytes(
 
 @pytest.mark.parametrize("drawn", [plotting.blocks, plotting.drift, plotting.clusters])
 def test_an_unknown_width_of_another_figure(drawn: Callable[..., plotting.Figure]) -> None:
-    with pytest.raises(RepsimError, match="width='poster': choose column or page"):
+    with pytest.raises(RepsimError, match="width='poster': choose column, page or slide"):
         drawn(make_similarity(STACKS["7"]), width="poster")
-    with pytest.raises(RepsimError, match="width='poster': choose column or page"):
+    with pytest.raises(RepsimError, match="width='poster': choose column, page or slide"):
         plotting.profiles(
             [profile(STACKS["7"])],
             NAMES,
             width="poster",  # type: ignore[arg-type]
         )
+
+
+# Options of all figures
+
+
+@pytest.mark.parametrize("width", plotting.WIDTHS)
+@pytest.mark.parametrize("drawn", [of_blocks, of_drift, of_clusters])
+def test_every_width_of_every_figure(drawn: Callable[..., plotting.Figure], width: str) -> None:
+    with plotting.drawn_with(FigureOptions(width=width)):
+        figure = drawn(STACKS["looped"])
+    assert figure.get_figwidth() == plotting.WIDTHS[width]
+    assert_nothing_is_clipped_or_overlaps(figure)
+    sizes = {text.get_size() for axes in figure.axes for text in axes.get_xticklabels()}
+    assert sizes == {14 if width == "slide" else 7}
+
+
+@pytest.mark.parametrize("drawn", [draw, of_blocks, of_drift, of_clusters])
+@pytest.mark.parametrize("style", ["ggplot", "seaborn-v0_8-whitegrid"])
+def test_no_grid_crosses_a_heat_map(drawn: Callable[..., plotting.Figure], style: str) -> None:
+    with plotting.styled(style):
+        figure = drawn(STACKS["7"])
+    cells = [axes for axes in figure.axes if axes.images or axes.collections]
+    heat_maps = [axes for axes in cells if axes.get_ylabel() != "distance / counterpart's norm"]
+    assert heat_maps
+    for axes in heat_maps:
+        lines = [*axes.get_xgridlines(), *axes.get_ygridlines()]
+        assert not any(line.get_visible() for line in lines)
+
+
+def test_the_embeddings_lie_flat_along_x() -> None:
+    for stack in ("7", "31", "81"):
+        ticks = draw(STACKS[stack]).axes[0].get_xticklabels()
+        assert [text.get_rotation() for text in ticks] == [0] * len(ticks)
+    looped = {
+        text.get_text(): text.get_rotation()
+        for text in draw(STACKS["looped"]).axes[0].get_xticklabels()
+    }
+    assert looped["embed"] == 0
+    assert looped["(13|…|16) ×3"] == 90  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (-0.1, 1, [-0.1, 0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0.5, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (0.97, 1, [0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 1]),
+        (0.137, 0.9, [0.137, 0.2, 0.4, 0.6, 0.8, 0.9]),
+    ],
+)
+def test_ticks_of_a_scale_of_colours(low: float, high: float, ticks: list[float]) -> None:
+    assert ColourScale(low, high).ticks == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("values", "extend"),
+    [([0, 1], "neither"), ([-0.1, 0.5], "min"), ([0.2, 1.1], "max"), ([-1, np.nan, 2], "both")],
+)
+def test_a_colour_bar_says_that_values_are_beyond_it(values: list[float], extend: str) -> None:
+    assert choose_scale(np.array(values)).extend == extend
+
+
+def test_colours_that_would_end_before_they_begin() -> None:
+    with (
+        plotting.drawn_with(FigureOptions(vmin=2)),
+        pytest.raises(RepsimError, match=r"^the colours would run from 2 to 1; give"),
+    ):
+        draw(STACKS["7"])
+
+
+def test_every_format_is_written_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    with plotting.drawn_with(FigureOptions(format="svg,png,pdf", dpi=100)):
+        first, again = (plotting.save(draw(STACKS["7"]), tmp_path / name / "x") for name in "ab")
+    assert [path.suffix for path in first] == [".svg", ".png", ".pdf", ".txt"]
+    for path, other in zip(first, again, strict=True):
+        assert path.read_bytes() == other.read_bytes()
+    assert PIL.Image.open(first[1]).width == 335
+    svg = first[0].read_text()
+    assert "smollm2-135m · baseline · token average" in svg
+    assert "corpus: easel; tokens: 12345" in svg
 
 
 # Styles
@@ -586,7 +679,7 @@ def test_a_logarithmic_axis_needs_no_mathtext(highest: float) -> None:
         coords={"layer": ("state", STACKS["7"])},
         attrs={"model": "painter", "plan": "baseline", "corpus": "easel", "tokens": 7},
     )
-    figure = plotting.profiles([result], {"norm": "norm"}, logarithmic=True)
+    figure = plotting.profiles([result], {"norm": "norm"}, logarithmic=["norm"])
     figure.draw_without_rendering()
     labels = figure.axes[0].yaxis.get_ticklabels(which="both")
     assert any(text.get_text() for text in labels)
