@@ -18,10 +18,11 @@ import numpy as np
 import xarray as xr
 from joblib import cpu_count
 from numpy.typing import NDArray
+from rich import filesize
 from threadpoolctl import threadpool_limits
 
 from repsim.errors import PlanError, StoreError, printable
-from repsim.plans import Plan, names_of, resolve
+from repsim.plans import Plan, names_of
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends
@@ -101,7 +102,8 @@ class Capture(StoreReader):
         """Hidden states of a plan, lazily.
 
         Args:
-            plan: a plan, its text or its family; it must be in the store.
+            plan: a plan, its text, its family or the name that it was given; it must be in the
+                store.
         Returns:
             Dims `state, token, unit`; the first state is the one that enters the stack, the last
             one comes before the final norm. Coordinates: `layer` (what each state is the output
@@ -220,7 +222,7 @@ class Capture(StoreReader):
             "kept": f"{kept} of {identity['tokens']} tokens, compression {compression}",
             "batches": str(self.dataset.attrs.get("batches", "not tried")),
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
-            "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
+            "on disk": filesize.decimal(sum(self.place.sizes().values())),
             "revision": str(identity["revision"]),
             "stack": self.stack,
             **{
@@ -269,11 +271,11 @@ class Capture(StoreReader):
         return int(np.logical_and.accumulate(done).sum())
 
     def _row(self, plan: str | Plan) -> int:
-        found = resolve(plan, self.layers)
-        if len(found) != 1:
-            raise PlanError(f"{plan}: stands for {len(found)} plans; name one")
+        plans = self.find_plans(plan)
+        if len(plans) != 1:
+            raise PlanError(f"{plan}: stands for {len(plans)} plans; name one")
         for row, named in enumerate(self.plans):
-            if named.plan == found[0].plan:
+            if named.plan == plans[0].plan:
                 return row
         raise PlanError(
             f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}"
@@ -290,7 +292,7 @@ class Capture(StoreReader):
         kept = "" if total == computed else f", {total:,} kept"
         if self.keeps_states:
             stored = self.dataset["hidden"]
-            states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {stored.nbytes / 1e9:.2f} GB"
+            states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {filesize.decimal(stored.nbytes)}"
         else:
             names_kept = ", ".join(self.dataset.attrs["statistics"])
             states = f"{sizes[NODE]:,} nodes, not kept; statistics: {names_kept}"

@@ -32,7 +32,7 @@ def verify(store: StoreArgument) -> None:
         tell(f"without checksums, not checked: {report.unchecked}")
 
     # The verdict, and how to repair.
-    read = f"{report.chunks:,} chunks, {report.bytes / 1e6:,.1f} MB read"
+    read = f"{report.chunks:,} chunks, {filesize.decimal(report.bytes)} read"
     if not report.damages:
         tell(f"{store}: sound; {read}")
         return

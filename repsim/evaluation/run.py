@@ -45,7 +45,7 @@ from repsim.options import (
     takes,
     with_new_names,
 )
-from repsim.plans import Plan, resolve
+from repsim.plans import read_plans, resolve
 from repsim.schema import DEFAULT_MODEL
 from repsim.storage import integrity, score_store
 from repsim.storage.location import location_of
@@ -58,6 +58,8 @@ from repsim.storage.starting import check_target
 if TYPE_CHECKING:
     from repsim.evaluation.tasks import Example
     from repsim.models import Model
+
+TASK_FILES = (".yaml", ".yml")
 
 log = logging.getLogger("repsim")
 
@@ -108,19 +110,21 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         tasks = from_keywords(TaskOptions, keywords)
         store = from_keywords(StoreOptions, keywords)
         loading = from_keywords(ModelOptions, keywords)
-        plan = from_keywords(PlanOptions, keywords).plan
+        plans = read_plans(from_keywords(PlanOptions, keywords).plan)
         self._progress, self.repair, self._append = progress, store.repair, store.append
         self._prefix_sharing = tasks.prefix_sharing
         self._damages: Sequence[integrity.Damage] | None = None
         # Everything that can be refused without a model is refused before one is loaded.
-        plans = [plan] if isinstance(plan, str | Plan) else list(plan)
         if not plans:
             raise PlanError("no plan: name at least one, e.g. baseline")
         if tasks.data_dir is not None and not str(tasks.data_dir).strip():
             raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
         names = names_in(tasks.tasks)
+        folder = None if tasks.data_dir is None else Path(tasks.data_dir)
+        over = [Path(name) if name.endswith(TASK_FILES) else name for name in names]
+        over += [] if folder is None else [folder]
         default = default_store(
-            "scores", model, loading.stack, "+".join(names), "+".join(map(str, plans))
+            "scores", model, loading.stack, over, plans, tasks=names, data_dir=folder
         )
         self.location = location_of(default if store.out is None else store.out)
         check_target(self.location)
@@ -130,7 +134,6 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         from repsim.evaluation.tasks import load as load_tasks
 
         loaded = loaded.private_copy()  # lm-eval changes it
-        folder = None if tasks.data_dir is None else Path(tasks.data_dir)
         command = {
             "model": loaded.name,
             "plan": list(map(str, plans)),

@@ -4,6 +4,7 @@ made it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import printable
-from repsim.plans import NamedPlan, parse_plan, recognise
+from repsim.plans import NamedPlan, Plan, parse_plan, recognise, resolve
 from repsim.schema import PLAN, Kind
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder
@@ -135,6 +136,22 @@ class StoreReader:
         return tuple(
             recognise(str(name), parse_plan(str(text), self.layers), self.layers)
             for name, text in zip(names, texts, strict=True)
+        )
+
+    def find_plans(self, *plans: str | Plan) -> tuple[NamedPlan, ...]:
+        """The plans that texts stand for, also by the names that they were given here; `all` stands
+        for every plan of the store.
+
+        Raises:
+            PlanError: a text cannot be understood.
+        """
+        by_plan = {named.plan: named for named in self.plans}
+        # A name that only the text gives is not what the store calls the plan.
+        return tuple(
+            by_plan.get(named.plan, replace(named, name=named.plan.text))
+            if named.has_given_name
+            else named
+            for named in resolve(plans, self.layers, self.plans)
         )
 
     @property
