@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from repsim.captures.reader import Capture
+from repsim.errors import RepsimError
 from repsim.evaluation.reader import Scores
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
-from repsim.storage.requests import commands, unnamed_files
+from repsim.storage.requests import commands, files_of, located
 
 AGAIN = "Compute it again to another --out."
 
@@ -37,17 +40,33 @@ def verify(path: str | Path) -> integrity.VerificationReport:
     return integrity.check(location_of(path))
 
 
-def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list[str]:
+def repair_advice(
+    path: str | Path,
+    report: integrity.VerificationReport,
+    *,
+    model: str | Path | None = None,
+    corpus: str | Path | None = None,
+    data_dir: str | Path | None = None,
+) -> list[str]:
     """What to do about what `verify` has found, a line each: a command for the shell, or that it
     cannot be repaired.
 
+    No store keeps where a file or folder lies; the command is whole once that is said here.
+
+    Args:
+        path: of the store.
+        report: of the same store.
+        model: the folder or file of its model.
+        corpus: the file of its texts.
+        data_dir: the folder of its tasks' data.
     Raises:
-        RepsimError: nothing is there, or it is not a store of repsim's.
+        RepsimError: nothing is there, it is not a store of repsim's, or it is not of this model or
+            corpus.
     """
     lines = []
-    if any(damage.is_result for damage in found.damages):
+    if any(damage.is_result for damage in report.damages):
         lines.append("Results of analyses: run repsim analyze again.")
-    damages = [damage for damage in found.damages if not damage.is_result]
+    damages = [damage for damage in report.damages if not damage.is_result]
     if not damages:
         return lines
     attributes = read_attributes(location_of(path))
@@ -63,12 +82,43 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
         return [*lines, f"Cannot be repaired: stores of its schema are only read. {AGAIN}"]
     if not requests or is_lost:
         return [*lines, f"Cannot be repaired: what describes the store is lost. {AGAIN}"]
-    made_by = commands(store.maker, requests, str(path))
+    # Files and folders by their places, as far as these are known.
+    places = {"model": model, "corpus": corpus, "data_dir": data_dir}
+    unplaced = _unplaced(attributes, places)
+    made_by = commands(store.maker, located(requests, places), str(path))
     if kind is Kind.CAPTURE:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
-    lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
-    if files := unnamed_files(requests):
+    more = " --allow-nonfinite" if attributes.get("nonfinite") else ""
+    lines.append("Repair: " + " && ".join(f"{command}{more} --repair" for command in made_by))
+    if unplaced:
+        options = " ".join(f"--{option.replace('_', '-')} PATH" for option in unplaced)
         lines.append(
-            f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
+            f"In it {', '.join(unplaced.values())} stands for a file or folder whose place no "
+            f"store keeps; repsim verify with {options} gives the whole command."
         )
     return lines
+
+
+def _unplaced(
+    attributes: Mapping[str, Any], places: Mapping[str, str | Path | None]
+) -> dict[str, str]:
+    """Option -> name of each file and folder that requests name and `places` does not.
+
+    Raises:
+        RepsimError: a place is that of another file or folder.
+    """
+    from repsim.models.model_files import EMBEDDED  # here, since most stores are sound
+
+    named, model = files_of(attributes["requests"]), attributes["requests"][0]["model"]
+    if attributes["identity"]["revision"] is None and model not in EMBEDDED:
+        named = {"model": model, **named}
+    for option, place in places.items():
+        if place is None:
+            continue
+        parts = [part.name for part in (Path(place).resolve(), Path(place).resolve().parent)]
+        spelled = f"--{option.replace('_', '-')} {place}"
+        if option not in named:
+            raise RepsimError(f"{spelled}: no command of the store names such a file or folder")
+        if option != "data_dir" and named[option] not in parts:
+            raise RepsimError(f"{spelled}: the store is of {named[option]}; name that one")
+    return {option: name for option, name in named.items() if places.get(option) is None}

@@ -147,12 +147,13 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         most = self._store.max_bytes
         if most is not None and needed > most:
             raise StoreError(
-                f"{self.location}: {size} are needed, --max-bytes allows {filesize.decimal(most)}; {advice}"
+                f"{self.location}: {size} are needed, --max-bytes allows "
+                f"{filesize.decimal(most)}; {advice}"
             )
         if free is not None and needed > free and layout.compression == "none":
             raise StoreError(
-                f"{self.location}: {size} are needed, {filesize.decimal(free)} are free; make room, "
-                f"choose another --out, {advice}"
+                f"{self.location}: {size} are needed, {filesize.decimal(free)} are free; "
+                f"make room, choose another --out, {advice}"
             )
         lacking = f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
         room = "" if free is None else f" ({filesize.decimal(free)} are free)"

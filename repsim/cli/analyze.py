@@ -41,6 +41,15 @@ class AnalysisGroup(TyperGroup):
         """Names of the installed analyses."""
         return sorted(entry_points(group=ANALYSES).names)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The names that a shell may complete to, as a group of empty commands has them: to import
+        the analyses would take seconds.
+        """
+        commands = {name: _single_command(name, _nothing) for name in self.list_commands(ctx)}
+        group = TyperGroup(name=self.name, commands=commands)
+        context = group.make_context(self.name, [], parent=ctx, resilient_parsing=True)
+        return group.shell_complete(context, incomplete)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The analysis's command; where a package's analysis is broken, one that says how."""
         from repsim.registry import broken_analysis, installed, load_analysis
@@ -55,6 +64,10 @@ class AnalysisGroup(TyperGroup):
         except Exception as problem:
             # No command can be made of its signature or its docstring.
             return refusing_command(cmd_name, str(broken_analysis(entry, problem)))
+
+
+def _nothing() -> None:
+    pass
 
 
 def analysis_command(name: str, module: ModuleType) -> Any:

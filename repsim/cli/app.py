@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from repsim.cli.analyze import AnalysisGroup
@@ -11,14 +13,14 @@ from repsim.cli.plans import plans, show
 from repsim.cli.printing import MARKUP, UNWRAPPED
 from repsim.cli.stores import info, verify
 
+WIDTH = {"terminal_width": UNWRAPPED} if MARKUP is None else {}
 ANALYZE_HELP = "Analyses a store and draws the figure."
 
 app = typer.Typer(
     help="Representation analysis of transformers under layer plans.",
     rich_markup_mode=MARKUP,
-    context_settings={"terminal_width": UNWRAPPED} if MARKUP is None else {},
+    context_settings={"help_option_names": ["--help", "-h"], **WIDTH},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (capture, evaluate, info, verify):
@@ -37,6 +39,23 @@ plans_app = typer.Typer(
 plans_app.callback()(plans)
 plans_app.command()(show)
 app.add_typer(plans_app, name="plans")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from repsim import __version__
+
+        print(f"repsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _repsim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """What `repsim` takes before a command."""
 
 
 @analyze_app.callback(help=ANALYZE_HELP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repsim.cli.advice import tell_next_of_scores
 from repsim.cli.options import (
     ModelArgument,
     QuietOption,
@@ -12,7 +13,6 @@ from repsim.cli.options import (
     parameters_of,
     set_parameters,
 )
-from repsim.cli.printing import tell
 from repsim.cli.progress import show_progress
 from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
 from repsim.schema import DEFAULT_MODEL
@@ -26,7 +26,7 @@ def evaluate(model: str, quiet: bool, **options: Any) -> None:
         scores = repsim.evaluate(model, progress=progress, **keywords_from(options))
     if not quiet:
         print(scores)
-        tell(f"Next: repsim analyze degradation {scores.path}")
+        tell_next_of_scores(scores, model, options["data_dir"])
 
 
 set_parameters(

@@ -23,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from repsim.errors import DataError, RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
+from repsim.hub import cache_if_unreachable
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 GROUP_SETTINGS = ("tag", "group", "task_list")  # in a task's file, but not of the task itself
@@ -66,7 +67,8 @@ def find_tasks(name: str, data_dir: Path | None) -> list[Any]:
         raise DataError(f"task {name!r}: neither lm-eval's nor repsim's; {hint}")
     try:
         if data_dir is None:
-            return list(task_manager().load([name])["tasks"].values())
+            with cache_if_unreachable():
+                return list(task_manager().load([name])["tasks"].values())
         members = sorted(index[name].tags) if index[name].kind.name == "TAG" else [name]
         return [_task_from_files(member, data_dir) for member in members]
     except RepsimError:

@@ -34,6 +34,7 @@ from transformers import (
 
 from repsim.cache import cache_folder
 from repsim.errors import ModelError
+from repsim.hub import cache_if_unreachable
 from repsim.models.forward import check_stack
 from repsim.models.model import Model
 from repsim.models.model_files import (
@@ -281,7 +282,9 @@ def _one_line_errors(name: str, failure: str) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
+        is_local = name in EMBEDDED or Path(name).exists()
+        hub = contextlib.nullcontext() if is_local else cache_if_unreachable()
+        with contextlib.redirect_stderr(io.StringIO()), hub:  # progress bars of several libraries
             yield
     except Exception as problem:
         raise ModelError(f"model {name!r}: {_advice(name, failure, problem)}") from problem

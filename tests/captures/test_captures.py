@@ -1036,7 +1036,7 @@ def test_a_capture_that_does_not_fit_writes_nothing(
 ) -> None:
     with pytest.raises(
         RepsimError,
-        match=r"[kM]B are needed, --max-bytes allows 100 bytes; take fewer plans or texts",
+        match=r"[kM]B are needed, --max-bytes allows 100 bytes; take fewer plans",
     ):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
     monkeypatch.setattr("repsim.storage.location.LocalFolder.free_bytes", 100)
