@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from repsim.analysis.run import Analysis
 
 
+PLAN_HELP = (
+    "A plan, family, sweep, named set, a name in the store, @FILE, or all of the store; repeatable."
+)
+
+
 class AnalysisGroup(TyperGroup):
     """One command per installed analysis, made when it is asked for."""
 
@@ -137,7 +142,7 @@ def argument_help(function: Callable[..., Any]) -> dict[str, str]:
 def _option(keyword: inspect.Parameter, text: str | None) -> inspect.Parameter:
     """A keyword of `compute` or `plot` as an option; `plan` is repeatable in every command."""
     if keyword.name == "plan":
-        (plan,) = parameters_of(PlanOptions)
+        (plan,) = parameters_of(PlanOptions, plan=PLAN_HELP)
         default = keyword.default
         return plan.replace(default=[default] if isinstance(default, str) else list(default))
     return keyword.replace(
