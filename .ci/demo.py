@@ -61,7 +61,7 @@ def run_stages() -> None:
         start = time.monotonic()
         if status := main(shlex.split(command)):
             sys.exit(status)
-        print(f"{time.monotonic() - start:.0f} s")
+        print(f"It took {time.monotonic() - start:.0f} s.")
     print(f"\nAll of it: {time.monotonic() - begin:.0f} s. Figures are in {FIGURES}.")
 
 

@@ -10,18 +10,23 @@ import pytest
 import repsim
 from repsim.captures.reader import Capture
 from repsim.errors import PlanError, RepsimError, StoreError
-from repsim.models import Model
+from repsim.models import Model, load
 from repsim.plans import Plan
 
 LATE = "0-2, 5"
 TEXTS = "the of and\nto in the a\nthat is was he\n"
 
 
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Model:
+    return load(tiny_folder)
+
+
 @pytest.fixture
-def asked(llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def asked(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     Path("own.txt").write_text(TEXTS)
-    return {"model": llama, "corpus": "own.txt", "out": "c.zarr", "dtype": "float32"}
+    return {"model": model, "corpus": "own.txt", "out": "c.zarr", "dtype": "float32"}
 
 
 def test_a_name_is_kept_and_finds_the_plan(asked: dict[str, Any]) -> None:
@@ -101,7 +106,7 @@ def test_drift_says_that_it_shows_the_baseline_itself(
     assert "drift: shows the baseline against itself; --plan PLAN shows another" in caplog.text
 
 
-def test_a_planned_model_follows_a_plan_of_a_file(llama: Model, asked: dict[str, Any]) -> None:
+def test_a_planned_model_follows_a_plan_of_a_file(asked: dict[str, Any]) -> None:
     slices = [{"sources": [{"model": "m", "layer_range": span}]} for span in ([0, 3], [5, 6])]
     Path("merge.json").write_text(json.dumps({"slices": slices}))
-    assert repsim.planned(llama, "@merge.json").plan.text == LATE
+    assert repsim.planned(asked["model"], "@merge.json").plan.text == LATE
