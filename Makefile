@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORE := cache/captures/smollm2-135m-builtin-baseline.zarr
 ENCODER := cache/captures/minilm-l6-builtin-baseline.zarr
-SCORES := cache/scores/smollm2-135m-offline-fig2.zarr
 
 # An environment carries the mark of the Python that made it, so that another PYTHON= makes it anew. Without PYTHON=,
 # the environment that is there is kept.
@@ -19,11 +18,7 @@ MARK := $(or $(MARK),$(VENV)/.python-$(VERSION))
 environment: $(VENV)/.ready
 
 demo: environment
-	$(BIN)/repsim capture
-	$(BIN)/repsim analyze cosine $(STORE)
-	$(BIN)/repsim analyze clusters $(STORE)
-	$(BIN)/repsim evaluate --plan fig2 --tasks offline --limit 40 --out $(SCORES)
-	$(BIN)/repsim analyze degradation $(SCORES) --figure 2
+	$(BIN)/python .ci/demo.py
 
 # The figures of README.md and docs/understanding/representation-space.md.
 figures: environment

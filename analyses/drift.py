@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 STATE_BASELINE = "state_baseline"
+
+log = logging.getLogger("repsim")
 
 
 def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 1000) -> xr.Dataset:
@@ -52,6 +55,11 @@ def compute(capture: StateSource, *, plan: str = "baseline", resamples: int = 10
     """
     results.check_counts(resamples=resamples)
     steps, base = capture.steps(plan), capture.steps("baseline")
+    if steps == base:
+        log.warning(
+            "drift: shows the baseline against itself; --plan PLAN shows another one, --plan all "
+            "every plan of the capture"
+        )
     paired, partners = counterparts(steps, base)
     states = len(steps)
 

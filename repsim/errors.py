@@ -6,6 +6,8 @@ Every message is one line: what was asked, what was found, what to do.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Control characters, those that reorder text, half characters.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -40,6 +42,17 @@ def brief(problem: BaseException) -> str:
         "KeyError: 'weights'"
     """
     return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200] or 'no message'}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word that was most likely meant, as a part of a message; empty where none is close.
+
+    Example:
+        >>> did_you_mean("skipp", ["skip", "drop"]), did_you_mean("x", ["skip"])
+        ('did you mean skip? ', '')
+    """
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 class RepsimError(Exception):

@@ -14,14 +14,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from repsim.errors import RepsimError
+from repsim.errors import RepsimError, did_you_mean
 
 if TYPE_CHECKING:
-    from repsim.plans import Plan
+    from repsim.plans import PlanRequest
 
 BUILTIN = "builtin"
 DEFAULT_BATCH_TOKENS = 2048
@@ -198,9 +197,9 @@ class StoreOptions:
 class PlanOptions:
     """Which layer plans."""
 
-    plan: str | Plan | Sequence[str | Plan] = option(
+    plan: PlanRequest = option(
         "baseline",
-        "A plan, family, sweep or named set; repeatable.",
+        "A plan, family, sweep, named set or @FILE of plans; NAME=PLAN names one; repeatable.",
         short="-p",
         metavar="PLAN",
         repeatable=True,
@@ -265,7 +264,7 @@ class ModelKeywords(TypedDict, total=False):
 class CaptureKeywords(ModelKeywords, total=False):
     """What `repsim.capture` takes beside the model and `progress`."""
 
-    plan: str | Plan | Sequence[str | Plan]
+    plan: PlanRequest
     corpus: str | Path
     field: str
     limit: int | None
@@ -287,7 +286,7 @@ class CaptureKeywords(ModelKeywords, total=False):
 class EvaluateKeywords(ModelKeywords, total=False):
     """What `repsim.evaluate` takes beside the model and `progress`."""
 
-    plan: str | Plan | Sequence[str | Plan]
+    plan: PlanRequest
     tasks: str | Sequence[str]
     limit: int | None
     shots: int | None
@@ -383,8 +382,7 @@ def check_known(
     known = [name for name in options_of(*records) if name not in without]
     for name in keywords:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(name, known)
             raise RepsimError(f"{function}: no option {name!r}; {hint}options: {', '.join(known)}")
 
 

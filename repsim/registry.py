@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import RepsimError, brief
+from repsim.errors import RepsimError, brief, did_you_mean
 from repsim.options import COLOUR_OPTIONS, FigureOptions, options_of
 from repsim.schema import ANALYSES, Kind
 from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
@@ -112,8 +111,7 @@ def find_analysis(name: str) -> ModuleType:
     """
     entries = installed()
     if name not in entries:
-        close = get_close_matches(name, entries, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, entries)
         raise RepsimError(f"no such analysis {name!r}; {hint}there are {', '.join(entries)}")
     return load_analysis(entries[name])
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from repsim.captures.reader import Capture
-from repsim.errors import DataError
+from repsim.errors import DataError, RepsimError
 from repsim.evaluation.reader import Scores
 from repsim.plans import Plan
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
@@ -16,7 +17,7 @@ from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
-from repsim.storage.requests import commands, objects_in, unnamed_files
+from repsim.storage.requests import commands, files_of, located, objects_in
 
 AGAIN = "Compute it again to another --out."
 
@@ -70,17 +71,35 @@ def verify(path: str | Path) -> integrity.VerificationReport:
     return integrity.check(location_of(path))
 
 
-def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list[str]:
+def repair_advice(
+    path: str | Path,
+    report: integrity.VerificationReport,
+    *,
+    model: str | Path | None = None,
+    corpus: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    include_path: str | Path | None = None,
+) -> list[str]:
     """What to do about what `verify` has found, a line each: a command for the shell, or that it
     cannot be repaired.
 
+    No store keeps where a file or folder lies; the command is whole once that is said here.
+
+    Args:
+        path: of the store.
+        report: of the same store.
+        model: the folder or file of its model.
+        corpus: the file of its texts.
+        data_dir: the folder of its tasks' data.
+        include_path: the folder of tasks of one's own.
     Raises:
-        RepsimError: nothing is there, or it is not a store of repsim's.
+        RepsimError: nothing is there, it is not a store of repsim's, or it is not of this model or
+            corpus.
     """
     lines = []
-    if any(damage.is_result for damage in found.damages):
+    if any(damage.is_result for damage in report.damages):
         lines.append("Results of analyses: run repsim analyze again.")
-    damages = [damage for damage in found.damages if not damage.is_result]
+    damages = [damage for damage in report.damages if not damage.is_result]
     if not damages:
         return lines
     attributes = read_attributes(location_of(path))
@@ -96,17 +115,64 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
         return [*lines, f"Cannot be repaired: stores of its schema are only read. {AGAIN}"]
     if not requests or is_lost:
         return [*lines, f"Cannot be repaired: what describes the store is lost. {AGAIN}"]
-    made_by = commands(store.maker, requests, str(path), repair=True)
+    # Files and folders by their places, as far as these are known.
+    places = {
+        "model": model,
+        "corpus": corpus,
+        "data_dir": data_dir,
+        "include_path": include_path,
+    }
+    objects = objects_in(requests)
+    unplaced = _unplaced(attributes, places, objects)
+    whole = located(requests, places)
+    if attributes.get("nonfinite"):
+        whole = [{**request, "allow_nonfinite": True} for request in whole]
+    made_by = commands(store.maker, whole, str(path), repair=True)
     if kind is Kind.CAPTURE:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
-    if objects := objects_in(requests):
+    if objects:
         lines.append(
             f"Repair in Python, handing over the same {' and '.join(objects)}: {'; '.join(made_by)}"
         )
     else:
         lines.append("Repair: " + " && ".join(made_by))
-    if files := unnamed_files(requests):
+    if unplaced:
+        names = ", ".join(unplaced.values())
+        options = [f"--{name.replace('_', '-')} PATH" for name in unplaced if name in places]
+        advice = (
+            f"; repsim verify with {' '.join(options)} gives the whole command" if options else ""
+        )
         lines.append(
-            f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."
+            f"In it {names} stands for a file or folder whose place no store keeps{advice}."
         )
     return lines
+
+
+def _unplaced(
+    attributes: Mapping[str, Any],
+    places: Mapping[str, str | Path | None],
+    objects: Sequence[str],
+) -> dict[str, str]:
+    """Option -> name of each file and folder that requests name and `places` does not.
+
+    objects: options whose value was an object in memory.
+
+    Raises:
+        RepsimError: a place is that of another file or folder.
+    """
+    from repsim.models.model_files import EMBEDDED  # here, since most stores are sound
+
+    named, model = files_of(attributes["requests"]), attributes["requests"][0]["model"]
+    is_local = attributes["identity"]["revision"] is None and model not in EMBEDDED
+    if is_local and "model" not in objects:
+        named = {"model": model, **named}
+    for option, place in places.items():
+        if place is None:
+            continue
+        parts = [part.name for part in (Path(place).resolve(), Path(place).resolve().parent)]
+        spelled = f"--{option.replace('_', '-')} {place}"
+        if option not in named:
+            raise RepsimError(f"{spelled}: no command of the store names such a file or folder")
+        if option in ("model", "corpus") and named[option] not in parts:
+            raise RepsimError(f"{spelled}: the store is of {named[option]}; name that one")
+    return {option: name for option, name in named.items() if places.get(option) is None}

@@ -1,5 +1,6 @@
 """Names of files: short enough, the same for the same words, and another for other plans."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,13 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == Path("/somewhere")
     monkeypatch.delenv("REPSIM_CACHE")
     assert cache_folder() == Path("cache")
+
+
+def test_a_path_is_its_last_part_and_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    names = {file_name("norms", Path(path)) for path in ("/a/b.txt", "/c/b.txt", "/c/b", "b.gz")}
+    assert len(names) == 4
+    assert all(re.fullmatch(r"norms-b-[0-9a-f]{6}", name) for name in names)
+    assert file_name(Path("a/b.txt")) == file_name(Path("/a/x/../b.txt"))
+    for name in ("Llama-3.1", "qwen2.5-0.5b", "m.Q4_1.gguf"):
+        assert file_name(Path(name)).startswith(name.removesuffix(".gguf") + "-")

@@ -6,6 +6,7 @@ never share a file and the same result always finds its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from repsim.errors import RepsimError
 from repsim.evaluation.reader import Scores
 from repsim.plotting.labels import tell_apart
 from repsim.registry import keywords_of
+from repsim.schema import Kind
 
+DIGEST = "(?:-([0-9a-f]{6}))?"  # of a path, as `repsim.cache.file_name` writes it
 LONGEST_LABEL = 200  # bytes of a file's name that a label may take
 
 
@@ -61,15 +64,29 @@ def file_labels(
     else:
         names = []
         for store, each in zip(stores, words, strict=True):
-            content, stem = file_name(store.label), Path(str(store.path)).stem
-            # A store at its default place is named after its content, which is not said twice.
-            names.append(file_name(content, *each, "" if stem.startswith(content) else stem))
+            names.append(file_name(store.label, *each, *_own_words(store)))
     additions = tell_apart(names, [store.parts for store in stores])
     unique: list[str] = []
     for number, (name, addition) in enumerate(zip(names, additions, strict=True), 1):
         label = file_name(name, addition, longest=LONGEST_LABEL)
         unique.append(file_name(label, number) if label in unique else label)
     return unique
+
+
+def _own_words(store: Capture | Scores) -> list[str]:
+    """What a store's own name says beyond its model and what it is over.
+
+    A store at its default place is named after its content, which is not said twice: what is left
+    are digests of paths and, of scores, the plans, on all of which their figures depend.
+    """
+    model, over = file_name(store.identity["model"]), file_name(store.over)
+    stem = Path(str(store.path)).stem
+    default = rf"{re.escape(model)}{DIGEST}(?:-.+?)??-{re.escape(over)}{DIGEST}(?:-(.+))?"
+    match = re.fullmatch(default, stem)
+    if match is None:
+        return [stem]
+    *digests, plans = match.groups(default="")
+    return [*digests, plans if store.kind is Kind.SCORES else ""]
 
 
 def option_words(compute: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
@@ -86,6 +103,8 @@ def option_words(compute: Callable[..., Any], options: Mapping[str, Any]) -> lis
             words += [file_name(plan, distinct=True) for plan in plans]
         elif isinstance(value, str):
             words.append(value)
+        elif isinstance(value, Path):
+            words.append(file_name(value))
         elif value != defaults[name]:
             words.append(f"{name}={value}")
     return words

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
@@ -27,10 +26,10 @@ from repsim.analysis.names import (
 from repsim.analysis.tables import render
 from repsim.cache import file_name
 from repsim.captures.reader import Capture
-from repsim.errors import RepsimError, printable
+from repsim.errors import RepsimError, did_you_mean, printable
 from repsim.evaluation.reader import Scores
 from repsim.options import COLOUR_OPTIONS, FigureOptions, from_keywords, takes
-from repsim.plans import Plan, resolve
+from repsim.plans import ALL, read_plans
 from repsim.plotting import Figure, drawn_with, options_in_force, save
 from repsim.registry import (
     draws_together,
@@ -183,8 +182,7 @@ def _split_options(
         if option in COLOUR_OPTIONS and option not in known:
             raise RepsimError(f"{name}: no option {option!r}; it draws no heat map")
         if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(option, known)
             raise RepsimError(f"{name}: no option {option!r}; {hint}options: {', '.join(known)}")
     computing = {key: options.get(key, default) for key, default in of_compute.items()}
     drawing = {key: options[key] for key in of_plot if key in options}
@@ -222,14 +220,19 @@ def _rounds(
     if "plan" not in options:
         yield [options] * len(stores)
         return
-    plan = options["plan"]
-    asked = [plan] if isinstance(plan, str | Plan) else list(plan)
-    names = [
-        [named.name for named in resolve(asked, store.layers)] if asked else [] for store in stores
-    ]
+    asked = read_plans(options["plan"])
+    names = [[named.name for named in store.find_plans(*asked)] for store in stores]
     if kind_of(module).takes_plans_together:
-        yield [{**options, "plan": plans} for plans in names]
+        # Every plan is what such an analysis takes by default.
+        every = [[]] * len(names) if asked == [ALL] else names
+        yield [{**options, "plan": plans} for plans in every]
         return
+    if ALL in asked:
+        if len({frozenset(plans) for plans in names}) > 1:
+            raise RepsimError(
+                f"--plan {ALL}: the stores hold other plans; name those that all of them have"
+            )
+        names = [names[0]] * len(names)
     if len({len(plans) for plans in names}) > 1:
         counts = ", ".join(
             f"{len(plans)} for {store.path}" for plans, store in zip(names, stores, strict=True)

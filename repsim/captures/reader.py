@@ -19,12 +19,13 @@ import pandas as pd
 import xarray as xr
 from joblib import cpu_count
 from numpy.typing import NDArray
+from rich import filesize
 from threadpoolctl import threadpool_limits
 
 from repsim.captures.lazy import as_dtype
 from repsim.captures.tables import tabulate_plans, tabulate_tokens
 from repsim.errors import PlanError, StoreError, printable
-from repsim.plans import Plan, names_of, resolve
+from repsim.plans import Plan, names_of
 from repsim.schema import NODE, PLAN, SAMPLE, STATE, TOKEN, Kind
 from repsim.stats import results
 from repsim.stats.per_sample import SampleStatistic
@@ -140,7 +141,8 @@ class Capture(StoreReader):
         plans' states are subtracted layer by layer, those that both have.
 
         Args:
-            plan: a plan, its text or its family; it must be in the store.
+            plan: a plan, its text, its family or the name that it was given; it must be in the
+                store.
             dtype: what values are given as, e.g. `float32`, cast as they are read; by default the
                 store's.
         Returns:
@@ -203,7 +205,7 @@ class Capture(StoreReader):
             frame = repsim.open("capture.zarr").to_frame(plan="baseline")
             frame.groupby("sample_key")["logprob baseline"].mean()
         """
-        plans = [self.plans[row] for row in self.find_plans(plan)]
+        plans = [self.plans[row] for row in self.find_rows(plan)]
         return tabulate_tokens(self, plans, tokenizer)
 
     def table(
@@ -230,7 +232,7 @@ class Capture(StoreReader):
         Raises:
             PlanError: the store holds no such plan.
         """
-        return tabulate_plans(self, self.find_plans(plan), resamples=resamples, seed=seed)
+        return tabulate_plans(self, self.find_rows(plan), resamples=resamples, seed=seed)
 
     def lengths(self, *plans: str | Plan) -> NDArray[np.int64]:
         """Kept tokens of each sample that is finished under all these plans, `[sample]`."""
@@ -313,7 +315,7 @@ class Capture(StoreReader):
             "kept": f"{kept} of {identity['tokens']} tokens, compression {compression}",
             "batches": str(self.dataset.attrs.get("batches", "not tried")),
             "blocks": f"{wanted - self.missing:,} of {wanted:,} finished (node by run of samples)",
-            "on disk": f"{sum(self.place.sizes().values()) / 1e6:,.1f} MB",
+            "on disk": filesize.decimal(sum(self.place.sizes().values())),
             "revision": str(identity["revision"]),
             "stack": self.stack,
             **self.loading,
@@ -363,11 +365,11 @@ class Capture(StoreReader):
         return int(np.logical_and.accumulate(done).sum())
 
     def _row(self, plan: str | Plan) -> int:
-        found = resolve(plan, self.layers)
-        if len(found) != 1:
-            raise PlanError(f"{plan}: stands for {len(found)} plans; name one")
+        plans = self.find_plans(plan)
+        if len(plans) != 1:
+            raise PlanError(f"{plan}: stands for {len(plans)} plans; name one")
         for row, named in enumerate(self.plans):
-            if named.plan == found[0].plan:
+            if named.plan == plans[0].plan:
                 return row
         raise PlanError(
             f"plan {str(plan)!r} is not in {self.path}; it holds: {names_of(self.plans)}"
@@ -384,7 +386,7 @@ class Capture(StoreReader):
         kept = "" if total == computed else f", {total:,} kept"
         if self.keeps_states:
             stored = self.dataset["hidden"]
-            states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {stored.nbytes / 1e9:.2f} GB"
+            states = f"{sizes[NODE]:,} nodes in {stored.dtype}, {filesize.decimal(stored.nbytes)}"
         else:
             names_kept = ", ".join(self.dataset.attrs["statistics"])
             states = f"{sizes[NODE]:,} nodes, not kept; statistics: {names_kept}"

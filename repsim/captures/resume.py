@@ -14,7 +14,7 @@ from repsim.captures.reader import Capture, open_capture
 from repsim.data.batching import cut_blocks
 from repsim.data.samples import Sample, corpus_digest
 from repsim.errors import StoreError
-from repsim.jobs.resumable import RemainingWork
+from repsim.jobs.resumable import RemainingWork, check_plan_names
 from repsim.plans import NamedPlan, PlanTrie, names_of
 from repsim.schema import Identity
 from repsim.storage import integrity
@@ -61,6 +61,7 @@ def plan_remaining_work(
         raise StoreError(f"{place}: holds another capture: {difference}; {OTHER}")
     # What is there comes first, in its order; what is requested beyond that is new.
     kept, new_samples = _divide_samples(existing, requested.samples)
+    check_plan_names(place, existing.plans, requested.plans)
     present = {named.plan for named in existing.plans}
     new_plans = tuple(named for named in requested.plans if named.plan not in present)
     if (new_plans or new_samples) and not append:

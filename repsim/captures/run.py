@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
+from rich import filesize
 
 from repsim.captures import resume
 from repsim.captures.reader import Capture, open_capture
@@ -45,7 +46,7 @@ from repsim.options import (
     request_of,
     takes,
 )
-from repsim.plans import Plan, PlanTrie, resolve
+from repsim.plans import Plan, PlanTrie, read_plans, resolve
 from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
 from repsim.stats.per_sample import SampleStatistic
@@ -108,14 +109,15 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         self._store = from_keywords(StoreOptions, options)
         corpus = from_keywords(CorpusOptions, options)
         loading = from_keywords(ModelOptions, options)
-        plan = from_keywords(PlanOptions, options).plan
+        plans = read_plans(from_keywords(PlanOptions, options).plan)
         self._progress, self.repair = progress, self._store.repair
         # Everything that can be refused without a model is refused before one is loaded.
         statistics = _statistics_asked(self._states)
         texts = read_corpus(str(corpus.corpus), field=corpus.field, limit=corpus.limit)
-        plans = [plan] if isinstance(plan, str | Plan) else list(plan)
-        named = "+".join(map(str, plans))
-        default = default_store("captures", model, loading.stack, texts.name, named)
+        source = request_of(corpus).get("corpus")
+        is_file = source is not None and not str(source).startswith("hf:")
+        over = Path(str(source)) if is_file else texts.name
+        default = default_store("captures", model, loading.stack, [over], plans, corpus=source)
         self.location = location_of(default if self._store.out is None else self._store.out)
         check_target(self.location)
         self._model = load_or_reuse(model, loading)
@@ -153,21 +155,21 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     def check_room(self, work: RemainingWork[Layout]) -> str:
         layout, missing = work.layout, work.missing
         needed, free = layout.bytes_of(missing), self.location.free_bytes
-        size = f"{needed / 1e9:,.2f} GB"
+        size = filesize.decimal(needed)
         advice = "take fewer plans or texts, --tokens last, or --keep none --statistics cosine"
         most = self._store.max_bytes
         if most is not None and needed > most:
             raise StoreError(
-                f"{self.location}: {size} are needed, --max-bytes allows {most / 1e9:,.2f} GB; "
-                f"{advice}"
+                f"{self.location}: {size} are needed, --max-bytes allows "
+                f"{filesize.decimal(most)}; {advice}"
             )
         if free is not None and needed > free and layout.compression == "none":
             raise StoreError(
-                f"{self.location}: {size} are needed, {free / 1e9:,.2f} GB are free; make room, "
-                f"choose another --out, {advice}"
+                f"{self.location}: {size} are needed, {filesize.decimal(free)} are free; "
+                f"make room, choose another --out, {advice}"
             )
         lacking = f", {int(missing.sum()):,} of {missing.size:,} blocks missing"
-        room = "" if free is None else f" ({free / 1e9:,.2f} GB are free)"
+        room = "" if free is None else f" ({filesize.decimal(free)} are free)"
         numbers = (
             f"plans {len(layout.plans):,}, nodes {len(layout.trie):,}, "
             f"samples {len(layout.samples):,}, tokens {layout.tokens:,}"

@@ -34,12 +34,26 @@ if TYPE_CHECKING:
     from repsim.analysis.run import Analysis
 
 
+PLAN_HELP = (
+    "A plan, family, sweep, named set, a name in the store, @FILE, or all of the store; repeatable."
+)
+
+
 class AnalysisGroup(TyperGroup):
     """One command per installed analysis, made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of the installed analyses."""
         return sorted(entry_points(group=ANALYSES).names)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The names that a shell may complete to, as a group of empty commands has them: to import
+        the analyses would take seconds.
+        """
+        commands = {name: _single_command(name, _nothing) for name in self.list_commands(ctx)}
+        group = TyperGroup(name=self.name, commands=commands)
+        context = group.make_context(self.name, [], parent=ctx, resilient_parsing=True)
+        return group.shell_complete(context, incomplete)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The analysis's command; where a package's analysis is broken, one that says how."""
@@ -55,6 +69,10 @@ class AnalysisGroup(TyperGroup):
         except Exception as problem:
             # No command can be made of its signature or its docstring.
             return refusing_command(cmd_name, str(broken_analysis(entry, problem)))
+
+
+def _nothing() -> None:
+    pass
 
 
 def analysis_command(name: str, module: ModuleType) -> Any:
@@ -126,7 +144,7 @@ def argument_help(function: Callable[..., Any]) -> dict[str, str]:
 def _option(keyword: inspect.Parameter, text: str | None) -> inspect.Parameter:
     """A keyword of `compute` or `plot` as an option; `plan` is repeatable in every command."""
     if keyword.name == "plan":
-        (plan,) = parameters_of(PlanOptions)
+        (plan,) = parameters_of(PlanOptions, plan=PLAN_HELP)
         default = keyword.default
         return plan.replace(default=[default] if isinstance(default, str) else list(default))
     return keyword.replace(

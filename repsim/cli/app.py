@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,10 @@ from repsim.cli.table import table
 ANALYZE_HELP = "Analyses a store and draws the figure."
 
 # Of all commands: each hands them down to those below it.
-SETTINGS: dict[str, Any] = {"token_normalize_func": dashed}
+SETTINGS: dict[str, Any] = {
+    "token_normalize_func": dashed,
+    "help_option_names": ["--help", "-h"],
+}
 if MARKUP is None:
     SETTINGS["terminal_width"] = UNWRAPPED
 
@@ -27,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode=MARKUP,
     context_settings=SETTINGS,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (capture, evaluate, table, info, verify):
@@ -46,6 +48,23 @@ plans_app = typer.Typer(
 plans_app.callback()(plans)
 plans_app.command()(show)
 app.add_typer(plans_app, name="plans")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from repsim import __version__
+
+        print(f"repsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _repsim(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """What `repsim` takes before a command."""
 
 
 @analyze_app.callback(help=ANALYZE_HELP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repsim.cli.advice import tell_next_of_capture
 from repsim.cli.options import (
     ModelArgument,
     QuietOption,
@@ -12,7 +13,6 @@ from repsim.cli.options import (
     parameters_of,
     set_parameters,
 )
-from repsim.cli.printing import tell
 from repsim.cli.progress import show_progress
 from repsim.options import CAPTURE_RECORDS
 from repsim.schema import DEFAULT_MODEL
@@ -24,16 +24,9 @@ def capture(model: str, quiet: bool, **options: Any) -> None:
         import repsim
 
         store = repsim.capture(model, progress=progress, **keywords_from(options))
-    if quiet:
-        return
-    print(store)
-    # The command that most likely comes next, so that it can be copied.
-    names = [named.name for named in store.plans]
-    plan = "" if "baseline" in names else f" --plan '{names[0]}'"
-    analysis = (options["statistics"] or "cosine").partition(",")[0]
-    needs_measure = analysis == "similarity" and not store.keeps_states
-    measure = " --measure minibatch-cka" if needs_measure else ""
-    tell(f"Next: repsim analyze {analysis} {store.path}{plan}{measure}")
+    if not quiet:
+        print(store)
+        tell_next_of_capture(store)
 
 
 set_parameters(

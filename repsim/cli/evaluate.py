@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repsim.cli.advice import tell_next_of_scores
 from repsim.cli.options import (
     ModelArgument,
     QuietOption,
@@ -12,7 +13,7 @@ from repsim.cli.options import (
     parameters_of,
     set_parameters,
 )
-from repsim.cli.printing import show_names, tell
+from repsim.cli.printing import show_names
 from repsim.cli.progress import show_progress
 from repsim.cli.table import print_scores
 from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
@@ -36,7 +37,7 @@ def evaluate(model: str, quiet: bool, **options: Any) -> None:
             print(scores)
             print_scores(scores)
     if not quiet:
-        tell(f"Next: repsim analyze degradation {scores.path}")
+        tell_next_of_scores(scores, model, options["data_dir"])
 
 
 set_parameters(

@@ -43,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     except RepsimError as problem:
         return _say(str(problem), 2)
     except TyperException as problem:
-        message = " ".join(problem.format_message().split())
-        return _say(message, 2) if message else 2  # help has been shown where no command was given
+        message = problem.format_message()
+        # Where no command was given, its help is shown, on a terminal by rich.
+        if type(problem).__name__ == "NoArgsIsHelpError":
+            print(message, end="\n" * bool(message), file=sys.stderr)
+            return 2
+        return _say(" ".join(message.split()), 2)
     except SystemExit as left:
         status = left.code
     except BrokenPipeError:

@@ -31,15 +31,17 @@ def plans(ctx: typer.Context) -> None:
 
 
 def show(
-    plan: Annotated[str, typer.Argument(help="A plan, family, sweep or named set.")],
+    plan: Annotated[
+        str, typer.Argument(help="A plan, family, sweep, named set or @FILE of plans.")
+    ],
     layers: Annotated[
         int, typer.Option(help="The model's number of layers, T.", min=1, max=100_000)
     ] = DEFAULT_LAYERS,
 ) -> None:
     """Draws what a plan runs, step by step; counts plans, steps and trie nodes of a set."""
-    from repsim.plans import PlanTrie, describe, draw, resolve
+    from repsim.plans import PlanTrie, describe, draw, read_plans, resolve
 
-    named_plans = resolve(plan, layers)
+    named_plans = resolve(read_plans(plan), layers)
 
     # One plan is drawn.
     if len(named_plans) == 1:

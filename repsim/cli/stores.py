@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from repsim.cli.options import StoreArgument
@@ -24,8 +27,26 @@ def info(store: StoreArgument) -> None:
             print_scores(opened)
 
 
-def verify(store: StoreArgument) -> None:
+def verify(
+    store: StoreArgument,
+    model: Annotated[
+        Path | None, typer.Option(exists=True, help="Where its model is, for the repair command.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(exists=True, help="Where its corpus is, likewise.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where its tasks' data are, likewise."),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where tasks of one's own are, likewise."),
+    ] = None,
+) -> None:
     """Reads a whole store; names every damaged or missing chunk, and exits with 1 for any."""
+    from rich import filesize
+
     import repsim
 
     report = repsim.verify(store)
@@ -39,11 +60,17 @@ def verify(store: StoreArgument) -> None:
         tell(f"without checksums, not checked: {report.unchecked}")
 
     # The verdict, and how to repair.
-    read = f"{report.chunks:,} chunks, {report.bytes / 1e6:,.1f} MB read"
+    read = f"{report.chunks:,} chunks, {filesize.decimal(report.bytes)} read"
     if not report.damages:
         tell(f"{store}: sound; {read}")
         return
     parts = "1 part" if len(report.damages) == 1 else f"{len(report.damages):,} parts"
     tell(f"{store}: {parts} damaged or missing; {read}")
-    tell(*repsim.stores.repair_advice(store, report))
+    places = {
+        "model": model,
+        "corpus": corpus,
+        "data_dir": data_dir,
+        "include_path": include_path,
+    }
+    tell(*repsim.stores.repair_advice(store, report, **places))
     raise typer.Exit(1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from repsim.errors import DataError
+from repsim.hub import cache_if_unreachable
 
 BUILTIN = "builtin"
 # A line with its end, which the last one may lack. The lookahead keeps the pattern from matching
@@ -207,7 +208,8 @@ def _load_rows(path: str, split: str, source: str) -> Any:
     problems: list[Exception] = []
     for repository, configuration in candidates:
         try:
-            return datasets.load_dataset(repository, configuration, split=split)
+            with cache_if_unreachable():
+                return datasets.load_dataset(repository, configuration, split=split)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             problems.append(error)
     # If one reading of the name exists, what is wrong with it is worth more than the remark that

@@ -169,7 +169,7 @@ class Scores(StoreReader):
             table = repsim.table("scores.zarr", task="grammar")
             table[table["p_holm"] < 0.05]
         """
-        rows, tasks = self.find_plans(plan), self._find_tasks(task)
+        rows, tasks = self.find_rows(plan), self._find_tasks(task)
         table = compare_with_baseline(self.dataset, self.layers, resamples=resamples, seed=seed)
         texts = [self.plans[row].plan.text for row in rows]
         is_wanted = table[PLAN].isin(texts) & table["task"].isin(tasks)

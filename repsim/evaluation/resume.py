@@ -12,7 +12,7 @@ import pandas as pd
 from repsim.errors import StoreError
 from repsim.evaluation.reader import CACHES, Scores, open_scores
 from repsim.evaluation.request import EvaluationRequest, ExampleKey
-from repsim.jobs.resumable import RemainingWork
+from repsim.jobs.resumable import RemainingWork, check_plan_names
 from repsim.jobs.subject import identity_of
 from repsim.plans import NamedPlan, names_of
 from repsim.schema import Identity
@@ -55,6 +55,7 @@ def plan_remaining_work(
         tables, present_plans = score_store.tables(existing.dataset), existing.plans
         _check_same_evaluation(request, existing)
         _check_same_questions(request, existing, *tables)
+        check_plan_names(existing.place, present_plans, request.plans)
     tasks, metrics, examples, requests = tables
     # What is there comes first, in its order; what is requested beyond that is new.
     present = _keys(examples)

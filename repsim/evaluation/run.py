@@ -51,7 +51,7 @@ from repsim.options import (
     takes,
     with_new_names,
 )
-from repsim.plans import Plan, resolve
+from repsim.plans import read_plans, resolve
 from repsim.schema import DEFAULT_MODEL
 from repsim.storage import integrity, score_store
 from repsim.storage.location import location_of
@@ -128,12 +128,11 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         tasks = from_keywords(TaskOptions, keywords)
         store = from_keywords(StoreOptions, keywords)
         loading = from_keywords(ModelOptions, keywords)
-        plan = from_keywords(PlanOptions, keywords).plan
+        plans = read_plans(from_keywords(PlanOptions, keywords).plan)
         self._progress, self.repair, self._append = progress, store.repair, store.append
         self._prefix_sharing = tasks.prefix_sharing
         self._damages: Sequence[integrity.Damage] | None = None
         # Everything that can be refused without a model is refused before one is loaded.
-        plans = [plan] if isinstance(plan, str | Plan) else list(plan)
         if not plans:
             raise PlanError("no plan: name at least one, e.g. baseline")
         for option, folder in (("data_dir", tasks.data_dir), ("include_path", tasks.include_path)):
@@ -148,9 +147,11 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
 
         prompting = prompting_of(tasks)
         names = names_in(tasks.tasks)
-        labels = [Path(name).stem if is_task_file(name) else name for name in names]
+        folder = None if tasks.data_dir is None else Path(tasks.data_dir)
+        over = [Path(name) if is_task_file(name) else name for name in names]
+        over += [] if folder is None else [folder]
         default = default_store(
-            "scores", model, loading.stack, "+".join(labels), "+".join(map(str, plans))
+            "scores", model, loading.stack, over, plans, tasks=names, data_dir=folder
         )
         self.location = location_of(default if store.out is None else store.out)
         check_target(self.location)

@@ -11,7 +11,7 @@ import glob
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,6 +27,7 @@ from repsim.errors import DataError, RepsimError, brief
 from repsim.evaluation import offline_suite, task_files
 from repsim.evaluation.prompting import PLAIN, Prompting
 from repsim.evaluation.task_index import own_task_manager, task_manager
+from repsim.hub import cache_if_unreachable
 from repsim.storage.requests import is_task_file
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -79,7 +80,8 @@ def find_tasks(
         has_files = data_dir is not None and any(_has_files(each, data_dir) for each in members)
         if data_dir is not None and (has_files or not is_own):
             return FoundTasks([_task_from_files(member, data_dir) for member in members])
-        loaded = manager.load([name])
+        with nullcontext() if is_own else cache_if_unreachable():
+            loaded = manager.load([name])
     except RepsimError:
         raise
     except Exception as problem:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.errors import StoreDamaged
+from repsim.errors import StoreDamaged, StoreError
+from repsim.plans import NamedPlan
 from repsim.storage.frame import StoreLayout
 from repsim.storage.location import LocalFolder, Location
 from repsim.storage.lock import WriterLock, is_locked
@@ -90,6 +91,31 @@ def work_units(missing: NDArray[np.bool_], most_blocks: int = 1) -> Iterator[Wor
         blocks.append(block)
     if blocks:
         yield WorkUnit(tuple(blocks), rows)
+
+
+def check_plan_names(
+    location: Location, stored: Sequence[NamedPlan], requested: Sequence[NamedPlan]
+) -> None:
+    """Refuses names that a store has for other plans, or other names than it has for its plans.
+
+    Raises:
+        StoreError: a plan could not be found again by the name that it was given.
+    """
+    by_plan = {named.plan: named.name for named in stored}
+    by_name = {named.name: named.plan for named in stored}
+    for named in requested:
+        if not named.has_given_name:
+            continue
+        if (name := by_plan.get(named.plan, named.name)) != named.name:
+            raise StoreError(
+                f"{location}: holds {named.name} as {name!r}; ask for it by that, or choose "
+                "another --out"
+            )
+        if (plan := by_name.get(named.name, named.plan)) != named.plan:
+            raise StoreError(
+                f"{location}: its {named.name} is {plan}, not {named.plan}; give the plan another "
+                "name"
+            )
 
 
 class ResumableRun(ABC, Generic[AnyLayout, AnyStore]):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repsim.cache import cache_folder, file_name
-from repsim.errors import ModelError
+from repsim.errors import ModelError, RepsimError
 from repsim.options import ModelOptions, options_of
+from repsim.plans import Plan
 from repsim.schema import Identity
+from repsim.storage.location import location_of
+from repsim.storage.metadata import read_attributes
+from repsim.storage.requests import storable
 
 if TYPE_CHECKING:
     from torch import nn
 
     from repsim.models import Model
 
+LONGEST_NAME = 120  # of a store at its default place
 VERSIONED = ("repsim-layers", "torch", "transformers", "tokenizers", "nnsight", "numpy", "zarr")
 
 
@@ -123,19 +129,71 @@ def identity_of(model: Model, corpus: str, digest: str, tokens: str, *packages: 
 
 
 def default_store(
-    folder: str, model: str | Model | nn.Module, stack: str | None, *parts: object
+    folder: str,
+    model: str | Model | nn.Module,
+    stack: str | None,
+    over: Sequence[str | Path],
+    plans: Sequence[str | Plan],
+    **request: Any,
 ) -> Path:
-    """A store's path under the cache, named after the model, its stack if that was named, and what
-    else the numbers are of.
+    """A store's path under the cache, named after the model, its stack if that was named, what the
+    numbers are over, and the plans.
+
+    What stands for a path, or had to be cut, is told apart by a digest. Earlier releases did
+    without one: their store is taken where it was made for the same request.
+
+    Args:
+        folder: of all stores of this kind.
+        model: by name, loaded, or a module in memory.
+        stack: path of its module list, if that was named.
+        over: names, or paths of files.
+        plans: as they were asked for.
+        **request: options that `over` comes from, as a request has them.
     """
+    source: str | Path
     if isinstance(model, str):
-        name = Path(model).name if Path(model).exists() else model
+        source = Path(model) if Path(model).exists() else model
     else:
         from repsim.models import Model
         from repsim.models.in_memory import default_name
 
         if isinstance(model, Model):
-            name, stack = model.name, model.stack.path if model.stack.is_named else None
+            stack = model.stack.path if model.stack.is_named else None
+            source = _source_of(model)
         else:
-            name = default_name(model)
-    return cache_folder() / folder / f"{file_name(name, stack or '', *parts)[:120]}.zarr"
+            source = default_name(model)
+    texts = list(map(str, plans))
+    home, joined = cache_folder() / folder, "+".join(texts)
+    words = [source, stack or "", "+".join(map(file_name, over))]
+    name = file_name(*words, file_name(joined, distinct=True), longest=LONGEST_NAME)
+
+    # Where earlier releases have put it.
+    called = source.name if isinstance(source, Path) else source
+    words = [called, stack or "", "+".join(map(_last_part, over))]
+    earlier = home / f"{file_name(*words, joined)[:LONGEST_NAME]}.zarr"
+    if earlier.name != f"{name}.zarr" and _is_made_for(earlier, {"plan": texts, **request}):
+        return earlier
+    return home / f"{name}.zarr"
+
+
+def _source_of(model: Model) -> str | Path:
+    """The folder that a loaded model comes from; its name where that is not a folder's."""
+    folder = Path(getattr(model.module.config, "_name_or_path", None) or "")
+    is_local = model.revision is None and folder.is_dir() and folder.resolve().name == model.name
+    return folder.resolve() if is_local else model.name
+
+
+def _last_part(part: str | Path) -> str:
+    return part.stem if isinstance(part, Path) else part
+
+
+def _is_made_for(path: Path, request: Mapping[str, Any]) -> bool:
+    """Whether there is a store at a path, and one of its requests has these options."""
+    try:
+        requests = read_attributes(location_of(path))["requests"]
+    except (RepsimError, KeyError):
+        return False
+    wanted = storable(request)
+    return any(
+        all(made_by.get(name) == wanted.get(name) for name in request) for made_by in requests
+    )

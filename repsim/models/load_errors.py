@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from repsim.errors import ModelError
+from repsim.hub import cache_if_unreachable
 from repsim.models.model_files import EMBEDDED
 
 # Words by which failures of other libraries are told apart, as transformers 5.23 and
@@ -39,8 +40,10 @@ def one_line_errors(name: str, failure: str, kind: str = "model") -> Iterator[No
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    is_local = name in EMBEDDED or Path(name).exists()
+    hub = contextlib.nullcontext() if is_local else cache_if_unreachable()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of several libraries
+        with contextlib.redirect_stderr(io.StringIO()), hub:  # progress bars of several libraries
             yield
     except Exception as problem:
         raise ModelError(f"{kind} {name!r}: {_advice(name, failure, problem)}") from problem

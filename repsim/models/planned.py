@@ -27,7 +27,7 @@ from repsim.models.planned_proof import prove, savable_weights
 from repsim.models.sharing import SharedCopies
 from repsim.models.stack import Stack, find_stack
 from repsim.models.sublayers import keep_sublayer
-from repsim.plans import Plan, resolve
+from repsim.plans import Plan, read_plans, resolve
 
 # Attributes of a stack's owner that hold the index of its last layer plus one where a model does
 # without what they are for (Gemma 4's shared keys and values).
@@ -49,7 +49,7 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
     Args:
         model: what `repsim.models.load` gave, or any Hugging Face model, also inside one of peft:
             the layers of its adapters are copied with those they stand in.
-        plan: a plan, its text or a family, e.g. `skip:start=10`.
+        plan: a plan, its text, a family, e.g. `skip:start=10`, or `@FILE` that holds one.
         check: prove on a few tokens that the planned model's states are the plan's, and find out
             whether it can use a KV cache; `False` leaves both out.
     Returns:
@@ -78,7 +78,7 @@ def planned(model: Model | nn.Module, plan: str | Plan, *, check: bool = True) -
                 f"{plan}: the model follows the plan {module.plan}; plan the model it was made from"
             )
         model = Model(module, None, type(module).__name__, None, find_stack(module))
-    plans = resolve(plan, model.layers)
+    plans = resolve(read_plans(plan), model.layers)
     if len(plans) != 1:
         raise ModelError(f"{plan}: stands for {len(plans)} plans; a model follows one at a time")
     planned_model = _build(model.module, model.stack, plans[0].plan)

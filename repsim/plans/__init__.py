@@ -4,7 +4,9 @@ only.
 
 from repsim.plans.drawing import describe, draw
 from repsim.plans.families import FAMILIES, Family, Parameter, Value, register_family
+from repsim.plans.files import PlanRequest, read_plans
 from repsim.plans.joins import JOIN_KINDS, JoinKind
+from repsim.plans.names import ALL
 from repsim.plans.plan import (
     SUBLAYERS,
     Application,
@@ -20,6 +22,7 @@ from repsim.plans.sweeps import (
     SETS,
     NamedPlan,
     NamedSet,
+    check_distinct,
     family_of,
     names_of,
     recognise,
@@ -28,6 +31,7 @@ from repsim.plans.sweeps import (
 from repsim.plans.trie import PlanTrie
 
 __all__ = [
+    "ALL",
     "FAMILIES",
     "JOIN_KINDS",
     "SETS",
@@ -40,9 +44,11 @@ __all__ = [
     "Parameter",
     "Piece",
     "Plan",
+    "PlanRequest",
     "PlanTrie",
     "Step",
     "Value",
+    "check_distinct",
     "check_layer",
     "check_steps",
     "describe",
@@ -51,6 +57,7 @@ __all__ = [
     "names_of",
     "parse_plan",
     "parse_step",
+    "read_plans",
     "recognise",
     "register_family",
     "resolve",

@@ -6,7 +6,6 @@ way and finds the family that a plan belongs to. Nothing here knows a particular
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import math
@@ -15,8 +14,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from repsim.errors import PlanError
+from repsim.errors import PlanError, did_you_mean
 from repsim.plans.families import FAMILIES, LARGEST, Family, Value
+from repsim.plans.names import ALL, NAME, split_name
 from repsim.plans.plan import Plan, check_layer, check_steps, parse_plan
 
 MOST_PLANS = 100_000  # that texts may stand for together
@@ -72,7 +72,7 @@ SETS: dict[str, NamedSet] = {named.name: named for named in _SETS}
 class NamedPlan:
     """A plan and what to call it.
 
-    name: its family text, `skip:start=3`, or its canonical text.
+    name: its family text, `skip:start=3`, or its canonical text; else what its user calls it.
     family: the family it belongs to; empty where it belongs to none.
     values: parameter → value, so that the family's `build(layers, **values)` is the plan.
     """
@@ -82,6 +82,11 @@ class NamedPlan:
     family: str = field(default="", compare=False)  # follows from the plan, as do the values
     values: Mapping[str, Value] = field(default_factory=dict, compare=False)
 
+    @property
+    def has_given_name(self) -> bool:
+        """Whether its user has named it, `late=0-3, 8-29`, rather than its family or its text."""
+        return bool(NAME.fullmatch(self.name)) and not _is_reserved(self.name)
+
 
 def names_of(plans: Sequence[NamedPlan]) -> str:
     """The first few names, and how many more there are."""
@@ -89,25 +94,31 @@ def names_of(plans: Sequence[NamedPlan]) -> str:
     return ", ".join(named.name for named in plans[:8]) + more
 
 
-def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[NamedPlan, ...]:
-    """The plans that the texts stand for, in order, each plan once under its first name.
+def resolve(
+    texts: str | Plan | Sequence[str | Plan], layers: int, stored: Sequence[NamedPlan] = ()
+) -> tuple[NamedPlan, ...]:
+    """The plans that the texts stand for, in order, each plan once: under the name that it was
+    given, else under its first one.
 
     Of a sweep over several parameters, values that do not go together are left out; a text that
     stands for nothing else is refused.
 
     Args:
-        texts: plans, plan texts, families, sweeps and named sets in any mix.
+        texts: plans, plan texts, families, sweeps and named sets in any mix; `late=0-3, 8-29` names
+            a plan.
         layers: the model's T.
+        stored: plans of a store, which are found by the names that they were given; `all` stands
+            for all of them.
     Raises:
-        PlanError: a text cannot be understood, asks for what T layers do not allow, or they stand
-            for too many plans.
+        PlanError: a text cannot be understood, asks for what T layers do not allow, they stand
+            for too many plans, or a name is given twice.
     Example:
-        >>> [named.name for named in resolve(["skip:start=0..1", "0-2"], layers=6)]
-        ['skip:start=0', 'skip:start=1', '0-2']
+        >>> [named.name for named in resolve(["skip:start=0..1", "0-2", "late=0, 4-5"], layers=6)]
+        ['skip:start=0', 'skip:start=1', '0-2', 'late']
     """
     check_steps(layers)
     wanted = [texts] if isinstance(texts, str | Plan) else list(texts)
-    sweeps = [sweep for text in wanted for sweep in _parse(text, layers)]
+    sweeps = [sweep for text in wanted for sweep in _parse(text, layers, stored)]
     # Counted before any is built: 100,000 plans are a slip of the keyboard, and more than fits into
     # memory.
     if (count := sum(len(sweep) for sweep in sweeps)) > MOST_PLANS:
@@ -116,7 +127,7 @@ def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[Name
         raise PlanError(
             f"{request}: stands for {count:,} plans; ask for at most {MOST_PLANS:,} at once"
         )
-    # Built one by one; the first name of a plan stays.
+    # Built one by one; the first name of a plan stays, unless another was given to it.
     named_plans: dict[Plan, NamedPlan] = {}
     steps = 0
     for sweep in sweeps:
@@ -127,8 +138,31 @@ def resolve(texts: str | Plan | Sequence[str | Plan], layers: int) -> tuple[Name
                     f"{named.name}: with it, the plans asked for have more than "
                     f"{MOST_STEPS_TOGETHER:,} steps together; ask for fewer or shorter ones"
                 )
-            named_plans.setdefault(named.plan, named)
+            present = named_plans.setdefault(named.plan, named)
+            if named.has_given_name and not present.has_given_name:
+                named_plans[named.plan] = named
+            elif named.has_given_name and named.name != present.name:
+                raise PlanError(
+                    f"{present.name} and {named.name}: the same plan ({named.plan}); name it once"
+                )
+    check_distinct(tuple(named_plans.values()))
     return tuple(named_plans.values())
+
+
+def check_distinct(plans: Sequence[NamedPlan]) -> None:
+    """Refuses two plans of one name, of which only the first could be found again.
+
+    Raises:
+        PlanError: there are such.
+    """
+    by_name: dict[str, NamedPlan] = {}
+    for named in plans:
+        other = by_name.setdefault(named.name, named)
+        if other.plan != named.plan and named.has_given_name:
+            raise PlanError(
+                f"{named.name}: names two plans, {other.plan} and {named.plan}; "
+                "give each its own name"
+            )
 
 
 def recognise(name: str, plan: Plan, layers: int) -> NamedPlan:
@@ -249,29 +283,70 @@ class _Sweep:
             yield refused
 
 
-def _parse(text: str | Plan, layers: int) -> Sequence[_Sweep | tuple[NamedPlan]]:
-    """The sweeps, or the single plan, that a text stands for."""
+def _parse(
+    text: str | Plan, layers: int, stored: Sequence[NamedPlan]
+) -> Sequence[_Sweep | tuple[NamedPlan, ...]]:
+    """The sweeps, or the single plans, that a text stands for."""
     if isinstance(text, Plan):
         check_layer(text.max_layer, layers)
         return [(_name_plan(text.text, text, layers),)]
     if not isinstance(text, str):
         raise PlanError(f"{text!r}: not a plan; give a text, or Plan.from_steps of a list")
+
+    # Plans of a store, by the names that they were given there.
+    word = text.strip()
+    if word == ALL:
+        if not stored:
+            raise PlanError(f"{ALL}: the plans of a store, and there is none; name plans or sets")
+        return [tuple(stored)]
+    present = {named.name: named for named in stored if named.has_given_name}
+    if word in present:
+        return [(present[word],)]
+
+    # A plan with a name, which is one plan.
+    name, plan = split_name(text)
+    if name:
+        return [(_parse_named(name, plan, layers),)]
+    return _parse_unnamed(text, layers, tuple(present))
+
+
+def _parse_named(name: str, text: str, layers: int) -> NamedPlan:
+    """The plan of `name=text`."""
+    if _is_reserved(name):
+        kind = "a family" if name in FAMILIES else "a set" if name in SETS else "all of a store"
+        raise PlanError(f"{name}={text}: {name} is {kind}; give the plan another name")
+    sweeps = _parse_unnamed(text, layers, ())
+    plans = list(itertools.islice(itertools.chain.from_iterable(sweeps), 2))
+    if len(plans) != 1:
+        raise PlanError(f"{name}={text}: stands for several plans; a name is for one")
+    return replace(plans[0], name=name)
+
+
+def _parse_unnamed(
+    text: str, layers: int, names: Sequence[str]
+) -> Sequence[_Sweep | tuple[NamedPlan, ...]]:
+    """What a plan's steps, a set or a family stand for; `names` are others that could be meant."""
     if not re.match(r"\s*[A-Za-z_]", text):
         plan = parse_plan(text, layers)
         return [(_name_plan(plan.text, plan, layers),)]
     if text.strip() in SETS:
         return [_parse_sweep(sweep, layers) for sweep in SETS[text.strip()].texts(layers)]
-    return [_parse_sweep(text, layers)]
+    return [_parse_sweep(text, layers, names)]
 
 
-def _parse_sweep(text: str, layers: int) -> _Sweep:
-    """What `name:key=value,...` stands for."""
+def _is_reserved(name: str) -> bool:
+    """Whether a name means something already, wherever plans are written."""
+    return name == ALL or name in FAMILIES or name in SETS
+
+
+def _parse_sweep(text: str, layers: int, names: Sequence[str] = ()) -> _Sweep:
+    """What `name:key=value,...` stands for; `names` are others that could be meant."""
     tight = re.sub(r" ?([:,=|]|\.\.) ?", r"\1", " ".join(text.split()))
     name, colon, rest = tight.partition(":")
     if name in SETS:
         raise PlanError(f"{tight}: {name} is a set and takes no parameters; write {name}")
     if name not in FAMILIES:
-        raise _unknown(name)
+        raise _unknown(name, names)
     family = FAMILIES[name]
     texts = _assignments(family, rest.split(",") if colon else [])
     known = {parameter.name: parameter for parameter in family.parameters}
@@ -299,8 +374,8 @@ def _assignments(family: Family, pairs: Sequence[str]) -> dict[str, str]:
     return texts
 
 
-def _unknown(name: str) -> PlanError:
-    close = difflib.get_close_matches(name, [*FAMILIES, *SETS], n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+def _unknown(name: str, names: Sequence[str]) -> PlanError:
+    hint = did_you_mean(name, [*names, *FAMILIES, *SETS])
     families, sets = ", ".join(FAMILIES), ", ".join(SETS)
-    return PlanError(f"{name!r}: unknown; {hint}families: {families}; sets: {sets}")
+    own = f"; of the store: {', '.join(names)}" if names else ""
+    return PlanError(f"{name!r}: unknown; {hint}families: {families}; sets: {sets}{own}")

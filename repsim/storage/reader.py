@@ -5,6 +5,7 @@ made it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -149,7 +150,7 @@ class StoreReader:
             for name, text in zip(names, texts, strict=True)
         )
 
-    def find_plans(self, plan: str | Plan | Sequence[str | Plan]) -> list[int]:
+    def find_rows(self, plan: str | Plan | Sequence[str | Plan]) -> list[int]:
         """Which of the store's plans are meant, in the store's order.
 
         Args:
@@ -175,10 +176,26 @@ class StoreReader:
     def _rows_of_plan(self, plan: str | Plan) -> set[int]:
         """Rows of the plans that a text stands for; none where it cannot be understood."""
         try:
-            meant = {named.plan for named in resolve(plan, self.layers)}
+            meant = {named.plan for named in resolve(plan, self.layers, self.plans)}
         except PlanError:
             return set()
         return {row for row, named in enumerate(self.plans) if named.plan in meant}
+
+    def find_plans(self, *plans: str | Plan) -> tuple[NamedPlan, ...]:
+        """The plans that texts stand for, also by the names that they were given here; `all` stands
+        for every plan of the store.
+
+        Raises:
+            PlanError: a text cannot be understood.
+        """
+        by_plan = {named.plan: named for named in self.plans}
+        # A name that only the text gives is not what the store calls the plan.
+        return tuple(
+            by_plan.get(named.plan, replace(named, name=named.plan.text))
+            if named.has_given_name
+            else named
+            for named in resolve(plans, self.layers, self.plans)
+        )
 
     @property
     def commands(self) -> list[str]:

@@ -77,14 +77,44 @@ def is_task_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def unnamed_files(requests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Files and folders that stored requests name without saying where they are."""
-    names = {request.get(option) for request in requests for option in ("corpus", *FOLDERS)}
-    for request in requests:
-        names |= {name for name in names_in(request.get("tasks", "")) if is_task_file(name)}
-    return sorted(
-        str(name) for name in names - {None, "", BUILTIN} if not str(name).startswith("hf:")
-    )
+def files_of(requests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Option -> the file or folder that stored requests name without saying where it is.
+
+    Example:
+        >>> files_of([{"corpus": "own.txt"}, {"corpus": "hf:glue/sst2:validation:sentence"}])
+        {'corpus': 'own.txt'}
+        >>> files_of([{"tasks": "arc_easy,own.yaml"}])
+        {'tasks': 'own.yaml'}
+    """
+    files = {
+        option: str(request[option])
+        for option in ("corpus", *FOLDERS)
+        for request in requests
+        if request.get(option) not in (None, "", BUILTIN)
+        and not str(request[option]).startswith("hf:")
+    }
+    tasks = [name for request in requests for name in names_in(request.get("tasks", ""))]
+    if own := list(dict.fromkeys(filter(is_task_file, tasks))):
+        files["tasks"] = ", ".join(own)
+    return files
+
+
+def located(
+    requests: Sequence[Mapping[str, Any]], places: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Requests with the places of files and folders, which no store keeps.
+
+    Args:
+        requests: as a store keeps them.
+        places: option -> where its file or folder is; None where that is not known.
+    Example:
+        >>> located([{"corpus": "own.txt", "limit": 5}], {"corpus": "/home/me/own.txt"})
+        [{'corpus': '/home/me/own.txt', 'limit': 5}]
+    """
+    known = {option: str(place) for option, place in places.items() if place is not None}
+    return [
+        {name: known.get(name, value) for name, value in request.items()} for request in requests
+    ]
 
 
 def is_same_request(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

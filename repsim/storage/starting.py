@@ -39,11 +39,12 @@ def open_or_create(place: Location) -> zarr.Group:
 def check_target(place: Location) -> None:
     """Refuses a place that cannot hold a store, before a model is loaded.
 
+    A store that is there may lie on a read-only disk: it may be complete already.
+
     Raises:
         StoreError: something else is there, or nothing can be written there.
     """
-    exists(place)
-    if not isinstance(place, LocalFolder):
+    if exists(place) or not isinstance(place, LocalFolder):
         return
     path = place.path.absolute()
     ancestor = next(parent for parent in (path, *path.parents) if parent.exists())

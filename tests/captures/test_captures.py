@@ -1035,12 +1035,13 @@ def test_a_capture_that_does_not_fit_writes_nothing(
     model: models.Model, texts: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        RepsimError, match=r"GB are needed, --max-bytes allows 0.00 GB; take fewer plans or texts"
+        RepsimError,
+        match=r"[kM]B are needed, --max-bytes allows 100 bytes; take fewer plans",
     ):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
     monkeypatch.setattr("repsim.storage.location.LocalFolder.free_bytes", 100)
     with pytest.raises(
-        RepsimError, match=r"GB are needed, 0.00 GB are free; make room, choose another --out"
+        RepsimError, match=r"[kM]B are needed, 100 bytes are free; make room, choose another --out"
     ):
         repsim.capture(model, corpus=texts, out=path)
     assert not path.parent.exists()

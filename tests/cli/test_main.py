@@ -1,5 +1,6 @@
 """Errors become one line and an exit status; nothing unsafe reaches a terminal."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,7 +10,7 @@ import pytest
 
 import repsim as repsim_library
 from repsim.cli import main as cli
-from support.cli import NASTY, Call, repsim, tree
+from support.cli import NASTY, REPSIM, Call, repsim, tree
 
 WRONG = {
     "unknown model": (["capture", "no-such/model-anywhere"], "no-such/model-anywhere"),
@@ -57,7 +58,7 @@ WRONG = {
     "bad size": (["capture", "{model}", "--max-bytes", "much"], "write e.g. 500MB"),
     "does not fit": (
         ["capture", "{model}", "--max-bytes", "1kB"],
-        "GB are needed, --max-bytes allows",
+        " kB are needed, --max-bytes allows 1.0 kB",
     ),
     "bad rule": (["capture", "{model}", "--tokens", "first"], "all, last, mean or every:N"),
     "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast or small"),
@@ -194,6 +195,57 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [("--version",), ("-h",), ("capture", "-h"), ("analyze", "-h")])
+def test_version_and_help_of_every_command(call: Call, words: tuple[str, ...]) -> None:
+    done = call(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = f"repsim {repsim_library.__version__}\n" if words == ("--version",) else "Usage: "
+    assert done.stdout.startswith(expected)
+
+
+def test_no_command_is_answered_by_the_help(call: Call) -> None:
+    for words, names in (((), ("capture", "verify")), (("analyze",), ("cosine", "norms"))):
+        done = call(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert all(f"\n  {name} " in done.stderr for name in names)
+
+
+def test_the_module_is_the_command() -> None:
+    for words in ([sys.executable, "-m", "repsim", "--version"], [*REPSIM, "--version"]):
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout == f"repsim {repsim_library.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("repsim ca", {"capture"}),
+        ("repsim analyze c", {"clusters", "cosine"}),
+        ("repsim capture --mo", {"--model-dtype"}),
+    ],
+)
+def test_a_shell_completes_without_the_heavy_modules(typed: str, offered: set[str]) -> None:
+    """In bash, as the line that `--show-completion` prints asks for it."""
+    code = (
+        "import sys; sys.argv = ['repsim']; from repsim.cli.main import main; main(); "
+        "assert not {'torch', 'numpy', 'xarray', 'zarr'} & set(sys.modules)"
+    )
+    environment = {
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+        "_REPSIM_COMPLETE": "complete_bash",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == offered
 
 
 def test_names_of_strangers_reach_no_terminal_as_they_are(

@@ -32,6 +32,15 @@ STANDS_FOR = {"ANALYSIS": "cosine", "COMMAND": "capture", "PLAN": "baseline", "S
 INCOMPLETE = ("MissingParameter", "NoArgsIsHelpError")
 
 
+STORED = resolve("late=0-3, 8-29", LAYERS)  # what pages call a plan of a store
+
+
+def plans_in(parameters: dict[str, Any]) -> list[str]:
+    """The plans that a command names, without files of them."""
+    plan = parameters.get("plan") or "baseline"
+    return [text for text in ([plan] if isinstance(plan, str) else plan) if "@" not in text]
+
+
 def shell_lines(page: Path) -> Iterator[tuple[str, bool]]:
     """Every `repsim ...` line of a page, continued lines joined; and whether it is one to type,
     rather than a command named in a sentence.
@@ -99,7 +108,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             if typed or type(problem).__name__ not in INCOMPLETE:
                 pytest.fail(f"{page_id(page)}: {line}: {problem}")
         else:
-            resolve(parameters.get("plan") or "baseline", parameters.get("layers", LAYERS))
+            resolve(plans_in(parameters), parameters.get("layers", LAYERS), STORED)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CHANGED], ids=page_id)
