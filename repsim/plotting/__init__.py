@@ -1,9 +1,11 @@
 """Datasets of results as figures fit for a paper; nothing is computed or read here.
 
 `page` holds what all figures share, `states` the figures of hidden states, `scores` those of
-benchmark scores, `costs` the one of scores against time.
+benchmark scores, `costs` the one of scores against time, `comparison` that of several stores'
+scores.
 """
 
+from repsim.plotting.comparison import compare
 from repsim.plotting.costs import latency
 from repsim.plotting.page import PALETTE, WIDTHS, Figure, Width, save, styled
 from repsim.plotting.scores import degradation
@@ -16,6 +18,7 @@ __all__ = [
     "Width",
     "blocks",
     "clusters",
+    "compare",
     "degradation",
     "drift",
     "latency",
