@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from repsim.errors import RepsimError, brief
 from repsim.schema import ANALYSES, Kind
-from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
+from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource, TextSource
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,20 +72,6 @@ class PlansSource(StateSource, Protocol):
 
     @property
     def plans(self) -> Sequence[Any]: ...
-
-
-class TextSource(StateSource, Protocol):
-    """What an analysis of two captures together asks of each, to know what they have in common."""
-
-    @property
-    def samples(self) -> xr.DataArray:
-        """Keys of the samples, in the order of `each_sample`."""
-        ...
-
-    @property
-    def tokens(self) -> xr.Dataset:
-        """`token_id`, `position` and `sample` of every kept token, sample by sample."""
-        ...
 
 
 OtherCapture = Annotated[TextSource | None, SECOND_STORE]

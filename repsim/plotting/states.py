@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from repsim.errors import PlanError, RepsimError
+from repsim.errors import PlanError, RepsimError, printable
 from repsim.plans import Step, parse_step
 from repsim.plotting.curves import look
 from repsim.plotting.page import (
@@ -44,6 +44,7 @@ from repsim.plotting.page import (
     wrapped,
 )
 
+FLATTEST = 0.8  # height of a panel as a share of its width, so that the colour bar has room
 DISTANCE_TOKENS = {"last": "last token", "all": "mean over tokens"}
 
 
@@ -95,7 +96,9 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
     left.
 
     The colour scale ends at 1 and begins at the smallest value, rounded down; where that is
-    negative, a line in the colour bar marks zero. A cell without a value is grey.
+    negative, a line in the colour bar marks zero. A cell without a value is grey. Of two captures,
+    the states of one go down and those of the other across, and a dot marks the largest value of
+    each row.
 
     Args:
         results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and
@@ -121,6 +124,8 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
                 xlabel="state after layer", ylabel="state after layer" if axes is panels[0] else ""
             )
             image = _heat_map(axes, matrix, ticks)
+            if _is_of_two(result):
+                _mark_pairs(axes, result, figure.get_figwidth() / len(results))
             if len(results) > 1:
                 axes.set_title(
                     _title(result, figure.get_figwidth() / len(results), name), fontsize=FONT
@@ -130,7 +135,10 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
         title = figure.suptitle(
             _title(results[0], figure.get_figwidth()) if len(results) == 1 else ""
         )
-        labels = [[str(label) for label in result["layer"].values] for result in results]
+        labels = [
+            [[str(label) for label in result[name].values] for name in ("layer", "layer_other")]
+            for result in results
+        ]
         _fit(figure, panels, title, labels)
     return figure
 
@@ -356,6 +364,25 @@ def _parts(result: xr.Dataset) -> str:
     )
 
 
+def _is_of_two(result: xr.Dataset) -> bool:
+    """Whether a similarity matrix is of two captures, its columns of the other one."""
+    return "model_other" in result.attrs
+
+
+def _mark_pairs(axes: Axes, result: xr.Dataset, inches: float) -> None:
+    """Names both captures at their axes, and marks the most similar state of each row."""
+    other = printable(result.attrs.get("label_other") or result.attrs["model_other"])
+    axes.set_ylabel(wrapped(f"state of {name_of(result)}, after layer", 0.7 * inches))
+    axes.set_xlabel(
+        wrapped(f"state of {other}, after layer", 0.8 * inches) + "\ndot: largest value of its row"
+    )
+    matrix = result[_matrix_name(result)].values
+    rows = np.flatnonzero(np.isfinite(matrix).any(1))
+    axes.plot(np.nanargmax(matrix[rows], axis=1), rows, "o", color=MARK, markersize=1.6)
+    axes.set_aspect("auto")
+    axes.set_box_aspect(float(np.clip(matrix.shape[0] / matrix.shape[1], FLATTEST, 1)))
+
+
 def _matrix_name(result: xr.Dataset) -> str:
     return "cosine" if "cosine" in result else "similarity"
 
@@ -435,14 +462,20 @@ def _scale(values: NDArray[np.float64]) -> list[float]:
 
 
 def _fit(
-    figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[str]]
+    figure: Figure, panels: Sequence[Axes], title: Text, labels: Sequence[Sequence[Sequence[str]]]
 ) -> None:
-    """Labels the axes and trims the figure's height; twice, as each changes the other."""
+    """Labels the axes and trims the figure's height; twice, as each changes the other.
+
+    labels: of each panel's rows and columns.
+    """
     for _ in range(2):
         figure.draw_without_rendering()
-        for axes, names in zip(panels, labels, strict=True):
-            side = axes.get_window_extent().height / figure.dpi * POINTS
-            _label(axes, names, side / len(names))
+        for axes, (rows, columns) in zip(panels, labels, strict=True):
+            box = axes.get_window_extent()
+            height, width = (side / figure.dpi * POINTS for side in (box.height, box.width))
+            runs = _labelled(_runs(rows), height / len(rows))
+            axes.set_yticks([run.middle for run in runs], [run.text for run in runs])
+            _label_x(axes, _labelled(_runs(columns), width / len(columns)))
         figure.draw_without_rendering()
         highest = max(axes.get_tightbbox().height for axes in panels)  # type: ignore[union-attr]
         figure.set_figheight((highest + title.get_window_extent().height) / figure.dpi + MARGIN)
