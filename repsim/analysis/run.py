@@ -315,7 +315,8 @@ def _keep(name: str, subject: Subject, group: str, result: xr.Dataset) -> Analys
     """
     remarks: list[str] = []
     paths = ", ".join(str(store.path) for store in subject.stores)
-    lines = [f"{name} of {paths} ({', '.join(map(_spoken, subject.options.items()))})"]
+    chosen = [option for option in subject.options.items() if option[1] is not None]
+    lines = [f"{name} of {paths} ({', '.join(map(_spoken, chosen))})"]
     store = subject.stores[0]
     try:
         store.write_result(group, result)

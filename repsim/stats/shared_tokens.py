@@ -201,9 +201,9 @@ def _check_comparable(
     """Refuses captures of which it cannot be known which states are of the same tokens."""
     if not cuts_alike and (kept[0] != kept[1] or kept[0] not in PER_TEXT):
         raise DataError(
-            f"{source.identity['model']} and {other.identity['model']} cut texts into other "
-            f"tokens, and the captures keep {kept[0]} and {kept[1]}; only one state per text can "
-            "be compared: capture both with --tokens mean, or both with --tokens last"
+            f"{source.identity['model']} and {other.identity['model']} have different tokenizers, "
+            f"and the captures keep {kept[0]} and {kept[1]} of a text's tokens: only one state per "
+            "text can be compared; capture both with --tokens mean, or both with --tokens last"
         )
     if kept[0] != kept[1] and "mean" in kept:
         raise DataError(
