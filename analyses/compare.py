@@ -82,9 +82,9 @@ def compute(
     and plans that only some stores have, are left out and named. Where a plan's states became
     non-finite, its scores and what is made of them are NaN.
 
-    The mean is over tasks whose metric is better the higher it is; of a single task there is none.
-    `p_holm` is adjusted for all comparisons together: every plan, task, mean and store. No p-value
-    is much below 2 / (1 + resamples), so many comparisons take more resamples.
+    Of a single task there is no mean over tasks. `p_holm` is adjusted for all comparisons together:
+    every plan, task, mean and store. No p-value is much below 2 / (1 + resamples), so many
+    comparisons take more resamples.
 
     Args:
         scores: what `repsim evaluate` stored; the first is what the others are compared with.
@@ -97,9 +97,8 @@ def compute(
         Over (plan, task, store) `score` and `difference`, and over (plan, store) `mean` and
         `mean_difference`, each with `_standard_error`, `_low` and `_high`, and `p_value`
         (two-sided), `p_holm`, `mean_p_value` and `mean_p_holm`; of the first store, differences and
-        p-values are NaN. Over (plan, task) `examples`, the number of pairs; over task `metric_of`,
-        `chance`, `higher_is_better` and `in_mean` (1 or 0); the coordinate `plan_text` over (plan,
-        store).
+        p-values are NaN. Over (plan, task) `examples`, the number of pairs; over task `metric_of`
+        and `chance`; the coordinate `plan_text` over (plan, store).
     Raises:
         RepsimError: fewer than two stores, no plan or task in common, or no task has the metric.
     """
@@ -119,9 +118,7 @@ def compute(
         estimate_task(task, plans.texts, keys, resamples=resamples, seed=seed) for task in tasks
     ]
     score, difference = (stats.strata(of_tasks) for of_tasks in zip(*estimates, strict=True))
-    is_higher_better = np.array([task.higher_is_better for task in tasks])
-    in_mean = is_higher_better & (is_higher_better.sum() > 1)
-    mean, mean_difference = (average_tasks(each, in_mean) for each in (score, difference))
+    mean, mean_difference = map(average_tasks, (score, difference))
 
     # Which differences are certain, all comparisons together.
     p_value, mean_p_value = map(stats.bootstrap_p_value, (difference, mean_difference))
@@ -132,7 +129,7 @@ def compute(
     # A share is 0 to 1, and a difference of shares -1 to 1; other scores have no bounds.
     most = np.array([1 if is_share(task.score) else np.inf for task in tasks])
     least = np.where(np.isinf(most), -np.inf, 0)
-    least_mean, most_mean = least[in_mean].min(initial=0), most[in_mean].max(initial=0)
+    least_mean, most_mean = least.min(), most.max()
     dims, of_mean = (PLAN, STORE, TASK), (PLAN, STORE)
     return xr.Dataset(
         {
@@ -147,8 +144,6 @@ def compute(
             "examples": ((TASK, PLAN), np.stack([task.finished.sum(1) for task in tasks])),
             "metric_of": (TASK, np.array([task.metric for task in tasks], object)),
             "chance": (TASK, np.array([task.chance for task in tasks])),
-            "higher_is_better": (TASK, is_higher_better.astype(np.int8)),
-            "in_mean": (TASK, in_mean.astype(np.int8)),
         },
         coords={
             PLAN: np.array(plans.names, object),
@@ -192,19 +187,20 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
         difference, difference_low, difference_high and p_holm. Of several tasks with more than
         `MOST_ROWS` rows in all, only the mean.
     """
-    has_mean = bool(result["in_mean"].any())
-    of_tasks = result[[*COLUMNS, "higher_is_better"]].to_dataframe().reset_index()
+    has_mean = result.sizes[TASK] > 1
+    of_tasks = result[list(COLUMNS)].to_dataframe().reset_index()
     tables = [] if has_mean and len(of_tasks) > MOST_ROWS else [of_tasks.rename(columns=COLUMNS)]
     if has_mean:
         of_mean = result[list(COLUMNS_OF_MEAN)].to_dataframe().reset_index()
-        tables.append(of_mean.rename(columns=COLUMNS_OF_MEAN).assign(task=MEAN, higher_is_better=1))
+        tables.append(of_mean.rename(columns=COLUMNS_OF_MEAN).assign(task=MEAN))
     table = pd.concat(tables, ignore_index=True)
 
     # Plans and tasks keep their order.
     for name, order in ((PLAN, [*result[PLAN].values]), (TASK, [*result[TASK].values, MEAN])):
         table[name] = pd.Categorical(table[name], order)
-    table["rank"] = table["score"] * np.where(table["higher_is_better"], -1, 1)
-    table = table.sort_values([PLAN, TASK, "rank"], kind="stable", ignore_index=True)
+    table = table.sort_values(
+        [PLAN, TASK, "score"], ascending=[True, True, False], kind="stable", ignore_index=True
+    )
     return table[[PLAN, TASK, STORE, *COLUMNS.values()]].astype({PLAN: str, TASK: str})
 
 
@@ -252,7 +248,7 @@ def estimate_task(
     Example:
         >>> import numpy as np
         >>> right = np.array([[[1.0, 1, 0, 1]], [[1, 0, 0, 0]]])
-        >>> task = MatchedTask("piqa", "acc", True, 0.5, right, np.ones((1, 4), bool), 0)
+        >>> task = MatchedTask("piqa", "acc", 0.5, right, np.ones((1, 4), bool), 0)
         >>> names = [["0-5"], ["0-7"]]
         >>> score, difference = estimate_task(task, names, names, resamples=20)
         >>> score.value.tolist(), difference.value.tolist()
@@ -288,22 +284,22 @@ def estimate_task(
     return score, difference
 
 
-def average_tasks(estimate: Estimate, in_mean: NDArray[np.bool_]) -> Estimate:
-    """The mean over tasks, which are independent strata: `[..., task]` → `[...]`.
+def average_tasks(estimate: Estimate) -> Estimate:
+    """The mean over tasks, which are independent strata: `[..., task]` → `[...]`; NaN of a single
+    task, which has no need of it.
 
     Args:
         estimate: scores, or differences.
-        in_mean: which tasks are averaged, `[task]`; of none, the mean is NaN.
     Example:
         >>> import numpy as np
-        >>> scores = Estimate(np.array([0.5, 0.25, 9]), np.array([[0.4, 0.2, 8], [0.6, 0.3, 10]]))
-        >>> average_tasks(scores, np.array([True, True, False])).value.tolist()
+        >>> scores = Estimate(np.array([0.5, 0.25]), np.array([[0.4, 0.2], [0.6, 0.3]]))
+        >>> average_tasks(scores).value.tolist()
         0.375
     """
-    samples = np.broadcast_to(estimate.samples, estimate.value.shape)[..., in_mean].sum(-1)
-    if not in_mean.any():
+    if estimate.value.shape[-1] == 1:
         return estimate.map(lambda array: array[..., 0] * np.nan, samples=np.inf)
-    return estimate.map(lambda array: array[..., in_mean].mean(-1), samples=samples)
+    samples = np.broadcast_to(estimate.samples, estimate.value.shape).sum(-1)
+    return estimate.map(lambda array: array.mean(-1), samples=samples)
 
 
 def name_stores(scores: Sequence[ScoreSource]) -> list[str]:
@@ -357,8 +353,8 @@ def _warn_of_few_resamples(comparisons: int, resamples: int) -> None:
     least = 2 * comparisons / (1 + resamples)
     if least > 1 - LEVEL:
         log.warning(
-            "compare: %d comparisons with %d resamples: p_holm cannot be below %.2g; "
-            "name fewer plans, or more than %d --resamples",
+            "compare: comparisons %d, resamples %d: p_holm cannot be below %.2g; name fewer plans, "
+            "or at least --resamples %d",
             comparisons,
             resamples,
             min(least, 1),

@@ -16,7 +16,7 @@ from repsim.errors import DataError, PlanError
 from repsim.evaluation.task_scores import TaskScores, split_by_task
 from repsim.plans import Plan, resolve
 from repsim.registry import ScoreSource
-from repsim.schema import BLOCK, METRIC, PLAN, TASK
+from repsim.schema import BLOCK, PLAN, TASK
 
 # What tasks of one name have to agree in, in this order, and what to call it.
 SETTINGS = {"task_version": "version", "num_fewshot": "shots", "task_digest": "settings"}
@@ -44,8 +44,7 @@ class MatchedPlans:
 class MatchedTask:
     """A task that every store has in the same version, on the examples that every store holds.
 
-    metric: its own, see `repsim.evaluation.task_scores.choose_metric`.
-    higher_is_better: whether more of it is better.
+    metric: its own, see `repsim.evaluation.task_scores.choose_metric`; more of it is better.
     chance: what guessing scores, 0 to 1, by the first store's examples.
     score: of that metric, `[store, plan, example]`, in the order of the first store; NaN where
         there is none.
@@ -55,7 +54,6 @@ class MatchedTask:
 
     name: str
     metric: str
-    higher_is_better: bool
     chance: float
     score: Array
     finished: NDArray[np.bool_]
@@ -194,8 +192,7 @@ def _match_task(
     unpaired: int,
 ) -> MatchedTask:
     """A task whose settings agree, on the examples at these places."""
-    first = scores[0].dataset
-    metric, name = tasks[0].metric, tasks[0].name
+    name = tasks[0].name
     score, finished = [], []
     for each, rows, place, task in zip(scores, plans.rows, places, tasks, strict=True):
         data = each.dataset
@@ -204,11 +201,9 @@ def _match_task(
         score.append(task.score[rows][:, np.searchsorted(own, place)])
         done = data["done"].transpose(PLAN, BLOCK).values.astype(bool)[rows]
         finished.append(done[:, data["block"].values[place]])
-    higher = first["higher_is_better"].sel({TASK: name, METRIC: metric})
     return MatchedTask(
         name,
-        metric,
-        bool(higher.item() > 0),
+        tasks[0].metric,
         tasks[0].chance,
         np.stack(score),
         np.logical_and.reduce(finished),

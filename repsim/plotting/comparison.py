@@ -110,7 +110,7 @@ def compare(result: xr.Dataset, *, width: Width = "page") -> Figure:
 
 def _rows(result: xr.Dataset, *, only_means: bool = False) -> Iterator[ForestRow]:
     """The rows from the top; plans have headings where there are several."""
-    has_mean, place = bool(result["in_mean"].any()), 0.0
+    has_mean, place = result.sizes["task"] > 1, 0.0
     several = result.sizes["plan"] > 1
     metrics = set(result["metric_of"].values.tolist())
     for row, plan in enumerate(result["plan"].values):
@@ -200,8 +200,6 @@ def _draw_legend(figure: Figure, stores: Sequence[str]) -> None:
 def _task_label(name: Any, task: xr.Dataset, with_metric: bool) -> str:
     """The task, its metric where tasks have several, and the number of pairs."""
     facts = [str(task["metric_of"].item())] if with_metric else []
-    if not task["higher_is_better"].item():
-        facts.append("lower is better")
     return printable(", ".join([f"{name} ({int(task['examples']):,})", *facts]))
 
 
@@ -213,7 +211,7 @@ def _score_label(result: xr.Dataset) -> str:
 def _title(result: xr.Dataset, rows: Sequence[ForestRow]) -> str:
     """What is drawn, in one line."""
     plan = f"{printable(result['plan'].values[0])} · " if result.sizes["plan"] == 1 else ""
-    tasks = int(result["in_mean"].sum())
+    tasks = result.sizes["task"]
     only_means = all(row.prefix for row in rows)
     what = f"mean scores over {tasks} tasks" if only_means else "scores on common examples"
     return f"{plan}{what} · intervals: {result.attrs['interval']}"
