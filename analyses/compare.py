@@ -34,27 +34,13 @@ if TYPE_CHECKING:
 
 KIND = AnalysisKind.SCORES_TOGETHER
 MEAN = "mean over tasks"
-MOST_ROWS = 24  # of a summary, with rows for each task
+MOST_ROWS = 12  # of a summary with rows for each task
 MOST_NAMED = 8  # plans in a message
-# Variable → column of a summary; the mean over tasks has variables of its own.
-COLUMNS = {
-    "score": "score",
-    "score_low": "low",
-    "score_high": "high",
-    "difference": "difference",
-    "difference_low": "difference_low",
-    "difference_high": "difference_high",
-    "p_holm": "p_holm",
-}
-COLUMNS_OF_MEAN = {
-    "mean": "score",
-    "mean_low": "low",
-    "mean_high": "high",
-    "mean_difference": "difference",
-    "mean_difference_low": "difference_low",
-    "mean_difference_high": "difference_high",
-    "mean_p_holm": "p_holm",
-}
+# Of a summary: an estimate with its ends, and the p-value.
+COLUMNS = (
+    *("score", "score_low", "score_high"),
+    *("difference", "difference_low", "difference_high", "p_holm"),
+)
 Array = NDArray[np.float64]
 
 log = logging.getLogger("repsim")
@@ -183,16 +169,17 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
     Args:
         result: what `compute` gave.
     Returns:
-        Columns plan, task (the last one is the mean over tasks), store, score, low, high,
-        difference, difference_low, difference_high and p_holm. Of several tasks with more than
-        `MOST_ROWS` rows in all, only the mean.
+        Columns plan, task (the last one is the mean over tasks), store, score, score_low,
+        score_high, difference, difference_low, difference_high and p_holm. Of several tasks with
+        more than `MOST_ROWS` rows in all, only the mean.
     """
     has_mean = result.sizes[TASK] > 1
     of_tasks = result[list(COLUMNS)].to_dataframe().reset_index()
-    tables = [] if has_mean and len(of_tasks) > MOST_ROWS else [of_tasks.rename(columns=COLUMNS)]
+    tables = [] if has_mean and len(of_tasks) > MOST_ROWS else [of_tasks]
     if has_mean:
-        of_mean = result[list(COLUMNS_OF_MEAN)].to_dataframe().reset_index()
-        tables.append(of_mean.rename(columns=COLUMNS_OF_MEAN).assign(task=MEAN))
+        means = {_name_of_mean(name): name for name in COLUMNS}
+        of_mean = result[list(means)].to_dataframe().reset_index()
+        tables.append(of_mean.rename(columns=means).assign(task=MEAN))
     table = pd.concat(tables, ignore_index=True)
 
     # Plans and tasks keep their order.
@@ -201,7 +188,7 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
     table = table.sort_values(
         [PLAN, TASK, "score"], ascending=[True, True, False], kind="stable", ignore_index=True
     )
-    return table[[PLAN, TASK, STORE, *COLUMNS.values()]].astype({PLAN: str, TASK: str})
+    return table[[PLAN, TASK, STORE, *COLUMNS]].astype({PLAN: str, TASK: str})
 
 
 # Stages
@@ -318,6 +305,13 @@ def name_stores(scores: Sequence[ScoreSource]) -> list[str]:
         seen[model] += 1
         names.append(f"{model} ({seen[model]})" if seen[model] > 1 else model)
     return names
+
+
+def _name_of_mean(name: str) -> str:
+    """The variable over plans and stores that is the mean of one over tasks: `mean_low` of
+    `score_low`.
+    """
+    return name.replace("score", "mean") if name.startswith("score") else f"mean_{name}"
 
 
 def _group_alike(finished: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], list[int]]]:

@@ -68,6 +68,7 @@ OPTION = {
 # A map between hundreds of units takes more items than a matrix over items does.
 MATRIX_ITEMS, MAP_ITEMS = 1024, 4096
 PERMUTATIONS = 100
+MOST_ROWS = 12  # of a summary
 BATCH = 256  # tokens of one sample that minibatch CKA compares at a time
 
 log = logging.getLogger("repsim")
@@ -225,7 +226,8 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
     Args:
         result: what `compute` gave.
     Returns:
-        Columns layer, layer_other, similarity, low and high.
+        Columns layer, layer_other, similarity, similarity_low and similarity_high; of many states,
+        `MOST_ROWS` at even distances.
     """
     matrix = result["similarity"].values
     rows = np.arange(len(matrix))
@@ -234,12 +236,16 @@ def summarise(result: xr.Dataset) -> pd.DataFrame:
         columns = np.nanargmax(matrix[rows], axis=1)
     else:
         rows, columns = rows[:-1], rows[1:]
-    table = {
-        "layer": result["layer"].values[rows],
-        "layer_other": result["layer_other"].values[columns],
-        **{name: result[name].values[rows, columns] for name in ("similarity", "low", "high")},
-    }
-    return pd.DataFrame(table)
+    some = np.linspace(0, len(rows) - 1, min(MOST_ROWS, len(rows))).round().astype(int)
+    rows, columns = rows[some], columns[some]
+    variables = {"similarity": "similarity", "similarity_low": "low", "similarity_high": "high"}
+    return pd.DataFrame(
+        {
+            "layer": result["layer"].values[rows],
+            "layer_other": result["layer_other"].values[columns],
+            **{name: result[of].values[rows, columns] for name, of in variables.items()},
+        }
+    )
 
 
 def estimate(
