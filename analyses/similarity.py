@@ -8,10 +8,8 @@ pair of states a value, and each sample its influence on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, Any, Literal, get_args
+import logging
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,39 +17,32 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repsim import stats
+from repsim.analyses._relations import DIRECTIONS, MAPS, Measure, prepare_comparison
 from repsim.errors import RepsimError
-from repsim.measures import cka, cosine_from_gram, sink_tokens, subspace
-from repsim.measures.dissimilarity import dissimilarities
-from repsim.measures.neighbours import local_gram, nearest
-from repsim.measures.subspace import Pair
+from repsim.measures import cka, cosine_from_gram, sink_tokens
+from repsim.registry import OtherCapture
 from repsim.schema import STATE
 from repsim.stats import results
 from repsim.stats.bootstrap import Estimate
 from repsim.stats.per_sample import (
     SampleStatistic,
     StateSource,
+    TextSource,
     collect,
     pack_symmetric,
     unpack_symmetric,
+)
+from repsim.stats.shared_tokens import (
+    SharedTokens,
+    draw_shared_tokens,
+    each_shared_sample,
+    match_tokens,
 )
 from repsim.stats.subsample import TokenSubsample, draw_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Measure = Literal[
-    "cka",
-    "biased-cka",
-    "minibatch-cka",
-    "rbf-cka",
-    "rsa",
-    "mutual-knn",
-    "cknna",
-    "procrustes",
-    "cca",
-    "svcca",
-    "pwcca",
-]
 Array = NDArray[np.float64]
 HEAT_MAPS = True  # of its figure, for --vmin and --vmax
 
@@ -68,7 +59,6 @@ DESCRIPTION: dict[Measure, str] = {
     "svcca": "SVCCA",
     "pwcca": "PWCCA, mean of both directions",
 }
-DIRECTIONS = ("mutual-knn", "cknna")  # compare directions; a zero vector has none
 # The option of `compute` that belongs to one measure alone.
 OPTION = {
     "mutual-knn": "neighbours",
@@ -76,11 +66,13 @@ OPTION = {
     "svcca": "variance",
     "rbf-cka": "bandwidth",
 }
-MAPS = ("procrustes", "cca", "svcca", "pwcca")
 # A map between hundreds of units takes more items than a matrix over items does.
 MATRIX_ITEMS, MAP_ITEMS = 1024, 4096
 PERMUTATIONS = 100
+MOST_ROWS = 12  # of a summary
 BATCH = 256  # tokens of one sample that minibatch CKA compares at a time
+
+log = logging.getLogger("repsim")
 
 
 def _minibatch(states: NDArray[Any]) -> Array:
@@ -103,6 +95,7 @@ def compute(
     capture: StateSource,
     *,
     plan: str = "baseline",
+    with_: OtherCapture = None,
     measure: Measure = "cka",
     items: int | None = None,
     sinks: bool = False,
@@ -134,9 +127,16 @@ def compute(
     none, are not drawn, and `left_out_tokens` says how many these were. For the other measures a
     zero vector is a point like any other.
 
+    With another capture, every state of this one is compared with every state of that, at the
+    tokens that both have: the same text (by its key), position and token id. Depths and widths may
+    differ, and a plan is the one of its name in each. Models that cut texts into other tokens are
+    compared on captures with --tokens mean or --tokens last, one state per text, and with --sinks.
+    Texts that only one capture has are left out and counted.
+
     Args:
         capture: an open capture.
         plan: plan whose states are compared.
+        with_: another capture, whose states are the columns.
         measure: cka (debiased linear), biased-cka, minibatch-cka, rbf-cka (debiased), rsa
             (Spearman, Euclidean), mutual-knn, cknna, procrustes (cosine of the angular distance),
             cca, svcca, pwcca.
@@ -155,8 +155,8 @@ def compute(
         `similarity`, `standard_error`, `low` and `high` over (state, state_other), and with
         permutations `null_mean`, `calibrated` and `p_value`; coordinates `layer` and `layer_other`.
     Raises:
-        RepsimError: an option that does not fit, a plan of fewer than two states, or too few
-            tokens.
+        RepsimError: an option that does not fit, a plan of fewer than two states, too few tokens,
+            or captures without any in common.
     """
     options: dict[str, Any] = {
         "neighbours": neighbours,
@@ -172,13 +172,18 @@ def compute(
         resamples=resamples,
         permutations=permutations,
         seed=seed,
+        other=with_,
         **options,
     )
-    steps, dims = capture.steps(plan), (STATE, results.STATE_OTHER)
+    columns = capture if with_ is None else with_
+    steps, steps_other = capture.steps(plan), columns.steps(plan)
+    dims = STATE, results.STATE_OTHER
     variables = results.variables("similarity", dims, matrix, bounds=(-1, 1))
     if len(null):
         # A state with itself is not a comparison.
-        different = ~np.eye(len(steps), dtype=bool)
+        different = (
+            ~np.eye(len(steps), dtype=bool) if with_ is None else np.ones(null.shape[1:], bool)
+        )
         p_value = stats.max_statistic_p_values(
             np.where(different, matrix.value, np.nan), np.where(different, null, np.nan)
         )
@@ -191,7 +196,7 @@ def compute(
         variables,
         coords={
             **results.layer_coordinate(steps),
-            **results.layer_coordinate(steps, results.STATE_OTHER),
+            **results.layer_coordinate(steps_other, results.STATE_OTHER),
         },
         attrs=results.attributes(
             capture,
@@ -204,19 +209,10 @@ def compute(
             resamples=resamples,
             seed=seed,
             **{OPTION[measure]: options[OPTION[measure]]} if measure in OPTION else {},
+            **_describe_other(with_, plan),
             **facts,
         ),
     )
-
-
-def summarise(result: xr.Dataset) -> pd.DataFrame:
-    """Means within and between groups of neighbouring states; see
-    `repsim.analyses.clusters.summarise_similarity`.
-    """
-    from repsim.analyses import clusters  # here, as it uses this module
-
-    table: pd.DataFrame = clusters.summarise_similarity(result, "similarity")
-    return table
 
 
 def plot(*datasets: xr.Dataset) -> Figure:
@@ -224,6 +220,36 @@ def plot(*datasets: xr.Dataset) -> Figure:
     from repsim import plotting  # here, so that computing does not wait for matplotlib
 
     return plotting.similarity_matrices(*datasets)
+
+
+def summarise(result: xr.Dataset) -> pd.DataFrame:
+    """Means within and between groups of neighbouring states; of two captures, the most similar
+    state of the other one for each state.
+
+    Args:
+        result: what `compute` gave.
+    Returns:
+        Of one capture, see `repsim.analyses.clusters.summarise_similarity`. Of two: columns layer,
+        layer_other, similarity, similarity_low and similarity_high; of many states, `MOST_ROWS` at
+        even distances.
+    """
+    from repsim.analyses import clusters  # here, as it uses this module
+
+    if "model_other" not in result.attrs:
+        table: pd.DataFrame = clusters.summarise_similarity(result, "similarity")
+        return table
+    matrix = result["similarity"].values
+    rows = np.flatnonzero(np.isfinite(matrix).any(1))
+    rows = rows[np.linspace(0, len(rows) - 1, min(MOST_ROWS, len(rows))).round().astype(int)]
+    columns = np.nanargmax(matrix[rows], axis=1)
+    variables = {"similarity": "similarity", "similarity_low": "low", "similarity_high": "high"}
+    return pd.DataFrame(
+        {
+            "layer": result["layer"].values[rows],
+            "layer_other": result["layer_other"].values[columns],
+            **{name: result[of].values[rows, columns] for name, of in variables.items()},
+        }
+    )
 
 
 def estimate(
@@ -239,6 +265,7 @@ def estimate(
     resamples: int = 1000,
     permutations: int | None = None,
     seed: int = 0,
+    other: TextSource | None = None,
 ) -> tuple[Estimate, Array, dict[str, int]]:
     """The similarity matrix with its replicates, its null, and what they are over.
 
@@ -246,9 +273,11 @@ def estimate(
         capture: an open capture.
         plan: plan whose states are compared.
         measure: as in `compute`, like the options that follow.
+        other: another capture, whose states are the columns; `capture` is then a `TextSource` too.
     Returns:
         `[state, state]` with replicates; `[permutation, state, state]`, float64; and the numbers of
-        tokens, samples and (for measures on drawn tokens) tokens left out.
+        tokens, samples and (for measures on drawn tokens) tokens left out, and of two captures the
+        numbers of samples that only one of them has.
     Raises:
         RepsimError: as `compute`.
     """
@@ -256,35 +285,39 @@ def estimate(
     if measure not in get_args(Measure):
         raise RepsimError(f"measure={measure!r}: choose {', '.join(get_args(Measure))}")
     results.check_counts(resamples=resamples, items=items, permutations=permutations, seed=seed)
-    states = len(results.require_two_states(capture, plan))
+    if other is None:
+        results.require_two_states(capture, plan)
     if measure == "minibatch-cka":
         if permutations or sinks or items:
             raise RepsimError(
                 "measure='minibatch-cka': takes all tokens but sinks, and holds no items to shuffle"
             )
-        return _streamed(capture, plan, states, resamples)
+        if other is not None:
+            return _streamed_of_two(cast(TextSource, capture), other, plan, resamples)
+        return _streamed(capture, plan, resamples)
 
-    # Draw the items, and prepare each state's view of them.
+    # Draw the items, of two captures the same ones, and prepare each state's view of them.
     default_items, default_permutations = (
         (MAP_ITEMS, 0) if measure in MAPS else (MATRIX_ITEMS, PERMUTATIONS)
     )
-    drawn = draw_tokens(
-        capture,
-        plan,
-        items or default_items,
-        sinks=sinks,
-        directions=measure in DIRECTIONS,
-        seed=seed,
-    )
-    views = (state.astype(np.float64) for state in drawn.states)
-    comparison: _Maps | _Matrices
+    drawing: dict[str, Any] = {
+        "sinks": sinks,
+        "directions": measure in DIRECTIONS,
+        "seed": seed,
+    }
+    draws: tuple[TokenSubsample, ...]
+    left_out: dict[str, int] = {}
+    if other is None:
+        draws = (draw_tokens(capture, plan, items or default_items, **drawing),)
+    else:
+        draws, shared = draw_shared_tokens(
+            cast(TextSource, capture), other, plan, items or default_items, **drawing
+        )
+        left_out = _count_left_out(shared)
+    drawn = draws[0]
+
     try:
-        if measure in MAPS:
-            comparison = _Maps([_prepare_map(x, measure, variance) for x in views], measure)
-            comparison.require_items(len(drawn.sample))
-        else:
-            matrices = [_prepare_matrix(x, measure, neighbours, bandwidth) for x in views]
-            comparison = _Matrices(np.stack(matrices), drawn.samples, measure in DIRECTIONS)
+        comparison = prepare_comparison(draws, measure, neighbours, variance, bandwidth)
     except ValueError as problem:
         raise RepsimError(f"measure={measure!r}: {problem}") from None
 
@@ -301,13 +334,14 @@ def estimate(
     )
     null = [comparison.permuted(order) for order in orders]
     facts = {"tokens": len(drawn.sample), "samples": drawn.samples, "left_out": drawn.left_out}
-    return matrix, np.array(null).reshape(-1, states, states), facts
+    return matrix, np.array(null).reshape(-1, *value.shape), facts | left_out
 
 
 def _streamed(
-    capture: StateSource, plan: str, states: int, resamples: int
+    capture: StateSource, plan: str, resamples: int
 ) -> tuple[Estimate, Array, dict[str, int]]:
     """`estimate` of minibatch CKA: sums over the samples of the capture, and an empty null."""
+    states = len(capture.steps(plan))
     _, values = collect(capture, plan, SampleStatistic("similarity.minibatch", _minibatch))
     values = values[values[:, -1] > 0]
     if not len(values):
@@ -320,141 +354,82 @@ def _streamed(
     return matrix, np.empty((0, states, states)), facts
 
 
-def _prepare_matrix(x: Array, measure: Measure, k: int, bandwidth: float) -> Array:
-    """The matrix over items of which a measure takes cosines: `[item, unit]` → `[item, item]`."""
-    centred = cka.subtract_mean(x)
-    if not centred.any():  # undefined
-        return np.zeros((len(x), len(x)))
-    if measure == "cka":
-        return cka.u_centre(cka.gram(centred))
-    if measure == "biased-cka":
-        return cka.gram(centred)
-    if measure == "rbf-cka":
-        return cka.u_centre(cka.rbf_gram(x, bandwidth))
-    if measure == "rsa":
-        return dissimilarities(x, "euclidean", "spearman")
-    return nearest(x, k).astype(np.float64) if measure == "mutual-knn" else local_gram(x, k)
+def _streamed_of_two(
+    capture: TextSource, other: TextSource, plan: str, resamples: int
+) -> tuple[Estimate, Array, dict[str, int]]:
+    """`_streamed` of two captures, read side by side: the tokens that are no sinks in either."""
+    shared = match_tokens(capture, other, plan)
+    states, states_other = len(capture.steps(plan)), len(other.steps(plan))
+    rows = [
+        _minibatch_of_two(*sample) for sample in each_shared_sample(capture, other, plan, shared)
+    ]
+    values = np.stack(rows)
+    values = values[values[:, -1] > 0]
+    if not len(values):
+        raise RepsimError(f"plan {plan!r}: no sample has four tokens that are no attention sinks")
+    means = stats.bootstrap(
+        stats.ratio_of_sums(values[:, :-1], values[:, -1]), len(values), resamples=resamples
+    )
 
-
-def _prepare_map(x: Array, measure: Measure, variance: float) -> tuple[Array, Array]:
-    """What a measure maps, `[item, component]`, and what weighs the maps, `[item, unit]`.
-
-    Only pwcca has weights, the centred view; the other measures' have no units.
-    """
-    if measure == "procrustes":
-        return subspace.unit_norm(x), x[:, :0]
-    weights = cka.subtract_mean(x) if measure == "pwcca" else x[:, :0]
-    return subspace.basis(x, variance if measure == "svcca" else 1.0), weights
-
-
-@dataclass(frozen=True)
-class _Matrices:
-    """Cosines of matrices over items.
-
-    stack: `[state, item, item]`.
-    samples: how many; a sample's items follow each other.
-    lopsided: whether the matrices are not symmetric.
-    """
-
-    stack: Array
-    samples: int
-    lopsided: bool
-
-    def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
-        """Cosines, `[state, state]`, and each sample's influence, `[sample, state, state]`.
-
-        A sample's items are rows and columns of a matrix; what these add to an inner product is the
-        sample's part of it.
-        """
-        parts = self._row_products(self.stack)
-        gram = parts.sum(0)
-        parts = (
-            parts + self._row_products(self.stack.swapaxes(1, 2)) if self.lopsided else 2 * parts
+    def cosines(array: Array) -> Array:
+        cross, squares, squares_other = np.split(
+            array, [states * states_other, states * states_other + states], axis=-1
         )
         with np.errstate(invalid="ignore"):  # a state that does not vary is like no other: NaN
-            parts /= np.sqrt(np.outer(np.diagonal(gram), np.diagonal(gram)))
-        squares = np.diagonal(parts, axis1=1, axis2=2)
-        cosine = cosine_from_gram(gram)
-        return cosine, parts - cosine * (squares[:, :, None] + squares[:, None, :]) / 2
+            scale = np.sqrt(squares[..., :, None] * squares_other[..., None, :])
+            return cross.reshape(scale.shape) / scale
 
-    def permuted(self, order: NDArray[np.int64]) -> Array:
-        """Cosines with the second matrix of each pair in another order, to float32's rounding."""
-        rows, permuted = self._room
-        for matrix, target in zip(self._unit, permuted, strict=True):  # `clip` avoids a copy
-            np.take(matrix, order, axis=0, out=rows, mode="clip")
-            np.take(rows, order, axis=1, out=target, mode="clip")
-        states = len(permuted)
-        cosine = self._unit.reshape(states, -1) @ permuted.reshape(states, -1).T
-        return unpack_symmetric(pack_symmetric(cosine.astype(np.float64)), states)
-
-    @cached_property
-    def _room(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Memory for one matrix and for all permuted ones, used again for every permutation."""
-        return np.empty_like(self._unit[0]), np.empty_like(self._unit)
-
-    @cached_property
-    def _unit(self) -> NDArray[np.float32]:
-        """The matrices, each of norm one."""
-        with np.errstate(invalid="ignore"):
-            return (self.stack / np.linalg.norm(self.stack, axis=(1, 2), keepdims=True)).astype(
-                np.float32
-            )
-
-    def _row_products(self, stack: Array) -> Array:
-        """Inner products over each sample's rows, `[sample, state, state]`."""
-        flat = stack.reshape(len(stack), self.samples, -1).swapaxes(0, 1)
-        return flat @ flat.swapaxes(1, 2)
+    facts = {"tokens": int(values[:, -1].sum()), "samples": len(values)}
+    empty = np.empty((0, states, states_other))
+    return means.map(cosines), empty, facts | _count_left_out(shared)
 
 
-@dataclass(frozen=True)
-class _Maps:
-    """Sums over the singular values of two bases' product.
+def _minibatch_of_two(
+    states: NDArray[Any], states_other: NDArray[Any], tokens: NDArray[np.int64]
+) -> Array:
+    """`_minibatch` of a sample that two captures have: HSICs of every state of the one with every
+    state of the other, of each state with itself, and their weight.
 
-    views: per state, what is mapped and what weighs the maps, from `_prepare_map`.
-    measure: one of `MAPS`; pwcca is the mean of both directions.
+    states, states_other: `[state, token, unit]`, whole.
+    tokens: which of these they share, `[2, token]`.
     """
+    both = (states, states_other)
+    is_sink = [sink_tokens(each)[kept] for each, kept in zip(both, tokens, strict=True)]
+    kept = tokens[:, ~(is_sink[0] | is_sink[1])]
+    rest = kept.shape[1] % BATCH
+    weight = kept.shape[1] - (rest if rest < 4 else 0)
 
-    views: list[tuple[Array, Array]]
-    measure: Measure
+    # Units of zeros change no inner product, so the narrower states can be padded.
+    widest = max(each.shape[2] for each in both)
+    padded = [
+        np.pad(each[:, row], ((0, 0), (0, 0), (0, widest - each.shape[2])))
+        for each, row in zip(both, kept, strict=True)
+    ]
+    hsic = cka.minibatch_hsic(np.concatenate(padded), BATCH)
+    first = len(states)
+    squares = np.diagonal(hsic)
+    return np.concatenate([hsic[:first, first:].ravel(), squares, [weight]])
 
-    def require_items(self, items: int) -> None:
-        """Refuses canonical correlations that are 1 whatever the states hold.
 
-        Raises:
-            ValueError: too few items for the two states with most components.
-        """
-        ranks = sorted(mapped.shape[1] for mapped, _ in self.views)[-2:]
-        if self.measure != "procrustes" and sum(ranks) >= items - 1:
-            raise ValueError(
-                f"{items} items for {' and '.join(map(str, ranks))} components: "
-                "correlations of 1 by construction; ask for more items"
-            )
+def _count_left_out(shared: SharedTokens) -> dict[str, int]:
+    """How many samples only one of two captures has; said once where there are any."""
+    here, there = shared.left_out
+    if here or there:
+        log.warning(
+            "similarity: texts that only one capture has are left out: %d of this one, %d of the "
+            "other",
+            here,
+            there,
+        )
+    return {"left_out_samples": here, "left_out_samples_other": there}
 
-    def estimate(self, drawn: TokenSubsample) -> tuple[Array, Array]:
-        """Similarities, `[state, state]`, and each sample's influence, `[sample, state, state]`."""
-        pairs, states = self._pairs(self.views), len(self.views)
-        value = np.array([pair.value for pair in pairs])
-        influence = np.stack([drawn.per_sample(pair.influence) for pair in pairs], axis=-1)
-        return unpack_symmetric(value, states), unpack_symmetric(influence, states)
 
-    def permuted(self, order: NDArray[np.int64]) -> Array:
-        """Similarities with the second view of each pair in another order."""
-        pairs = self._pairs([(mapped[order], view[order]) for mapped, view in self.views])
-        return unpack_symmetric(np.array([pair.value for pair in pairs]), len(self.views))
-
-    def _pairs(self, others: list[tuple[Array, Array]]) -> list[Pair]:
-        """Every two states, the second of `others`, in the order of `pack_symmetric`."""
-        return [
-            self._pair(self.views[a], others[b])
-            for a, b in combinations_with_replacement(range(len(self.views)), 2)
-        ]
-
-    def _pair(self, first: tuple[Array, Array], second: tuple[Array, Array]) -> Pair:
-        """The similarity of two states; for pwcca the mean of both directions."""
-        (x, x_weights), (y, y_weights) = first, second
-        if self.measure == "procrustes":
-            return subspace.rotation(x, y)
-        if self.measure != "pwcca":
-            return subspace.canonical(x, y)
-        there, back = subspace.canonical(x, y, x_weights), subspace.canonical(y, x, y_weights)
-        return Pair((there.value + back.value) / 2, (there.influence + back.influence) / 2)
+def _describe_other(other: TextSource | None, plan: str) -> dict[str, Any]:
+    """What the columns are of, where they are of another capture."""
+    if other is None:
+        return {}
+    return {
+        "model_other": other.identity["model"],
+        "corpus_other": other.identity["corpus"],
+        "plan_text_other": other.plan_text(plan),
+    }

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError, brief, did_you_mean
 from repsim.options import COLOUR_OPTIONS, FigureOptions, options_of
 from repsim.schema import ANALYSES, Kind
-from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource
+from repsim.stats.per_sample import PlanSource, SampleStatistic, StateSource, TextSource
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+SECOND_STORE = "a second store"  # marks a keyword of `compute`, see `takes_store`
 
 
 class AnalysisKind(StrEnum):
@@ -42,22 +44,32 @@ class AnalysisKind(StrEnum):
     LOGPROBS: the log-probabilities of several plans, called like PLANS. It asks for a
     `LogprobSource`.
     SCORES: the scores of every plan, `compute(scores, ...)`. It asks for a `ScoreSource`.
+    SCORES_TOGETHER: the scores of two or more stores at once, `compute(*scores, plan=(), ...)`; one
+    result with a dimension `store`. `plan` holds what was asked for, as it was written. It asks for
+    a `ScoreSource` each.
     """
 
     STATES = "states"
     PLANS = "plans"
     LOGPROBS = "logprobs"
     SCORES = "scores"
+    SCORES_TOGETHER = "scores together"
 
     @property
     def reads(self) -> Kind:
         """The kind of store that it reads, as `repsim.open(store).kind` says it."""
-        return Kind.SCORES if self is AnalysisKind.SCORES else Kind.CAPTURE
+        of_scores = (AnalysisKind.SCORES, AnalysisKind.SCORES_TOGETHER)
+        return Kind.SCORES if self in of_scores else Kind.CAPTURE
 
     @property
     def takes_plans_together(self) -> bool:
         """Whether `plan` is a sequence of plans, computed at once."""
-        return self in (AnalysisKind.PLANS, AnalysisKind.LOGPROBS)
+        return self in (AnalysisKind.PLANS, AnalysisKind.LOGPROBS, AnalysisKind.SCORES_TOGETHER)
+
+    @property
+    def takes_stores_together(self) -> bool:
+        """Whether one result is of all stores, two at least."""
+        return self is AnalysisKind.SCORES_TOGETHER
 
 
 class PlansSource(StateSource, Protocol):
@@ -65,6 +77,10 @@ class PlansSource(StateSource, Protocol):
 
     @property
     def plans(self) -> Sequence[Any]: ...
+
+
+OtherCapture = Annotated[TextSource | None, SECOND_STORE]
+"""Type of a keyword of `compute` that takes a second capture; see `takes_store`."""
 
 
 class LogprobSource(PlanSource, Protocol):
@@ -167,6 +183,26 @@ def keywords_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
+
+
+def takes_store(keyword: inspect.Parameter) -> bool:
+    """Whether a keyword of `compute` is annotated as a second store, as `OtherCapture` is.
+
+    A command then takes a folder or a URL for it, and `repsim.analyze` whatever `repsim.open` takes
+    or gives; `compute` gets it open.
+    """
+    return SECOND_STORE in getattr(keyword.annotation, "__metadata__", ())
+
+
+def option_name(keyword: str) -> str:
+    """How a keyword of `compute` or `plot` is spelled as an option: a word that Python reserves has
+    an underscore behind it.
+
+    Example:
+        >>> option_name("with_"), option_name("max_size")
+        ('with', 'max-size')
+    """
+    return keyword.rstrip("_").replace("_", "-")
 
 
 def draws_together(module: ModuleType) -> bool:

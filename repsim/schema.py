@@ -30,6 +30,7 @@ METRIC = "metric"
 EXAMPLE = "example"
 REQUEST = "request"
 CHOICE = "choice"
+STORE = "store"
 
 NOT_FINITE = -2  # what `is_greedy` says of an answer that is no number; -1 is no answer yet
 PROVEN_KINDS = ("plain", "padded", "trees", "logits")

@@ -16,8 +16,10 @@ from repsim.registry import (
     keywords_of,
     kind_of,
     load_analysis,
+    option_name,
     statistics_of,
     summarise,
+    takes_store,
 )
 from support.cli import plug_in
 
@@ -48,8 +50,12 @@ def test_kinds_are_declared_and_modules_from_before_there_were_kinds_still_work(
 
 
 def test_what_a_kind_reads() -> None:
-    assert AnalysisKind.SCORES.reads == "scores"
-    assert {kind.reads for kind in AnalysisKind if kind is not AnalysisKind.SCORES} == {"a capture"}
+    of_scores = {AnalysisKind.SCORES, AnalysisKind.SCORES_TOGETHER}
+    assert {kind.reads for kind in of_scores} == {"scores"}
+    assert {kind.reads for kind in {*AnalysisKind} - of_scores} == {"a capture"}
+    assert {kind for kind in AnalysisKind if kind.takes_stores_together} == {
+        AnalysisKind.SCORES_TOGETHER
+    }
     assert not AnalysisKind.STATES.takes_plans_together
     assert AnalysisKind.LOGPROBS.takes_plans_together
 
@@ -61,6 +67,12 @@ def test_every_analysis_takes_what_its_kind_is_called_with() -> None:
         assert ("plan" in keywords) == (kind is not AnalysisKind.SCORES), name
         if "plan" in keywords:
             assert isinstance(keywords["plan"].default, str) != kind.takes_plans_together, name
+
+
+def test_a_keyword_that_takes_a_second_store() -> None:
+    keywords = {item.name: item for item in keywords_of(find_analysis("similarity").compute)}
+    assert [name for name, item in keywords.items() if takes_store(item)] == ["with_"]
+    assert option_name("with_") == "with"
 
 
 def test_the_closest_analysis_is_named() -> None:

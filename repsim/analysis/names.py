@@ -6,9 +6,13 @@ never share a file and the same result always finds its own.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from repsim.cache import file_name
@@ -16,11 +20,84 @@ from repsim.captures.reader import Capture
 from repsim.errors import RepsimError
 from repsim.evaluation.reader import Scores
 from repsim.plotting.labels import tell_apart
-from repsim.registry import keywords_of
+from repsim.registry import keywords_of, kind_of, option_name
 from repsim.schema import Kind
 
 DIGEST = "(?:-([0-9a-f]{6}))?"  # of a path, as `repsim.cache.file_name` writes it
 LONGEST_LABEL = 200  # bytes of a file's name that a label may take
+LONGEST_PARTNER = 80  # and another store's name in that of a result
+
+AnyStore = Capture | Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What one result is of, and its names.
+
+    stores: what `compute` is called with: one store, or several together.
+    options: of `compute`.
+    labels: what figures call the stores, and the second store where there is one.
+    words: what tells the result from others that the first store keeps.
+    file: what files call it.
+    """
+
+    stores: Sequence[AnyStore]
+    options: Mapping[str, Any]
+    labels: Sequence[str]
+    words: Sequence[str]
+    file: str
+
+    @property
+    def every_store(self) -> list[AnyStore]:
+        """The stores, and those among the options."""
+        return [*self.stores, *second_stores(self.options)]
+
+
+def name_subjects(
+    module: ModuleType,
+    stores: Sequence[AnyStore],
+    options: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+) -> list[Subject]:
+    """The subjects of an analysis: each store, or all together where it is of several.
+
+    Args:
+        module: the analysis.
+        stores: of one figure.
+        options: of `compute`, for each store, or for all of them.
+        labels: the user's names for the stores, or none.
+    """
+    words = [option_words(module.compute, each) for each in options]
+    seconds = second_stores(options[0])
+    shown = figure_labels([*stores, *seconds])
+    names = labels or shown[: len(stores)]
+    if kind_of(module).takes_stores_together:
+        each_file = file_labels(stores, [[]] * len(stores), labels)
+        file = file_name("+".join(each_file), *words[0], longest=LONGEST_LABEL)
+        partners = partner_word(stores[1:])
+        return [Subject(stores, options[0], names, [*words[0], "with", partners], file)]
+    files = file_labels(stores, words, labels)
+    return [
+        Subject([store], each, [name, *shown[len(stores) :]], said, file)
+        for store, each, name, said, file in zip(stores, options, names, words, files, strict=True)
+    ]
+
+
+def second_stores(options: Mapping[str, Any]) -> list[AnyStore]:
+    """The stores among the options of `compute`; see `repsim.registry.takes_store`."""
+    return [value for value in options.values() if isinstance(value, AnyStore)]
+
+
+def partner_word(stores: Sequence[AnyStore]) -> str:
+    """Other stores in the name of a result: label, or how many, and a digest of what they hold.
+
+    The digest is of the identities and of the requests that made them, and of no path: of a pair of
+    stores, the result has the same name wherever they lie, and two pairs never share one.
+    """
+    content = [[store.identity, store.dataset.attrs["requests"]] for store in stores]
+    digest = sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    what = stores[0].label if len(stores) == 1 else f"{len(stores)} others"
+    return file_name(file_name(what, longest=LONGEST_PARTNER), digest[:6])
 
 
 def check_labels(labels: Sequence[str], stores: Sequence[object]) -> None:
@@ -101,6 +178,8 @@ def option_words(compute: Callable[..., Any], options: Mapping[str, Any]) -> lis
         if name == "plan":
             plans = [value] if isinstance(value, str) else value
             words += [file_name(plan, distinct=True) for plan in plans]
+        elif isinstance(value, AnyStore):
+            words += [option_name(name), partner_word([value])]
         elif isinstance(value, str):
             words.append(value)
         elif isinstance(value, Path):

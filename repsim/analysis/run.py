@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
+import numpy as np
 import xarray as xr
 
 from repsim import stores as store_access
 from repsim.analysis.names import (
     LONGEST_LABEL,
+    Subject,
     check_labels,
-    figure_labels,
-    file_labels,
-    option_words,
+    name_subjects,
 )
 from repsim.analysis.tables import render
 from repsim.cache import file_name
@@ -37,8 +37,11 @@ from repsim.registry import (
     find_analysis,
     keywords_of,
     kind_of,
+    option_name,
     summarise,
+    takes_store,
 )
+from repsim.schema import STORE
 from repsim.stats import results
 
 if TYPE_CHECKING:
@@ -119,7 +122,8 @@ def analyze(
     """Analyses stores: a labelled result for each, kept with its store, and figures.
 
     An analysis of one plan is computed for every plan named. Stores are drawn together where the
-    analysis can, else each by itself.
+    analysis can, else each by itself. An analysis of several stores has one result, kept with the
+    first.
 
     Args:
         name: an installed analysis, e.g. `cosine`; `repsim.registry.installed()` lists them.
@@ -150,6 +154,9 @@ def analyze(
     ]
     for store in opened:
         _check_kind(name, module, store)
+    if kind_of(module).takes_stores_together and len(opened) < 2:
+        raise RepsimError(f"{name}: one store; name two or more, the first to compare with")
+    computing = _open_second_stores(name, module, computing)
     check_labels(labels or [], opened)
     folder = None if figures is None else Path(figures)
 
@@ -197,6 +204,19 @@ def _split_options(
     return computing, drawing, from_keywords(FigureOptions, vars(options_in_force()) | asked)
 
 
+def _open_second_stores(name: str, module: ModuleType, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `compute` with every second store open, see `repsim.registry.takes_store`."""
+    opened = dict(options)
+    for keyword in filter(takes_store, keywords_of(module.compute)):
+        store = options[keyword.name]
+        if store is not None and not isinstance(store, Capture | Scores):
+            store = store_access.open(store)
+        if store is not None:
+            _check_kind(name, module, store)
+        opened[keyword.name] = store
+    return opened
+
+
 def _check_kind(name: str, module: ModuleType, store: Capture | Scores) -> None:
     """Refuses a store of another kind than the analysis reads."""
     wanted = kind_of(module).reads
@@ -212,7 +232,8 @@ def _rounds(
 ) -> Iterator[list[dict[str, Any]]]:
     """The options for each store, round by round: one per plan where the analysis is of one plan.
 
-    A family may stand for other plans in a model of another depth, so it is resolved per store.
+    A family may stand for other plans in a model of another depth, so it is resolved per store. An
+    analysis of several stores is given what was asked for, and finds what they have in common.
 
     Raises:
         RepsimError: a plan is not understood, or stands for more plans in one store than another.
@@ -221,6 +242,9 @@ def _rounds(
         yield [options] * len(stores)
         return
     asked = read_plans(options["plan"])
+    if kind_of(module).takes_stores_together:
+        yield [{**options, "plan": [str(each) for each in asked]}]
+        return
     names = [[named.name for named in store.find_plans(*asked)] for store in stores]
     if kind_of(module).takes_plans_together:
         # Every plan is what such an analysis takes by default.
@@ -253,32 +277,29 @@ def _analyze_round(
     drawing: dict[str, Any],
     folder: Path | None,
 ) -> Iterator[Analysis]:
-    """One result per store, each a part, and then what is drawn of them.
+    """One result per store, or one of all of them, each a part, and then what is drawn of them.
 
     Args:
-        options: of `compute`, for each store.
+        options: of `compute`, for each store, or for all of them.
         labels: the user's names for the stores, or none.
         drawing: options of `plot`.
         folder: where data and pictures go; None for nowhere.
     """
-    words = [option_words(module.compute, each) for each in options]
-    shown = labels or figure_labels(stores)
-    files = file_labels(stores, words, labels)
+    subjects = name_subjects(module, stores, options, labels)
+    files = [subject.file for subject in subjects]
 
     # Numbers: labelled where the model's name does not say enough. What a store keeps has no label,
     # as it does not depend on what it was drawn with.
     labelled: list[xr.Dataset] = []
-    for store, each, label, said, file in zip(stores, options, shown, words, files, strict=True):
-        result: xr.Dataset = module.compute(store, **each)
-        labelled.append(
-            result if label == store.identity["model"] else result.assign_attrs(label=label)
-        )
-        data = None if folder is None else folder / f"{name}-{file}.nc"
+    for subject in subjects:
+        result: xr.Dataset = module.compute(*subject.stores, **subject.options)
+        labelled.append(_label(result, subject))
+        data = None if folder is None else folder / f"{name}-{subject.file}.nc"
         if data is not None:
             results.save(labelled[-1], data)
-        group = file_name(name, *said)
+        group = file_name(name, *subject.words)
         table = summarise(module, result)
-        yield _keep(name, store, each, group, result) + Analysis(
+        yield _keep(name, subject, group, result) + Analysis(
             name,
             [results.index_layers(labelled[-1])],
             files=[data] if data else [],
@@ -304,6 +325,17 @@ def _analyze_round(
             yield Analysis(name, figures={stem: figure}, files=saved, lines=lines)
 
 
+def _label(result: xr.Dataset, subject: Subject) -> xr.Dataset:
+    """A result with the names of its stores, where their models' do not say enough."""
+    if STORE in result.dims:
+        return result.assign_coords({STORE: (STORE, np.array(subject.labels, object))})
+    pairs = zip(("label", "label_other"), subject.labels, subject.every_store, strict=False)
+    for attribute, label, store in pairs:
+        if label != store.identity["model"]:
+            result = result.assign_attrs({attribute: label})
+    return result
+
+
 def _on_figures(name: str, remarks: list[str]) -> Analysis:
     """What was remarked on figures since the last time, said once."""
     said = remarks.copy()
@@ -313,29 +345,33 @@ def _on_figures(name: str, remarks: list[str]) -> Analysis:
     return Analysis(name, remarks=said)
 
 
-def _keep(
-    name: str, store: Capture | Scores, options: dict[str, Any], group: str, result: xr.Dataset
-) -> Analysis:
+def _keep(name: str, subject: Subject, group: str, result: xr.Dataset) -> Analysis:
     """Keeps a result with its store, or remarks that it cannot be kept there.
 
     A store may be somebody else's to write, or lie on a read-only disk; the numbers are right all
     the same.
     """
     remarks: list[str] = []
-    lines = [f"{name} of {store.path} ({', '.join(map(_spoken, options.items()))})"]
+    paths = ", ".join(str(store.path) for store in subject.stores)
+    chosen = [option for option in subject.options.items() if option[1] is not None]
+    lines = [f"{name} of {paths} ({', '.join(map(_spoken, chosen))})"]
+    store = subject.stores[0]
     try:
         store.write_result(group, result)
         lines.append(f"  result: {store.path}/analyses/{group}")
     except RepsimError as problem:
         remarks.append(f"result not kept with the store: {problem}")
         log.error("%s", remarks[-1])  # an error, so that --quiet shows it
-    if store.remark:
-        remarks.append(f"incomplete: {store.remark}")
-        log.warning("%s", remarks[-1])
+    for store in subject.every_store:
+        if store.remark:
+            remarks.append(f"incomplete: {store.remark}")
+            log.warning("%s", remarks[-1])
     return Analysis(name, remarks=remarks, lines=lines)
 
 
 def _spoken(option: tuple[str, Any]) -> str:
     """An option as the command says it: `plan baseline`."""
     name, value = option
-    return f"{name} {', '.join(value) if isinstance(value, list) else value}"
+    if isinstance(value, Capture | Scores):
+        value = value.path
+    return f"{option_name(name)} {', '.join(value) if isinstance(value, list) else value}"

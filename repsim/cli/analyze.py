@@ -143,13 +143,19 @@ def argument_help(function: Callable[..., Any]) -> dict[str, str]:
 
 def _option(keyword: inspect.Parameter, text: str | None) -> inspect.Parameter:
     """A keyword of `compute` or `plot` as an option; `plan` is repeatable in every command."""
+    from repsim.registry import option_name, takes_store
+
     if keyword.name == "plan":
         (plan,) = parameters_of(PlanOptions, plan=PLAN_HELP)
         default = keyword.default
         return plan.replace(default=[default] if isinstance(default, str) else list(default))
+    about: dict[str, Any] = {"help": text and literal(text)}
+    taken: Any = keyword.annotation
+    spellings = [f"--{option_name(keyword.name)}"] if keyword.name.endswith("_") else []
+    if takes_store(keyword):
+        taken, about = str | None, {**about, "metavar": "STORE"}
     return keyword.replace(
-        annotation=Annotated[keyword.annotation, typer.Option(help=text and literal(text))],
-        kind=POSITIONAL,
+        annotation=Annotated[taken, typer.Option(*spellings, **about)], kind=POSITIONAL
     )
 
 

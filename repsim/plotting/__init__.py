@@ -5,6 +5,7 @@ and the modules of captions what figures say. `states` and `structure` are the f
 states, `scores` and `forest` those of benchmark scores, `costs` the one of scores against time.
 """
 
+from repsim.plotting.comparison import compare
 from repsim.plotting.costs import latency
 from repsim.plotting.curves import find_own_plans
 from repsim.plotting.forest import plan_scores
@@ -32,6 +33,7 @@ __all__ = [
     "Width",
     "blocks",
     "clusters",
+    "compare",
     "degradation",
     "describe",
     "drawn_with",

@@ -15,7 +15,14 @@ import xarray as xr
 
 from repsim.errors import printable
 from repsim.plotting.colours import ColourScale
-from repsim.plotting.words import letter_of, name_of, shortened, span_of_letters
+from repsim.plotting.words import (
+    is_of_two,
+    letter_of,
+    name_of,
+    name_of_other,
+    shortened,
+    span_of_letters,
+)
 
 LONGEST_PLAN = 80  # characters of a plan in a caption
 DISTANCE_TOKENS = {"last": "at the last token of each text", "all": "mean over tokens"}
@@ -85,13 +92,22 @@ def caption_matrices(
     kind = str(results[0].attrs.get("description", "")) if name == "cosine" else ""
     undefined = "Grey: undefined." * bool(np.isnan(values).any())
     return join_sentences(
-        f"{_capital(measured)} of every two states of {'; '.join(subjects)}.",
+        f"{_capital(measured)} of {_say_pairs(results, subjects)}.",
         kind,
         "Rows and columns: the state after each layer, beginning with the embeddings (embed).",
+        "Dot: the largest value of its row." * any(map(is_of_two, results)),
         scale.describe(values),
         undefined,
         *(_say_widest_interval(result, name) for result in results[:1]),
     )
+
+
+def _say_pairs(results: Sequence[xr.Dataset], subjects: Sequence[str]) -> str:
+    """Which states are compared: every two of one capture, or those of two captures."""
+    others = [name_of_other(result) for result in results if is_of_two(result)]
+    if not others:
+        return f"every two states of {'; '.join(subjects)}"
+    return f"every state of {'; '.join(subjects)} (rows) with every state of {'; '.join(others)}"
 
 
 def _say_widest_interval(result: xr.Dataset, name: str) -> str:

@@ -15,9 +15,18 @@ from repsim.plotting.captions import caption_matrices, caption_profiles
 from repsim.plotting.colours import choose_scale, draw_cells, draw_colour_bar
 from repsim.plotting.curves import look
 from repsim.plotting.layer_labels import label_states_x, label_states_y
-from repsim.plotting.page import MARGIN, Figure, Width, blank_page, choose_width, points
-from repsim.plotting.words import describe, letter_panels, name_of, names_of, wrapped
+from repsim.plotting.page import MARGIN, MARK, Figure, Width, blank_page, choose_width, points
+from repsim.plotting.words import (
+    describe,
+    is_of_two,
+    letter_panels,
+    name_of,
+    name_of_other,
+    names_of,
+    wrapped,
+)
 
+FLATTEST = 0.8  # height of a panel as a share of its width, so that the colour bar has room
 MATRICES = {"column": 2}  # most in a row
 PANELS = {"column": 2}  # most profiles in a row; 3 elsewhere
 
@@ -27,7 +36,9 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
     left.
 
     Colours run from 0 to 1 unless the options say otherwise, so that figures can be compared; where
-    a value is below, the colour bar has an arrow. A cell without a value is grey.
+    a value is below, the colour bar has an arrow. A cell without a value is grey. Of two captures,
+    the states of one go down and those of the other across, and a dot marks the largest value of
+    each row.
 
     Args:
         results: `cosine` or `similarity` over (state, state_other) with coordinates `layer` and
@@ -59,6 +70,8 @@ def similarity_matrices(*results: xr.Dataset, width: Width | None = None) -> Fig
             axes.set_xlabel("state after layer")
             axes.set_ylabel("state after layer" if row % columns == 0 else "")
             image = draw_cells(axes, result[_matrix_name(result)].values, scale)
+            if is_of_two(result):
+                _mark_pairs(axes, result, figure.get_figwidth() / columns)
             if len(results) > 1:
                 axes.set_title(wrapped(names[row], 0.8 * figure.get_figwidth() / columns))
         undefined = " (grey: undefined)" * bool(np.isnan(values).any())
@@ -165,6 +178,18 @@ def _titles(result: xr.Dataset) -> list[str]:
     title = f"{name_of(result)} · {result.attrs['plan']}"
     average = result.attrs.get("average")
     return [f"{title} · {average} average", title] if average else [title]
+
+
+def _mark_pairs(axes: Axes, result: xr.Dataset, inches: float) -> None:
+    """Names both captures at their axes, and marks the most similar state of each row."""
+    axes.set_ylabel(wrapped(f"state of {name_of(result)}, after layer", 0.7 * inches))
+    axes.set_xlabel(wrapped(f"state of {name_of_other(result)}, after layer", 0.8 * inches))
+    matrix = result[_matrix_name(result)].values
+    rows = np.flatnonzero(np.isfinite(matrix).any(1))
+    dots = {"color": MARK, "markersize": points(1.6), "clip_on": False}
+    axes.plot(np.nanargmax(matrix[rows], axis=1), rows, "o", **dots)
+    axes.set_aspect("auto")
+    axes.set_box_aspect(float(np.clip(matrix.shape[0] / matrix.shape[1], FLATTEST, 1)))
 
 
 def _matrix_name(result: xr.Dataset) -> str:

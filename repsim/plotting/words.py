@@ -55,6 +55,16 @@ def name_of(result: xr.Dataset) -> str:
     return printable(result.attrs.get("label") or result.attrs["model"])
 
 
+def is_of_two(result: xr.Dataset) -> bool:
+    """Whether a similarity matrix is of two captures, its columns of the other one."""
+    return "model_other" in result.attrs
+
+
+def name_of_other(result: xr.Dataset) -> str:
+    """What a figure calls the second capture of a similarity matrix."""
+    return printable(result.attrs.get("label_other") or result.attrs["model_other"])
+
+
 def names_of(results: Sequence[xr.Dataset]) -> list[str]:
     """A name for each result of a figure, no two alike: model and plan, and what else it takes to
     tell them apart.

@@ -368,7 +368,7 @@ def strata(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(
         np.stack([estimate.value for estimate in estimates], -1),
         np.stack([estimate.replicates for estimate in estimates], -1),
-        np.array([estimate.samples for estimate in estimates], np.float64),
+        np.stack([np.asarray(estimate.samples, np.float64) for estimate in estimates], -1),
         all(estimate.skewed for estimate in estimates),
     )
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
 """`[state, token, unit]`, the store's dtype → `[value]`, float64."""
@@ -90,6 +93,20 @@ class StateSource(PlanSource, Protocol):
         self, plan: str | Sequence[str], statistic: SampleStatistic
     ) -> Iterable[tuple[int, NDArray[np.float64]]]:
         """Each sample's number of tokens, and its values of the statistic, `[value]`, float64."""
+        ...
+
+
+class TextSource(StateSource, Protocol):
+    """What an analysis of two captures needs of each, to know what they have in common."""
+
+    @property
+    def samples(self) -> xr.DataArray:
+        """Keys of the samples, `[sample]`: the finished ones first, in their order."""
+        ...
+
+    @property
+    def tokens(self) -> xr.Dataset:
+        """`token_id` and `position` of every kept token, `[token]`, sample after sample."""
         ...
 
 

@@ -97,19 +97,34 @@ def draw_tokens(
             picked.append(states[:, generator.permutation(tokens)[:most]])
 
     # Sinks and zero vectors may have left some samples too few: keep equally many of the others.
-    each = _each(np.array([states.shape[1] for states in picked], np.int64), most)
+    each = tokens_per_sample(np.array([states.shape[1] for states in picked], np.int64), most)
     drawn = [states[:, :each] for states in picked if states.shape[1] >= each]
-    if len(drawn) < 2 or len(drawn) * each < 8:
-        without = "" if sinks else " without attention sinks"
-        without += f" and {left_out} tokens that are zero vectors" if left_out else ""
-        raise DataError(
-            f"plan {plan!r}: {len(drawn) * each} tokens of {len(drawn)} samples{without}; "
-            "comparing takes at least 8 of 2: ask for more items or --sinks, or capture more texts"
-        )
+    require_enough(plan, len(drawn), each, sinks=sinks, left_out=left_out)
     return TokenSubsample(np.concatenate(drawn, axis=1), len(drawn), left_out)
 
 
-def _each(available: NDArray[np.int64], most: int) -> int:
+def require_enough(plan: str, samples: int, each: int, *, sinks: bool, left_out: int) -> None:
+    """Refuses a subsample that is too small to compare states on.
+
+    Args:
+        plan: whose states.
+        samples: that are left, with so many tokens each.
+        each: tokens per sample.
+        sinks: whether attention sinks are among them.
+        left_out: tokens that are zero vectors.
+    Raises:
+        DataError: fewer than 8 tokens or 2 samples.
+    """
+    if samples < 2 or samples * each < 8:
+        without = "" if sinks else " without attention sinks"
+        without += f" and {left_out} tokens that are zero vectors" if left_out else ""
+        raise DataError(
+            f"plan {plan!r}: {samples * each} tokens of {samples} samples{without}; "
+            "comparing takes at least 8 of 2: ask for more items or --sinks, or capture more texts"
+        )
+
+
+def tokens_per_sample(available: NDArray[np.int64], most: int) -> int:
     """Tokens per sample that give the most tokens in all, from at least two samples.
 
     Args:

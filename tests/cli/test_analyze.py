@@ -13,7 +13,7 @@ import repsim as repsim_library
 from repsim.analyses import degradation
 from repsim.cli.analyze import analysis_command, argument_help
 from repsim.registry import AnalysisKind, draws_together, find_analysis
-from support.analyses import KINDS, OF_STATES, StoreOf
+from support.analyses import KINDS, OF_STATES, StoreOf, stores_for
 from support.cli import Call, files, main, plug_in, repsim
 
 RESAMPLES = ("--resamples", 20)
@@ -58,9 +58,8 @@ def test_every_analysis_draws_a_figure_and_writes_the_data_next_to_it(
 ) -> None:
     """Each on the store of its kind, see `support.analyses`."""
     folder = tmp_path / "new"
-    assert (
-        main("analyze", analysis, store_of(KINDS[analysis]), *RESAMPLES, "--figures", folder) == 0
-    )
+    stores = stores_for(analysis, store_of)
+    assert main("analyze", analysis, *stores, *RESAMPLES, "--figures", folder) == 0
     names = files(folder)
     (data,) = (name for name in names if name.endswith(".nc"))
     pictures = [Path(name) for name in names if name != data]

@@ -49,7 +49,7 @@ def samples_and_tokens(drawn: TokenSubsample) -> list[tuple[int, ...]]:
     ],
 )
 def test_how_many_of_each_sample_by_hand(available: Sequence[int], most: int, each: int) -> None:
-    assert subsample._each(np.array(available), most) == each
+    assert subsample.tokens_per_sample(np.array(available), most) == each
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -58,7 +58,7 @@ def test_no_other_number_of_each_sample_gives_more(seed: int) -> None:
     lengths, most = generator.integers(0, 30, size=12), int(generator.integers(1, 30))
     samples = {size: sum(length >= size for length in lengths) for size in range(1, most + 1)}
     total = {size: count * size for size, count in samples.items() if count > 1}
-    assert total[subsample._each(lengths, most)] == max(total.values())
+    assert total[subsample.tokens_per_sample(lengths, most)] == max(total.values())
 
 
 def test_equally_many_states_of_every_sample_that_has_enough() -> None:

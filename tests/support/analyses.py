@@ -48,6 +48,7 @@ STORES: dict[AnalysisKind, Callable[[Path, Path], None]] = {
     AnalysisKind.PLANS: capture_states,
     AnalysisKind.LOGPROBS: capture_states,
     AnalysisKind.SCORES: score_above_chance,
+    AnalysisKind.SCORES_TOGETHER: score_above_chance,
 }
 
 
@@ -82,3 +83,13 @@ def store_of(
         return path
 
     return copy
+
+
+def stores_for(analysis: str, store_of: StoreOf) -> list[Path]:
+    """As many stores as an analysis takes at least: one, or a store and its copy."""
+    path = store_of(KINDS[analysis])
+    if not KINDS[analysis].takes_stores_together:
+        return [path]
+    copy = path.with_name("copy.zarr")
+    shutil.copytree(path, copy)
+    return [path, copy]

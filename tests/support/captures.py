@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import brentq
@@ -145,3 +146,48 @@ def hall_interval(
 
             ends[(end, *place)] = value[place] - error * brentq(beyond, -1e3, 1e3)
     return np.clip(ends, *bounds)
+
+
+class TextCapture(ArrayCapture):
+    """A capture made of arrays that says which texts and tokens its states are of.
+
+    keys: of the samples.
+    token_ids: `[token]`, by default the same in every capture at the same position.
+    kept: what `--tokens` kept.
+    """
+
+    def __init__(
+        self,
+        states: ArrayLike,
+        lengths: Sequence[int],
+        keys: Sequence[str],
+        *,
+        tokenizer: str = "shared",
+        kept: str = "all",
+        token_ids: ArrayLike | None = None,
+        **others: tuple[list[str], ArrayLike],
+    ) -> None:
+        super().__init__(states, lengths, **others)
+        self.identity = {**self.identity, "tokenizer": tokenizer, "tokens": kept}
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        if kept == "last":
+            positions = np.arange(len(positions)) + 7
+        ids = positions if token_ids is None else np.asarray(token_ids)
+        self.tokens = xr.Dataset({"position": ("token", positions), "token_id": ("token", ids)})
+        self.samples = xr.DataArray(list(keys), dims="sample")
+
+
+def pair_of_captures(
+    samples: int = 14, tokens: int = 8, seed: int = 0
+) -> tuple[TextCapture, TextCapture]:
+    """Two models that share something, of other depths and widths, over the same texts."""
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(size=(1, samples * tokens, 3))
+    keys = [f"text {number}" for number in range(samples)]
+
+    def model(states: int, units: int) -> TextCapture:
+        mixed = shared @ generator.normal(size=(states, 3, units))
+        noise = generator.normal(size=(states, samples * tokens, units))
+        return TextCapture(mixed + noise + 0.5, (tokens,) * samples, keys)
+
+    return model(3, 6), model(4, 9)

@@ -22,12 +22,17 @@ Metric: TypeAlias = tuple[str, int, ArrayLike]
 class MadeUpTask:
     """metrics: name → aggregation, whether higher is better, `[plan, example]`.
     choices, gold, block: `[example]`.
+    docs: number of the first example.
+    version, shots: of the task.
     """
 
     metrics: Mapping[str, tuple[str, int, Array]]
     choices: NDArray[Any]
     gold: NDArray[Any]
     block: NDArray[Any]
+    docs: int = 0
+    version: str = "1"
+    shots: int = 0
 
 
 @dataclass
@@ -85,6 +90,8 @@ def make_scores(
     *,
     layers: int = LAYERS,
     done: ArrayLike | None = None,
+    model: str = "Größe/モデル",
+    weights: str = "",
 ) -> MadeUpScores:
     """Scores under plans that `resolve` takes.
 
@@ -95,6 +102,8 @@ def make_scores(
         tasks: name → task.
         layers: the model's T.
         done: `[plan, block]`; everything by default.
+        model: its name.
+        weights: their digest.
     """
     named = resolve(plans, layers)
     metrics = list(dict.fromkeys(name for each in tasks.values() for name in each.metrics))
@@ -128,10 +137,17 @@ def make_scores(
             "example_task": ("example", np.repeat(np.array(list(tasks), object), sizes)),
             "example_choices": ("example", np.concatenate([t.choices for t in tasks.values()])),
             "example_gold": ("example", np.concatenate([t.gold for t in tasks.values()])),
+            "example_doc": (
+                "example",
+                np.concatenate([each.docs + np.arange(len(each.gold)) for each in tasks.values()]),
+            ),
             "block": ("example", block),
+            "task_version": ("task", np.array([t.version for t in tasks.values()], object)),
+            "task_digest": ("task", np.array(["e3b0c44298fc1c14"] * len(tasks), object)),
+            "num_fewshot": ("task", np.array([each.shots for each in tasks.values()])),
         },
     )
-    return MadeUpScores(dataset, layers, {"model": "Größe/モデル"})
+    return MadeUpScores(dataset, layers, {"model": model, "weights": weights})
 
 
 def right(*counts: int, examples: int = 20) -> Array:
