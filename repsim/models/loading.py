@@ -92,6 +92,8 @@ def load(
     """
     given_tokenizer = None if tokenizer is None else _tokenizer(tokenizer, trust_remote_code)
     objects = () if tokenizer is None or isinstance(tokenizer, str | Path) else ("tokenizer",)
+
+    # A module in memory runs as it is, so nothing about its loading can be chosen.
     if isinstance(model, nn.Module):
         values = {"revision": revision, "dtype": dtype, "device_map": device_map}
         values["attn_implementation"] = attn_implementation
@@ -100,6 +102,8 @@ def load(
         in_memory.check_options(model, given)
         taken = in_memory.model_of(model, given_tokenizer, name=name, stack=stack)
         return replace(taken, in_memory=(*taken.in_memory, *objects))
+
+    # Anything else is a name.
     if not isinstance(model, str | Path):
         raise ModelError(
             f"model: {type(model).__name__} is not a name; give an embedded name, a hub id, a "
@@ -138,7 +142,6 @@ def _load_named(
         stack: dotted path of the module list with the layers.
         options: for transformers.
     """
-
     # Where the files are. GGUF is converted to a folder of safetensors first, and an adapter's
     # folder names its base model.
     source = _find_or_convert(name)
