@@ -23,6 +23,7 @@ from repsim.models.stack import Stack
 
 PROBE_TOKENS = 8  # of the texts on which a stack is tried
 PROBE_SHAPE = 2, 12  # samples and positions of random tokens on which a model is tried
+SOUND = ("input_features", "input_values", "audio_values")  # what models of sound read
 # What a layer may return; a tuple or list begins with the state.
 PLAIN_FORMS = {Tensor, tuple, list}
 
@@ -87,6 +88,25 @@ def without_cache(module: Any) -> dict[str, bool]:
     accepted = inspect.signature(type(module).forward).parameters
     takes_it = "use_cache" in accepted or module.can_generate()  # GraniteMoe hides it in **kwargs
     return {"use_cache": False} if takes_it else {}
+
+
+def check_reads_text(module: Any, name: str) -> None:
+    """Refuses models of pictures or sound, by what their forward is called with.
+
+    Args:
+        module: a Hugging Face model.
+        name: what messages call it.
+    Raises:
+        ModelError: it does not read token ids.
+    """
+    takes = module.main_input_name
+    if takes == "input_ids" or "input_ids" in inspect.signature(type(module).forward).parameters:
+        return
+    kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
+    raise ModelError(
+        f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, "
+        "not text"
+    )
 
 
 def check_stack(module: Any, stack: Stack) -> None:

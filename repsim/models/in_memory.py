@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from repsim.errors import ModelError, brief
 from repsim.models.digests import is_adapter_layer
-from repsim.models.forward import check_stack
+from repsim.models.forward import check_reads_text, check_stack
 from repsim.models.model import Model
 from repsim.models.model_files import last_part
 from repsim.models.module_state import prepare_for_run
@@ -68,6 +68,7 @@ def model_of(module: nn.Module, tokenizer: Any, *, name: str | None, stack: str 
             f"model: {kind} in memory comes without a tokenizer; hand it over with it "
             "(tokenizer=), an object or a name"
         )
+    check_reads_text(inner, kind)
     embeddings = inner.get_input_embeddings()
     if embeddings.weight.is_meta and not hasattr(embeddings, "_hf_hook"):
         raise ModelError(f"model: {kind} in memory has no weights yet (device meta); load them")

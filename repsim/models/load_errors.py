@@ -19,6 +19,7 @@ from repsim.models.model_files import EMBEDDED
 # are shown instead.
 SAYS_OWN_CODE = "trust_remote_code"
 SAYS_NO_SAFETENSORS = "file named model.safetensors"
+SAYS_NO_CONFIGURATION = "file named config.json"
 SAYS_NO_TOKENIZER = "instantiate the backend tokenizer"
 # What is read of a name before anything else is, so that its failure may be the name's.
 FIRST_READ = ("configuration", "named tokenizer")
@@ -70,6 +71,11 @@ def _advice(name: str, failure: str, problem: Exception) -> str:
         return (
             "there is no tokenizer among its files; put one beside its weights (tokenizer.json), "
             "or name one (--tokenizer NAME, tokenizer=)"
+        )
+    if SAYS_NO_CONFIGURATION in text and not is_local:
+        return (
+            "it has no config.json on the hub; if it holds an adapter, download it (hf download "
+            f"{name} --local-dir FOLDER) and name that folder"
         )
     is_first = failure.startswith(FIRST_READ)
     if is_first and isinstance(problem, OSError) and not is_local:

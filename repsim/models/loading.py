@@ -10,7 +10,6 @@ later starts are quick. Where a model's files are is `repsim.models.model_files`
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import shutil
 import tempfile
@@ -34,7 +33,7 @@ from repsim.cache import cache_folder
 from repsim.errors import ModelError
 from repsim.models import in_memory
 from repsim.models.adapters import Adapter, merge, read_adapter
-from repsim.models.forward import check_stack
+from repsim.models.forward import check_reads_text, check_stack
 from repsim.models.load_errors import first_sentences, one_line_errors
 from repsim.models.model import Model
 from repsim.models.model_files import (
@@ -50,7 +49,6 @@ from repsim.schema import DEFAULT_MODEL
 
 log = logging.getLogger("repsim")
 
-SOUND = ("input_features", "input_values", "audio_values")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -92,6 +90,8 @@ def load(
     """
     given_tokenizer = None if tokenizer is None else _tokenizer(tokenizer, trust_remote_code)
     objects = () if tokenizer is None or isinstance(tokenizer, str | Path) else ("tokenizer",)
+
+    # A module in memory runs as it is, so nothing about its loading can be chosen.
     if isinstance(model, nn.Module):
         values = {"revision": revision, "dtype": dtype, "device_map": device_map}
         values["attn_implementation"] = attn_implementation
@@ -100,6 +100,8 @@ def load(
         in_memory.check_options(model, given)
         taken = in_memory.model_of(model, given_tokenizer, name=name, stack=stack)
         return replace(taken, in_memory=(*taken.in_memory, *objects))
+
+    # Anything else is a name.
     if not isinstance(model, str | Path):
         raise ModelError(
             f"model: {type(model).__name__} is not a name; give an embedded name, a hub id, a "
@@ -138,7 +140,6 @@ def _load_named(
         stack: dotted path of the module list with the layers.
         options: for transformers.
     """
-
     # Where the files are. GGUF is converted to a folder of safetensors first, and an adapter's
     # folder names its base model.
     source = _find_or_convert(name)
@@ -164,7 +165,7 @@ def _load_named(
     if is_placed and target is not None:
         options["device_map"] = {"": target}
     module = _load_weights(base_name, _class_of(config), base, config=config, **options, **hub)
-    _check_reads_text(module, base_name)
+    check_reads_text(module, base_name)
     if adapter is not None:
         module = merge(module, adapter, name)
     if tokenizer is None:
@@ -317,18 +318,6 @@ def _is_unused(module: Any, key: str) -> bool:
     prefix = module.base_model_prefix
     behind = hasattr(module, prefix) and not key.startswith(f"{prefix}.")
     return "pooler" in key or (behind and not module.can_generate())
-
-
-def _check_reads_text(module: Any, name: str) -> None:
-    """Refuses models of pictures or sound, by what their forward is called with."""
-    takes = module.main_input_name
-    if takes == "input_ids" or "input_ids" in inspect.signature(type(module).forward).parameters:
-        return
-    kind = "pictures" if "pixel" in takes else "sound" if takes in SOUND else "something else"
-    raise ModelError(
-        f"model {name!r}: a model of {kind} ({module.config.model_type}): it reads {takes}, "
-        "not text"
-    )
 
 
 def _class_of(config: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import repsim
@@ -197,6 +198,17 @@ def test_the_base_model_has_to_be_there(wrapped: PeftModel, folder: Path, tmp_pa
         line = failure(other)
         assert f"an adapter of {base}, by base_model_name_or_path in its adapter_config" in line
         assert line.endswith(problem)
+
+
+def test_an_adapter_on_the_hub_is_downloaded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_options: object) -> None:
+        raise OSError(f"{name} does not appear to have a file named config.json. Checkout 'https")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    assert failure(Path("org/lora")) == (
+        "model 'org/lora': it has no config.json on the hub; if it holds an adapter, download it "
+        "(hf download org/lora --local-dir FOLDER) and name that folder"
+    )
 
 
 def test_weights_that_serve_twice_are_not_changed(tiny_folder: Path, tmp_path: Path) -> None:

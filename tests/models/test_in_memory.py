@@ -257,6 +257,10 @@ def test_modules_that_are_not_taken(module: Any, tokenizer: Any) -> None:
     assert failure(empty, tokenizer=tokenizer).startswith(
         "model: LlamaForCausalLM in memory has no weights yet (device meta); "
     )
+    pictures = transformers.ViTModel(transformers.ViTConfig(num_hidden_layers=1, hidden_size=12))
+    assert failure(pictures, tokenizer=tokenizer) == (
+        "model 'ViTModel': a model of pictures (vit): it reads pixel_values, not text"
+    )
     assert failure("tiny", name="my-run").startswith("name=my-run: for a model in memory; ")
 
 
