@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Format: TypeAlias = Literal["rich", "md", "csv", "latex", "json"]
 
+FORMATS: tuple[Format, ...] = get_args(Format)
 FOR_PROGRAMS = ("csv", "json")  # formats with every column and all digits
 LEVEL = 0.05  # Holm-adjusted p-values below it are marked
 MARK = "*"
@@ -162,15 +163,17 @@ def _alone(value: Any, *, latex: bool) -> str:
 # From cells to text
 
 
-def check_format(form: str) -> None:
-    """Refuses a format that there is not.
+def find_format(name: str) -> Format:
+    """The format of this name.
 
     Raises:
-        RepsimError: it is none of `Format`.
+        RepsimError: there is none.
     """
-    if form not in get_args(Format):
-        *others, last = get_args(Format)
-        raise RepsimError(f"format {form!r}: choose {', '.join(others)} or {last}")
+    for form in FORMATS:
+        if form == name:
+            return form
+    *others, last = FORMATS
+    raise RepsimError(f"format {name!r}: choose {', '.join(others)} or {last}")
 
 
 def render(frame: pd.DataFrame, form: Format = "rich") -> str:
@@ -193,7 +196,7 @@ def render(frame: pd.DataFrame, form: Format = "rich") -> str:
         >>> print(render(table, "latex").splitlines()[4])
         a\\_b & $0.523 \\pm 0.020$ \\\\
     """
-    check_format(form)
+    find_format(form)
     if form == "csv":
         return frame.to_csv(index=False).rstrip("\n")
     if form == "json":

@@ -35,18 +35,18 @@ def table(
     import repsim
     from repsim.analysis import tables
 
-    tables.check_format(form)
+    chosen = tables.find_format(form)
     opened = repsim.open(store)
     with show_remarks(quiet=False):
         frame = repsim.table(opened, plan=plan, task=task)
     if opened.remark:
         warn(f"incomplete: {opened.remark}")
-    if form not in tables.FOR_PROGRAMS:
+    if chosen not in tables.FOR_PROGRAMS:
         frame = tables.shown_scores(frame) if "task" in frame else tables.shown_plans(frame)
-    if form == "rich":
+    if chosen == "rich":
         print_table(frame)
     else:
-        print(tables.render(frame, form))
+        print(tables.render(frame, chosen))
 
 
 def print_table(frame: pd.DataFrame) -> None:

@@ -88,7 +88,7 @@ def index_layers(data: DataT) -> DataT:
     for name, values in data.coords.items():
         of_states = values.ndim == 1 and str(values.dims[0]).startswith(STATE)
         if of_states and str(name).startswith("layer") and name not in data.xindexes:
-            data = data.set_xindex(name)
+            data = data.set_xindex(str(name))
     return data
 
 
