@@ -110,7 +110,8 @@ def _unplaced(
     from repsim.models.model_files import EMBEDDED  # here, since most stores are sound
 
     named, model = files_of(attributes["requests"]), attributes["requests"][0]["model"]
-    if attributes["identity"]["revision"] is None and model not in EMBEDDED:
+    revision = attributes.get("identity", {}).get("revision")  # of models from the hub
+    if revision is None and model not in EMBEDDED:
         named = {"model": model, **named}
     for option, place in places.items():
         if place is None:
