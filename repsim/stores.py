@@ -163,8 +163,8 @@ def _unplaced(
     from repsim.models.model_files import EMBEDDED  # here, since most stores are sound
 
     named, model = files_of(attributes["requests"]), attributes["requests"][0]["model"]
-    is_local = attributes["identity"]["revision"] is None and model not in EMBEDDED
-    if is_local and "model" not in objects:
+    revision = attributes.get("identity", {}).get("revision")  # of models from the hub
+    if revision is None and model not in EMBEDDED and "model" not in objects:
         named = {"model": model, **named}
     for option, place in places.items():
         if place is None:
