@@ -11,7 +11,7 @@ from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
-from repsim.storage.requests import commands, unnamed_files
+from repsim.storage.requests import commands, is_in_memory, reads_stdin, unnamed_files
 
 AGAIN = "Compute it again to another --out."
 
@@ -63,10 +63,16 @@ def repair_advice(path: str | Path, found: integrity.VerificationReport) -> list
         return [*lines, f"Cannot be repaired: stores of its schema are only read. {AGAIN}"]
     if not requests or is_lost:
         return [*lines, f"Cannot be repaired: what describes the store is lost. {AGAIN}"]
-    made_by = commands(store.maker, requests, str(path))
+    made_by = commands(store.maker, requests, str(path), repair=True)
     if kind is Kind.CAPTURE:
         made_by = made_by[-1:]  # the last one covers what those before it asked for
-    lines.append("Repair: " + " && ".join(f"{command} --repair" for command in made_by))
+    if is_in_memory(requests):
+        calls = "; ".join(made_by)
+        lines.append(f"Repair in Python, with what was in memory in capital letters: {calls}")
+    else:
+        lines.append("Repair: " + " && ".join(made_by))
+    if reads_stdin(requests):
+        lines.append("In it - stands for standard input: pipe the same texts to it.")
     if files := unnamed_files(requests):
         lines.append(
             f"In it {', '.join(files)} stands for a file or folder whose place no store keeps."

@@ -521,7 +521,10 @@ def test_a_finished_capture_is_opened_and_not_computed_again(
         ({"compression": "fast"}, r"--compression \(none there, fast here\)"),
         ({"keep": "none", "statistics": "norms"}, r"--keep \(all there, none here\)"),
         ({"limit": 2}, "3 of its 5 samples are not in the corpus asked for"),
-        ({"max_tokens": 2}, r"other texts or --max-tokens \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
+        (
+            {"max_tokens": 2},
+            r"other texts, --max-tokens or chat template \([0-9a-f]{8} there, [0-9a-f]{8} here\)",
+        ),
         ({"corpus": "builtin", "limit": 2}, r"corpus \(lines there, builtin here\)"),
     ],
 )
@@ -1170,7 +1173,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype 'bfloat16': choose float16 or float32"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16': choose auto, float16 or float32"),
         ({"batch_tokens": 0}, "batch_tokens=0: at least 1"),
         ({"max_tokens": 0}, "max_tokens=0: at least 1"),
         ({"limit": 0}, "limit=0: at least 1"),
