@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import io
 import json
 import re
 import sys
@@ -49,8 +48,8 @@ def read_path(path: Path, source: Source) -> tuple[str, Iterator[Content], tuple
     if suffix not in READERS:
         *others, last = READERS
         raise source.error(
-            f"there is {BUILTIN}, a {', '.join(others)} or {last} file (also {PACKED}), a folder of "
-            f"{TEXT} files, {STDIN} (standard input) or hf:name/config:split:field"
+            f"there is {BUILTIN}, a {', '.join(others)} or {last} file (also {PACKED}), a folder "
+            f"of {TEXT} files, {STDIN} (standard input) or hf:name/config:split:field"
         )
     return name, READERS[suffix](read_bytes(path, source), source), ()
 

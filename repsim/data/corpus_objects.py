@@ -37,15 +37,15 @@ def read_object(values: Any, source: Source) -> tuple[str, Iterator[Content]]:
             f"{kind.__name__} of {listed(values)}: hand over one of them, e.g. "
             f"corpus[{next(iter(values), 'train')!r}]"
         )
+    # Asked of the type: a Series answers for the labels of its values as well.
+    for attribute in ("column_names", "columns"):
+        if hasattr(kind, attribute) and (names := getattr(values, attribute)) is not None:
+            return name, read_table(values, names, source)
     if isinstance(values, Set | bytes | bytearray) or not isinstance(values, Iterable):
         raise source.error(
             f"{kind.__name__} is no list or column of texts; hand over a list of str, a column, or "
             "a table and its field"
         )
-    # Asked of the type: a Series answers for the labels of its values as well.
-    for attribute in ("column_names", "columns"):
-        if hasattr(kind, attribute) and (names := getattr(values, attribute)) is not None:
-            return name, read_table(values, names, source)
     # Arrow's own values are no Python strings.
     return name, _contents(values.to_pylist() if hasattr(kind, "to_pylist") else values, source)
 

@@ -1004,7 +1004,7 @@ def test_states_that_are_not_finite_are_stored_if_one_insists(
     model: models.Model, texts: str, path: Path
 ) -> None:
     large = changed(model, large_layer)
-    kept = repsim.capture(large, corpus=texts, out=path, allow_nonfinite=True)
+    kept = repsim.capture(large, corpus=texts, out=path, dtype="float16", allow_nonfinite=True)
     assert np.isinf(kept.hidden().values).any()
     assert kept.missing == 0
 
@@ -1075,7 +1075,7 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
         RepsimError,
         match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on",
     ):
-        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
+        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, dtype="float16")
     monkeypatch.undo()
     assert reopen(path).complete == block_tokens(model, texts)[0]
     assert repsim.capture(model, corpus=texts, out=path, batch_tokens=4).missing == 0
@@ -1109,7 +1109,7 @@ def undefined_layer(module: Any) -> None:
 def test_a_state_that_does_not_fit_float16(model: models.Model, texts: str, path: Path) -> None:
     large, plans = changed(model, large_layer), ["drop:layer=0", "baseline"]
     with pytest.raises(RepsimError) as caught:
-        repsim.capture(large, plan=plans, corpus=texts, out=path)
+        repsim.capture(large, plan=plans, corpus=texts, out=path, dtype="float16")
     message = str(caught.value)
     place = f"plan drop:layer=0, state 2, sample {key_of(TEXTS[1])}: "
     assert message.startswith(place)
@@ -1131,6 +1131,7 @@ def test_the_sample_whose_state_does_not_fit_is_named(
             plan="skip:start=2",
             corpus=str(tmp_path / "c.txt"),
             out=path,
+            dtype="float16",
         )
     place = f"plan skip:start=2, state 0, sample {key_of(lines[1])}"
     assert (

@@ -96,7 +96,7 @@ def test_conversations_have_the_same_keys_in_every_format(tmp_path: Path, kind: 
     assert [list(text.messages) for text in corpus.texts] == [CHAT, CHAT[:1]]
     in_memory = read_corpus([CHAT, CHAT[:1]], conversations=True)
     assert corpus.texts == in_memory.texts
-    with pytest.raises(RepsimError, match="conversation, not text; add --apply-chat-template$"):
+    with pytest.raises(RepsimError, match=r"conversation, not text; add --apply-chat-template$"):
         read_corpus(path, field="messages")
 
 

@@ -504,7 +504,7 @@ def test_clusters_frames_the_groups_and_names_the_parts() -> None:
     frames = figure.axes[0].patches
     assert sum(frame.get_width() for frame in frames) == 31
     assert frames[0].get_x() == -0.5
-    assert figure.get_suptitle().splitlines()[-1].startswith("middle: embed to ")
+    assert figure.get_suptitle().splitlines()[-1].startswith("start: embed to ")
 
 
 def test_one_sample_s_clusters_are_drawn() -> None:
