@@ -103,7 +103,7 @@ def cluster(
     is the mean adjusted Rand index of the groups of resampled matrices with those of the whole.
     Spectral clustering, which knows nothing of neighbours, is the check. The middle is the largest
     group (the first of several as large); the start is everything before it, the end everything
-    after.
+    after. Two groups have no middle: they are the start and the end.
 
     Args:
         matrix: similarities, `[state, state]`, with replicates; no NaN.
@@ -165,8 +165,7 @@ def cluster(
     spectral = {k: _spectral(matrix.value, k, seed) for k in labels}
     agreement = np.array([adjusted_rand_score(labels[k], spectral[k]) for k in labels])
     group = labels[chosen]
-    middle = int(np.argmax(np.bincount(group)))
-    part = np.array(["start", "middle", "end"], object)[np.sign(group - middle) + 1]
+    part = _parts(group)
     return xr.Dataset(
         {
             "similarity": ((STATE, results.STATE_OTHER), matrix.value),
@@ -232,6 +231,15 @@ def _labels(cuts: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
     """The group of each state, `[state]`, int64, counted from 0."""
     states = np.arange(len(cuts) + 1)
     return np.searchsorted(np.sort(cuts[: groups - 1]), states, side="right")
+
+
+def _parts(group: NDArray[np.int64]) -> NDArray[Any]:
+    """The part of the model that each state's group is in, `[state]`."""
+    sizes = np.bincount(group)
+    if len(sizes) == 2:
+        return np.array(["start", "end"], object)[group]
+    middle = int(np.argmax(sizes))
+    return np.array(["start", "middle", "end"], object)[np.sign(group - middle) + 1]
 
 
 def _spectral(matrix: Array, groups: int, seed: int) -> NDArray[np.int64]:

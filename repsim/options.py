@@ -12,7 +12,7 @@ it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from repsim.plans import PlanRequest
 
 BUILTIN = "builtin"
+STDIN = "-"
 DEFAULT_BATCH_TOKENS = 2048
+# What a request says of a value that was an object in memory, which no command can name.
+IN_MEMORY = "<memory>"
+AUTO = "auto"
 STORE_DTYPES = ("float16", "float32")
 COMPRESSION = ("none", "fast", "small")
 KEEP = ("all", "none")
@@ -49,6 +53,7 @@ class Option:
     choices: the words allowed.
     kept: whether the request in a store carries it; False for what does not change the numbers.
     repeatable: whether the command line takes it several times.
+    objects: whether Python functions take an object for it; requests say `IN_MEMORY` of one.
     """
 
     help: str
@@ -58,6 +63,7 @@ class Option:
     choices: tuple[str, ...] = ()
     kept: bool = True
     repeatable: bool = False
+    objects: bool = False
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -89,15 +95,25 @@ class ModelOptions:
 class CorpusOptions:
     """Which texts, and how much of each."""
 
-    corpus: str | Path = option(
-        BUILTIN, "builtin, a .txt or .jsonl file, or hf:name/config:split:field."
+    corpus: str | Path | Iterable[Any] = option(
+        BUILTIN,
+        "builtin, a .txt, .jsonl, .json, .csv or .parquet file (also .gz), a folder of .txt files, "
+        "- (standard input) or hf:name/config:split:field; in Python also a list of texts, a "
+        "column or a table.",
+        objects=True,
     )
-    field: str = option("text", "Field of a .jsonl file that holds the text.")
+    field: str = option("text", "Field or column that holds the text.")
     limit: int | None = option(None, "Use the first LIMIT texts.", least=1)
     max_tokens: int | None = option(
         None,
         "Keep the first MAX_TOKENS tokens of each sample; the model's context length by default.",
         least=1,
+    )
+    apply_chat_template: bool = option(
+        False, "Format each text as a user's message, and lists of messages whole."
+    )
+    system_instruction: str | None = option(
+        None, "With --apply-chat-template: a system's message before each text."
     )
 
 
@@ -105,7 +121,11 @@ class CorpusOptions:
 class StatesOptions:
     """What is kept of the hidden states, and in which form."""
 
-    dtype: str = option("float16", "Dtype of the stored states.", choices=STORE_DTYPES)
+    dtype: str = option(
+        AUTO,
+        "Dtype of the stored states; auto: float16, or float32 where states may outgrow that.",
+        choices=(AUTO, *STORE_DTYPES),
+    )
     tokens: str = option("all", "Kept of each sample: all, last, mean or every:N.")
     logprobs: bool = option(False, "Also store next-token log-probabilities.")
     keep: str = option("all", "all states, or none and only --statistics.", choices=KEEP)
@@ -265,10 +285,12 @@ class CaptureKeywords(ModelKeywords, total=False):
     """What `repsim.capture` takes beside the model and `progress`."""
 
     plan: PlanRequest
-    corpus: str | Path
+    corpus: str | Path | Iterable[Any]
     field: str
     limit: int | None
     max_tokens: int | None
+    apply_chat_template: bool
+    system_instruction: str | None
     dtype: str
     tokens: str
     logprobs: bool
@@ -323,8 +345,8 @@ def options_of(*records: type) -> dict[str, tuple[Any, Option]]:
     """Name -> field and description of every option of these records, in their order.
 
     Example:
-        >>> sorted(options_of(CorpusOptions))
-        ['corpus', 'field', 'limit', 'max_tokens']
+        >>> list(options_of(PlanOptions, CorpusOptions))[:4]
+        ['plan', 'corpus', 'field', 'limit']
     """
     found: dict[str, tuple[Any, Option]] = {}
     for record in records:
@@ -392,11 +414,15 @@ def request_of(*records: Any) -> dict[str, Any]:
     Example:
         >>> request_of(CorpusOptions(limit=5))
         {'limit': 5}
+        >>> request_of(CorpusOptions(corpus=["one text", "another"]))
+        {'corpus': '<memory>'}
     """
     request: dict[str, Any] = {}
     for record in records:
         for name, (item, about) in options_of(type(record)).items():
             value = getattr(record, name)
+            if about.objects and not isinstance(value, str | Path | None):
+                value = IN_MEMORY
             if about.kept and value != item.default:
                 request[name] = value
     return request

@@ -17,7 +17,7 @@ from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
-from repsim.storage.requests import commands, files_of, located, objects_in
+from repsim.storage.requests import commands, files_of, located, objects_in, reads_stdin
 
 AGAIN = "Compute it again to another --out."
 
@@ -136,6 +136,8 @@ def repair_advice(
         )
     else:
         lines.append("Repair: " + " && ".join(made_by))
+    if reads_stdin(requests):
+        lines.append("In it - stands for standard input: pipe the same texts to it.")
     if unplaced:
         names = ", ".join(unplaced.values())
         options = [f"--{name.replace('_', '-')} PATH" for name in unplaced if name in places]

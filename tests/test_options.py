@@ -65,7 +65,7 @@ def test_what_is_kept_of_a_request() -> None:
         (
             options.StatesOptions,
             {"dtype": "bfloat16"},
-            r"^dtype 'bfloat16': choose float16 or float32$",
+            r"^dtype 'bfloat16': choose auto, float16 or float32$",
         ),
         (
             options.StatesOptions,

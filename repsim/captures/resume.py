@@ -15,6 +15,7 @@ from repsim.data.batching import cut_blocks
 from repsim.data.samples import Sample, corpus_digest
 from repsim.errors import StoreError
 from repsim.jobs.resumable import RemainingWork, check_plan_names
+from repsim.options import STORE_DTYPES
 from repsim.plans import NamedPlan, PlanTrie, names_of
 from repsim.schema import Identity
 from repsim.storage import integrity
@@ -39,7 +40,12 @@ def read_existing(location: Location) -> Capture | None:
 
 
 def plan_remaining_work(
-    requested: Layout, existing: Capture | None, *, append: bool, batch_tokens: int
+    requested: Layout,
+    existing: Capture | None,
+    *,
+    append: bool,
+    batch_tokens: int,
+    any_dtype: bool = False,
 ) -> RemainingWork[Layout]:
     """What a capture lacks of what is requested.
 
@@ -50,6 +56,7 @@ def plan_remaining_work(
         existing: what is there.
         append: whether it may be extended.
         batch_tokens: about so many tokens make a block.
+        any_dtype: whether the dtype of what is there is the one that is requested.
     Raises:
         StoreError: another capture is there, or one that would have to be extended unasked.
     """
@@ -57,6 +64,8 @@ def plan_remaining_work(
         missing = np.repeat(requested.wanted[:, None], len(requested.blocks), 1)
         return RemainingWork(requested, missing, True)
     place = existing.place
+    if any_dtype:
+        requested = replace(requested, dtype=existing.dataset.attrs["dtype"])
     if difference := _difference(existing, requested):
         raise StoreError(f"{place}: holds another capture: {difference}; {OTHER}")
     # What is there comes first, in its order; what is requested beyond that is new.
@@ -105,8 +114,8 @@ def _divide_samples(
     there, here = existing.identity["corpus_digest"], corpus_digest(kept)
     if there != here:
         raise StoreError(
-            f"{existing.place}: holds another capture: other texts or --max-tokens "
-            f"({there[:8]} there, {here[:8]} here); {OTHER}"
+            f"{existing.place}: holds another capture: other texts, --max-tokens or chat "
+            f"template ({there[:8]} there, {here[:8]} here); {OTHER}"
         )
     return kept, tuple(by_key.values())
 
@@ -175,13 +184,20 @@ def _difference(existing: Capture, requested: Layout) -> str | None:
     return None
 
 
-def mend(location: Location, requested: Layout) -> None:
+def mend(location: Location, requested: Layout, *, any_dtype: bool = False) -> None:
     """Reads the whole store; what is damaged or missing counts as not computed.
 
+    Args:
+        location: of the store.
+        requested: as if nothing were there.
+        any_dtype: whether the dtype of what is there is the one that is requested.
     Raises:
         StoreError: it is of a schema that is only read, or what describes it is lost.
     """
-    check_current(location, read_attributes(location))
+    attributes = read_attributes(location)
+    check_current(location, attributes)
+    if any_dtype and attributes.get("dtype") in STORE_DTYPES:
+        requested = replace(requested, dtype=attributes["dtype"])
     report = integrity.check(location)
     for damage in report.damages:
         log.warning("%s: %s", location, damage)

@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -20,6 +21,7 @@ from rich import filesize
 from repsim.captures import resume
 from repsim.captures.reader import Capture, open_capture
 from repsim.data.batching import BatchRule, batches, costs_on, cut_blocks
+from repsim.data.chat import format_corpus
 from repsim.data.corpus import Corpus, read_corpus
 from repsim.data.samples import TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreError
@@ -34,6 +36,7 @@ from repsim.jobs.subject import (
     request_of_subject,
 )
 from repsim.options import (
+    AUTO,
     CAPTURE_RECORDS,
     CaptureKeywords,
     CorpusOptions,
@@ -53,7 +56,7 @@ from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store
 from repsim.storage.location import LocalFolder, location_of
 from repsim.storage.lock import WriterLock
-from repsim.storage.requests import names_in, storable
+from repsim.storage.requests import is_path, names_in, storable
 from repsim.storage.starting import check_target
 from repsim.storage.state_store import Layout
 
@@ -95,7 +98,8 @@ def capture(
 class CaptureRun(ResumableRun[Layout, Capture]):
     """One call of `capture`.
 
-    requested: what the store is to hold, as if nothing were there.
+    requested: what the store is to hold, as if nothing were there; in float16 where `--dtype auto`
+        leaves the dtype open.
     """
 
     def __init__(
@@ -113,10 +117,10 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         self._progress, self.repair = progress, self._store.repair
         # Everything that can be refused without a model is refused before one is loaded.
         statistics = _statistics_asked(self._states)
-        texts = read_corpus(str(corpus.corpus), field=corpus.field, limit=corpus.limit)
+        texts = _read_texts(corpus)
         source = request_of(corpus).get("corpus")
-        is_file = source is not None and not str(source).startswith("hf:")
-        over = Path(str(source)) if is_file else texts.name
+        is_file = source is not None and is_path(source)
+        over = Path(str(source)) if is_file else texts.distinct_name
         default = default_store("captures", model, loading.stack, [over], plans, corpus=source)
         self.location = location_of(default if self._store.out is None else self._store.out)
         check_target(self.location)
@@ -131,7 +135,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             self._model,
             texts,
             plans,
-            corpus.max_tokens,
+            corpus,
             self._states,
             statistics,
             self._store.batch_tokens,
@@ -142,15 +146,43 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         return resume.read_existing(self.location)
 
     def plan(self, existing: Capture | None) -> RemainingWork[Layout]:
+        requested = self._measured if existing is None else self.requested
         return resume.plan_remaining_work(
-            self.requested,
+            requested,
             existing,
             append=self._store.append,
             batch_tokens=self._store.batch_tokens,
+            any_dtype=self._states.dtype == AUTO,
         )
 
+    @cached_property
+    def _measured(self) -> Layout:
+        """What is requested, for a new store: `--dtype auto` is decided by what states reach.
+
+        Raises:
+            StoreError: it would not fit, whatever the dtype; nothing runs then.
+        """
+        if self._states.dtype != AUTO:
+            return self.requested
+        from repsim.captures.stored_dtype import try_dtype
+
+        work = resume.plan_remaining_work(
+            self.requested, None, append=False, batch_tokens=self._store.batch_tokens
+        )
+        self.check_room(work)
+        tracer, batch_rule = self._tried
+        with explain_out_of_memory(self._model, "trying the first texts", "fewer --max-tokens"):
+            trial = try_dtype(tracer, self.requested, batch_rule)
+        log.info("dtype: %s", trial)
+        return replace(self.requested, dtype=trial.dtype)
+
+    @cached_property
+    def _tried(self) -> tuple[Tracer, BatchRule]:
+        """The model's tracer, and which of the samples may share a batch."""
+        return _try_batches(self._model, self.requested)
+
     def mend(self) -> None:
-        resume.mend(self.location, self.requested)
+        resume.mend(self.location, self.requested, any_dtype=self._states.dtype == AUTO)
 
     def check_room(self, work: RemainingWork[Layout]) -> str:
         layout, missing = work.layout, work.missing
@@ -181,7 +213,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     ) -> None:
         from repsim.captures.write_queue import WriteQueue
 
-        tracer, batch_rule = _try_batches(self._model, work.layout)
+        tracer, batch_rule = self._tried
         layout = replace(work.layout, batch_rule=batch_rule)
         writer = state_store.prepare(self.location, layout, lock)
         missing = writer.missing
@@ -255,6 +287,24 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         )
 
 
+def _read_texts(options: CorpusOptions) -> Corpus:
+    """The texts that are asked for, not yet formatted.
+
+    Raises:
+        RepsimError: they cannot be read, or options do not go together.
+    """
+    if options.system_instruction is not None and not options.apply_chat_template:
+        raise RepsimError(
+            "--system-instruction: a chat template says where it goes; add --apply-chat-template"
+        )
+    return read_corpus(
+        options.corpus,
+        field=options.field,
+        limit=options.limit,
+        conversations=options.apply_chat_template,
+    )
+
+
 def _statistics_asked(states: StatesOptions) -> tuple[SampleStatistic, ...]:
     """The statistics to take while capturing.
 
@@ -280,7 +330,7 @@ def _requested_layout(
     model: Model,
     texts: Corpus,
     asked_plans: Sequence[str | Plan],
-    max_tokens: int | None,
+    options: CorpusOptions,
     states: StatesOptions,
     statistics: tuple[SampleStatistic, ...],
     batch_tokens: int,
@@ -296,10 +346,14 @@ def _requested_layout(
     plans = resolve(asked_plans, model.layers)
     if not plans:
         raise PlanError("no plan: name at least one, e.g. baseline")
-    longest = model.context_length
-    if max_tokens is not None:
-        longest = min(max_tokens, model.positions or max_tokens)
-    samples, cut = tokenize(texts, model.tokenizer, longest)
+    longest, most = model.context_length, options.max_tokens
+    if most is not None:
+        longest = min(most, model.positions or most)
+    if options.apply_chat_template:
+        texts = format_corpus(texts, model.tokenizer, options.system_instruction)
+    samples, cut = tokenize(
+        texts, model.tokenizer, longest, special_tokens=not options.apply_chat_template
+    )
     model.check_ids(sample.token_ids for sample in samples)
     for note in (*texts.notes, *cut):
         log.warning("corpus %s: %s", texts.name, note)
@@ -311,7 +365,7 @@ def _requested_layout(
         samples=samples,
         blocks=cut_blocks(samples, batch_tokens),
         units=model.units,
-        dtype=states.dtype,
+        dtype="float16" if states.dtype == AUTO else states.dtype,
         logprobs=states.logprobs,
         keep=states.keep == "all",
         statistics=statistics,

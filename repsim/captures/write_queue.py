@@ -181,9 +181,11 @@ class StateSink:
         )
         if np.isfinite(bounds).all():
             largest = np.abs(bounds).max()
+            # A store has one dtype, so what is finished in it cannot go on in another.
+            elsewhere = " and another --out," if self._writer.done.any() else ""
             return (
-                f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32 or "
-                "--allow-nonfinite"
+                f"{place}: {largest:.0f} does not fit {layout.dtype}; use --dtype float32"
+                f"{elsewhere} or --allow-nonfinite"
             )
         return (
             f"{place}: not finite in {computed}; use another --model-dtype or plan, or "

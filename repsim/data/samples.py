@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,14 +85,16 @@ class TokenRule:
 
 
 def tokenize(
-    corpus: Corpus, tokenizer: Callable[..., Any], max_tokens: int
+    corpus: Corpus, tokenizer: Callable[..., Any], max_tokens: int, *, special_tokens: bool = True
 ) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """Tokenizes texts.
 
     Args:
         corpus: the texts.
-        tokenizer: a Hugging Face tokenizer; its special tokens are added as it does by default.
+        tokenizer: a Hugging Face tokenizer.
         max_tokens: longer samples keep their first `max_tokens` tokens and are counted.
+        special_tokens: whether it adds its special tokens as by default; False where the texts hold
+            them, as those that a chat template has formatted do.
 
     Returns:
         Samples in the store's order, longest first and ties in the corpus's order, and counted
@@ -102,19 +105,18 @@ def tokenize(
     """
     if max_tokens < 1:
         raise DataError(f"max_tokens={max_tokens}: at least 1")
+    encode = tokenizer if special_tokens else partial(tokenizer, add_special_tokens=False)
     token_ids: list[NDArray[np.int32]] = []
     cut_samples = 0
-    beginnings = (
-        _beginning(tokenizer, text.text, max_tokens, corpus.name) for text in corpus.texts
-    )
+    beginnings = (_beginning(encode, text.text, max_tokens, corpus.name) for text in corpus.texts)
     for texts in _group(beginnings):
-        encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        encoded = encode(texts, truncation=False, verbose=False)["input_ids"]
         too_long = sum(len(ids) > max_tokens for ids in encoded)
         if too_long:
             cut_samples += too_long
             # The tokenizer cuts, not we, so that special tokens stay at the end.
             with _truncating_at_the_end(tokenizer):
-                encoded = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+                encoded = encode(texts, truncation=True, max_length=max_tokens)["input_ids"]
             if any(len(ids) > max_tokens for ids in encoded):
                 raise DataError(
                     f"max_tokens={max_tokens}: the tokenizer's special tokens alone are more; "

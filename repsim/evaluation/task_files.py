@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from repsim.data.corpus import json_kind
+from repsim.data.records import json_kind
 from repsim.errors import DataError
 
 NULL = json_kind(None)

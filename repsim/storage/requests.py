@@ -1,4 +1,8 @@
-"""What a run was asked for, as a store keeps it: compared, and written as a command."""
+"""What a run was asked for, as a store keeps it: compared, and written as a command.
+
+An object that was in memory is kept as `IN_MEMORY` and nothing else. No command can name it, so
+such a request is written as a call in Python, in which the option's name stands for the object.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repsim.options import ALL_RECORDS, BUILTIN, options_of, with_new_names
+from repsim.options import (
+    ALL_RECORDS,
+    BUILTIN,
+    IN_MEMORY,
+    STDIN,
+    options_of,
+    with_new_names,
+)
 
 FOLDERS = ("data_dir", "include_path")  # options that name one
 # Options for which False is a choice and not the same as leaving them out.
@@ -18,9 +29,9 @@ SWITCHES = tuple(
     if item.default is None and "bool" in str(item.type)
 )
 
-IN_MEMORY = "in_memory"  # names of what was handed over as an object, with commas
-# What changes no number, or is a part of the identity that a store's numbers depend on.
-NOT_COMPARED = ("batch_tokens", "tokenizer", "attn_implementation", IN_MEMORY)
+OBJECTS = "in_memory"  # in a request: `model` or `tokenizer`, handed over as an object
+# What changes no number, or is a part of what a store's numbers depend on and checked there.
+NOT_COMPARED = ("batch_tokens", "dtype", "tokenizer", "attn_implementation", OBJECTS)
 
 
 def storable(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +52,7 @@ def storable(request: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or value == "" or (value is False and name not in SWITCHES):
             continue
         if name == "corpus" and not str(value).startswith("hf:"):
-            value = Path(value).name
+            value = Path(value).name or Path(value).resolve().name
         elif name in FOLDERS:
             value = "DIR"
         elif name == "tokenizer":
@@ -77,6 +88,16 @@ def is_task_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
+def is_path(corpus: object) -> bool:
+    """Whether the name of a corpus is that of a file or folder.
+
+    Example:
+        >>> is_path("own.txt"), is_path("builtin"), is_path("hf:glue/sst2:test:sentence")
+        (True, False, False)
+    """
+    return corpus not in (BUILTIN, STDIN, IN_MEMORY) and not str(corpus).startswith("hf:")
+
+
 def files_of(requests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Option -> the file or folder that stored requests name without saying where it is.
 
@@ -90,8 +111,7 @@ def files_of(requests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         option: str(request[option])
         for option in ("corpus", *FOLDERS)
         for request in requests
-        if request.get(option) not in (None, "", BUILTIN)
-        and not str(request[option]).startswith("hf:")
+        if request.get(option) not in (None, "") and is_path(request[option])
     }
     tasks = [name for request in requests for name in names_in(request.get("tasks", ""))]
     if own := list(dict.fromkeys(filter(is_task_file, tasks))):
@@ -117,8 +137,15 @@ def located(
     ]
 
 
+def reads_stdin(requests: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether texts came from standard input."""
+    return any(request.get("corpus") == STDIN for request in requests)
+
+
 def is_same_request(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two requests ask for the same numbers, however they are computed.
+
+    The dtype of a store's states is the store's, whether a request names it or leaves it open.
 
     Example:
         >>> is_same_request({"plan": ["fig2"], "batch_tokens": 64}, {"plan": ["fig2"]})
@@ -157,7 +184,9 @@ def commands(
 
 
 def _objects_of(request: Mapping[str, Any]) -> list[str]:
-    return names_in(request.get(IN_MEMORY, ""))
+    """Names of options whose value was an object, `model` among them."""
+    handed_over = names_in(request.get(OBJECTS, ""))
+    return handed_over + [name for name, value in request.items() if value == IN_MEMORY]
 
 
 def _command(
@@ -182,7 +211,7 @@ def _call(
 ) -> str:
     """A request as a call of Python; objects go by the names of their options."""
     objects = _objects_of(request)
-    options = {name: repr(value) for name, value in request.items() if name != IN_MEMORY}
+    options = {name: repr(value) for name, value in request.items() if name != OBJECTS}
     model = options.pop("model")
     options |= {name: name for name in objects if name != "model"}
     if "model" in objects:

@@ -163,8 +163,9 @@ def test_the_silhouette_is_scikit_learn_s_of_the_slow_loop_s_groups() -> None:
         ((3, 7, 4), {"start": 3, "middle": 7, "end": 4}),
         ((2, 2, 7, 3), {"start": 4, "middle": 7, "end": 3}),
         ((8, 3, 2), {"middle": 8, "end": 5}),
-        ((3, 8), {"start": 3, "middle": 8}),
-        ((5, 5), {"middle": 5, "end": 5}),  # of two that are as large the first
+        ((2, 4, 4), {"start": 2, "middle": 4, "end": 4}),  # of two that are as large the first
+        ((3, 8), {"start": 3, "end": 8}),  # two groups have no middle
+        ((5, 5), {"start": 5, "end": 5}),
     ],
 )
 def test_the_middle_is_the_largest_group(sizes: Sequence[int], parts: Any) -> None:

@@ -532,7 +532,10 @@ def test_a_finished_capture_is_opened_and_not_computed_again(
         ({"compression": "fast"}, r"--compression \(none there, fast here\)"),
         ({"keep": "none", "statistics": "norms"}, r"--keep \(all there, none here\)"),
         ({"limit": 2}, "3 of its 5 samples are not in the corpus asked for"),
-        ({"max_tokens": 2}, r"other texts or --max-tokens \([0-9a-f]{8} there, [0-9a-f]{8} here\)"),
+        (
+            {"max_tokens": 2},
+            r"other texts, --max-tokens or chat template \([0-9a-f]{8} there, [0-9a-f]{8} here\)",
+        ),
         ({"corpus": "builtin", "limit": 2}, r"corpus \(lines there, builtin here\)"),
     ],
 )
@@ -1012,7 +1015,7 @@ def test_states_that_are_not_finite_are_stored_if_one_insists(
     model: models.Model, texts: str, path: Path
 ) -> None:
     large = changed(model, large_layer)
-    kept = repsim.capture(large, corpus=texts, out=path, allow_nonfinite=True)
+    kept = repsim.capture(large, corpus=texts, out=path, dtype="float16", allow_nonfinite=True)
     assert np.isinf(kept.hidden().values).any()
     assert kept.missing == 0
 
@@ -1084,7 +1087,7 @@ def test_too_large_a_block_is_one_line_and_what_is_finished_stays(
         RepsimError,
         match=r"^block 1 of 3 \(.*\): out of memory on cpu; what is finished is kept: go on",
     ):
-        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS)
+        repsim.capture(model, corpus=texts, out=path, batch_tokens=BATCH_TOKENS, dtype="float16")
     monkeypatch.undo()
     assert reopen(path).complete == block_tokens(model, texts)[0]
     assert repsim.capture(model, corpus=texts, out=path, batch_tokens=4).missing == 0
@@ -1118,7 +1121,7 @@ def undefined_layer(module: Any) -> None:
 def test_a_state_that_does_not_fit_float16(model: models.Model, texts: str, path: Path) -> None:
     large, plans = changed(model, large_layer), ["drop:layer=0", "baseline"]
     with pytest.raises(RepsimError) as caught:
-        repsim.capture(large, plan=plans, corpus=texts, out=path)
+        repsim.capture(large, plan=plans, corpus=texts, out=path, dtype="float16")
     message = str(caught.value)
     place = f"plan drop:layer=0, state 2, sample {key_of(TEXTS[1])}: "
     assert message.startswith(place)
@@ -1140,6 +1143,7 @@ def test_the_sample_whose_state_does_not_fit_is_named(
             plan="skip:start=2",
             corpus=str(tmp_path / "c.txt"),
             out=path,
+            dtype="float16",
         )
     place = f"plan skip:start=2, state 0, sample {key_of(lines[1])}"
     assert (
@@ -1182,7 +1186,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bfloat16"}, "dtype 'bfloat16': choose float16 or float32"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16': choose auto, float16 or float32"),
         ({"batch_tokens": 0}, "batch_tokens=0: at least 1"),
         ({"max_tokens": 0}, "max_tokens=0: at least 1"),
         ({"limit": 0}, "limit=0: at least 1"),

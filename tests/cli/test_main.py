@@ -46,7 +46,7 @@ WRONG = {
     ),
     "store of another corpus": (
         ["capture", "{model}", "--plan", "fig4", "--out", "{store}"],
-        "other texts or --max-tokens (",
+        "other texts, --max-tokens or chat template (",
     ),
     "a list that is no stack": (
         ["capture", "{model}", "--stack", "model"],

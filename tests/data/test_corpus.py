@@ -191,18 +191,14 @@ REFUSED_FIELDS = [
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "c.csv",
-            b"one\n",
-            "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field",
-        ),
-        ("c", b"one\n", "there is builtin, a .txt or .jsonl file, or hf:name/config:split:field"),
+        ("c.md", b"one\n", "there is builtin, a .txt, .jsonl, .json, .csv or .parquet file"),
+        ("c", b"one\n", "there is builtin, a .txt, .jsonl, .json, .csv or .parquet file"),
         ("c.txt", b"PK\x03\x04\0\0one\n", "a binary file; expected text in UTF-8"),
         ("c.txt", "one\n".encode("utf-16"), "a binary file; expected text in UTF-8"),
         ("c.txt", b"one\ntwo\ncaf\xe9\n", "line 3 is not UTF-8; convert the file first"),
         ("c.txt", b"\xef\xbb\xbfone\n\xe9\n", "line 2 is not UTF-8; convert the file first"),
-        ("c.txt", b"", "no text in it (0 empty lines)"),
-        ("c.txt", b"\n \n", "no text in it (2 empty lines)"),
+        ("c.txt", b"", "no text in it (0 empty ones)"),
+        ("c.txt", b"\n \n", "no text in it (2 empty ones)"),
         ("c.jsonl", b'{"text": "one"}\n\n{"text": \n', "line 3 is not JSON"),
         ("c.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("c.jsonl", b"1" * 5000, "line 1 is not JSON"),

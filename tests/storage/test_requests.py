@@ -15,12 +15,13 @@ from repsim.evaluation.reader import Scores
 from repsim.options import (
     CAPTURE_RECORDS,
     EVALUATE_RECORDS,
+    IN_MEMORY,
     Option,
     from_keywords,
     options_of,
     request_of,
 )
-from repsim.storage.requests import commands, is_same_request, storable, unnamed_files
+from repsim.storage.requests import commands, files_of, is_same_request, storable
 from support.cli import main
 
 RECORDS = {Capture.maker: CAPTURE_RECORDS, Scores.maker: EVALUATE_RECORDS}
@@ -103,6 +104,9 @@ def request_from(maker: str, arguments: dict[str, Any]) -> dict[str, Any]:
         ({"batch_tokens": 64}, {"batch_tokens": 128}, True),
         ({"batch_tokens": 64}, {}, True),
         ({"limit": 5, "batch_tokens": 64}, {"limit": 6, "batch_tokens": 64}, False),
+        # The dtype is the store's, also where a request leaves it open.
+        ({"dtype": "float16"}, {}, True),
+        ({"limit": 5, "dtype": "float16"}, {"limit": 6}, False),
         # Spellings of an earlier release.
         ({"contexts": "trees"}, {"prefix_sharing": "on"}, True),
         ({"contexts": "rows"}, {"prefix_sharing": "off"}, True),
@@ -142,6 +146,22 @@ def test_commands_by_hand() -> None:
         "repsim evaluate m --plan fig2 --out s.zarr"
     ]
     assert commands(Capture.maker, [], "c.zarr") == []
+    assert commands(Capture.maker, [second], "c.zarr", repair=True) == [
+        "repsim capture m --plan fig2 --out c.zarr --repair"
+    ]
+
+
+def test_requests_of_what_was_in_memory_are_calls_by_hand() -> None:
+    """No command can name it, so none is written, also not for what was added from a file."""
+    first = {"model": "m", "plan": ["baseline"], "corpus": IN_MEMORY, "logprobs": True}
+    second = {"model": "m", "plan": ["baseline"], "corpus": "own texts.txt", "limit": 3}
+    assert commands(Capture.maker, [first, second], Path("my c.zarr"), repair=True) == [
+        "repsim.capture('m', plan=['baseline'], corpus=corpus, logprobs=True, "
+        "out='my c.zarr', repair=True)",
+        "repsim.capture('m', plan=['baseline'], corpus='own texts.txt', limit=3, "
+        "out='my c.zarr', append=True, repair=True)",
+    ]
+    assert files_of([first, second, {"corpus": "-"}]) == {"corpus": "own texts.txt"}
 
 
 def test_what_was_in_memory_is_a_call_of_python() -> None:
@@ -177,7 +197,7 @@ def test_a_switch_that_is_off_and_settings_are_part_of_a_command() -> None:
         """--no-fewshot-as-multiturn --gen-kwargs '{"max_gen_toks": 3, "until": ["."]}' """
         "--out s.zarr"
     ]
-    assert unnamed_files([stored]) == ["DIR", "own.yaml"]
+    assert files_of([stored]) == {"include_path": "DIR", "tasks": "own.yaml"}
 
 
 # Read back by the command line's own parser
