@@ -234,13 +234,18 @@ def read_table(table: Any, names: Iterable[str], source: Source) -> Iterator[Con
             f"no column {source.field!r}; name a text column with --field "
             f"(found: {listed(columns)})"
         )
-    column = table[source.field]
-    # Arrow's own values are no Python strings.
-    values = column.to_pylist() if hasattr(column, "to_pylist") else column
     return (
         source.in_row(value, f"row {number}: column {source.field!r}")
-        for number, value in enumerate(values, 1)
+        for number, value in enumerate(values_of(table[source.field]), 1)
     )
+
+
+def values_of(column: Any) -> Iterable[Any]:
+    """A column's values as Python's own; Arrow's texts are no strings."""
+    if hasattr(type(column), "to_pylist"):
+        column = column.to_pylist()
+    values: Iterable[Any] = column
+    return values
 
 
 READERS: Mapping[str, Callable[[bytes, Source], Iterator[Content]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
-from repsim.data.corpus_files import read_table
+from repsim.data.corpus_files import read_table, values_of
 from repsim.data.records import Content, Source, listed
 
 MEMORY = "memory"  # the corpus of objects that have no name
@@ -46,8 +46,7 @@ def read_object(values: Any, source: Source) -> tuple[str, Iterator[Content]]:
             f"{kind.__name__} is no list or column of texts; hand over a list of str, a column, or "
             "a table and its field"
         )
-    # Arrow's own values are no Python strings.
-    return name, _contents(values.to_pylist() if hasattr(kind, "to_pylist") else values, source)
+    return name, _contents(values_of(values), source)
 
 
 def _contents(values: Iterable[Any], source: Source) -> Iterator[Content]:

@@ -127,7 +127,8 @@ def test_a_chat_template_is_kept_and_is_another_corpus(
     request = capture.dataset.attrs["requests"][0]
     assert {name: request[name] for name in keywords} == keywords
     assert repsim.capture(chat_model, corpus=TEXTS, out=path, **keywords).missing == 0
-    for options in ({}, {"apply_chat_template": True}):
+    others: list[dict[str, Any]] = [{}, {"apply_chat_template": True}]
+    for options in others:
         with pytest.raises(RepsimError, match="other texts, --max-tokens or chat template"):
             repsim.capture(chat_model, corpus=TEXTS, out=path, **options)
 
