@@ -55,7 +55,8 @@ def test_two_plans_are_subtracted_layer_by_layer(capture: repsim.Capture) -> Non
 
 def test_a_dtype_is_asked_for_and_read_lazily(capture: repsim.Capture) -> None:
     hidden, stored = capture.hidden(dtype="float32"), capture.hidden()
-    assert (hidden.dtype, stored.dtype) == (np.float32, np.float16)
+    assert hidden.dtype == "float32"
+    assert stored.dtype == "float16"
     piece = hidden.isel(state=[2, 0], token=slice(1, 3))
     assert not hidden.variable._in_memory
     assert not piece.variable._in_memory

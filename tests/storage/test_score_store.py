@@ -150,7 +150,7 @@ def test_xarray_opens_it_as_it_is(whole: Scores) -> None:
     dataset.attrs = {
         name: value for name, value in dataset.attrs.items() if name not in ("arrays", "digest")
     }
-    xr.testing.assert_identical(dataset.load(), whole.dataset.load())
+    xr.testing.assert_identical(dataset.load(), whole.group.dataset().load())
     assert set(dataset.attrs) >= {"identity", "layers", "requests", "extent", "kind"}
     assert dataset.attrs["repsim_schema"] == SCHEMA_VERSION
     assert dataset.attrs["extent"] == {name: dataset.sizes[name] for name in dataset.sizes}
@@ -159,7 +159,7 @@ def test_xarray_opens_it_as_it_is(whole: Scores) -> None:
 
 def test_names_and_what_does_not_apply(whole: Scores) -> None:
     dataset = whole.dataset.load()
-    assert dataset["plan"].values.tolist() == ["0-5", "0, 1, 5"]
+    assert dataset["plan_text"].values.tolist() == ["0-5", "0, 1, 5"]
     assert dataset["plan_name"].values.tolist() == list(PLANS[:2])
     assert dataset["task"].values.tolist() == list(TASKS)
     assert dataset["num_fewshot"].values.tolist() == [0] * 4 + [SHOTS] * 3
