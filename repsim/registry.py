@@ -53,7 +53,7 @@ class AnalysisKind(StrEnum):
     PLANS = "plans"
     LOGPROBS = "logprobs"
     SCORES = "scores"
-    SCORES_TOGETHER = "scores together"
+    SCORES_TOGETHER = "scores_together"
 
     @property
     def reads(self) -> Kind:

@@ -34,6 +34,7 @@ MOST_ROWS = 48  # of a figure that fits a page
 ROW, STORE = 0.09, 0.06  # inches of height: of a row, and for each store in it
 BESIDE = 0.75  # inches of height around the rows: title, axes, legend
 APART = 0.7  # of a row's height that its stores are spread over
+TICKS = {"column": 3}  # most along x; 6 elsewhere
 HANDLE = 8  # characters that a legend's line is as wide as
 SIGNIFICANT = 0.05
 
@@ -103,6 +104,7 @@ def compare(result: xr.Dataset, *, width: Width | None = None) -> Figure:
             tick.set_fontweight("bold" if row.values is None else "normal")
         for axes in (left, right):
             axes.tick_params(axis="y", length=0)
+            axes.locator_params(axis="x", nbins=TICKS.get(width, 6))
             axes.spines[["top", "right"]].set_visible(False)
         left.set_xlabel(_score_label(result))
         right.set_xlabel(wrapped(f"difference from {stores[0]}", figure.get_figwidth() / 2))

@@ -163,7 +163,7 @@ def test_the_summary_of_one_capture_is_of_neighbouring_states() -> None:
     result = similarity.compute(pair_of_captures()[0], permutations=0)
     table = similarity.summarise(result)
     assert table["layer_other"].tolist() == ["0", "1"]
-    assert_allclose(table["similarity"], np.diagonal(result["similarity"], 1))
+    assert_allclose(table["similarity"], np.diagonal(result["similarity"].values, 1))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_real_captures(tiny_folder: Path, tiny_encoder_folder: Path, tmp_path: P
     )
     result = similarity.compute(long, with_=short, plan="skip:start=1", permutations=0)
     # A decoder does not look ahead, so that the tokens' states are the same in both.
-    assert_allclose(np.diagonal(result["similarity"]), 1, atol=1e-6)
+    assert_allclose(np.diagonal(result["similarity"].values), 1, atol=1e-6)
     assert result.attrs["left_out_samples_other"] == 3
 
     llama, bert = (
