@@ -314,7 +314,8 @@ def prepare_comparison(
             [prepare_map(state.astype(np.float64), measure, variance) for state in drawn.states]
             for drawn in draws
         ]
-        maps = Maps(*views, measure) if len(views) == 1 else CrossMaps(*views, measure)
+        first, *others = views
+        maps = CrossMaps(first, others[0], measure) if others else Maps(first, measure)
         maps.require_items(len(draws[0].sample))
         return maps
     stacks = [

@@ -99,7 +99,7 @@ def _parse_document(text: str, path: Path) -> Any:
     """
     import yaml
 
-    class Loader(yaml.BaseLoader):
+    class Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
         """Leaves scalars as they are written."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:

@@ -146,7 +146,7 @@ def draw_profiles(
         )
         style = look(row)
         axes.fill_between(places, low, high, color=style["color"], alpha=0.3, linewidth=0)
-        sizes = {"linewidth": points(1), "markersize": points(2)}
+        sizes: dict[str, Any] = {"linewidth": points(1), "markersize": points(2)}
         axes.plot(places, values, **style, **sizes, label=label, clip_on=False)
         lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
     if logarithmic and lowest > 0:
@@ -186,7 +186,7 @@ def _mark_pairs(axes: Axes, result: xr.Dataset, inches: float) -> None:
     axes.set_xlabel(wrapped(f"state of {name_of_other(result)}, after layer", 0.8 * inches))
     matrix = result[_matrix_name(result)].values
     rows = np.flatnonzero(np.isfinite(matrix).any(1))
-    dots = {"color": MARK, "markersize": points(1.6), "clip_on": False}
+    dots: dict[str, Any] = {"color": MARK, "markersize": points(1.6), "clip_on": False}
     axes.plot(np.nanargmax(matrix[rows], axis=1), rows, "o", **dots)
     axes.set_aspect("auto")
     axes.set_box_aspect(float(np.clip(matrix.shape[0] / matrix.shape[1], FLATTEST, 1)))

@@ -194,7 +194,7 @@ def _draw_evidence(axes: Axes, result: xr.Dataset) -> None:
     """What speaks for each number of groups; the number that is drawn has a grey line."""
     for colour, (name, style) in zip(COLOURS, EVIDENCE.items(), strict=False):
         label = "spectral check" if name == "spectral_agreement" else name
-        sizes = {"markersize": points(2.5), "linewidth": points(0.8)}
+        sizes: dict[str, Any] = {"markersize": points(2.5), "linewidth": points(0.8)}
         axes.plot(
             result["groups"].values,
             result[name].values,

@@ -190,7 +190,7 @@ def test_a_figure_that_there_is_not_is_refused_before_anything_is_computed(
 
 
 def test_options_of_figures(store: Path, tmp_path: Path) -> None:
-    options = {"title": "Mine", "format": "svg", "width": "page", "vmin": -1}
+    options: dict[str, Any] = {"title": "Mine", "format": "svg", "width": "page", "vmin": -1}
     found = repsim.analyze("cosine", store, figures=tmp_path, resamples=20, **options)
     (figure,) = found.figures.values()
     assert figure.get_suptitle() == "Mine"

@@ -120,8 +120,8 @@ def test_plans_of_one_name_are_told_apart(scores: Scores) -> None:
     texts = [each.plan.text for each in scores.plans]
     labels = ["baseline", f"mine ({texts[1]})", f"mine ({texts[2]})"]
     assert named.dataset["plan"].values.tolist() == labels
-    assert named.find_plans("mine") == [1, 2]
-    assert named.find_plans(texts[2]) == [2]
+    assert named.find_rows("mine") == [1, 2]
+    assert named.find_rows(texts[2]) == [2]
     frame = named.to_frame(plan="mine", task="grammar", resamples=20)
     assert set(shown_scores(frame)["plan"]) == set(labels[1:])
 
@@ -137,7 +137,7 @@ def test_plans_of_one_name_are_told_apart(scores: Scores) -> None:
     ],
 )
 def test_plans_are_found_by_any_of_their_forms(scores: Scores, plan: Any, rows: list[int]) -> None:
-    assert scores.find_plans(plan) == rows
+    assert scores.find_rows(plan) == rows
     names = [PLANS[row] for row in rows]
     frame = scores.to_frame(plan=plan, task=["grammar"], resamples=20)
     assert frame["plan_name"].drop_duplicates().tolist() == names
