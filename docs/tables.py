@@ -25,7 +25,7 @@ from repsim.schema import ANALYSES
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 REPSIM = typer.main.get_command(app)
-COMMANDS = ("capture", "evaluate", "analyze", "info", "verify", "plans", "plans show")
+COMMANDS = ("capture", "evaluate", "table", "analyze", "info", "verify", "plans", "plans show")
 # Options that every analysis has; they have a table of their own.
 SHARED = ("plan", "label", "figures", *options_of(FigureOptions), "quiet")
 
@@ -97,6 +97,7 @@ def tables() -> dict[str, str]:
         "sets": table(("set", "plans"), ((f"`{s.name}`", s.summary) for s in SETS.values())),
         "options of capture": table(options, _option_rows("capture")),
         "options of evaluate": table(options, _option_rows("evaluate")),
+        "options of table": table(options, _option_rows("table")),
         "options of every analysis": table(options, _option_rows("analyze cosine", only=SHARED)),
     }
     for name in sorted(entry_points(group=ANALYSES).names):
