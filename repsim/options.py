@@ -110,10 +110,10 @@ class CorpusOptions:
         least=1,
     )
     apply_chat_template: bool = option(
-        False, "Format each text as a user's message, and lists of messages whole."
+        False, "Format each text as a user message, and lists of messages whole."
     )
     system_instruction: str | None = option(
-        None, "With --apply-chat-template: a system's message before each text."
+        None, "With --apply-chat-template: a system message before each text."
     )
 
 

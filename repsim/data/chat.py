@@ -1,6 +1,6 @@
 """Texts as a chat: what a tokenizer's own template makes of messages.
 
-A text becomes a user's message; a conversation is formatted whole. No prompt for an answer is
+A text becomes a user message; a conversation is formatted whole. No prompt for an answer is
 added. Knows tokenizers by their template only.
 """
 
@@ -77,7 +77,7 @@ def format_corpus(corpus: Corpus, tokenizer: Any, system_instruction: str | None
     Args:
         corpus: texts and conversations.
         tokenizer: a Hugging Face tokenizer.
-        system_instruction: a system's message before each.
+        system_instruction: a system message before each.
 
     Raises:
         DataError: there is no template or it refuses a text, or a conversation has a system's

@@ -88,7 +88,7 @@ def test_a_template_that_asks_for_the_day_is_told_the_same_one(words: Any) -> No
             TEMPLATE,
             ["the", [SYSTEM, *TALK]],
             "of",
-            "--system-instruction: text 2 of corpus 'memory' begins with a system's message",
+            "--system-instruction: text 2 of corpus 'memory' begins with a system message",
         ),
     ],
 )
