@@ -104,7 +104,7 @@ def compare(result: xr.Dataset, *, width: Width | None = None) -> Figure:
             tick.set_fontweight("bold" if row.values is None else "normal")
         for axes in (left, right):
             axes.tick_params(axis="y", length=0)
-            axes.locator_params(axis="x", nbins=TICKS.get(width, 6))
+            axes.locator_params(axis="x", nbins=TICKS.get(chosen, 6))
             axes.spines[["top", "right"]].set_visible(False)
         left.set_xlabel(_score_label(result))
         right.set_xlabel(wrapped(f"difference from {stores[0]}", figure.get_figwidth() / 2))

@@ -5,6 +5,7 @@ import inspect
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import pytest
