@@ -104,7 +104,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         texts = read_corpus(str(corpus.corpus), field=corpus.field, limit=corpus.limit)
         source = request_of(corpus).get("corpus")
         is_file = source is not None and not str(source).startswith("hf:")
-        over = Path(str(source)) if is_file else texts.name
+        over: str | Path = Path(str(source)) if is_file else texts.name
         default = default_store("captures", model, loading.stack, [over], plans, corpus=source)
         self.location = location_of(default if self._store.out is None else self._store.out)
         check_target(self.location)

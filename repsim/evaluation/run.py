@@ -121,7 +121,9 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             raise RepsimError("data_dir: an empty path; name a folder, or leave it out")
         names = names_in(tasks.tasks)
         folder = None if tasks.data_dir is None else Path(tasks.data_dir)
-        over = [Path(name) if name.endswith(TASK_FILES) else name for name in names]
+        over: list[str | Path] = [
+            Path(name) if name.endswith(TASK_FILES) else name for name in names
+        ]
         over += [] if folder is None else [folder]
         default = default_store(
             "scores", model, loading.stack, over, plans, tasks=names, data_dir=folder

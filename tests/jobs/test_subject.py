@@ -85,7 +85,7 @@ def test_models_in_folders_of_the_same_name(
 
 
 def test_a_store_of_an_earlier_release_is_found_by_the_same_request(tmp_path: Path) -> None:
-    texts = {"over": [Path("own.txt")], "corpus": "own.txt"}
+    texts: dict[str, Any] = {"over": [Path("own.txt")], "corpus": "own.txt"}
     named, cut = name_of(**texts), name_of(plans=LONG)
     requests = {
         "smollm2-135m-own-baseline.zarr": {"plan": ["baseline"], "corpus": "own.txt"},
