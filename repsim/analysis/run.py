@@ -248,7 +248,7 @@ def _rounds(
     names = [[named.name for named in store.find_plans(*asked)] for store in stores]
     if kind_of(module).takes_plans_together:
         # Every plan is what such an analysis takes by default.
-        every = [[]] * len(names) if asked == [ALL] else names
+        every: list[list[str]] = [[]] * len(names) if asked == [ALL] else names
         yield [{**options, "plan": plans} for plans in every]
         return
     if ALL in asked:

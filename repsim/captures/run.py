@@ -120,7 +120,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         texts = _read_texts(corpus)
         source = request_of(corpus).get("corpus")
         is_file = source is not None and is_path(source)
-        over = Path(str(source)) if is_file else texts.distinct_name
+        over: str | Path = Path(str(source)) if is_file else texts.distinct_name
         default = default_store("captures", model, loading.stack, [over], plans, corpus=source)
         self.location = location_of(default if self._store.out is None else self._store.out)
         check_target(self.location)

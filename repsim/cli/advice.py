@@ -18,7 +18,7 @@ def tell_next_of_capture(capture: Capture) -> None:
 
     It is one of what was kept, of the baseline or, where that was not captured, of the first plan.
     """
-    analysis, options = "cosine", []
+    analysis, options = "cosine", list[str]()
     if not capture.keeps_states:
         analysis = str(capture.dataset.attrs["statistics"][0]).partition(".")[0]
     if not _has_baseline(capture):

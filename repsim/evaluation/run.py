@@ -148,7 +148,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         prompting = prompting_of(tasks)
         names = names_in(tasks.tasks)
         folder = None if tasks.data_dir is None else Path(tasks.data_dir)
-        over = [Path(name) if is_task_file(name) else name for name in names]
+        over: list[str | Path] = [Path(name) if is_task_file(name) else name for name in names]
         over += [] if folder is None else [folder]
         default = default_store(
             "scores", model, loading.stack, over, plans, tasks=names, data_dir=folder

@@ -7,7 +7,7 @@ in it. A stored name is never taken for a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -99,25 +99,43 @@ def _parse_document(text: str, path: Path) -> Any:
     """
     import yaml
 
-    class Loader(yaml.BaseLoader):  # type: ignore[misc]  # yaml has no types
-        """Leaves scalars as they are written."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            if repeated := next((key for key in keys if keys.count(key) > 1), None):
-                raise PlanError(f"@{path}: {repeated} is there twice; give each its own name")
-            return dict(super().construct_mapping(node, deep))
-
+    is_json = path.suffix.lower() == ".json"
     try:
-        if path.suffix.lower() == ".json":
+        if is_json:
             json.loads(text)  # YAML would take more than JSON is
-        return yaml.load(text, Loader)
+        return _content(yaml.compose(text, yaml.BaseLoader), path, {})
     except PlanError:
         raise
-    except (ValueError, yaml.YAMLError, RecursionError, TypeError) as problem:
+    except (ValueError, yaml.YAMLError, RecursionError) as problem:
         reason = " ".join(str(problem).split())[:150]
-        kind = "JSON" if path.suffix.lower() == ".json" else "YAML"
+        kind = "JSON" if is_json else "YAML"
         raise PlanError(f"@{path}: not {kind} ({reason}); mend the file") from None
+
+
+def _content(node: Any, path: Path, before: dict[int, Any]) -> Any:
+    """What a node of YAML holds, as texts, lists and mappings.
+
+    Args:
+        node: as PyYAML composes it; None of an empty document.
+        path: of the file.
+        before: what nodes hold that were met already, so that one of many names is read once.
+    """
+    if node is None or node.id == "scalar":
+        return node and node.value
+    if id(node) in before:
+        return before[id(node)]
+    if node.id == "sequence":
+        content: Any = [_content(item, path, before) for item in node.value]
+    else:
+        content = {}
+        for key, value in node.value:
+            if key.id != "scalar":
+                raise PlanError(f"@{path}: a name that is no text; {FORMS}")
+            if key.value in content:
+                raise PlanError(f"@{path}: {key.value} is there twice; give each its own name")
+            content[key.value] = _content(value, path, before)
+    before[id(node)] = content
+    return content
 
 
 def _plans_in(document: Any, where: str) -> list[str]:

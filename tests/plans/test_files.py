@@ -97,6 +97,8 @@ def test_slices_of_mergekit(folder: Path) -> None:
         ("a.json", "[[0, 1]]", "plan 1 is a list; write it as text, e.g. 0-3, 8-29"),
         ("a.yml", "a: [", "@a.yml: not YAML (while parsing"),
         ("a.yml", "a: [0, 1]", "@a.yml: a: not a plan; write a list"),
+        ("a.yml", "? [a, b]\n: 0-3", "@a.yml: a name that is no text; write a list"),
+        ("a.yml", "&a [*a]", "@a.yml: not YAML (maximum recursion"),
         ("a.yml", "my plan: 0-3", "'my plan' is no name for a plan"),
         ("a.yml", MERGE.replace("passthrough", "linear"), "merge_method linear mixes weights"),
         ("a.yml", "models: [{model: a}]\nmerge_method: slerp", "merge_method slerp mixes weights"),
