@@ -9,7 +9,6 @@ itself: `match_plans` and `match_tasks` of `repsim.evaluation.matched_scores`, a
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,8 +68,8 @@ def compute(
     non-finite, its scores and what is made of them are NaN.
 
     Of a single task there is no mean over tasks. `p_holm` is adjusted for all comparisons together:
-    every plan, task, mean and store. No p-value is much below 2 / (1 + resamples), so many
-    comparisons take more resamples.
+    every plan, task, mean and store. P-values are Student's t of a difference over its standard
+    error (`repsim.stats.student_p_value`).
 
     Args:
         scores: what `repsim evaluate` stored; the first is what the others are compared with.
@@ -107,10 +106,9 @@ def compute(
     mean, mean_difference = map(average_tasks, (score, difference))
 
     # Which differences are certain, all comparisons together.
-    p_value, mean_p_value = map(stats.bootstrap_p_value, (difference, mean_difference))
+    p_value, mean_p_value = map(stats.student_p_value, (difference, mean_difference))
     adjusted = stats.holm(np.concatenate([p_value.ravel(), mean_p_value.ravel()]))
     p_holm, mean_p_holm = np.split(adjusted, [p_value.size])
-    _warn_of_few_resamples(int(np.isfinite(adjusted).sum()), resamples)
 
     # A share is 0 to 1, and a difference of shares -1 to 1; other scores have no bounds.
     most = np.array([1 if is_share(task.score) else np.inf for task in tasks])
@@ -340,17 +338,3 @@ def _warn_of_left_out(plans: Sequence[str], tasks: str) -> None:
         more = f" and {len(plans) - MOST_NAMED} more" * (len(plans) > MOST_NAMED)
         names = ", ".join(plans[:MOST_NAMED])
         log.warning("compare: plans left out, not in every store: %s%s", names, more)
-
-
-def _warn_of_few_resamples(comparisons: int, resamples: int) -> None:
-    """Says so where no comparison can be certain, as the least p-value is too large for so many."""
-    least = 2 * comparisons / (1 + resamples)
-    if least > 1 - LEVEL:
-        log.warning(
-            "compare: comparisons %d, resamples %d: p_holm cannot be below %.2g; name fewer plans, "
-            "or at least --resamples %d",
-            comparisons,
-            resamples,
-            min(least, 1),
-            math.ceil(2 * comparisons / (1 - LEVEL)),
-        )

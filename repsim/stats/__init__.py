@@ -1,6 +1,7 @@
 """From per-sample numbers to an estimate with an interval.
 
-`bootstrap` says how certain a number is, `permutation` whether it is more than chance gives.
+`bootstrap` says how certain a number is, `differences` how certain its distance from another,
+`permutation` whether it is more than chance gives.
 """
 
 from repsim.stats.bootstrap import (
@@ -15,6 +16,7 @@ from repsim.stats.bootstrap import (
     strata,
     tail,
 )
+from repsim.stats.differences import student_p_value, subtract_row
 from repsim.stats.permutation import (
     chance_corrected,
     holm,
@@ -36,5 +38,7 @@ __all__ = [
     "permute_samples",
     "ratio_of_sums",
     "strata",
+    "student_p_value",
+    "subtract_row",
     "tail",
 ]

@@ -16,12 +16,7 @@ def subtract_row(
 ) -> dict[str, Array]:
     """Differences from one entry, paired: replicate by replicate.
 
-    The p-value is that of Student's t, the difference in units of its standard error, with as many
-    degrees of freedom as there are samples but one. It can be as small as the data allow: a share
-    of 1000 resamples is never below 2 in 1001, so that after Holm's correction no difference would
-    stand among more than 25.
-
-        p = 2 P(T > |d| / s),   s the replicates' deviation times √(n / (n - 1)) for n samples
+    For p-values see `student_p_value`.
 
     Args:
         estimate: `[entry]`, all of the same draws.
@@ -51,14 +46,30 @@ def subtract_row(
             "difference_standard_error": difference.standard_error,
             "difference_low": np.clip(low, -most, most),
             "difference_high": np.clip(high, -most, most),
-            "p_value": _student_p_value(difference_tested),
+            "p_value": student_p_value(difference_tested),
         }
     is_other = np.arange(len(estimate.value)) != row
     return {name: np.where(is_other, values, np.nan) for name, values in columns.items()}
 
 
-def _student_p_value(difference: Estimate) -> Array:
-    """Two-sided, `[...]`; 1 where nothing differs, NaN where the spread is not known."""
+def student_p_value(difference: Estimate) -> Array:
+    """P-value of a difference, two-sided: Student's t with a degree of freedom per sample but one.
+
+        p = 2 P(T > |d| / s),   s the replicates' deviation times √(n / (n - 1)) for n samples
+
+    It can be as small as the data allow, where a share of 1000 resamples is never below 2 in 1001.
+
+    Args:
+        difference: `[...]`, 0 where nothing differs.
+    Returns:
+        `[...]`, 0 to 1; 1 where nothing differs, NaN where the spread is not known.
+    Source: Student 1908, The probable error of a mean.
+    Example:
+        >>> import numpy as np
+        >>> replicates = np.array([[0.1], [0.3]])
+        >>> student_p_value(Estimate(np.array([0.2]), replicates, 11)).round(3).tolist()
+        [0.207]
+    """
     samples = np.broadcast_to(np.asarray(difference.samples, np.float64), difference.value.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = difference.standard_error * np.sqrt(samples / (samples - 1))

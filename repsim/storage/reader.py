@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from repsim.errors import PlanError, printable
-from repsim.plans import NamedPlan, Plan, names_of, parse_plan, recognise, resolve
+from repsim.plans import NamedPlan, Plan, names_of, parse_plan, read_plans, recognise, resolve
 from repsim.schema import Kind
 from repsim.stats import results
 from repsim.storage.group import StoreGroup
@@ -159,7 +159,7 @@ class StoreReader:
         Raises:
             PlanError: no plan in the store is meant by one of them.
         """
-        wanted = [plan] if isinstance(plan, str | Plan) else list(plan)
+        wanted = read_plans(plan)
         if not wanted:
             return list(range(len(self.plans)))
         rows: set[int] = set()

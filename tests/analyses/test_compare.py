@@ -15,7 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from repsim.analyses import compare, degradation
 from repsim.errors import RepsimError
 from repsim.evaluation.matched_scores import MatchedTask
-from repsim.stats import bootstrap_p_value
+from repsim.stats import student_p_value
 from support.scores import MadeUpScores, answers, make_scores, right, task
 
 PLANS = ["baseline", "skip:start=1"]
@@ -151,7 +151,7 @@ def test_intervals_hold_the_truth_and_p_values_are_rarely_small() -> None:
         )
         low, high = (end[0, 1] for end in apart.interval())
         covered += low <= 0.05 <= high
-        small += bootstrap_p_value(alike)[0, 1] <= 0.05
+        small += student_p_value(alike)[0, 1] <= 0.05
     assert covered / 400 >= 0.95 - 2 * (0.05 * 0.95 / 400) ** 0.5
     assert small / 400 <= 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
 
@@ -211,7 +211,6 @@ def test_what_is_left_out_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert result.attrs["plans_left_out"] == "skip:start=1"
     assert "compare: tasks left out: arc: not in every store" in caplog.text
     assert "compare: plans left out, not in every store: skip:start=1" in caplog.text
-    assert "comparisons 1, resamples 20: p_holm cannot be below 0.095" in caplog.text
 
 
 def test_the_same_answers_twice_leave_some_doubt() -> None:
@@ -236,7 +235,9 @@ def test_the_summary_is_sorted_by_score() -> None:
     assert table["store"].tolist()[:6] == ["b", "a", "a", "b", "a", "b"]
     assert table["score"].tolist()[:2] == [0.5, 0.45]
     assert_allclose(table["difference"][:2], [0.05, np.nan])
-    many = xr.concat([result] * 4, "plan").assign_coords(plan=[f"plan {row}" for row in range(8)])
+    many = xr.concat([result] * 4, "plan", data_vars="all").assign_coords(
+        plan=[f"plan {row}" for row in range(8)]
+    )
     many = compare.summarise(many)
     assert set(many["task"]) == {"mean over tasks"}
 

@@ -50,7 +50,7 @@ def texts_of(corpus: Corpus) -> list[str]:
 def test_every_format_gives_the_texts_and_keys_of_a_list(
     tmp_path: Path, kind: str, packed: bool
 ) -> None:
-    content = gzip.compress(CONTENTS[kind]) if packed else CONTENTS[kind]
+    content = gzip.compress(CONTENTS[kind], mtime=0) if packed else CONTENTS[kind]
     path = write(tmp_path / f"own.texts.{kind}{'.gz' * packed}", content)
     corpus = read_corpus(path)
     assert corpus.name == corpus.distinct_name == "own.texts"
@@ -67,7 +67,7 @@ def test_a_folder_gives_a_text_per_file_in_the_order_of_names(tmp_path: Path) ->
     folder = tmp_path / "poems"
     (folder / "inner").mkdir(parents=True)
     write(folder / "b.txt", b"\xef\xbb\xbfsecond\n\nwith a gap\n")
-    write(folder / "a.txt.gz", gzip.compress(b"first"))
+    write(folder / "a.txt.gz", gzip.compress(b"first", mtime=0))
     for left_out in ("notes.md", ".hidden.txt", "inner/c.txt"):
         write(folder / left_out, b"no text of it")
     corpus = read_corpus(folder)
@@ -184,8 +184,8 @@ Content = bytes | Callable[[], bytes]
          "(found: body)"),
         ("c.json", b"[]", "no text in it (0 empty ones)"),
         ("c.txt.gz", b"one\n", "cannot be unpacked, a damaged gzip file (Not a gzipped file"),
-        ("c.txt.gz", gzip.compress(b"one\n")[:-9], "cannot be unpacked, a damaged gzip file ("),
-        ("c.gz", gzip.compress(b"one\n"), "there is builtin, a .txt, .jsonl, "),
+        ("c.txt.gz", gzip.compress(b"one\n", mtime=0)[:-9], "cannot be unpacked, a damaged gzip file ("),
+        ("c.gz", gzip.compress(b"one\n", mtime=0), "there is builtin, a .txt, .jsonl, "),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
