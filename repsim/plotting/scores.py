@@ -65,6 +65,7 @@ from repsim.studies.painters import (
 )
 
 COLUMNS = {"column": 2}  # of panels; 3 elsewhere
+MISSING_PLANS = "missing plans"
 ASIDE = 0.25  # of a start, how far whiskers go to either side so that none hides another
 
 
@@ -344,8 +345,9 @@ def _missing_plans(result: xr.Dataset, number: int, wanted: str) -> NotDrawn:
         str(family) or "plans of no family" for family in result["variant_family"].values
     )
     here = f"no {wanted} among {', '.join(families)}"
-    reason = "no plans of it" if wanted.count(" or ") > 1 else f"no {wanted}"
-    return NotDrawn(f"figure {number}: {here}; evaluate with --plan fig{number} --append", reason)
+    return NotDrawn(
+        f"figure {number}: {here}; evaluate with --plan fig{number} --append", MISSING_PLANS
+    )
 
 
 def _missing_scores(number: int, names: str, variants: int) -> NotDrawn:
