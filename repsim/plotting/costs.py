@@ -33,13 +33,13 @@ from repsim.plotting.page import MARK, Figure, Width, blank_page, choose_width, 
 from repsim.plotting.score_captions import caption_latency
 from repsim.plotting.words import describe, letter_panels, name_of, shortened
 
-LONG = 10  # from the least to the largest cost, from which they are drawn on a logarithmic axis
+LONG = 3  # times the full model's time, from which times are drawn on a logarithmic axis
 # What such an axis labels.
 TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 MOST_NAMED = NARROW  # plans of no curve that the legend names one by one
-LONGEST_NAME = 26  # characters of a plan in the legend
+LONGEST_NAME = 28  # characters of a plan in the legend
 COSTS = ("critical_path", "milliseconds")
 
 
@@ -139,13 +139,13 @@ def _draw_costs(axes: Axes, result: xr.Dataset, name: str, full: float) -> None:
         "clip_on": False,
     }
     base = result["variant_family"].values == BASELINE
-    axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=4)
+    axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=1.5)
 
     # The axis of costs begins and ends with what was measured.
     if np.isnan(cost).all():
         write_note(axes, "not measured")
         axes.set_xticks([])
-    elif np.nanmax(cost) > LONG * np.nanmin(cost):
+    elif np.nanmax(cost) > LONG:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xticks([time for time in TIMES if low <= time <= high])

@@ -34,7 +34,7 @@ from repsim.plotting.words import describe, letter_panels, name_of, shortened, w
 
 MOST_ROWS = 40
 COLUMNS = {"column": 1}  # of panels, where each benchmark has one; 3 elsewhere
-LONGEST_NAME = {"column": 26}  # characters of a plan; 34 elsewhere
+LONGEST_NAME = {"column": 28}  # characters of a plan; 34 elsewhere
 ROW = 1.35  # heights of a line of text from one plan to the next
 
 
