@@ -199,7 +199,8 @@ def _draw_one_variant(result: xr.Dataset, number: int, width: str) -> Figure:
         # Axes, legend and title.
         axes.set_ylabel(SCORE)
         label_starts(axes, result, _most_labels(width))
-        draw_legend(figure, axes, axes, width, title="benchmark (examples)")
+        below = 2 if width == "column" else 0
+        draw_legend(figure, axes, axes, below=below, title="benchmark (examples)")
         title = f"{name_of(result)} · {describe_middle(number, layers)}"
         describe(figure, [title], caption_one_variant(result, curve, number), [result])
     return figure
@@ -215,7 +216,7 @@ def _draw_all_variants(result: xr.Dataset, width: str) -> Figure:
         draw_guides(axes, 0, 1)
         axes.set_ylabel(f"mean {SCORE}")
         label_starts(axes, result, _most_labels(width))
-        draw_legend(figure, axes, axes, width)
+        draw_legend(figure, axes, axes, below=2 if width == "column" else 0)
         title = f"{name_of(result)} · {describe_middle(11, int(result.attrs['layers']))}"
         describe(figure, [title], caption_all_variants(result, curves), [result])
     return figure
