@@ -130,7 +130,7 @@ def _draw_costs(axes: Axes, result: xr.Dataset, name: str, full: float) -> None:
             "elinewidth": points(0.4),
             "alpha": 0.4,
         }
-        errors = {"yerr": score_error[:, rows], "xerr": cost_error[:, rows]}
+        errors: dict[str, Any] = {"yerr": score_error[:, rows], "xerr": cost_error[:, rows]}
         axes.errorbar(cost[rows], mean[rows], **errors, **whiskers, zorder=order)
         dots: dict[str, Any] = {"linestyle": "none", "markersize": points(2.5), "clip_on": False}
         style = group.style | dots

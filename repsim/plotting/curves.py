@@ -152,7 +152,7 @@ def draw_curve(
         thick: dict[str, Any] = {"color": style["color"], "alpha": 0.4, "linewidth": points(1.5)}
         axes.vlines(places[alone], low[alone], high[alone], **thick)
     width, size = (1.8, 3.5) if bold else (0.8, 2.5)
-    sizes = {"linewidth": points(width), "markersize": points(size)}
+    sizes: dict[str, Any] = {"linewidth": points(width), "markersize": points(size)}
     order = 3 if bold else 2
     axes.plot(places, values, **style, **sizes, label=label, zorder=order, clip_on=False)
 
@@ -160,7 +160,7 @@ def draw_curve(
 def draw_guides(axes: Axes, chance: float, full: float) -> None:
     """Horizontal lines at the full model's score and at chance."""
     for place, name, dashes in ((full, "full model", "--"), (chance, "chance", ":")):
-        line = {"color": GUIDE, "linewidth": points(0.8), "linestyle": dashes}
+        line: dict[str, Any] = {"color": GUIDE, "linewidth": points(0.8), "linestyle": dashes}
         axes.axhline(place, **line, label=name, zorder=1)
 
 

@@ -79,7 +79,7 @@ def plan_scores(result: xr.Dataset, *, width: Width | None = None) -> Figure:
                 axes.set_title(wrapped(name_with_examples(task), room))
         panels[0].set_ylim(len(order) - 0.5, -0.5)  # the first row at the top
         letter_panels(panels)
-        legend = {"loc": "outside lower center", "ncols": 2, "frameon": False}
+        legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
         figure.legend(*panels[0].get_legend_handles_labels(), **legend, **COMPACT)
         title = f"{name_of(result)} · scores of {len(order)} plans"
         describe(figure, [title], caption_plans(result, plans), [result])

@@ -162,7 +162,7 @@ def _draw_single_layers(result: xr.Dataset, width: str) -> Figure:
 
         # One legend below all panels, and the title.
         ncols = 2 if width == "column" else 3
-        legend = {"loc": "outside lower center", "ncols": ncols, "frameon": False}
+        legend: dict[str, Any] = {"loc": "outside lower center", "ncols": ncols, "frameon": False}
         figure.legend(*panels[1].get_legend_handles_labels(), **legend, **COMPACT)
         title = f"{name_of(result)} · one layer skipped, or two switched"
         describe(figure, [title], caption_single_layers(result, curves, tasks), [result])
@@ -248,7 +248,7 @@ def _draw_loops_by_width(result: xr.Dataset, width: str) -> Figure:
 
         # Cells and their scale. In a PDF the cells are an image; shapes have hairlines between.
         label = f"mean {SCORE}" + " (grey: no score)" * bool(table.isna().any(axis=None))
-        bar_options = {
+        bar_options: dict[str, Any] = {
             "label": label,
             "aspect": 25,
             "pad": 0.02,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -133,7 +134,7 @@ def draw_profiles(
         )
         style = look(row)
         axes.fill_between(places, low, high, color=style["color"], alpha=0.3, linewidth=0)
-        sizes = {"linewidth": points(1), "markersize": points(2)}
+        sizes: dict[str, Any] = {"linewidth": points(1), "markersize": points(2)}
         axes.plot(places, values, **style, **sizes, label=label, clip_on=False)
         lowest = min(lowest, float(np.nanmin(values, initial=np.inf)))
     if logarithmic and lowest > 0:

@@ -198,7 +198,7 @@ def _draw_evidence(axes: Axes, result: xr.Dataset, columns: int) -> None:
     """
     for colour, (name, style) in zip(COLOURS, EVIDENCE.items(), strict=False):
         label = "spectral check" if name == "spectral_agreement" else name
-        sizes = {"markersize": points(2.5), "linewidth": points(0.8)}
+        sizes: dict[str, Any] = {"markersize": points(2.5), "linewidth": points(0.8)}
         axes.plot(
             result["groups"].values,
             result[name].values,
@@ -216,9 +216,15 @@ def _draw_evidence(axes: Axes, result: xr.Dataset, columns: int) -> None:
 
 def _dots() -> dict[str, Any]:
     """How cells are marked: with a white edge, so that the marks are seen in grey."""
-    edge = {"markeredgecolor": "white", "markeredgewidth": points(0.4)}
-    size = {"markersize": points(2.4)}
-    return {"color": MARK, "marker": "o", "linestyle": "none", "clip_on": False} | edge | size
+    return {
+        "color": MARK,
+        "marker": "o",
+        "linestyle": "none",
+        "markersize": points(2.4),
+        "markeredgecolor": "white",
+        "markeredgewidth": points(0.4),
+        "clip_on": False,
+    }
 
 
 def _title(result: xr.Dataset) -> str:

@@ -5,6 +5,7 @@ import inspect
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import pytest
@@ -186,7 +187,7 @@ def test_a_figure_that_there_is_not_is_refused_before_anything_is_computed(
 
 
 def test_options_of_figures(store: Path, tmp_path: Path) -> None:
-    options = {"title": "Mine", "format": "svg", "width": "page", "vmin": -1}
+    options: dict[str, Any] = {"title": "Mine", "format": "svg", "width": "page", "vmin": -1}
     found = repsim.analyze("cosine", store, figures=tmp_path, resamples=20, **options)
     (figure,) = found.figures.values()
     assert figure.get_suptitle() == "Mine"
