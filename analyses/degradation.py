@@ -274,14 +274,14 @@ def plot(result: xr.Dataset, *, figure: FigureName = "all") -> dict[str, Figure]
 
     check_figure(figure)
     drawn: dict[str, Figure] = {}
-    left_out: dict[str, str] = {}
+    left_out: dict[str, list[str]] = {}  # reason -> figures
     for number in FIGURE_NUMBERS if figure == "all" else filter(str.isdigit, [figure]):
         try:
             drawn[f"fig{number}"] = plotting.degradation(result, int(number))
         except plotting.NotDrawn as problem:
             if figure != "all":
                 raise
-            left_out[f"fig{number}"] = problem.reason
+            left_out.setdefault(problem.reason, []).append(f"fig{number}")
     if figure == "plans" or (
         figure == "all" and (not drawn or plotting.find_own_plans(result).any())
     ):
@@ -289,9 +289,9 @@ def plot(result: xr.Dataset, *, figure: FigureName = "all") -> dict[str, Figure]
 
     # What is not there, and why.
     if left_out:
-        first = next(iter(left_out))
-        reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
-        plotting.remark(f"not drawn: {reasons}; --plan {first} --append adds a figure's plans")
+        reasons = [f"{', '.join(names)} ({reason})" for reason, names in left_out.items()]
+        hint = "; evaluate with e.g. --plan fig4 --append" * (plotting.MISSING_PLANS in left_out)
+        plotting.remark(f"not drawn: {', '.join(reasons)}{hint}")
     return drawn
 
 

@@ -20,12 +20,13 @@ from repsim.plotting.page import (
     save,
     styled,
 )
-from repsim.plotting.scores import NotDrawn, degradation
+from repsim.plotting.scores import MISSING_PLANS, NotDrawn, degradation
 from repsim.plotting.states import profiles, similarity_matrices
 from repsim.plotting.structure import blocks, clusters, drift
 from repsim.plotting.words import describe, letter_panels
 
 __all__ = [
+    "MISSING_PLANS",
     "PALETTE",
     "WIDTHS",
     "Figure",

@@ -120,7 +120,7 @@ def draw_colour_bar(
         label: what the colours are.
         **more: as matplotlib's `Figure.colorbar` takes it.
     """
-    place = {"aspect": 25, "pad": 0.02} | more
+    place: dict[str, Any] = {"aspect": 25, "pad": 0.02} | more
     bar = figure.colorbar(image, ax=panels, ticks=scale.ticks, extend=scale.extend, **place)
     bar.outline.set_visible(False)
     bar.set_label(label)

@@ -33,13 +33,20 @@ from repsim.plotting.page import MARK, Figure, Width, blank_page, choose_width, 
 from repsim.plotting.score_captions import caption_latency
 from repsim.plotting.words import describe, letter_panels, name_of, shortened
 
-LONG = 10  # from the least to the largest cost, from which they are drawn on a logarithmic axis
+LONG = 3  # times the full model's time, from which times are drawn on a logarithmic axis
 # What such an axis labels.
 TIMES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 MOST_NAMED = NARROW  # plans of no curve that the legend names one by one
-LONGEST_NAME = 26  # characters of a plan in the legend
+LONGEST_NAME = 28  # characters of a plan in the legend
+# By width: rows and columns of panels, height as a multiple of the width, columns of the legend
+# where it is below.
+LAYOUTS = {
+    "column": ((2, 1), 1.75, 2),
+    "page": ((1, 2), 0.42, 0),
+    "slide": ((1, 2), 0.62, 3),
+}
 COSTS = ("critical_path", "milliseconds")
 
 
@@ -79,7 +86,7 @@ def latency(result: xr.Dataset, *, width: Width | None = None) -> Figure:
     full = result.isel(variant=int(np.flatnonzero(families == BASELINE)[0]))
     steps, milliseconds = int(full["critical_path"]), float(full["milliseconds"])
     chosen = choose_width(width, "page")
-    shape, height = ((2, 1), 1.75) if chosen == "column" else ((1, 2), 0.42)
+    shape, height, below = LAYOUTS[chosen]
     with blank_page(chosen, height, "constrained") as figure:
         # Two panels, which share the axis of scores.
         panels = left, right = figure.subplots(*shape, sharey=True)
@@ -87,11 +94,11 @@ def latency(result: xr.Dataset, *, width: Width | None = None) -> Figure:
             _draw_costs(axes, result, cost, float(full[cost]))
             if axes is left or chosen == "column":
                 axes.set_ylabel(f"mean {SCORE}")
-        left.set_xlabel(f"critical path / the full model's ({steps} steps)")
+        left.set_xlabel(f"critical path / full model's ({steps} steps)")
         time = f" ({milliseconds:.3g} ms)" if np.isfinite(milliseconds) else ""
-        right.set_xlabel(f"time per token / the full model's{time}")
+        right.set_xlabel(f"time per token / full model's{time}")
         letter_panels(panels)
-        draw_legend(figure, right, left, chosen)
+        draw_legend(figure, right, left, below=below)
         title = f"{name_of(result)} · scores against sequential steps and time"
         describe(figure, [title], caption_latency(result), [result])
     return figure
@@ -123,7 +130,7 @@ def _draw_costs(axes: Axes, result: xr.Dataset, name: str, full: float) -> None:
             "elinewidth": points(0.4),
             "alpha": 0.4,
         }
-        errors = {"yerr": score_error[:, rows], "xerr": cost_error[:, rows]}
+        errors: dict[str, Any] = {"yerr": score_error[:, rows], "xerr": cost_error[:, rows]}
         axes.errorbar(cost[rows], mean[rows], **errors, **whiskers, zorder=order)
         dots: dict[str, Any] = {"linestyle": "none", "markersize": points(2.5), "clip_on": False}
         style = group.style | dots
@@ -139,13 +146,13 @@ def _draw_costs(axes: Axes, result: xr.Dataset, name: str, full: float) -> None:
         "clip_on": False,
     }
     base = result["variant_family"].values == BASELINE
-    axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=4)
+    axes.plot(cost[base], mean[base], "*", **star, label="full model", zorder=1.5)
 
     # The axis of costs begins and ends with what was measured.
     if np.isnan(cost).all():
         write_note(axes, "not measured")
         axes.set_xticks([])
-    elif np.nanmax(cost) > LONG * np.nanmin(cost):
+    elif np.nanmax(cost) > LONG:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xticks([time for time in TIMES if low <= time <= high])

@@ -191,14 +191,22 @@ def label_starts(axes: Axes, result: xr.Dataset, most: int) -> None:
     above.set_xlabel("number of affected layers M")
 
 
-def draw_legend(figure: Figure, beside: Axes, panel: Axes, width: str, **options: Any) -> None:
-    """What the lines of a panel mean, to the right of one, or below all in a column; of two with
-    the same name, the last.
+def draw_legend(
+    figure: Figure, beside: Axes, panel: Axes, *, below: int = 0, **options: Any
+) -> None:
+    """What the lines of a panel mean; of two with the same name, the last.
+
+    Args:
+        figure: the figure.
+        beside: the panel to whose right the legend is.
+        panel: whose lines it explains.
+        below: in how many columns the legend is below all panels instead.
+        **options: of matplotlib's legends.
     """
     entries = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    if width == "column":
-        below: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
-        figure.legend(entries.values(), entries.keys(), **below, **COMPACT, **options)
+    if below:
+        under: dict[str, Any] = {"loc": "outside lower center", "ncols": below, "frameon": False}
+        figure.legend(entries.values(), entries.keys(), **under, **COMPACT, **options)
         return
     place: dict[str, Any] = {
         "loc": "upper left",

@@ -34,7 +34,7 @@ from repsim.plotting.words import describe, letter_panels, name_of, shortened, w
 
 MOST_ROWS = 40
 COLUMNS = {"column": 1}  # of panels, where each benchmark has one; 3 elsewhere
-LONGEST_NAME = {"column": 26}  # characters of a plan; 34 elsewhere
+LONGEST_NAME = {"column": 28}  # characters of a plan; 34 elsewhere
 ROW = 1.35  # heights of a line of text from one plan to the next
 
 
@@ -79,7 +79,7 @@ def plan_scores(result: xr.Dataset, *, width: Width | None = None) -> Figure:
                 axes.set_title(wrapped(name_with_examples(task), room))
         panels[0].set_ylim(len(order) - 0.5, -0.5)  # the first row at the top
         letter_panels(panels)
-        legend = {"loc": "outside lower center", "ncols": 2, "frameon": False}
+        legend: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
         figure.legend(*panels[0].get_legend_handles_labels(), **legend, **COMPACT)
         title = f"{name_of(result)} · scores of {len(order)} plans"
         describe(figure, [title], caption_plans(result, plans), [result])

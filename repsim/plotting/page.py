@@ -248,6 +248,7 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> list[Path]:
 def _metadata(figure: matplotlib.figure.Figure, suffix: str) -> dict[str, Any]:
     """What a file of this format says of the figure, under the names that the format has."""
     said: dict[str, str] = getattr(figure, "metadata", {})
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix, {})
-    names = {"pdf": {}, "png": {"Subject": "Description"}, "svg": {"Subject": "Description"}}
-    return undated | {names[suffix].get(name, name): text for name, text in said.items()}
+    undated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    subject = "Subject" if suffix == "pdf" else "Description"
+    named = {subject if name == "Subject" else name: text for name, text in said.items()}
+    return undated.get(suffix, {}) | named

@@ -65,6 +65,7 @@ from repsim.studies.painters import (
 )
 
 COLUMNS = {"column": 2}  # of panels; 3 elsewhere
+MISSING_PLANS = "missing plans"
 ASIDE = 0.25  # of a start, how far whiskers go to either side so that none hides another
 
 
@@ -161,7 +162,7 @@ def _draw_single_layers(result: xr.Dataset, width: str) -> Figure:
 
         # One legend below all panels, and the title.
         ncols = 2 if width == "column" else 3
-        legend = {"loc": "outside lower center", "ncols": ncols, "frameon": False}
+        legend: dict[str, Any] = {"loc": "outside lower center", "ncols": ncols, "frameon": False}
         figure.legend(*panels[1].get_legend_handles_labels(), **legend, **COMPACT)
         title = f"{name_of(result)} · one layer skipped, or two switched"
         describe(figure, [title], caption_single_layers(result, curves, tasks), [result])
@@ -198,7 +199,8 @@ def _draw_one_variant(result: xr.Dataset, number: int, width: str) -> Figure:
         # Axes, legend and title.
         axes.set_ylabel(SCORE)
         label_starts(axes, result, _most_labels(width))
-        draw_legend(figure, axes, axes, width, title="benchmark (examples)")
+        below = 2 if width == "column" else 0
+        draw_legend(figure, axes, axes, below=below, title="benchmark (examples)")
         title = f"{name_of(result)} · {describe_middle(number, layers)}"
         describe(figure, [title], caption_one_variant(result, curve, number), [result])
     return figure
@@ -214,7 +216,7 @@ def _draw_all_variants(result: xr.Dataset, width: str) -> Figure:
         draw_guides(axes, 0, 1)
         axes.set_ylabel(f"mean {SCORE}")
         label_starts(axes, result, _most_labels(width))
-        draw_legend(figure, axes, axes, width)
+        draw_legend(figure, axes, axes, below=2 if width == "column" else 0)
         title = f"{name_of(result)} · {describe_middle(11, int(result.attrs['layers']))}"
         describe(figure, [title], caption_all_variants(result, curves), [result])
     return figure
@@ -246,7 +248,7 @@ def _draw_loops_by_width(result: xr.Dataset, width: str) -> Figure:
 
         # Cells and their scale. In a PDF the cells are an image; shapes have hairlines between.
         label = f"mean {SCORE}" + " (grey: no score)" * bool(table.isna().any(axis=None))
-        bar_options = {
+        bar_options: dict[str, Any] = {
             "label": label,
             "aspect": 25,
             "pad": 0.02,
@@ -344,8 +346,9 @@ def _missing_plans(result: xr.Dataset, number: int, wanted: str) -> NotDrawn:
         str(family) or "plans of no family" for family in result["variant_family"].values
     )
     here = f"no {wanted} among {', '.join(families)}"
-    reason = "no plans of it" if wanted.count(" or ") > 1 else f"no {wanted}"
-    return NotDrawn(f"figure {number}: {here}; evaluate with --plan fig{number} --append", reason)
+    return NotDrawn(
+        f"figure {number}: {here}; evaluate with --plan fig{number} --append", MISSING_PLANS
+    )
 
 
 def _missing_scores(number: int, names: str, variants: int) -> NotDrawn:

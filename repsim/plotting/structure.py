@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from repsim.plotting.captions import caption_blocks, caption_clusters, caption_drift, list_groups
 from repsim.plotting.colours import ColourScale, choose_scale, draw_cells, draw_colour_bar, palette
@@ -67,8 +68,7 @@ def blocks(result: xr.Dataset, *, width: Width | None = None) -> Figure:
         draw_colour_bar(figure, image, [upper], scale, label)
         least = np.argmin(np.where(np.isnan(distance), 2, distance), axis=1)
         some = ~np.isnan(distance).all(1)
-        dots: dict[str, Any] = {"color": MARK, "markersize": points(1.6)}
-        upper.plot(least[some], sizes[some], "o", **dots, label="least of its size")
+        upper.plot(least[some], sizes[some], **_dots(), label="least of its size")
         upper.set(ylabel="steps left out", xlim=(-0.5, len(places) - 0.5))
         upper.legend(loc="upper right", frameon=False, **COMPACT)
 
@@ -113,8 +113,7 @@ def drift(result: xr.Dataset, *, width: Width | None = None) -> Figure:
         undefined = " (grey: undefined)" * bool(np.isnan(matrix).any())
         draw_colour_bar(figure, image, [left], scale, f"mean cosine similarity{undefined}")
         nearest = np.argmax(np.where(np.isnan(matrix), -2, matrix), axis=1)
-        dots: dict[str, Any] = {"color": MARK, "markersize": points(1.6), "clip_on": False}
-        left.plot(nearest, np.arange(len(matrix)), "o", **dots)
+        left.plot(nearest, np.arange(len(matrix)), **_dots())
 
         # Their distance from their counterparts.
         draw_profiles(right, [result], "distance")
@@ -145,14 +144,14 @@ def clusters(result: xr.Dataset, *, width: Width | None = None) -> Figure:
         if chosen == "column":
             parts = figure.subfigures(2, 1, height_ratios=(5, 6))
         else:
-            parts = figure.subfigures(1, 2, width_ratios=(5, 4))
+            parts = figure.subfigures(1, 2, width_ratios=(5, 4 if chosen == "page" else 5))
         left, right = cast(Any, parts)
         axes = left.subplots()
         upper, lower = right.subplots(2, 1)
         matrix, states = result["similarity"].values, result.sizes["state"]
         scale = choose_scale(matrix)
         _draw_groups(left, axes, result, scale)
-        _draw_evidence(upper, result)
+        _draw_evidence(upper, result, columns=2 if chosen == "slide" else 3)
 
         # How often resamples have a boundary at each state.
         lower.bar(np.arange(states) - 0.5, result["cut"].values, color=LINE, width=0.5)
@@ -183,15 +182,20 @@ def _draw_groups(figure: Any, axes: Axes, result: xr.Dataset, scale: ColourScale
     draw_colour_bar(figure, image, [axes], scale, str(result.attrs["quantity"]))
     axes.set(xlabel="state after layer", ylabel="state after layer")
     edges = np.concatenate([[0], result["boundary"].values, [result.sizes["state"]]]) - 0.5
-    box: dict[str, Any] = {"fill": False, "edgecolor": MARK, "linewidth": points(1)}
+    edge: dict[str, Any] = {"fill": False, "edgecolor": MARK, "linewidth": points(1)}
     for first, last in pairwise(edges.tolist()):
-        # Boxes at the edges of the matrix are seen whole.
+        # Boxes at the edges of the matrix are seen whole, and a white edge shows them in grey.
         side = last - first
-        axes.add_patch(Rectangle((first, first), side, side, **box, clip_on=False, zorder=3))
+        box = Rectangle((first, first), side, side, **edge, clip_on=False, zorder=3)
+        box.set_path_effects([withStroke(linewidth=points(1.8), foreground="white")])
+        axes.add_patch(box)
 
 
-def _draw_evidence(axes: Axes, result: xr.Dataset) -> None:
-    """What speaks for each number of groups; the number that is drawn has a grey line."""
+def _draw_evidence(axes: Axes, result: xr.Dataset, columns: int) -> None:
+    """What speaks for each number of groups; the number that is drawn has a grey line.
+
+    columns: of the legend.
+    """
     for colour, (name, style) in zip(COLOURS, EVIDENCE.items(), strict=False):
         label = "spectral check" if name == "spectral_agreement" else name
         sizes: dict[str, Any] = {"markersize": points(2.5), "linewidth": points(0.8)}
@@ -206,7 +210,21 @@ def _draw_evidence(axes: Axes, result: xr.Dataset) -> None:
         )
     axes.axvline(result.attrs["chosen"], color="0.8", linewidth=points(3), zorder=0)
     axes.set(xlabel="number of groups", ylim=(min(0, *axes.get_ylim()), 1.05))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, **COMPACT)
+    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
+    axes.legend(ncols=columns, **above, **COMPACT)
+
+
+def _dots() -> dict[str, Any]:
+    """How cells are marked: with a white edge, so that the marks are seen in grey."""
+    return {
+        "color": MARK,
+        "marker": "o",
+        "linestyle": "none",
+        "markersize": points(2.4),
+        "markeredgecolor": "white",
+        "markeredgewidth": points(0.4),
+        "clip_on": False,
+    }
 
 
 def _title(result: xr.Dataset) -> str:

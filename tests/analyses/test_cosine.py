@@ -339,6 +339,7 @@ def test_names() -> None:
         "corpus": "easel",
         "tokens": 21,
         "samples": 4,
+        "resamples": 1000,
         "interval": "95% of a bootstrap over samples",
         "left_out_tokens": 0,
     }

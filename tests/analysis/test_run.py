@@ -208,7 +208,8 @@ def test_figures_that_are_left_out_are_remarked_on(
 ) -> None:
     found = repsim.analyze("degradation", store_of(AnalysisKind.SCORES), resamples=20)
     (remark,) = found.remarks
-    assert remark.startswith("not drawn: fig5 (no middle_repeat), ")
+    assert remark.startswith("not drawn: fig5, fig6, ")
+    assert "(missing plans); evaluate with" in remark
     assert remark in caplog.messages
 
 

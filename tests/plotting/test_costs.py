@@ -100,8 +100,8 @@ def test_the_full_model_is_in_the_legend_once() -> None:
     entries = [text.get_text() for text in legend.get_texts()]
     assert entries == [label_of_family(name) for name in MIDDLE_FAMILIES] + ["full model", "chance"]
     assert left.get_legend() is None
-    assert left.get_xlabel() == "critical path / the full model's (30 steps)"
-    assert right.get_xlabel() == "time per token / the full model's (1.7 ms)"
+    assert left.get_xlabel() == "critical path / full model's (30 steps)"
+    assert right.get_xlabel() == "time per token / full model's (1.7 ms)"
 
 
 def test_times_far_apart_are_on_a_logarithmic_axis_without_mathtext() -> None:
@@ -114,7 +114,7 @@ def test_times_far_apart_are_on_a_logarithmic_axis_without_mathtext() -> None:
 def test_plans_that_were_not_timed() -> None:
     result = make_latency("skip:start=0..5", measured=False)
     right = plotting.latency(result).axes[1]
-    assert [text.get_text() for text in right.texts] == ["not measured"]
+    assert [text.get_text() for text in right.texts] == ["not measured", "b"]
     result["milliseconds"][:3] = [2.0, 1.0, 0.5]
     figure = plotting.latency(result)
     assert np.isfinite(x_of_lines(figure.axes[1])["skip"]).sum() == 2
