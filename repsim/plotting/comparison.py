@@ -27,14 +27,15 @@ from repsim.plotting.page import (
     choose_width,
     points,
 )
-from repsim.plotting.words import characters, describe, letter_panels, wrapped
+from repsim.plotting.words import describe, letter_panels, wrapped
 
 MEAN = "mean over tasks"
 MOST_ROWS = 48  # of a figure that fits a page
 ROW, STORE = 0.09, 0.06  # inches of height: of a row, and for each store in it
-BESIDE = 0.75  # inches of height around the rows: title, axes, legend
+BESIDE, LEGEND = 0.62, 0.14  # around the rows: title and axes, and per row of the legend
 APART = 0.7  # of a row's height that its stores are spread over
 TICKS = {"column": 3}  # most along x; 6 elsewhere
+CHARACTERS = POINTS / (0.62 * FONT)  # an inch
 HANDLE = 8  # characters that a legend's line is as wide as
 SIGNIFICANT = 0.05
 
@@ -87,8 +88,10 @@ def compare(result: xr.Dataset, *, width: Width | None = None) -> Figure:
 
     stores = [printable(name) for name in result["store"].values]
     chosen = choose_width(width, "page")
-    height = (BESIDE + len(rows) * (ROW + STORE * len(stores))) * SCALE.get(chosen, 1)
-    with blank_page(chosen, height / WIDTHS[chosen], "constrained") as figure:
+    labels, inches = _legend_labels(stores), WIDTHS[chosen] / SCALE.get(chosen, 1)
+    lines = -(-len(labels) // _legend_columns(labels, inches))
+    height = BESIDE + LEGEND * lines + len(rows) * (ROW + STORE * len(stores))
+    with blank_page(chosen, height / inches, "constrained") as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
 
         # Scores with chance, then differences with a line where there is none.
@@ -196,14 +199,21 @@ def _draw_legend(figure: Figure, stores: Sequence[str]) -> None:
         Line2D([], [], color=GUIDE, linestyle=":", lw=points(0.8)),
         Line2D([], [], color=GUIDE, markersize=points(3), markeredgewidth=points(0.8), **hollow),
     ]
-    labels = [*stores, "chance", f"hollow: adjusted p at least {SIGNIFICANT}"]
-
-    # One line where they fit, else columns as wide as the longest.
-    room = characters(figure.get_figwidth())
-    lengths = [len(label) + HANDLE for label in labels]
-    columns = len(labels) if sum(lengths) <= room else max(1, room // max(lengths))
+    labels = _legend_labels(stores)
+    columns = _legend_columns(labels, figure.get_figwidth() / points(1))
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
     figure.legend(handles, labels, ncols=columns, **place, **COMPACT)
+
+
+def _legend_labels(stores: Sequence[str]) -> list[str]:
+    return [*stores, "chance", f"hollow: adjusted p ≥ {SIGNIFICANT}"]
+
+
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """One row where all labels fit, else columns as wide as the longest."""
+    room = int(inches * CHARACTERS)
+    lengths = [len(label) + HANDLE for label in labels]
+    return len(labels) if sum(lengths) <= room else max(1, room // max(lengths))
 
 
 # Words

@@ -69,7 +69,10 @@ def test_rows_and_dots() -> None:
         [
             value
             for plan in range(2)
-            for value in [*result["difference"][plan, :, 1], result["mean_difference"][plan, 1]]
+            for value in [
+                *result["difference"].values[plan, :, 1],
+                result["mean_difference"].values[plan, 1],
+            ]
         ]
     )
     hollow = [line.get_markerfacecolor() == "white" for line in apart]

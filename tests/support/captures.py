@@ -188,6 +188,6 @@ def pair_of_captures(
     def model(states: int, units: int) -> TextCapture:
         mixed = shared @ generator.normal(size=(states, 3, units))
         noise = generator.normal(size=(states, samples * tokens, units))
-        return TextCapture(mixed + noise + 0.5, (tokens,) * samples, keys)
+        return TextCapture(mixed + noise + 2, (tokens,) * samples, keys)
 
     return model(3, 6), model(4, 9)
