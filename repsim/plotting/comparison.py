@@ -19,6 +19,8 @@ from repsim.plotting.captions import join_sentences
 from repsim.plotting.curves import GUIDE, look
 from repsim.plotting.page import (
     COMPACT,
+    FONT,
+    POINTS,
     SCALE,
     WIDTHS,
     Figure,
@@ -27,7 +29,7 @@ from repsim.plotting.page import (
     choose_width,
     points,
 )
-from repsim.plotting.words import describe, letter_panels, wrapped
+from repsim.plotting.words import WIDEST, describe, letter_panels, wrapped
 
 MEAN = "mean over tasks"
 MOST_ROWS = 48  # of a figure that fits a page
@@ -35,7 +37,6 @@ ROW, STORE = 0.09, 0.06  # inches of height: of a row, and for each store in it
 BESIDE, LEGEND = 0.62, 0.14  # around the rows: title and axes, and per row of the legend
 APART = 0.7  # of a row's height that its stores are spread over
 TICKS = {"column": 3}  # most along x; 6 elsewhere
-CHARACTERS = POINTS / (0.62 * FONT)  # an inch
 HANDLE = 8  # characters that a legend's line is as wide as
 SIGNIFICANT = 0.05
 
@@ -210,8 +211,11 @@ def _legend_labels(stores: Sequence[str]) -> list[str]:
 
 
 def _legend_columns(labels: Sequence[str], inches: float) -> int:
-    """One row where all labels fit, else columns as wide as the longest."""
-    room = int(inches * CHARACTERS)
+    """One row where all labels fit, else columns as wide as the longest.
+
+    inches: width of the figure, in print.
+    """
+    room = int(inches * POINTS / (WIDEST * FONT))
     lengths = [len(label) + HANDLE for label in labels]
     return len(labels) if sum(lengths) <= room else max(1, room // max(lengths))
 

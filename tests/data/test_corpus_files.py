@@ -24,6 +24,7 @@ def parquet(records: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+PACKED = gzip.compress(b"one\n", mtime=0)
 CONTENTS: dict[str, bytes] = {
     "txt": "\n".join(TEXTS).encode(),
     "jsonl": "".join(json.dumps(record) + "\n" for record in RECORDS).encode(),
@@ -184,8 +185,8 @@ Content = bytes | Callable[[], bytes]
          "(found: body)"),
         ("c.json", b"[]", "no text in it (0 empty ones)"),
         ("c.txt.gz", b"one\n", "cannot be unpacked, a damaged gzip file (Not a gzipped file"),
-        ("c.txt.gz", gzip.compress(b"one\n", mtime=0)[:-9], "cannot be unpacked, a damaged gzip file ("),
-        ("c.gz", gzip.compress(b"one\n", mtime=0), "there is builtin, a .txt, .jsonl, "),
+        ("c.txt.gz", PACKED[:-9], "cannot be unpacked, a damaged gzip file ("),
+        ("c.gz", PACKED, "there is builtin, a .txt, .jsonl, "),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
