@@ -55,6 +55,7 @@ DIFFERS = {
     "attention": "another implementation of attention",
     "corpus_digest": "other texts, --limit or --max-tokens",
 }
+UNSAID = {"attention": "transformers' own choice"}  # what None stands for
 # Fields that a store has only where they say something.
 OPTIONAL = {"stack", "adapter", "attention"}
 UNCOUNTED = {"versions", "device", "adapter"}
@@ -116,7 +117,10 @@ class Identity:
         ours, theirs = asdict(self), asdict(other)
         for name in ("model", "compute_dtype", *ours):  # a dtype changes the digest of the weights
             if name not in UNCOUNTED and ours[name] != theirs[name]:
-                there, here = (_short(values[name]) for values in (theirs, ours))
+                there, here = (
+                    UNSAID.get(name, "None") if values[name] is None else _short(values[name])
+                    for values in (theirs, ours)
+                )
                 return f"{DIFFERS.get(name, name)} ({there} there, {here} here)"
         return None
 

@@ -318,7 +318,7 @@ def test_another_attention_is_another_capture(
     assert "--attn-implementation eager" in capture.commands[0]
     with pytest.raises(
         RepsimError,
-        match=r"another implementation of attention \(eager there, None here\); choose",
+        match=r"implementation of attention \(eager there, transformers' own choice here\); choo",
     ):
         repsim.capture(tiny_folder, **options)
     # A module's own, by which the same capture goes on.
