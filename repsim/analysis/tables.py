@@ -225,7 +225,10 @@ def rich_table(frame: pd.DataFrame, *, box: bool = False) -> Table:
     table = Table(box=boxes.SIMPLE_HEAD if box else None, pad_edge=False)
     for name, title in _titles(frame).items():
         is_plain_number = title == name and not _is_text(frame[name])
-        table.add_column(Text(title), justify="right" if is_plain_number else "left")
+        # Where a terminal is narrow, heads and texts are wrapped, numbers are not.
+        longest = 0 if _is_text(frame[name]) else max(map(len, cells[title]), default=0)
+        justify: Literal["left", "right"] = "right" if is_plain_number else "left"
+        table.add_column(Text(title), justify=justify, min_width=longest)
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

@@ -139,6 +139,13 @@ def test_a_terminal_gets_a_line_below_the_head(frame: pd.DataFrame) -> None:
     assert "─" in stream.getvalue()
 
 
+def test_numbers_are_not_wrapped_on_a_narrow_terminal(frame: pd.DataFrame) -> None:
+    stream = io.StringIO()
+    Console(file=stream, force_terminal=True, width=60).print(tables.rich_table(frame, box=True))
+    assert "0.523 ± 0.021" in stream.getvalue()
+    assert "-0.12 [-0.31, 0.05]" in stream.getvalue()
+
+
 @pytest.mark.parametrize("form", ["rich", "md", "latex", "csv", "json"])
 def test_a_table_without_rows(form: tables.Format) -> None:
     assert tables.render(pd.DataFrame({"plan": [], "score": []}), form)
