@@ -58,12 +58,12 @@ def test_of_other_tokenizers_one_state_per_text() -> None:
     ],
 )
 def test_what_cannot_be_matched(kept: Any, tokenizers: Any, says: str) -> None:
-    both = [
+    first, second = (
         capture(("a", 1), ("b", 1), kept=each, tokenizer=tokenizer)
         for each, tokenizer in zip(kept, tokenizers, strict=True)
-    ]
+    )
     with pytest.raises(DataError, match=says):
-        match_tokens(*both, "baseline")
+        match_tokens(first, second, "baseline")
 
 
 def test_nothing_in_common() -> None:

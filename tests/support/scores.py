@@ -79,9 +79,10 @@ def task_of(
         for name, (aggregation, higher, values) in metrics.items()
     }
     examples = next(values.shape[1] for _, _, values in arrays.values())
-    return MadeUpTask(
-        arrays, *(np.array(np.broadcast_to(each, examples)) for each in (choices, gold, block))
+    choices, gold, block = (
+        np.array(np.broadcast_to(each, examples)) for each in (choices, gold, block)
     )
+    return MadeUpTask(arrays, choices, gold, block)
 
 
 def make_scores(
