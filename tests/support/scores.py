@@ -79,10 +79,8 @@ def task_of(
         for name, (aggregation, higher, values) in metrics.items()
     }
     examples = next(values.shape[1] for _, _, values in arrays.values())
-    choices, gold, block = (
-        np.array(np.broadcast_to(each, examples)) for each in (choices, gold, block)
-    )
-    return MadeUpTask(arrays, choices, gold, block)
+    per_example = [np.array(np.broadcast_to(each, examples)) for each in (choices, gold, block)]
+    return MadeUpTask(arrays, per_example[0], per_example[1], per_example[2])
 
 
 def make_scores(
