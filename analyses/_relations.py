@@ -314,8 +314,9 @@ def prepare_comparison(
             [prepare_map(state.astype(np.float64), measure, variance) for state in drawn.states]
             for drawn in draws
         ]
-        first, *others = views
-        maps = CrossMaps(first, others[0], measure) if others else Maps(first, measure)
+        maps = (
+            Maps(views[0], measure) if len(views) == 1 else CrossMaps(views[0], views[1], measure)
+        )
         maps.require_items(len(draws[0].sample))
         return maps
     stacks = [
