@@ -80,7 +80,7 @@ def format_corpus(corpus: Corpus, tokenizer: Any, system_instruction: str | None
         system_instruction: a system message before each.
 
     Raises:
-        DataError: there is no template or it refuses a text, or a conversation has a system's
+        DataError: there is no template or it refuses a text, or a conversation has a system
             message already.
     """
     template = chat_template(tokenizer, "--apply-chat-template")
