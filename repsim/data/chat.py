@@ -91,7 +91,7 @@ def format_corpus(corpus: Corpus, tokenizer: Any, system_instruction: str | None
             if messages[0]["role"] == "system":
                 raise DataError(
                     f"--system-instruction: text {number} of corpus {corpus.name!r} begins with a "
-                    "system's message already; leave out one of them"
+                    "system message already; leave out one of them"
                 )
             messages = ({"role": "system", "content": system_instruction}, *messages)
         try:
