@@ -80,7 +80,7 @@ def format_corpus(corpus: Corpus, tokenizer: Any, system_instruction: str | None
         system_instruction: a system message before each.
 
     Raises:
-        DataError: there is no template or it refuses a text, or a conversation has a system's
+        DataError: there is no template or it refuses a text, or a conversation has a system
             message already.
     """
     template = chat_template(tokenizer, "--apply-chat-template")
@@ -91,7 +91,7 @@ def format_corpus(corpus: Corpus, tokenizer: Any, system_instruction: str | None
             if messages[0]["role"] == "system":
                 raise DataError(
                     f"--system-instruction: text {number} of corpus {corpus.name!r} begins with a "
-                    "system's message already; leave out one of them"
+                    "system message already; leave out one of them"
                 )
             messages = ({"role": "system", "content": system_instruction}, *messages)
         try:
