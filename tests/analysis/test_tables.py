@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -148,9 +149,10 @@ def test_a_terminal_wraps_texts_before_numbers(frame: pd.DataFrame, width: int) 
 def test_nothing_is_lost_on_a_terminal_however_narrow(frame: pd.DataFrame) -> None:
     stream = io.StringIO()
     Console(file=stream, width=30).print(tables.rich_table(frame, width=30))
-    shown = re.sub(r"\s", "", stream.getvalue())
-    for word in ("baseline", "0.523", "0.021", "0.05]"):
-        assert word in shown
+    cells = tables.merge_columns(frame)
+    wanted = Counter("".join([*cells.columns, *cells.to_numpy().ravel()]))
+    lost = wanted - Counter(stream.getvalue())
+    assert set(lost) <= {" "}
 
 
 @pytest.mark.parametrize("form", ["rich", "md", "latex", "csv", "json"])
