@@ -32,6 +32,8 @@ ERROR, LOW, HIGH = "_standard_error", "_low", "_high"
 MOST_DECIMALS = 4
 LARGE, SMALL = 1e5, 1e-4  # beyond these, numbers are shown with powers of ten
 ROWS = 24  # of a table that a command shows unasked
+GAP = 2  # between columns
+LEAST_TEXT = 8  # characters of a text that is wrapped
 WIDE = 10_000  # columns, more than any table has
 
 
@@ -210,28 +212,55 @@ def render(frame: pd.DataFrame, form: Format = "rich") -> str:
     return drawn + between + note if note else drawn
 
 
-def rich_table(frame: pd.DataFrame, *, box: bool = False) -> Table:
+def rich_table(frame: pd.DataFrame, *, width: int | None = None) -> Table:
     """The table for a console of rich's.
 
     Args:
         frame: one column per quantity; see the module.
-        box: with a line below the head.
+        width: columns of a terminal, where the head has a line below it, and heads and texts are
+            wrapped before numbers are; None for plain lines of any length.
     """
-    from rich import box as boxes
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = merge_columns(frame)
-    table = Table(box=boxes.SIMPLE_HEAD if box else None, pad_edge=False)
-    for name, title in _titles(frame).items():
-        is_plain_number = title == name and not _is_text(frame[name])
-        # Where a terminal is narrow, heads and texts are wrapped, numbers are not.
-        longest = 0 if _is_text(frame[name]) else max(map(len, cells[title]), default=0)
+    cells, titles = merge_columns(frame), _titles(frame)
+    texts = {title for name, title in titles.items() if _is_text(frame[name])}
+    table = Table(
+        box=None if width is None else box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP if width is None else GAP - 1, 0, 0),
+    )
+    widths = _share_width(cells, texts, WIDE if width is None else width)
+    for (name, title), of_column in zip(titles.items(), widths, strict=True):
+        is_plain_number = title == name and title not in texts
         justify: Literal["left", "right"] = "right" if is_plain_number else "left"
-        table.add_column(Text(title), justify=justify, min_width=longest)
+        table.add_column(Text(title), justify=justify, width=of_column, overflow="fold")
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
+
+
+def _share_width(cells: pd.DataFrame, texts: set[str], width: int) -> list[int | None]:
+    """Columns of a terminal for each column of a table: numbers whole, words of heads whole, and of
+    texts at least a few characters; None for each where that does not fit.
+    """
+    most, least = [], []
+    for title in cells.columns:
+        longest = max(map(len, cells[title]), default=0)
+        most.append(max(longest, len(title)))
+        whole = min(longest, LEAST_TEXT) if title in texts else longest
+        least.append(max([whole, *map(len, title.split())]))
+    spare = width - sum(least) - GAP * len(least)
+    if spare < 0:
+        return [None] * len(least)
+    shared: list[int | None] = []
+    for low, high in zip(least, most, strict=True):
+        more = min(spare, high - low)
+        spare -= more
+        shared.append(low + more)
+    return shared
 
 
 def _aligned(frame: pd.DataFrame) -> str:

@@ -57,7 +57,7 @@ def print_table(frame: pd.DataFrame) -> None:
     if not screen.is_terminal:
         print(tables.render(frame))
         return
-    screen.print(tables.rich_table(frame, box=True))
+    screen.print(tables.rich_table(frame, width=screen.width))
     if note := frame.attrs.get(tables.NOTE):
         tell(note)
 
