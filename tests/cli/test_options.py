@@ -173,15 +173,16 @@ def test_options_of_all_commands_are_taken_with_dashes_and_with_underscores() ->
                 texts = (spelling, underscored if spelling.startswith("--") else spelling)
                 given, other = (parser.parse_args(args=[text, *words])[0] for text in texts)
                 assert given == other, path
-                assert set(given) == {item.name}, path
+                assert item.name in given, path
     names = {"repsim capture", "repsim evaluate", "repsim analyze cosine", "repsim plans show"}
     assert names <= seen
 
 
 def test_an_unknown_option_is_shown_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("evaluate", "--num_fewshots", "3") == 2
-    message = "No such option: --num-fewshots (Possible options: --num-fewshot"
-    assert message in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "No such option: --num-fewshots (Possible options: " in message
+    assert "--num-fewshot, " in message
 
 
 def test_both_spellings_of_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
