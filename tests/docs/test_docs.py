@@ -28,6 +28,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"\b(?:tests|benchmarks|repsim|analyses|docs)/[\w/]+\.(?:py|md|ipynb)\b")
 # Words in capitals that stand for a user's own.
 STANDS_FOR = {"ANALYSIS": "cosine", "COMMAND": "capture", "PLAN": "baseline", "SIZE": "2TB"}
+# What is answered, or done, while the line is parsed.
+ANSWERED_AT_ONCE = (" --help", " -h", " --version", "-completion", " ANALYSIS")
 # What the parser says to a command that a sentence names without its arguments.
 INCOMPLETE = ("MissingParameter", "NoArgsIsHelpError")
 
@@ -100,7 +102,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "DIR").mkdir()
     for line, typed in shell_lines(page):
-        if line.endswith((" --help", " ANALYSIS")):
+        if line.endswith(ANSWERED_AT_ONCE):
             continue
         try:
             parameters = parse(line)
