@@ -44,9 +44,7 @@ def make_comparison(plans: int = 1, tasks: int = 3, stores: int = 2) -> xr.Datas
     return xr.Dataset(data, coords, {"interval": "95% of a bootstrap over examples"})
 
 
-@pytest.mark.parametrize(
-    ("plans", "tasks", "stores"), [(1, 1, 2), (1, 3, 3), (4, 5, 2), (30, 9, 5)]
-)
+@pytest.mark.parametrize(("plans", "tasks", "stores"), [(1, 1, 2), (2, 3, 3), (13, 4, 5)])
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 def test_nothing_overlaps(plans: int, tasks: int, stores: int, width: Any) -> None:
     figure: Any = plotting.compare(make_comparison(plans, tasks, stores), width=width)
@@ -105,7 +103,7 @@ def test_what_cannot_be_drawn() -> None:
 # Matrices of two captures
 
 
-@pytest.mark.parametrize("stacks", [("31", "7"), ("7", "31"), ("looped", "81"), ("2", "half")])
+@pytest.mark.parametrize("stacks", [("31", "7"), ("2", "half")])
 @pytest.mark.parametrize("width", plotting.WIDTHS)
 def test_a_rectangle_with_the_labels_of_both(stacks: tuple[str, str], width: Any) -> None:
     from support.figures import STACKS
