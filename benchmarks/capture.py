@@ -205,7 +205,7 @@ import resource, sys, psutil, repsim
 process, seen = psutil.Process(), [0]
 def look(_):
     seen.append(process.memory_info().rss)
-repsim.capture(corpus=sys.argv[1], out=sys.argv[2], max_tokens=256, progress=look)
+repsim.capture(corpus=sys.argv[1], out=sys.argv[2], max_tokens=256, dtype="float16", progress=look)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, max(seen))
 """
 
@@ -232,7 +232,12 @@ def compression(model: Model) -> None:
     """Ratio and speed of codecs on real states, one node by 1024 tokens per chunk."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / "store.zarr"
-        states = repsim.capture(model, limit=48, out=path).hidden().isel(token=slice(7168)).values
+        states = (
+            repsim.capture(model, limit=48, dtype="float16", out=path)
+            .hidden()
+            .isel(token=slice(7168))
+            .values
+        )
         shuffled = [
             (cname, level, shuffle)
             for cname, level in (("lz4", 1), ("zstd", 1), ("zstd", 3), ("zstd", 5))
@@ -303,7 +308,7 @@ def checks(model: Model) -> None:
     """
     sweep = {"plan": "fig2", "tasks": "offline", "limit": 40}
     for name, run in {
-        "the demo's capture": lambda out: repsim.capture(model, out=out),
+        "the demo's capture": lambda out: repsim.capture(model, dtype="float16", out=out),
         "the demo's fig2 sweep": lambda out: repsim.evaluate(model, out=out, **sweep),
     }.items():
         with tempfile.TemporaryDirectory(dir=".") as folder, timed_checks() as spent:
@@ -371,7 +376,8 @@ def timed_checks() -> Iterator[list[float]]:
 
 
 def capture(model: Model, corpus: str, folder: Path, max_tokens: int | None = None) -> None:
-    repsim.capture(model, corpus=corpus, max_tokens=max_tokens, out=folder / "store.zarr")
+    out = folder / "store.zarr"
+    repsim.capture(model, corpus=corpus, max_tokens=max_tokens, dtype="float16", out=out)
 
 
 def main() -> None:

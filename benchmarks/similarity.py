@@ -216,7 +216,8 @@ def main(wanted: list[str]) -> None:
     if {"cosine", "cka"} & set(wanted):
         with tempfile.TemporaryDirectory(prefix="repsim-benchmark-", dir=".") as folder:
             corpus = corpus_file(Path(folder), long_texts(TEXTS))
-            capture = repsim.capture("smollm2-135m", corpus=corpus, out=Path(folder) / "s.zarr")
+            out = Path(folder) / "s.zarr"
+            capture = repsim.capture("smollm2-135m", corpus=corpus, dtype="float16", out=out)
             if "cosine" in wanted:
                 cosine_benchmark(capture)
             if "cka" in wanted:
