@@ -158,7 +158,7 @@ def _draw_single_layers(result: xr.Dataset, width: str) -> Figure:
             axes.set_xlabel("layer N")
         for axes in free:
             axes.set_axis_off()
-        letter_panels(panels)
+        letter_panels(list(panels))
 
         # One legend below all panels, and the title.
         ncols = 2 if width == "column" else 3
