@@ -561,7 +561,7 @@ def test_every_width_of_every_figure(drawn: Callable[..., plotting.Figure], widt
         figure = drawn(STACKS["looped"])
     assert figure.get_figwidth() == plotting.WIDTHS[width]
     assert_nothing_is_clipped_or_overlaps(figure)
-    sizes = {text.get_size() for axes in figure.axes for text in axes.get_xticklabels()}
+    sizes = {text.get_fontsize() for axes in figure.axes for text in axes.get_xticklabels()}
     assert sizes == {14 if width == "slide" else 7}
 
 
