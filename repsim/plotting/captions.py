@@ -47,9 +47,8 @@ def describe_texts(result: xr.Dataset) -> str:
     """Over what means are: `14,292 tokens of 64 texts (builtin)`."""
     of = result.attrs
     texts = f" of {of['samples']:,.0f} texts" if "samples" in of else ""
-    without = f", {of['left_out_tokens']:,.0f} zero vectors left out" * bool(
-        of.get("left_out_tokens")
-    )
+    left_out = of.get("left_out_tokens", 0)
+    without = f", {left_out:,.0f} zero vectors left out" * bool(left_out)
     sinks = f", attention sinks {of['sinks']}" if "sinks" in of else ""
     return f"{of['tokens']:,.0f} tokens{texts} ({of['corpus']}{sinks}{without})"
 

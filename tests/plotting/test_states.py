@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from numpy.typing import NDArray
 
 from repsim import plotting
@@ -569,8 +570,7 @@ def test_every_width_of_every_figure(drawn: Callable[..., plotting.Figure], widt
 def test_no_grid_crosses_a_heat_map(drawn: Callable[..., plotting.Figure], style: str) -> None:
     with plotting.styled(style):
         figure = drawn(STACKS["7"])
-    cells = [axes for axes in figure.axes if axes.images or axes.collections]
-    heat_maps = [axes for axes in cells if axes.get_ylabel() != "distance / counterpart's norm"]
+    heat_maps = [axes for axes in figure.axes if axes.images or axes.findobj(QuadMesh)]
     assert heat_maps
     for axes in heat_maps:
         lines = [*axes.get_xgridlines(), *axes.get_ygridlines()]
@@ -596,8 +596,8 @@ def test_the_embeddings_lie_flat_along_x() -> None:
         (-1, 1, [-1, -0.5, 0, 0.5, 1]),
         (-0.1, 1, [-0.1, 0, 0.2, 0.4, 0.6, 0.8, 1]),
         (0, 0.5, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
-        (0.97, 1, [0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 1]),
-        (0.137, 0.9, [0.137, 0.2, 0.4, 0.6, 0.8, 0.9]),
+        (0.97, 1, [0.97, 0.98, 0.99, 1]),
+        (0.137, 0.9, [0.137, 0.4, 0.6, 0.8, 0.9]),
     ],
 )
 def test_ticks_of_a_scale_of_colours(low: float, high: float, ticks: list[float]) -> None:
