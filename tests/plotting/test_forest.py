@@ -55,14 +55,8 @@ def test_a_panel_for_each_benchmark_where_nothing_is_normalised() -> None:
         lines = {line.get_label(): np.unique(line.get_xdata()).tolist() for line in axes.lines[:2]}
         full, chance = result["baseline"].values[task], result["chance"].values[task]
         assert lines == {"full model": [full], "chance": [chance]}
-<<<<<<< HEAD
-        assert sorted(np.asarray(axes.lines[2].get_xdata())) == sorted(
-            result["value"].values[1:, task]
-        )
-=======
         drawn, expected = axes.lines[2].get_xdata(), result["value"].values[1:, task]
         assert np.sort(np.asarray(drawn)).tolist() == np.sort(expected).tolist()
->>>>>>> h/D
 
 
 def test_of_many_plans_those_of_no_curve_are_drawn() -> None:
