@@ -30,7 +30,7 @@ def asked(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 def test_a_name_is_kept_and_finds_the_plan(asked: dict[str, Any]) -> None:
-    plans = {"late": LATE, "pair": Plan.from_steps([0, (1, 2), 5])}
+    plans: dict[str, str | Plan] = {"late": LATE, "pair": Plan.from_steps([0, (1, 2), 5])}
     capture = repsim.capture(**asked, plan=plans)
     assert [named.name for named in capture.plans] == ["late", "pair"]
     for text in (LATE, "0,1,2,5", f"x={LATE}", Plan.from_steps([0, 1, 2, 5])):
