@@ -58,7 +58,7 @@ WRONG = {
     "bad size": (["capture", "{model}", "--max-bytes", "much"], "write e.g. 500MB"),
     "does not fit": (
         ["capture", "{model}", "--max-bytes", "1kB"],
-        " kB are needed, --max-bytes allows 1.0 kB",
+        "B are needed, --max-bytes allows 1.0 kB",
     ),
     "bad rule": (["capture", "{model}", "--tokens", "first"], "all, last, mean or every:N"),
     "bad compression": (["capture", "{model}", "--compression", "best"], "none, fast or small"),
