@@ -136,7 +136,7 @@ def letter_panels(panels: Sequence[Axes]) -> None:
         axes.annotate(
             letter_of(row),
             (0, 1),
-            (-points(3), points(2)),
+            (-points(3), points(4.5)),  # clear of a tick's label at the top
             xycoords="axes fraction",
             textcoords="offset points",
             ha="right",
