@@ -201,7 +201,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.md", b"one")
     with pytest.raises(RepsimError, match=r"without .txt files right in it \(found: a.md\)$"):
         read_corpus(tmp_path)
-    path = write(tmp_path / "b.txt", b"ol\xe9")
+    path = write(tmp_path / "b.txt", b"caf\xe9")
     with pytest.raises(RepsimError) as caught:
         read_corpus(tmp_path)
     assert str(caught.value).startswith(f"corpus {path!r}: line 1 is not UTF-8")
