@@ -17,6 +17,7 @@ from repsim.evaluation.task_scores import TaskScores, split_by_task
 from repsim.plans import Plan, resolve
 from repsim.registry import ScoreSource
 from repsim.schema import BLOCK, PLAN, TASK
+from repsim.stats import results
 
 # What tasks of one name have to agree in, in this order, and what to call it.
 SETTINGS = {"task_version": "version", "num_fewshot": "shots", "task_digest": "settings"}
@@ -68,7 +69,7 @@ def match_plans(scores: Sequence[ScoreSource], asked: Sequence[str | Plan] = ())
     Raises:
         PlanError: there is none, or one asked for does not fit a model.
     """
-    stored = [[str(text) for text in each.dataset[PLAN].values] for each in scores]
+    stored = [results.plan_texts(each.dataset) for each in scores]
     wanted = [_texts_by_name(each, asked) for each in scores]
     if len({each.layers for each in scores}) == 1:
         first_names = {text: name for name, text in reversed(wanted[0].items())}
@@ -130,7 +131,7 @@ def _texts_by_name(scores: ScoreSource, asked: Sequence[str | Plan]) -> dict[str
     """Name → canonical text of the plans asked for, or of all that a store has."""
     if asked:
         return {named.name: named.plan.text for named in resolve(asked, scores.layers)}
-    names, texts = (scores.dataset[name].values for name in ("plan_name", PLAN))
+    names, texts = scores.dataset["plan_name"].values, results.plan_texts(scores.dataset)
     return {str(name): str(text) for name, text in zip(names, texts, strict=True)}
 
 

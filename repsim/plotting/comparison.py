@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from repsim.errors import RepsimError, printable
-from repsim.plotting.captions import join_sentences
+from repsim.plotting.captions import describe_interval, join_sentences
 from repsim.plotting.curves import GUIDE, look
 from repsim.plotting.page import (
     COMPACT,
@@ -249,7 +249,7 @@ def _caption(result: xr.Dataset, title: str, stores: Sequence[str]) -> str:
     return join_sentences(
         f"(a) {title[0].upper()}{title[1:]} of {stores[0]} and {others}, on the examples that all "
         f"have finished (numbers in brackets); (b) paired differences from {stores[0]}.",
-        f"Whiskers: {result.attrs['interval']}, {result.attrs['resamples']:,} resamples.",
+        f"Whiskers: {describe_interval(result)}.",
         f"Hollow dots: p at least {SIGNIFICANT} after Holm's correction over all comparisons.",
         "Dotted: chance.",
     )

@@ -293,6 +293,7 @@ def test_names() -> None:
         "left_out_tokens": 0,
         "of": "cka",
         "quantity": "debiased linear CKA",
+        "resamples": 20,
         "seed": 3,
         "tokens": 110,
         "samples": 10,

@@ -388,6 +388,7 @@ def test_names() -> None:
         "measure": "rsa",
         "sinks": "left out",
         "permutations": 100,
+        "resamples": 1000,
         "seed": 5,
         "tokens": 200,
         "samples": 40,

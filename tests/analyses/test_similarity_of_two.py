@@ -159,13 +159,6 @@ def test_names() -> None:
     assert figure.axes[0].get_ylabel() == "state of painter, after layer"
 
 
-def test_the_summary_of_one_capture_is_of_neighbouring_states() -> None:
-    result = similarity.compute(pair_of_captures()[0], permutations=0)
-    table = similarity.summarise(result)
-    assert table["layer_other"].tolist() == ["0", "1"]
-    assert_allclose(table["similarity"], np.diagonal(result["similarity"].values, 1))
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [

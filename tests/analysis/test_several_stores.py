@@ -37,7 +37,7 @@ def test_one_result_of_all_kept_with_the_first(pair: tuple[Path, Path], tmp_path
         "tiny-llama (tuned)",
     ]
     assert result["plan"].values.tolist() == ["baseline", "skip:start=1"]
-    assert len(files(tmp_path / "f")) == 3
+    assert len(files(tmp_path / "f")) == 4
     (name,) = kept_results(pair[0])
     assert name.startswith("compare-acc-baseline-skip-start=1-resamples=20-with-tiny-llama-")
     kept = xr.load_dataset(pair[0] / "analyses" / name, engine="zarr", consolidated=False)
@@ -64,7 +64,7 @@ def test_labels(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert main("analyze", "compare", *pair, *RESAMPLES, *ask, "--figures", tmp_path / "f") == 0
     assert files(tmp_path / "f") == [
         f"compare-before+after-acc-baseline-resamples=20.{suffix}"
-        for suffix in ("nc", "pdf", "png")
+        for suffix in ("nc", "pdf", "png", "txt")
     ]
     with xr.open_dataset(next((tmp_path / "f").glob("*.nc")), engine="scipy") as result:
         assert result["store"].values.tolist() == ["before", "after"]
@@ -73,7 +73,7 @@ def test_labels(pair: tuple[Path, Path], tmp_path: Path) -> None:
 def test_states_of_a_second_capture(store: Path, tmp_path: Path) -> None:
     copy = tmp_path / "later.zarr"
     # Without results of other tests.
-    shutil.copytree(store, copy, ignore=shutil.ignore_patterns("norms-*", "similarity-*", "count*"))
+    shutil.copytree(store, copy, ignore=shutil.ignore_patterns("analyses"))
     ask = ("--plan", "skip:start=1", "--permutations", 3, *RESAMPLES, "--figures", tmp_path / "f")
     assert main("analyze", "similarity", copy, "--with", store, *ask, "--quiet") == 0
     (name,) = kept_results(copy)

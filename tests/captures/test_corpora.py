@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_a_store_keeps_no_text_that_was_in_memory(model: models.Model, path: Pat
     assert capture.dataset.attrs["requests"][0]["corpus"] == IN_MEMORY
     for text in TEXTS:
         assert text not in (path / "zarr.json").read_text()
-    call = f"repsim.capture('tiny-llama', plan=['skip:start=1'], corpus=CORPUS, out={str(path)!r})"
+    call = f"repsim.capture('tiny-llama', plan=['skip:start=1'], corpus=corpus, out={str(path)!r})"
     assert capture.info["made by"] == call
 
 
@@ -76,11 +77,11 @@ def test_repair_of_texts_in_memory_is_a_call_that_works(model: models.Model, pat
     """No command for the shell could name them."""
     repsim.capture(model, corpus=TEXTS, out=path)
     (path / "hidden" / "c" / "2" / "0" / "0").unlink()
-    (advice,) = repsim.stores.repair_advice(path, repsim.verify(path))
+    advice, _ = repsim.stores.repair_advice(path, repsim.verify(path))
     beginning, call = advice.split(": ", 1)
-    assert beginning == "Repair in Python, with what was in memory in capital letters"
+    assert beginning == "Repair in Python, handing over the same corpus"
     assert call.startswith("repsim.capture('tiny-llama', ")
-    names = {"repsim": repsim, "CORPUS": TEXTS}
+    names = {"repsim": repsim, "corpus": TEXTS}
     eval(call.replace("'tiny-llama'", "MODEL"), {**names, "MODEL": model})
     assert not repsim.verify(path).damages
 
@@ -92,7 +93,7 @@ def test_other_texts_in_memory_have_another_store_by_default(
     places = {str(repsim.capture(model, corpus=texts).path) for texts in (TEXTS, TEXTS[:2], TEXTS)}
     assert len(places) == 2
     for place in places:
-        assert Path(place).name.startswith("tiny-llama-memory-")
+        assert re.fullmatch(r"tiny-llama-\w{6}-memory-\w{6}-baseline\.zarr", Path(place).name)
 
 
 def test_what_came_from_standard_input_says_so(
@@ -102,7 +103,7 @@ def test_what_came_from_standard_input_says_so(
     capture = repsim.capture(model, corpus="-", out=path)
     assert (capture.identity["corpus"], capture.samples.size) == ("stdin", 3)
     (path / "hidden" / "c" / "2" / "0" / "0").unlink()
-    command, remark = repsim.stores.repair_advice(path, repsim.verify(path))
+    command, remark, _ = repsim.stores.repair_advice(path, repsim.verify(path))
     assert " --corpus - " in command
     assert remark == "In it - stands for standard input: pipe the same texts to it."
 

@@ -226,7 +226,7 @@ def test_what_does_not_fit_even_in_float16_is_refused_before_anything_runs(
     model: models.Model, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_dtype, "try_dtype", refuse)
-    with pytest.raises(RepsimError, match="GB are needed, --max-bytes allows"):
+    with pytest.raises(RepsimError, match="are needed, --max-bytes allows"):
         repsim.capture(model, corpus=LONG, out=path, max_bytes=100)
     assert not path.exists()
 

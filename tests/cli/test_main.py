@@ -222,7 +222,7 @@ def test_the_module_is_the_command() -> None:
     ("typed", "offered"),
     [
         ("repsim ca", {"capture"}),
-        ("repsim analyze c", {"clusters", "cosine"}),
+        ("repsim analyze c", {"clusters", "compare", "cosine"}),
         ("repsim capture --mo", {"--model-dtype"}),
     ],
 )

@@ -1,9 +1,10 @@
 """The commands that README.md and docs/ ask a reader to type do run, in their order.
 
-Tiny models of the same depth stand for the two embedded ones. A line that ends with `# from the
-Hub` or `# needs a GPU` is parsed (`test_docs`) and not run.
+Tiny models of the same depth stand for the two embedded ones. A line that ends
+with a mark of `NOT_RUN` is parsed (`test_docs`) and not run.
 """
 
+import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from support.models import ARCHITECTURES, save_folder
 from support.pages import PAGES, page_id, typed_lines
 
 LAYERS = {"smollm2-135m": ("llama", 30), "minilm-l6": ("bert", 6)}
-NOT_RUN = ("# from the Hub", "# needs a GPU")
+NOT_RUN = ("# from the Hub", "# needs a GPU", "# with files of your own")
 # Words that stand for a user's own.
 STANDS_FOR = {
     "MODEL": "smollm2-135m",
@@ -30,6 +31,7 @@ STANDS_FOR = {
 }
 READS_SCORES = ("degradation", "latency", "compare")
 MAKES = ("capture", "evaluate")
+TALK = [{"role": "user", "content": text} for text in TEXTS[:1]]
 RUN: set[tuple[str, ...]] = set()  # commands that read
 TEXTS = ["The sea is calm tonight.", "The tide is full, the moon lies fair.", "Come to the window."]
 
@@ -59,7 +61,8 @@ def embedded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stores(embedded: Path) -> dict[str, Path]:
     """A capture and scores, made once."""
     made = {kind: embedded / f"{kind}.zarr" for kind in MAKES}
-    plans = [word for plan in ("baseline", "drop:layer=0..2") for word in ("--plan", plan)]
+    wanted = ("baseline", "drop:layer=0..2", "skip:start=9..10")
+    plans = [word for plan in wanted for word in ("--plan", plan)]
     for kind, path in made.items():
         if not path.exists():
             tasks = ["--tasks", "grammar,knowledge"] * (kind == "evaluate")
@@ -78,6 +81,7 @@ def in_small(words: list[str]) -> list[str]:
 def test_commands_run(
     page: Path,
     stores: dict[str, Path],
+    embedded: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -86,6 +90,9 @@ def test_commands_run(
     monkeypatch.delenv("REPSIM_CACHE", raising=False)
     (tmp_path / "DIR").mkdir()
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "plans.txt").write_text("late = 0-3, 8-29\nno10 = drop:layer=10\n")
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+    (tmp_path / "tuned-model").symlink_to(embedded / "smollm2-135m")
     for line in runnable_lines(page):
         words = [STANDS_FOR.get(word, word) for word in shlex.split(line, comments=True)]
         if words[0] == "cd":
