@@ -31,9 +31,9 @@ STANDS_FOR = {
 }
 READS_SCORES = ("degradation", "latency", "compare")
 MAKES = ("capture", "evaluate")
-TALK = [{"role": "user", "content": text} for text in TEXTS[:1]]
 RUN: set[tuple[str, ...]] = set()  # commands that read
 TEXTS = ["The sea is calm tonight.", "The tide is full, the moon lies fair.", "Come to the window."]
+TALK = [{"role": "user", "content": TEXTS[0]}]
 
 
 @pytest.fixture(scope="module")
