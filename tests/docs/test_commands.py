@@ -4,7 +4,6 @@ Tiny models of the same depth stand for the two embedded ones. A line that ends
 with a mark of `NOT_RUN` is parsed (`test_docs`) and not run.
 """
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ READS_SCORES = ("degradation", "latency", "compare")
 MAKES = ("capture", "evaluate")
 RUN: set[tuple[str, ...]] = set()  # commands that read
 TEXTS = ["The sea is calm tonight.", "The tide is full, the moon lies fair.", "Come to the window."]
-TALK = [{"role": "user", "content": TEXTS[0]}]
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +89,14 @@ def test_commands_run(
     (tmp_path / "DIR").mkdir()
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     (tmp_path / "plans.txt").write_text("late = 0-3, 8-29\nno10 = drop:layer=10\n")
-    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
     (tmp_path / "tuned-model").symlink_to(embedded / "smollm2-135m")
     for line in runnable_lines(page):
         words = [STANDS_FOR.get(word, word) for word in shlex.split(line, comments=True)]
         if words[0] == "cd":
             monkeypatch.chdir(words[1])
             continue
-        command = in_small(words[1:])
+        # What a pipe would do to the output is not of interest here.
+        command = in_small(words[1 : words.index("|") if "|" in words else None])
         bring_stores(command, stores)
         # What other pages ask for as well is run once; no later line reads it.
         if command[0] not in MAKES and tuple(command) in RUN:
