@@ -37,7 +37,7 @@ STAGES = (
     (
         "Scores 60 plans on four small tasks: each layer dropped, each two neighbours switched",
         "two minutes",
-        f"evaluate --plan fig2 --tasks offline --limit 40 --out {SCORES}",
+        f"evaluate --plan fig2 --tasks offline --limit 20 --out {SCORES}",
     ),
     (
         "Compares every plan with the baseline",
