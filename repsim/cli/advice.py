@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from repsim.cli.printing import tell
@@ -28,20 +29,19 @@ def tell_next_of_capture(capture: Capture) -> None:
     _tell_analysis(analysis, capture, *options)
 
 
-def tell_next_of_scores(scores: Scores, model: str, data_dir: object) -> None:
+def tell_next_of_scores(scores: Scores, places: Mapping[str, object]) -> None:
     """Says how to compare scores with the baseline's, or how to add those where they lack.
 
     Args:
         scores: of an evaluation that is finished.
-        model: as its command named it.
-        data_dir: folder of the tasks' data, if one was named.
+        places: option -> file or folder as its command named it, which no store keeps.
     """
     from repsim.storage.requests import commands, located
 
     if _has_baseline(scores):
         _tell_analysis("degradation", scores)
         return
-    requests = located(scores.dataset.attrs["requests"], {"model": model, "data_dir": data_dir})
+    requests = located(scores.dataset.attrs["requests"], places)
     wanted = [{**request, "plan": ["baseline"]} for request in requests]
     lines = [commands(scores.maker, [request], scores.path)[0] for request in wanted]
     tell("Next: " + " && ".join(f"{line} --append" for line in dict.fromkeys(lines)))

@@ -20,6 +20,7 @@ from repsim.options import EVALUATE_RECORDS, NOT_OF_EVALUATE
 from repsim.schema import DEFAULT_MODEL
 
 LIST = "list"  # in place of tasks
+PLACES = ("data_dir", "include_path", "tokenizer")  # options that may name a file or folder
 
 
 def evaluate(model: str, quiet: bool, **options: Any) -> None:
@@ -37,7 +38,7 @@ def evaluate(model: str, quiet: bool, **options: Any) -> None:
             print(scores)
             print_scores(scores)
     if not quiet:
-        tell_next_of_scores(scores, model, options["data_dir"])
+        tell_next_of_scores(scores, {"model": model, **{name: options[name] for name in PLACES}})
 
 
 set_parameters(

@@ -135,8 +135,8 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         # Everything that can be refused without a model is refused before one is loaded.
         if not plans:
             raise PlanError("no plan: name at least one, e.g. baseline")
-        for option, folder in (("data_dir", tasks.data_dir), ("include_path", tasks.include_path)):
-            if folder is not None and not str(folder).strip():
+        for option, path in (("data_dir", tasks.data_dir), ("include_path", tasks.include_path)):
+            if path is not None and not str(path).strip():
                 raise RepsimError(f"{option}: an empty path; name a folder, or leave it out")
         if tasks.include_path is not None and not Path(tasks.include_path).is_dir():
             raise RepsimError(f"include_path {str(tasks.include_path)!r}: no such folder")
@@ -175,7 +175,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             load_tasks(
                 names,
                 loaded,
-                data_dir=None if tasks.data_dir is None else Path(tasks.data_dir),
+                data_dir=folder,
                 include_path=None if tasks.include_path is None else Path(tasks.include_path),
                 limit=tasks.limit,
                 shots=tasks.shots,

@@ -14,7 +14,7 @@ from repsim.plans import Plan
 from repsim.schema import Identity
 from repsim.storage.location import location_of
 from repsim.storage.metadata import read_attributes
-from repsim.storage.requests import storable
+from repsim.storage.requests import OBJECTS, storable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +97,7 @@ def request_of_subject(model: Model) -> dict[str, Any]:
     if not model.in_memory:
         return {}
     stack = model.stack.path if model.stack.is_named else None
-    return {"in_memory": ",".join(model.in_memory), **({"stack": stack} if stack else {})}
+    return {OBJECTS: ",".join(model.in_memory), **({"stack": stack} if stack else {})}
 
 
 def identity_of(model: Model, corpus: str, digest: str, tokens: str, *packages: str) -> Identity:

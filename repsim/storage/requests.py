@@ -1,7 +1,8 @@
 """What a run was asked for, as a store keeps it: compared, and written as a command.
 
-An object that was in memory is kept as `IN_MEMORY` and nothing else. No command can name it, so
-such a request is written as a call in Python, in which the option's name stands for the object.
+Of objects in memory a request keeps that there were any: a model or tokenizer is named under
+`OBJECTS`, and the value of another option is `IN_MEMORY`. No command can name them, so such a
+request is written as a call of Python, in which the option's name stands for the object.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ SWITCHES = tuple(
     if item.default is None and "bool" in str(item.type)
 )
 
+# Options for which Python takes an object.
+MAY_BE_OBJECTS = tuple(
+    name for name, (_, about) in options_of(*ALL_RECORDS).items() if about.objects
+)
 OBJECTS = "in_memory"  # in a request: `model` or `tokenizer`, handed over as an object
 # What changes no number, or is a part of what a store's numbers depend on and checked there.
 NOT_COMPARED = ("batch_tokens", "dtype", "tokenizer", "attn_implementation", OBJECTS)
@@ -186,7 +191,7 @@ def commands(
 def _objects_of(request: Mapping[str, Any]) -> list[str]:
     """Names of options whose value was an object, `model` among them."""
     handed_over = names_in(request.get(OBJECTS, ""))
-    return handed_over + [name for name, value in request.items() if value == IN_MEMORY]
+    return handed_over + [name for name in MAY_BE_OBJECTS if request.get(name) == IN_MEMORY]
 
 
 def _command(

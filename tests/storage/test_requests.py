@@ -49,7 +49,8 @@ def values_of(kind: str, about: Option) -> st.SearchStrategy[Any]:
         return st.just(True)
     if re.search(r"\bint\b", kind):
         return st.integers(about.least or 0, 10**9)
-    return words
+    # No text file is called what stands for texts in memory.
+    return words.filter(lambda word: word != IN_MEMORY) if about.objects else words
 
 
 @st.composite
