@@ -31,8 +31,9 @@ from lm_eval.models.huggingface import HFLM
 import repsim
 from repsim.data.batching import costs_on
 from repsim.data.packing import cut_prefix_trees, pack_prefix_trees, pack_rows
-from repsim.evaluation import run, tasks
+from repsim.evaluation import tasks
 from repsim.models import Model, load
+from repsim.options import DEFAULT_BATCH_TOKENS
 from repsim.plans import PlanTrie, resolve
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -197,7 +198,7 @@ def shares(model: Model, made: Any, plans: Any) -> None:
     ]
     windows = [window for text in texts for window in text]
     plain, begin, trees = sum(len(window.inputs) for window in windows), 0, []
-    for size in cut_prefix_trees(texts, run.DEFAULT_BATCH_TOKENS):
+    for size in cut_prefix_trees(texts, DEFAULT_BATCH_TOKENS):
         part = [window for text in texts[begin : begin + size] for window in text]
         trees.append(pack_prefix_trees(part, 0, **costs_on(model.device.type)))
         begin += size
