@@ -31,11 +31,12 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import repsim
 from repsim.captures import run as capture_run
+from repsim.captures.reader import open_capture
 from repsim.data.batching import Batch, batches, costs_on, cut_blocks
 from repsim.data.corpus import read_corpus
 from repsim.data.samples import Sample, tokenize
 from repsim.evaluation.prefix_sharing import LikelihoodScorer
-from repsim.models import Model, load
+from repsim.models import Model, load, tracing
 from repsim.models.tracing import Tracer
 from repsim.options import DEFAULT_BATCH_TOKENS
 from repsim.plans import PlanTrie, resolve
@@ -221,7 +222,7 @@ def memory(_model: Model) -> None:
             command = [sys.executable, "-c", MEASURED, corpus, f"{folder}/store.zarr"]
             told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             whole, capturing = (int(word) / 2**20 for word in told.split())
-            count = repsim.open(f"{folder}/store.zarr").complete
+            count = open_capture(f"{folder}/store.zarr").complete
         print(
             f"  {count:,} tokens: {whole:,.0f} MiB, {capturing:,.0f} MiB while capturing",
             flush=True,
@@ -238,12 +239,12 @@ def compression(model: Model) -> None:
             .isel(token=slice(7168))
             .values
         )
-        shuffled = [
+        shuffled: list[tuple[Any, int, Any]] = [
             (cname, level, shuffle)
             for cname, level in (("lz4", 1), ("zstd", 1), ("zstd", 3), ("zstd", 5))
             for shuffle in ("shuffle", "bitshuffle")
         ]
-        codecs = {
+        codecs: dict[str, list[Any]] = {
             "none": [],
             **{f"zstd {level}": [ZstdCodec(level=level)] for level in (1, 3)},
             **{
@@ -266,7 +267,7 @@ def compression(model: Model) -> None:
                 array[first : first + 7] = states[first : first + 7]
             wrote = time.perf_counter() - began
             began = time.perf_counter()
-            assert (array[:] == states).all()
+            assert np.array_equal(array[:], states)
             read = time.perf_counter() - began
             size = sum(
                 file.stat().st_size for file in (Path(folder) / name).rglob("*") if file.is_file()
@@ -306,11 +307,12 @@ def checks(model: Model) -> None:
     """What the self-checks take of the demo's capture and of its fig2 sweep, and what making a
     planned model costs.
     """
-    sweep = {"plan": "fig2", "tasks": "offline", "limit": 40}
-    for name, run in {
+    sweep: dict[str, Any] = {"plan": "fig2", "tasks": "offline", "limit": 40}
+    runs: dict[str, Callable[[str], Any]] = {
         "the demo's capture": lambda out: repsim.capture(model, dtype="float16", out=out),
         "the demo's fig2 sweep": lambda out: repsim.evaluate(model, out=out, **sweep),
-    }.items():
+    }
+    for name, run in runs.items():
         with tempfile.TemporaryDirectory(dir=".") as folder, timed_checks() as spent:
             began = time.perf_counter()
             run(f"{folder}/s.zarr")
@@ -318,7 +320,7 @@ def checks(model: Model) -> None:
         share = sum(spent) / whole
         print(f"self-checks of {name}: {share:.1%} ({sum(spent):.2f} of {whole:.1f} s)", flush=True)
     ids = torch.arange(100, 116)[None]
-    ways = {
+    ways: dict[str, Callable[[str], Any]] = {
         "forward": lambda plan: repsim.planned(model, plan, check=False)(input_ids=ids),
         "unchecked": lambda plan: repsim.planned(model, plan, check=False),
         "checked": lambda plan: repsim.planned(model, plan),
@@ -348,7 +350,11 @@ def timed_checks() -> Iterator[list[float]]:
     """
     spent: list[float] = []
     inside = False
-    places = [(Tracer, "prove"), (Tracer, "_check_steps"), (Tracer, "_prove_logits")]
+    places: list[tuple[Any, str]] = [
+        (Tracer, "prove"),
+        (tracing, "prove_new_sublayers"),
+        (Tracer, "_prove_logits"),
+    ]
     places += [(capture_run, "_try_batches"), (LikelihoodScorer, "__init__")]
     before = [(where, name, getattr(where, name)) for where, name in places]
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,7 +203,8 @@ def normalised(tasks: int) -> Callable[[np.random.Generator, int, int], Study]:
         truths = np.array(
             [truth[row, valid[row]].mean() if valid[row].any() else np.nan for row in range(BATCH)]
         )
-        return Study(*map(_side_by_side, results), truths)
+        before, now = map(_side_by_side, results)
+        return Study(before, now, truths)
 
     return study
 
@@ -217,7 +219,8 @@ def _side_by_side(estimates: list[Estimate]) -> Estimate:
     )
 
 
-CONTINUOUS = {
+MakeStudy: TypeAlias = "Callable[[np.random.Generator, int, int], Study]"
+CONTINUOUS: dict[str, MakeStudy] = {
     "mean, normal": normal_means,
     "mean over tokens, samples of like sizes": normal_ratios,
     "mean over tokens, few samples hold most": lopsided_ratios,
@@ -225,7 +228,7 @@ CONTINUOUS = {
     "ratio to first order (`linear`)": linear_ratios,
     "mean, exponential (very skewed)": exponential_means,
 }
-SCORED = {
+SCORED: dict[str, MakeStudy] = {
     "share, 0 to 1": shares(0, 1),
     "share, 0 to 0.1": shares(0, 0.1),
     "paired difference of shares": differences,
@@ -235,9 +238,7 @@ SCORED = {
 }
 
 
-def batches(
-    study: Callable[[np.random.Generator, int, int], Study], size: int, repetitions: int
-) -> Iterator[Study]:
+def batches(study: MakeStudy, size: int, repetitions: int) -> Iterator[Study]:
     for number in range(-(-repetitions // BATCH)):
         yield study(np.random.default_rng((number, size)), size, number)
 

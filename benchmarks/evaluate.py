@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ def compare(
     model: Model, names: Sequence[str], rows: int, plans: Sequence[str], shots: int | None = None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        options = {"data_dir": DATA, "limit": rows, "shots": shots, "plan": list(plans)}
+        options: dict[str, Any] = {
+            "data_dir": DATA,
+            "limit": rows,
+            "shots": shots,
+            "plan": list(plans),
+        }
         found = repsim.evaluate(
             model, tasks=list(names), out=f"{folder}/s.zarr", **options
         ).dataset.load()
@@ -101,7 +107,8 @@ def reference(
     harness = HFLM(
         pretrained=repsim.planned(model, plan), tokenizer=model.tokenizer, batch_size=batch
     )
-    numbers, metrics = [], {}
+    numbers: list[float] = []
+    metrics: dict[tuple[str, str], float] = {}
     for benchmark in made:
         instances = benchmark._task.instances
         answers = harness.loglikelihood(instances, disable_tqdm=True)
@@ -153,7 +160,7 @@ def speed(arguments: argparse.Namespace) -> None:
     for named in picked:
         planned = repsim.planned(model, named.plan)
         harness = HFLM(pretrained=planned, tokenizer=model.tokenizer, batch_size=16)
-        took = timed(lambda harness=harness: harness.loglikelihood(instances, disable_tqdm=True))
+        took = timed(partial(harness.loglikelihood, instances, disable_tqdm=True))
         fits.append((named.plan.applications, took))
         print(
             f"HFLM under {named.name}: {named.plan.applications} layer applications, {took:.1f} s",
@@ -161,10 +168,11 @@ def speed(arguments: argparse.Namespace) -> None:
         )
     # seconds = what a plan costs beside its layers + what a layer costs: the other plans by their
     # layers
-    slope, rest = np.polyfit(*zip(*fits, strict=True), 1)
+    applications, seconds = np.array(fits).T
+    slope, rest = np.polyfit(applications, seconds, 1)
     per_plan = statistics.mean(rest + slope * named.plan.applications for named in plans)
     folder = tempfile.mkdtemp()
-    options = {
+    options: dict[str, Any] = {
         "data_dir": DATA,
         "limit": arguments.rows,
         "plan": arguments.set,

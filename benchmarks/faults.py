@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ KILLS, ZOMBIES, STARTS, FLIPS, DELETIONS, ERRORS, DISKS, FAULTS_EACH = (
     20,
     5,
 )
-ASKED = {
+ASKED: dict[str, Any] = {
     "plan": ["baseline", "skip:start=1", "looped_parallel:start=1,loops=2"],
     "limit": 24,
     "max_tokens": 30,
@@ -234,10 +235,7 @@ class Campaign:
             for fault in FAULTS:
                 for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
                     location_of(call["out"]).remove()
-                    fate = {at: fault}
-                    with Network(
-                        server, lambda number, _method, fate=fate: fate.get(number)
-                    ) as network:
+                    with Network(server, partial(fault_at, fault, at)) as network:
                         outcome = self.nursery.run(call, endpoint=network.url, patience=10)
                     tally.trials += 1
                     told = outcome.status == REFUSED and outcome.message.startswith(
@@ -251,9 +249,7 @@ class Campaign:
             # For good.
             for at in np.linspace(1, quiet.requests - 1, FAULTS_EACH, dtype=int).tolist():
                 location_of(call["out"]).remove()
-                with Network(
-                    server, lambda number, _method, at=at: "hangs" if number >= at else None
-                ) as network:
+                with Network(server, partial(fault_since, "hangs", at)) as network:
                     outcome = self.nursery.run(call, endpoint=network.url, patience=1)
                 tally.trials += 1
                 tally.unnoticed += outcome.status != REFUSED
@@ -265,6 +261,14 @@ class Campaign:
 
 
 PARTS = ("kills", "zombies", "starts", "flips", "deletions", "errors", "disks", "bucket", "network")
+
+
+def fault_at(fault: str, at: int, number: int, _method: str) -> str | None:
+    return fault if number == at else None
+
+
+def fault_since(fault: str, at: int, number: int, _method: str) -> str | None:
+    return fault if number >= at else None
 
 
 def main(parts: list[str]) -> None:

@@ -200,7 +200,7 @@ def cosine_pass(pieces: Iterator[NDArray[np.float16]]) -> NDArray[np.float64]:
         products = np.einsum("ntu,ntu->nt", states[1:], states[:-1])
         total = total + (products / (norms[1:] * norms[:-1])).sum(1, dtype=np.float64)
         tokens += piece.shape[1]
-    return total / tokens
+    return np.asarray(total / tokens)
 
 
 def by_chunk(dataset: xr.Dataset, length: int) -> Iterator[NDArray[np.float16]]:

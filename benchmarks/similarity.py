@@ -144,7 +144,7 @@ def cosine_benchmark(capture: repsim.Capture) -> None:
     )
 
 
-def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def plain_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
     """The unbiased HSIC of Song et al. 2012 (eq. 5), as written there."""
     k, l = x @ x.T, y @ y.T  # noqa: E741
     k.fill_diagonal_(0)
@@ -163,7 +163,7 @@ def cka_benchmark(capture: repsim.Capture) -> None:
     )
     ours = seconds(lambda: similarity.compute(capture, measure="minibatch-cka"), 3)
     print(f"  repsim, with 1,000 resamples: {median(ours)}", flush=True)
-    few = []
+    few: list[torch.Tensor] = []
     for sample in capture.each_sample("baseline"):
         kept = sample[:, ~sink_tokens(sample)]
         if len(few) < CKA_SAMPLES:

@@ -298,7 +298,7 @@ def _analyze_round(
         if data is not None:
             results.save(labelled[-1], data)
         group = file_name(name, *subject.words)
-        table = summarise(module, result)
+        table = summarise(module, labelled[-1])
         yield _keep(name, subject, group, result) + Analysis(
             name,
             [results.index_layers(labelled[-1])],
@@ -353,7 +353,7 @@ def _keep(name: str, subject: Subject, group: str, result: xr.Dataset) -> Analys
     """
     remarks: list[str] = []
     paths = ", ".join(str(store.path) for store in subject.stores)
-    chosen = [option for option in subject.options.items() if option[1] is not None]
+    chosen = [option for option in subject.options.items() if option[1] not in (None, [], ())]
     lines = [f"{name} of {paths} ({', '.join(map(_spoken, chosen))})"]
     store = subject.stores[0]
     try:

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from repsim.plotting.captions import caption_blocks, caption_clusters, caption_drift, list_groups
 from repsim.plotting.colours import ColourScale, choose_scale, draw_cells, draw_colour_bar, palette
@@ -210,6 +211,7 @@ def _draw_evidence(axes: Axes, result: xr.Dataset, columns: int) -> None:
         )
     axes.axvline(result.attrs["chosen"], color="0.8", linewidth=points(3), zorder=0)
     axes.set(xlabel="number of groups", ylim=(min(0, *axes.get_ylim()), 1.05))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
     axes.legend(ncols=columns, **above, **COMPACT)
 

@@ -1,5 +1,6 @@
 """Results that are of several stores: how they are named, kept, labelled and refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -59,9 +60,16 @@ def test_two_pairs_of_stores_do_not_share_a_result(pair: tuple[Path, Path]) -> N
     assert len(kept_results(first)) == 3  # a copy of the first, wherever it lies
 
 
-def test_labels(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    ask = ("--label", "before", "--label", "after", "--plan", "baseline", "--quiet")
+def test_labels(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("--label", "before", "--label", "after", "--plan", "baseline")
     assert main("analyze", "compare", *pair, *RESAMPLES, *ask, "--figures", tmp_path / "f") == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"^baseline .*  (before|after|tiny.*)  ", shown, re.M)) == {
+        "before",
+        "after",
+    }
     assert files(tmp_path / "f") == [
         f"compare-before+after-acc-baseline-resamples=20.{suffix}"
         for suffix in ("nc", "pdf", "png", "txt")
