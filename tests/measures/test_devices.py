@@ -58,7 +58,8 @@ def test_a_device_gives_what_numpy_gives(name: str, tokens: int, dtype: Any, dev
     states = states_of(2, tokens, dtype)
     expected = np.stack([KERNELS[name](sample) for sample in states])
     given = KERNELS[name](torch.from_numpy(states).to(device))
-    assert given.dtype == torch.float64 and given.device.type == device
+    assert given.dtype == torch.float64
+    assert given.device.type == device
     # Angles of equal directions are as exact as the root of a cosine's rounding; inner products
     # as exact as float32 is of the two norms' product.
     scale = {"blocks.distances": 5e-4 * tokens, "cosine.sequence": 1e-6 * expected.max()}
