@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from repsim import stats
@@ -211,14 +211,25 @@ def _centred(capture: StateSource, plan: str) -> Any:
 
     Reads all states once, for the mean.
     """
-    sums = SampleStatistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
+
+    @runs_anywhere
+    def add_tokens(states: Any) -> Any:
+        xp = array_namespace(states)
+        return xp.sum(states, axis=-2, dtype=xp.float64)
+
     count, total = 0, np.zeros(())
-    for tokens, values in capture.per_sample(plan, sums):
+    for tokens, values in capture.per_sample(plan, SampleStatistic("cosine.centred", add_tokens)):
         count, total = count + tokens, total + values
     if not count:
         return STATISTICS["token"]
     mean = (total / count).astype(np.float32)[:, None, :]
-    return lambda states: _token(states - mean)
+
+    @runs_anywhere
+    def centred_token(states: Any) -> Any:
+        xp = array_namespace(states)
+        return _token(states - xp.asarray(mean, device=device(states)))
+
+    return centred_token
 
 
 def summarise(result: xr.Dataset) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,36 +55,41 @@ class PathStatistics:
         On a device they are there, and nothing has waited for them.
         """
         states = torch.stack([hidden for _, hidden in self._path])
-        if not are_made_on(states.device):
-            return {item.name: _by_numpy(item, states, self._lengths) for item in self._statistics}
-        with _full_precision():
-            return {
-                item.name: (_on_device if item.runs_anywhere else _by_numpy)(
-                    item, states, self._lengths
+        samples = states.split(self._lengths, dim=1)  # type: ignore[no-untyped-call]
+        on_device = are_made_on(states.device)
+        if not on_device or not all(item.runs_anywhere for item in self._statistics):
+            arrays = [sample.cpu().numpy() for sample in samples]
+        taken = {}
+        for item in self._statistics:
+            if on_device and item.runs_anywhere:
+                taken[item.name] = apply_by_length(item, samples)
+            else:
+                taken[item.name] = torch.from_numpy(
+                    np.stack([item.kernel(each) for each in arrays])
                 )
-                for item in self._statistics
-            }
+        return taken
 
 
-def _by_numpy(statistic: SampleStatistic, states: Tensor, lengths: Sequence[int]) -> Tensor:
-    """A statistic of each sample, one by one."""
-    pieces = np.split(states.cpu().numpy(), np.cumsum(lengths)[:-1], axis=1)
-    return torch.from_numpy(np.stack([statistic.kernel(piece) for piece in pieces]))
+def apply_by_length(statistic: SampleStatistic, samples: Sequence[Tensor]) -> Tensor:
+    """A statistic of each sample where the samples are, those of one length in one call.
 
-
-def _on_device(statistic: SampleStatistic, states: Tensor, lengths: Sequence[int]) -> Tensor:
-    """A statistic of each sample, those of one length in one call."""
-    starts = np.cumsum((0, *lengths))[:-1]
-    order: list[Any] = []
-    values = []
-    for length in sorted(set(lengths)):
-        rows = [row for row, other in enumerate(lengths) if other == length]
-        parts = [states[:, start : start + length] for start in starts[rows].tolist()]
-        values.append(statistic.kernel(torch.stack(parts)))
-        order += rows
-    # Back from lengths in order to the samples' own.
-    places = torch.from_numpy(np.argsort(order)).to(states.device, non_blocking=True)
-    return torch.cat(values).index_select(0, places)
+    Args:
+        statistic: one that runs anywhere.
+        samples: `[state, token, unit]` each.
+    Returns:
+        `[sample, value]`, float64.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(sample.shape[1], []).append(row)
+    with _full_precision():
+        values = [
+            statistic.kernel(torch.stack([samples[row] for row in rows]))
+            for rows in groups.values()
+        ]
+    # Back to the order of the samples.
+    places = np.argsort(np.concatenate([*groups.values()]))
+    return torch.cat(values).index_select(0, torch.from_numpy(places).to(samples[0].device))
 
 
 @contextmanager

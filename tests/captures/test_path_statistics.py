@@ -86,7 +86,7 @@ def test_samples_keep_their_order_and_lengths_go_together(on_device: None) -> No
     for node in range(2):
         path.add(node, states[node])
     taken = path.take()
-    assert calls == [(1, 2, 1, 2), (1, 2, 2, 2), (2, 2, 3, 2)]
+    assert calls == [(2, 2, 3, 2), (1, 2, 1, 2), (1, 2, 2, 2)]
     starts = [0, 3, 4, 7]
     for values in taken.values():
         assert_array_equal(values, states[:2, starts, 0].T)
