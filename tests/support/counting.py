@@ -18,8 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that only reserve memory.
-ALLOCATIONS = {"aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty"}
+# Operations that only reserve memory, or see it in another shape without being marked as views.
+WITHOUT_KERNEL = {
+    "aten._unsafe_view",
+    "aten.empty",
+    "aten.empty_like",
+    "aten.empty_strided",
+    "aten.new_empty",
+}
 # Operations whose result the host has to see before it can go on: a number, or how many there are.
 AWAITED = {
     "aten._local_scalar_dense",
@@ -66,7 +72,7 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return output
         output = func(*args, **kwargs)
         name = str(func.overloadpacket)
-        if not func.is_view and name not in ALLOCATIONS and name.startswith("aten."):
+        if not func.is_view and name not in WITHOUT_KERNEL and name.startswith("aten."):
             self.launches[name] += 1
             if name in AWAITED or _waits(name, args, kwargs, output):
                 self.synchronisations[name] += 1
