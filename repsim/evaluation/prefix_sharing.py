@@ -10,6 +10,7 @@ the tokens that predict something.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from repsim.plans import PlanTrie
 from repsim.schema import NOT_FINITE, ReplayVerdict
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from repsim.evaluation.questions import Example
     from repsim.evaluation.request import EvaluationRequest
     from repsim.models.tracing import NodeState
@@ -57,6 +61,40 @@ def count_tokens(request: EvaluationRequest, examples: Sequence[Example]) -> int
     ]
     prompt_tokens = sum(len(request.model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
     return prompt_tokens + sum(len(window.inputs) for window in windows_of(examples))
+
+
+def plans_ahead(device: torch.device) -> int:
+    """How many plans' answers may wait to become scores: a graphics card works on the next plan
+    meanwhile, a CPU could not.
+    """
+    return 0 if device.type == "cpu" else 1
+
+
+class _Scored:
+    """What a plan's states predict, on its way to the host.
+
+    Args:
+        plan: index of the plan.
+        logprob: `[target]`, float32.
+        likeliest: `[target]`, bool.
+    """
+
+    def __init__(self, plan: int, logprob: Tensor, likeliest: Tensor) -> None:
+        import torch
+
+        self.plan = plan
+        values = logprob, likeliest
+        self._host = [value.to("cpu", non_blocking=True) for value in values]
+        self._arrived = None
+        if logprob.device.type == "cuda":
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(logprob.device))
+
+    def fetch(self) -> list[Tensor]:
+        """Log-probabilities and whether each is the likeliest, once they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
 
 
 class LikelihoodScorer:
@@ -153,6 +191,8 @@ class LikelihoodScorer:
         """
         import torch
 
+        from repsim.models.logits import cut_targets
+
         # A request's log-likelihood is the sum over its targets, in one window or several.
         requests = [question for example in examples for question in example.requests]
         request_of_window = np.repeat(
@@ -160,14 +200,16 @@ class LikelihoodScorer:
         )
         request_of_target = request_of_window[packed.window]
         plan_at_node = {self._trie.ends[plan]: plan for plan in pending}
-        token, target = torch.from_numpy(packed.token), torch.from_numpy(packed.target)
+        device = self._request.model.device
+        targets = cut_targets(
+            torch.from_numpy(packed.token), torch.from_numpy(packed.target), device
+        )
         in_trees = packed.batches[0].attention_mask is not None
         spoilt_plans: list[int] = []
 
-        def consume(state: NodeState) -> None:
-            plan = plan_at_node[state.node]
-            logprob, likeliest = self._tracer.predict(state.hidden, token, target)
-            sums = np.bincount(request_of_target, logprob.cpu().double().numpy(), len(requests))
+        def settle(scored: _Scored) -> None:
+            plan, logprob, likeliest = scored.plan, *scored.fetch()
+            sums = np.bincount(request_of_target, logprob.double().numpy(), len(requests))
             finite = np.isfinite(sums)
             if in_trees and not finite.all():
                 # A masked token still has a part in attention, as 0 x NaN: one text's infinity
@@ -176,7 +218,7 @@ class LikelihoodScorer:
                 return
 
             # Greedy is an answer of which every target is the likeliest token.
-            misses = np.bincount(request_of_target, ~likeliest.cpu().numpy(), len(requests))
+            misses = np.bincount(request_of_target, ~likeliest.numpy(), len(requests))
             is_greedy = misses == 0
             log_likelihoods = np.where(finite, sums, np.nan)
             flags = np.where(finite, is_greedy, NOT_FINITE).astype(np.int8)
@@ -184,7 +226,18 @@ class LikelihoodScorer:
             scores = score_examples(self._request, self._layout, examples, answers)
             finish(plan, {"log_likelihood": log_likelihoods, "is_greedy": flags, "score": scores})
 
+        ahead = plans_ahead(device)
+        waiting: deque[_Scored] = deque()
+
+        def consume(state: NodeState) -> None:
+            logprob, likeliest = self._tracer.score(state.hidden, targets)
+            waiting.append(_Scored(plan_at_node[state.node], logprob, likeliest))
+            while len(waiting) > ahead:
+                settle(waiting.popleft())
+
         self._tracer.run(self._trie, packed.batches, consume, nodes=plan_at_node.keys())
+        while waiting:
+            settle(waiting.popleft())
         if spoilt_plans:
             # In rows only the texts that are not finite themselves are lost.
             self.score(examples, self._pack_rows(examples), spoilt_plans, finish)

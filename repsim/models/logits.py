@@ -5,6 +5,8 @@ This module knows nothing of plans, of tracing or of disks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +38,56 @@ def logits_of(module: nn.Module, stack: Stack, states: Tensor, *, form: Any) -> 
     return logits
 
 
+@dataclass(frozen=True)
+class TargetPiece:
+    """Targets whose logits are made together.
+
+    tokens: the tokens that predict them, `[token]`.
+    places: where these targets stand among all, `[target]`.
+    rows: which of `tokens` predicts each, `[target]`.
+    ids: what they are, `[target]`.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    rows: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def cut_targets(tokens: Tensor, targets: Tensor, device: torch.device) -> list[TargetPiece]:
+    """Targets in pieces of `LOGIT_TOKENS` predicting tokens; a device is not waited for per piece.
+
+    Args:
+        tokens: `[target]`, indices of the predicting tokens; one may predict several targets, whose
+            logits are made once.
+        targets: `[target]`, the ids to predict.
+        device: where states are that will be scored.
+    Example:
+        >>> tokens, targets = torch.tensor([7, 3, 7]), torch.tensor([10, 11, 12])
+        >>> (piece,) = cut_targets(tokens, targets, torch.device("cpu"))
+        >>> piece.tokens.tolist(), piece.rows.tolist(), piece.ids.tolist()
+        ([3, 7], [1, 0, 1], [10, 11, 12])
+    """
+    predicting, row = torch.unique(tokens.cpu(), return_inverse=True)
+    targets = targets.cpu()
+    pieces = []
+    for first in range(0, len(predicting), LOGIT_TOKENS):
+        (places,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
+        parts = (
+            predicting[first : first + LOGIT_TOKENS],
+            places,
+            row[places] - first,
+            targets[places],
+        )
+        pieces.append(TargetPiece(*(part.to(device) for part in parts)))
+    return pieces
+
+
 def score_targets(
-    module: nn.Module, stack: Stack, hidden: Tensor, tokens: Tensor, targets: Tensor, *, form: Any
+    module: nn.Module, stack: Stack, hidden: Tensor, pieces: Sequence[TargetPiece], *, form: Any
 ) -> tuple[Tensor, Tensor]:
     """How likely the model finds what follows some tokens.
 
@@ -45,27 +95,22 @@ def score_targets(
         module: the model.
         stack: where its layers are.
         hidden: `[token, unit]`, states that leave the stack.
-        tokens: `[target]`, indices of the predicting tokens; one may predict several targets.
-        targets: `[target]`, the ids to predict.
+        pieces: what to predict, from `cut_targets`.
         form: what one of the model's layers returned; only its form counts.
     Returns:
         `[target]`, log-probability in nats, float32; and whether it is the likeliest of all ids.
     """
-    # The logits of each predicting token are computed once; `row` says which ones a target needs.
-    predicting, row = torch.unique(tokens.to(hidden.device), return_inverse=True)
-    logprob = torch.empty(len(targets), device=hidden.device)
-    is_likeliest = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-    for first in range(0, len(predicting), LOGIT_TOKENS):
-        piece = hidden[predicting[first : first + LOGIT_TOKENS]]
-        logits = logits_of(module, stack, piece, form=form)
-        # The targets of these tokens, as rows and columns of the logits, which may be on another
-        # device than the states.
-        (here,) = ((row >= first) & (row < first + LOGIT_TOKENS)).nonzero(as_tuple=True)
-        rows = (row[here] - first).to(logits.device)
-        ids = targets.to(logits.device)[here.to(logits.device)]
+    targets = sum(map(len, pieces))
+    logprob = torch.empty(targets, device=hidden.device)
+    is_likeliest = torch.empty(targets, dtype=torch.bool, device=hidden.device)
+    for piece in pieces:
+        logits = logits_of(module, stack, hidden[piece.tokens.to(hidden.device)], form=form)
+        # Of a model on several devices, logits may be on another one than the states.
+        rows, ids = piece.rows.to(logits.device), piece.ids.to(logits.device)
+        places = piece.places.to(hidden.device)
         chosen = torch.log_softmax(logits, -1, dtype=torch.float32)[rows, ids]
-        logprob[here] = chosen.to(logprob.device)
-        is_likeliest[here] = (logits.max(-1).indices[rows] == ids).to(is_likeliest.device)
+        logprob[places] = chosen.to(logprob.device)
+        is_likeliest[places] = (logits.max(-1).indices[rows] == ids).to(is_likeliest.device)
     return logprob, is_likeliest
 
 

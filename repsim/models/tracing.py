@@ -37,7 +37,7 @@ from repsim.models.layer_call import (
     state_of,
     with_state,
 )
-from repsim.models.logits import logits_of, next_tokens, score_targets
+from repsim.models.logits import TargetPiece, cut_targets, logits_of, next_tokens, score_targets
 from repsim.models.model import Model
 from repsim.models.module_state import ModuleState
 from repsim.models.observation import observe_forward
@@ -83,7 +83,8 @@ class _BatchRun:
 
     calls: `[layer]`.
     tokens: indices of the real tokens among the flattened positions, `[token]`.
-    following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one.
+    following: the id that follows each token in its sample, `[token]`; -1 at a sample's last one;
+        in the host's memory.
     module_state: what the forward left in the model's modules; None where it left them as they
         were.
     """
@@ -92,6 +93,17 @@ class _BatchRun:
     tokens: Tensor
     following: Tensor
     module_state: ModuleState | None
+
+    @functools.cached_property
+    def predicting(self) -> Tensor:
+        """The tokens that another one follows, `[target]`."""
+        return (self.following >= 0).nonzero()[:, 0]
+
+    @functools.cached_property
+    def predicted(self) -> list[TargetPiece]:
+        """What follows them."""
+        targets = self.following[self.predicting]
+        return cut_targets(self.predicting, targets, self.tokens.device)
 
 
 class _Envoy(nnsight.NNsight):  # type: ignore[misc]
@@ -194,10 +206,9 @@ class Tracer:
             logprob = None
             if node in scored:
                 pairs = zip(pieces, runs, strict=True)
-                logprob = torch.cat([self._logprob(piece, run.following) for piece, run in pairs])
+                logprob = torch.cat([self._logprob(piece, run) for piece, run in pairs])
             consume(NodeState(node, pieces[0] if len(pieces) == 1 else torch.cat(pieces), logprob))
 
-    @torch.inference_mode()
     def predict(self, hidden: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """How likely the model finds what follows some tokens.
 
@@ -209,13 +220,22 @@ class Tracer:
             `[target]`, log-probability in nats, float32; and whether it is the likeliest of all
             ids.
         Raises:
+            ModelError: as `score`.
+        """
+        return self.score(hidden, cut_targets(tokens, targets, hidden.device))
+
+    @torch.inference_mode()
+    def score(self, hidden: Tensor, pieces: Sequence[TargetPiece]) -> tuple[Tensor, Tensor]:
+        """`predict` of targets that were cut into pieces before, for the states of many plans.
+
+        Raises:
             ModelError: the model's logits depend on more than the state that leaves the stack.
         """
         with self._restore_afterwards():
             if not self.proof.logits:
                 self._prove_logits()
             module, stack = self.model.module, self.model.stack
-            return score_targets(module, stack, hidden, tokens, targets, form=self._form)
+            return score_targets(module, stack, hidden, pieces, form=self._form)
 
     def final_states(self, batches: Sequence[Batch]) -> Tensor:
         """States that leave the whole stack, `[token, unit]`, float32; without proof."""
@@ -235,7 +255,6 @@ class Tracer:
         self._module_state.restore()
         envoy, places = self._wrap_model()
         inputs, calls = batch_inputs(self.model, batch), []
-        mask = torch.from_numpy(batch.mask).to(self.model.device)
         first_layer = self.model.stack.layers[0]
         # Inside the trace each line waits until the forward reaches its layer.
         with envoy.trace(**inputs) as tracer:
@@ -254,8 +273,10 @@ class Tracer:
         if not self._module_state.is_current:
             module_state = ModuleState(self.model.module)
             self._module_state.restore()
-        following = next_tokens(inputs["input_ids"], mask)
-        return _BatchRun(calls, mask.flatten().nonzero()[:, 0], following, module_state)
+        mask = torch.from_numpy(batch.mask)
+        tokens = mask.flatten().nonzero()[:, 0].to(self.model.device)
+        following = next_tokens(torch.from_numpy(batch.token_ids).long(), mask)
+        return _BatchRun(calls, tokens, following, module_state)
 
     def _wrap_model(self) -> tuple[Any, list[Any]]:
         """The model without its layers as nnsight sees it, and the places of the layers in it.
@@ -349,12 +370,11 @@ class Tracer:
         assert joined is not None, "the last member completes the step"
         return Handoff(joined, Handoff.from_output(output, self._side_outputs).side_values)
 
-    def _logprob(self, hidden: Tensor, following: Tensor) -> Tensor:
+    def _logprob(self, hidden: Tensor, run: _BatchRun) -> Tensor:
         """Log-probability of the id that follows each token, NaN where none follows, `[token]`."""
-        (tokens,) = (following >= 0).nonzero(as_tuple=True)
-        logprob = torch.full(following.shape, torch.nan, device=hidden.device)
-        scored, _ = self.predict(hidden, tokens, following[tokens])
-        logprob[tokens.to(hidden.device)] = scored.to(hidden.device)
+        logprob = torch.full((len(hidden),), torch.nan, device=hidden.device)
+        scored, _ = self.score(hidden, run.predicted)
+        logprob[run.predicting.to(hidden.device)] = scored
         return logprob
 
     # What layers hand on besides the state

@@ -25,7 +25,7 @@ from torch import nn
 import repsim
 from repsim import models
 from repsim.errors import Interrupted, RepsimError
-from repsim.evaluation import task_sources, tasks
+from repsim.evaluation import prefix_sharing, task_sources, tasks
 from repsim.evaluation.lm_eval_model import LmEvalModel
 from repsim.evaluation.reader import Scores
 from repsim.jobs.resumable import Progress
@@ -302,6 +302,22 @@ def test_how_texts_are_packed_makes_no_difference(
         "out": path,
     }
     close(repsim.evaluate(model, **asked, **options).dataset, whole.dataset)
+
+
+def test_answers_that_wait_for_the_next_plan_are_the_same(
+    model: models.Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a graphics card, which works on the next plan while the last one is scored."""
+    kept = {}
+    for ahead in (0, 1, 3):
+        monkeypatch.setattr(prefix_sharing, "plans_ahead", lambda _device, ahead=ahead: ahead)
+        out = path.with_name(f"{ahead}.zarr")
+        scores = repsim.evaluate(model, plan=PLANS, tasks="grammar", limit=6, out=out)
+        assert not scores.remark
+        kept[ahead] = scores.dataset.load()
+    names = ["log_likelihood", "is_greedy", "score", "aggregate"]
+    for ahead in (1, 3):
+        xr.testing.assert_equal(kept[0][names], kept[ahead][names])
 
 
 def test_progress_counts_what_is_finished(model: models.Model, path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from repsim.data.packing import Window, pack_rows
 from repsim.models import Model, logits
 from repsim.models.tracing import Tracer
+from support.counting import CountingMode
 from support.models import VOCABULARY, make
 from support.oracles import score_packed, windows_that_share
 
@@ -67,6 +68,30 @@ def test_predictions_do_not_depend_on_how_many_are_made_at_once(
     assert torch.equal(pieces[1], whole[1])
     nothing = torch.zeros(0, dtype=torch.long)
     assert [len(found) for found in tracer.predict(hidden, nothing, nothing)] == [0, 0]
+
+
+def test_targets_are_cut_by_the_tokens_that_predict_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "LOGIT_TOKENS", 2)
+    tokens, targets = torch.tensor([9, 4, 9, 6, 4, 7]), torch.tensor([10, 11, 12, 13, 14, 15])
+    pieces = logits.cut_targets(tokens, targets, torch.device("cpu"))
+    assert [piece.tokens.tolist() for piece in pieces] == [[4, 6], [7, 9]]
+    for piece in pieces:
+        assert torch.equal(piece.tokens[piece.rows], tokens[piece.places])
+        assert torch.equal(piece.ids, targets[piece.places])
+    assert sorted(torch.cat([piece.places for piece in pieces]).tolist()) == list(range(6))
+
+
+def test_scoring_itself_waits_for_no_device(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the model's forward does: transformers asks once whether samples are packed in a row."""
+    monkeypatch.setattr(logits, "LOGIT_TOKENS", 4)
+    tracer, tokens = Tracer(llama), torch.arange(20)
+    hidden = torch.randn(20, llama.units, generator=torch.Generator().manual_seed(0))
+    pieces = logits.cut_targets(tokens, tokens, hidden.device)
+    tracer.score(hidden, pieces)  # proves the logits once
+    with CountingMode() as counts:
+        tracer.score(hidden, pieces)
+    assert counts.launches
+    assert counts.synchronisations == {"aten._local_scalar_dense": len(pieces)}
 
 
 def test_finishing_a_state_leaves_the_layers_in_their_place() -> None:
