@@ -70,10 +70,8 @@ class Model:
                 sublayers={},
             ),
         )
-        # What `prepare_for_run` sets is not another configuration, and weights are read once.
+        # What `prepare_for_run` sets is not another configuration.
         vars(copied)["config_digest"] = self.config_digest
-        if "weights_digest" in vars(self):
-            vars(copied)["weights_digest"] = self.weights_digest
         return copied
 
     @property
