@@ -69,6 +69,18 @@ class TokenCosts:
 
         return LOGIT_TOKENS * self.vocabulary * (self.itemsize + 2 * 4)
 
+    def of_block(self, tokens: int) -> int:
+        """Bytes of a device for a block of so many tokens that runs as one batch."""
+        return self.fixed + tokens * self.per_token
+
+
+@dataclass(frozen=True)
+class GpuRoom:
+    """Bytes of a GPU: those that this process uses, and those that nothing does."""
+
+    used: int
+    free: int
+
 
 def fitting_tokens(free: int, costs: TokenCosts) -> int:
     """How many tokens a block on a GPU has: a power of two from 1,024 to 65,536.
@@ -147,19 +159,28 @@ def choose_batch_tokens(
         model: what runs.
         costs: what a token takes; asked where a GPU has to hold it.
     """
-    if asked != AUTO:
-        return int(asked)
-    if (stored := _stored_batch_tokens(location)) is not None:
-        return stored
-    if (free := _free_bytes(model)) is None:
-        return DEFAULT_BATCH_TOKENS
+    # A number that is asked for rules, then the store's.
+    tokens = _stored_batch_tokens(location) if asked == AUTO else int(asked)
+    if (room := _gpu_room(model)) is None:
+        return DEFAULT_BATCH_TOKENS if tokens is None else tokens
+
+    # On a GPU it is said what is chosen, and what the peak will be.
     needed = costs()
-    tokens = fitting_tokens(free, needed)
+    if tokens is None:
+        tokens = fitting_tokens(room.free, needed)
+        log.info(
+            "batch tokens: %s (auto: %s are free on the GPU, a token takes %s)",
+            f"{tokens:,}",
+            filesize.decimal(room.free),
+            filesize.decimal(needed.per_token),
+        )
+    block = needed.of_block(tokens)
     log.info(
-        "batch tokens: %s (auto: %s are free on the GPU, a token takes %s)",
+        "memory: the GPU will hold about %s at most (%s now, %s for %s tokens)",
+        filesize.decimal(room.used + block),
+        filesize.decimal(room.used),
+        filesize.decimal(block),
         f"{tokens:,}",
-        filesize.decimal(free),
-        filesize.decimal(needed.per_token),
     )
     return tokens
 
@@ -178,18 +199,15 @@ def _stored_batch_tokens(location: Location) -> int | None:
         return None  # whatever is wrong with it is told when the store is opened
 
 
-def _free_bytes(model: Model) -> int | None:
-    """What is free on the fullest GPU that a model is on; None where it is on none."""
+def _gpu_room(model: Model) -> GpuRoom | None:
+    """The room on the fullest GPU that a model is on; None where it is on none."""
     import torch
 
     devices = {tensor.device for tensor in model.module.parameters()} | {model.device}
-    gpus = [device for device in devices if device.type == "cuda"]
-    return min(
-        (
-            torch.cuda.mem_get_info(gpu)[0]
-            + torch.cuda.memory_reserved(gpu)
-            - torch.cuda.memory_allocated(gpu)
-            for gpu in gpus
-        ),
-        default=None,
-    )
+    rooms = []
+    for gpu in devices:
+        if gpu.type == "cuda":
+            # torch keeps what it has freed, and gives it to whoever asks next.
+            used, kept = torch.cuda.memory_allocated(gpu), torch.cuda.memory_reserved(gpu)
+            rooms.append(GpuRoom(used, torch.cuda.mem_get_info(gpu)[0] + kept - used))
+    return min(rooms, key=lambda room: room.free, default=None)

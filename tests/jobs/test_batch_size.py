@@ -1,4 +1,4 @@
-"""How many tokens make a block: by hand for cards and models of known sizes, and by what is there."""
+"""How many tokens make a block: by hand for cards and models of known sizes, and in runs."""
 
 import logging
 from pathlib import Path
@@ -14,6 +14,7 @@ from repsim.captures import run as capture_run
 from repsim.evaluation import run as evaluation_run
 from repsim.jobs import batch_size
 from repsim.jobs.batch_size import (
+    GpuRoom,
     TokenCosts,
     choose_batch_tokens,
     costs_of,
@@ -41,6 +42,7 @@ def test_bytes_of_a_token_by_hand() -> None:
     # 2 states alive and 7 of the layer, 3 x 40 inside its MLP, in 2 bytes; a norm in 4.
     assert costs(10, 40, 2, 0).per_token == (9 * 10 + 3 * 40) * 2 + 2 * 10 * 4
     assert costs(10, 40, 2, 0).fixed == 0
+    assert costs(10, 40, 2, 0).of_block(7) == 7 * costs(10, 40, 2, 0).per_token
     assert costs(10, 40, 2, 100).fixed == 512 * 100 * (2 + 8)
 
 
@@ -122,7 +124,7 @@ def test_a_number_that_is_asked_for_rules_and_a_cpu_has_2048(tmp_path: Path) -> 
 def card(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A GPU, as far as the choice goes; what is free on it can be changed."""
     free = [40_000_000]
-    monkeypatch.setattr(batch_size, "_free_bytes", lambda _model: free[0])
+    monkeypatch.setattr(batch_size, "_gpu_room", lambda _model: GpuRoom(1_000_000, free[0]))
     for module in (capture_run, evaluation_run):
         monkeypatch.setattr(module, "kept_batch_tokens", lambda tokens, _model: tokens)
     return free
@@ -141,6 +143,11 @@ def test_a_capture_keeps_what_was_chosen(
     first = repsim.capture(model, **asked)
     (line,) = chosen(caplog)
     assert line == "batch tokens: 8,192 (auto: 40.0 MB are free on the GPU, a token takes 2.0 kB)"
+    # A token takes 1,984 bytes: 9 states of 32 and 3 inner ones of 48 in float32, and a norm.
+    memory = (
+        "memory: the GPU will hold about 17.3 MB at most (1.0 MB now, 16.3 MB for 8,192 tokens)"
+    )
+    assert memory in caplog.messages
     assert first.dataset.attrs["requests"][0]["batch_tokens"] == 8192
     assert "--batch-tokens 8192" in first.commands[0]
     # Another card, more texts, another plan: the number stays.
@@ -185,7 +192,7 @@ def test_on_a_cpu_a_store_says_no_number_and_one_that_says_one_is_resumed_with_i
 
 
 def test_what_is_free_on_the_fullest_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert batch_size._free_bytes(make("llama")) is None
+    assert batch_size._gpu_room(make("llama")) is None
     free = {"cuda:0": (10, 100), "cuda:1": (7, 100)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: free[str(gpu)])
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _gpu: 5)
@@ -194,4 +201,4 @@ def test_what_is_free_on_the_fullest_card(monkeypatch: pytest.MonkeyPatch) -> No
     spread: Any = SimpleNamespace(
         module=SimpleNamespace(parameters=lambda: weights), device=torch.device("cuda:0")
     )
-    assert batch_size._free_bytes(spread) == 7 + 5 - 3
+    assert batch_size._gpu_room(spread) == GpuRoom(used=3, free=7 + 5 - 3)

@@ -1,20 +1,24 @@
 """Runs whose memory runs out: they go on in smaller batches, say so once and keep it."""
 
 import copy
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch import Tensor, nn
 
 import repsim
 from repsim import models
+from repsim.data.batching import costs_on
+from repsim.data.packing import pack_prefix_trees
 from repsim.errors import RepsimError
+from repsim.evaluation import prefix_sharing as prefix_sharing_module
 from repsim.jobs.memory import is_out_of_memory
 from repsim.jobs.resumable import Progress
 from repsim.models import tracing
@@ -23,7 +27,7 @@ from repsim.storage.frame import StoreWriter
 from support.evaluation import asked_of, close
 
 PLANS = ["baseline", "drop:layer=1", "drop:layer=4"]
-WORDS = (9, 9, 9, 9, 8, 8, 8, 8, 12, 12, 12, 12) * 3  # of each text
+WORDS = (9, 9, 9, 9, 8, 8, 8, 8, 12, 12, 12, 12) * 2  # of each text
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory"),
@@ -125,8 +129,6 @@ def arrays(capture: repsim.Capture) -> dict[str, Any]:
     names = ("hidden", "logprob")
     found = {name: capture.dataset[name].values for name in names if name in capture.dataset}
     if capture.dataset.attrs["keep"] == "none":
-        import zarr
-
         group: Any = zarr.open_group(str(capture.path), mode="r")["statistics"]
         found |= {name: np.asarray(array[:]) for name, array in group.arrays()}
     return found
@@ -226,8 +228,13 @@ def test_an_evaluation_goes_on_in_smaller_batches(
     caplog: pytest.LogCaptureFixture,
     shapes: list[list[tuple[int, ...]]],
     prefix_sharing: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = {"prefix_sharing": prefix_sharing, "batch_tokens": 2000, "limit": 30}
+    # Several rows in a batch, as on a GPU.
+    pack = partial(pack_prefix_trees, row_tokens=40)
+    monkeypatch.setattr(prefix_sharing_module, "pack_prefix_trees", pack)
+    monkeypatch.setattr(prefix_sharing_module, "costs_on", lambda _device: costs_on("cuda"))
+    kind: dict[str, Any] = {"prefix_sharing": prefix_sharing, "batch_tokens": 2000, "limit": 30}
     kind |= {"plan": PLANS, "tasks": "recall"}
     plain = repsim.evaluate(model, **asked_of(tmp_path / "plain.zarr", **kind))
     largest = max(rows * width for batch in shapes for rows, width in batch if rows > 1)
