@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim.captures.path_statistics import PathStatistics, are_made_on
 from repsim.errors import ModelError
 from repsim.models import Model
 from repsim.models.tracing import NodeState
@@ -88,7 +89,7 @@ class StateSink:
             )
             self._index = torch.from_numpy(index)
         self._dtype = getattr(torch, layout.dtype)
-        self._path: list[tuple[int, NDArray[Any]]] = []
+        self._path = PathStatistics(layout.trie.parents, layout.statistics, self._kept_lengths)
         self._plans = {end: plan for plan, end in enumerate(layout.trie.ends)}
         self._copies = torch.cuda.Stream() if model.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.taken = 0
@@ -99,15 +100,24 @@ class StateSink:
         logprob = None if state.logprob is None else self._kept(state.logprob, _mean_of_predicted)
         # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
         bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
-        stored, bounds, scores = (
-            self._to_host(value) for value in (hidden.to(self._dtype), bounds, logprob)
-        )
+        statistics: dict[str, Tensor] | None = None
+        if self._layout.keep or not are_made_on(hidden.device):
+            stored = self._to_host(hidden.to(self._dtype))
+        else:
+            # Only the statistics leave the device.
+            stored = hidden if self._holds(hidden.dtype) else hidden.to(self._dtype)
+            self._path.add(state.node, stored)
+            taken = self._path.take() if state.node in self._pending else {}
+            statistics = {name: self._to_host(value) for name, value in taken.items()}
+        bounds, scores = map(self._to_host, (bounds, logprob))
         copied = None
         if self._copies is not None:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(self._copies)
         computed = str(state.hidden.dtype).removeprefix("torch.")
-        self._queue.put(lambda: self._write(state.node, stored, bounds, scores, computed, copied))
+        self._queue.put(
+            lambda: self._write(state.node, stored, bounds, scores, statistics, computed, copied)
+        )
         self.taken += state.node in self._pending
 
     def finish(self) -> None:
@@ -140,31 +150,37 @@ class StateSink:
         value.record_stream(self._copies)
         return host
 
+    def _holds(self, computed: torch.dtype) -> bool:
+        """Whether the store's dtype has every value of a narrower one, in which products are faster
+        on a graphics card.
+        """
+        return self._dtype == torch.float32 and computed in (torch.float16, torch.bfloat16)
+
     def _write(
-        self, node: int, hidden: Any, bounds: Any, logprob: Any, computed: str, copied: Any
+        self,
+        node: int,
+        hidden: Tensor,
+        bounds: Any,
+        logprob: Any,
+        statistics: dict[str, Tensor] | None,
+        computed: str,
+        copied: Any,
     ) -> None:
         if copied is not None:
             copied.synchronize()
         if not self._allow and not bounds.to(self._dtype).isfinite().all():
-            raise ModelError(self._overflow_message(node, hidden.numpy(), bounds.numpy(), computed))
+            stored = hidden.to(self._dtype).cpu().numpy()
+            raise ModelError(self._overflow_message(node, stored, bounds.numpy(), computed))
         scores = None if logprob is None else logprob.float().numpy()
         if self._layout.keep:
             self._writer.write(node, hidden.numpy(), scores)
             return
-        while self._path and self._path[-1][0] != self._layout.trie.parents[node]:
-            self._path.pop()
-        self._path.append((node, hidden.numpy()))
+        if statistics is None:
+            self._path.add(node, hidden)
+            statistics = self._path.take() if node in self._pending else {}
         if node in self._pending:
-            self._writer.write_statistics(self._plans[node], self._take_statistics(), scores)
-
-    def _take_statistics(self) -> dict[str, NDArray[np.float64]]:
-        """Statistics of the plan that ends here: name → `[sample, value]`."""
-        states = np.stack([hidden for _, hidden in self._path])
-        pieces = np.split(states, np.cumsum(self._kept_lengths)[:-1], axis=1)
-        return {
-            item.name: np.stack([item.kernel(piece) for piece in pieces])
-            for item in self._layout.statistics
-        }
+            values = {name: value.numpy() for name, value in statistics.items()}
+            self._writer.write_statistics(self._plans[node], values, scores)
 
     def _overflow_message(
         self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str
