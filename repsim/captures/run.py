@@ -11,7 +11,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -23,7 +23,7 @@ from repsim.captures.reader import Capture, open_capture
 from repsim.data.batching import Batch, BatchRule, batches, costs_on, cut_blocks
 from repsim.data.chat import format_corpus
 from repsim.data.corpus import Corpus, read_corpus
-from repsim.data.samples import TokenRule, corpus_digest, tokenize
+from repsim.data.samples import Sample, TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreError
 from repsim.jobs.batch_size import TokenCosts, choose_batch_tokens, costs_of, kept_batch_tokens
 from repsim.jobs.interruption import defer_interrupts
@@ -282,13 +282,14 @@ class CaptureRun(ResumableRun[Layout, Capture]):
                     raise Interrupted(self._interrupted_message(received[0]), received[0])
                 report((before + 1 - len(left) / len(pending)) / len(unit.blocks))
 
-            pack = partial(
-                batches,
-                samples,
-                self._model.tokenizer.pad_token_id or 0,
-                **costs_on(self._model.device.type),
-                batch_rule=BatchRule(layout.batch_rule),
-            )
+            def pack(most: int | None, samples: Sequence[Sample] = samples) -> tuple[Batch, ...]:
+                return batches(
+                    samples,
+                    self._model.tokenizer.pad_token_id or 0,
+                    **costs_on(self._model.device.type),
+                    batch_rule=BatchRule(layout.batch_rule),
+                    most=most,
+                )
 
             def run(
                 ready: Sequence[Batch],
@@ -300,7 +301,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
 
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
             advice = "fewer --batch-tokens or --max-tokens"
-            limit.run(doing, advice, lambda most, pack=pack: pack(most=most), tuple, run)
+            limit.run(doing, advice, pack, tuple, run)
             sink.finish()
             writer.note_replay(tracer.proof.verdict)
 

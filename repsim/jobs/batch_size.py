@@ -111,14 +111,15 @@ def costs_of(
         trie: the plans.
         logits: whether next tokens are scored.
         leaves_device: whether every state goes to the host.
-        whole_paths: whether all states of a plan are held until it ends, for statistics.
+        whole_paths: whether all states of a plan are held until it ends, and then side by side,
+            for statistics.
     """
     config = model.module.config.get_text_config()
     widths = (getattr(config, name, None) for name in INNER_WIDTHS)
     return TokenCosts(
         units=model.units,
         inner=next((width for width in widths if isinstance(width, int)), 4 * model.units),
-        states=count_alive(trie) + (trie.depth + 1) * whole_paths,
+        states=count_alive(trie) + 2 * (trie.depth + 1) * whole_paths,
         vocabulary=int(config.vocab_size) * logits,
         itemsize=model.module.dtype.itemsize,
         leaves_device=leaves_device,

@@ -60,7 +60,7 @@ def test_bytes_of_a_token_by_hand() -> None:
         (120 * GB, costs(4096, 11008, 3, 32000, leaves_device=True), 16384),
         # A sweep that branches in every layer, and statistics over whole paths.
         (20 * GB, costs(4096, 11008, 3, 0), 32768),
-        (20 * GB, costs(4096, 11008, 33 + 33, 0), 8192),
+        (20 * GB, costs(4096, 11008, 2 + 2 * 33, 0), 8192),
         # 70B, as far as a card of 141 GB has room for it, and on two such cards.
         (8 * GB, costs(8192, 28672, 3, 128256), 8192),
         (60 * GB, costs(8192, 28672, 3, 128256), 65536),
@@ -98,7 +98,7 @@ def test_what_a_token_takes_of_a_model() -> None:
     options = {"logits": True, "leaves_device": False}
     found = costs_of(make("llama"), trie, **options, whole_paths=False)
     assert found == TokenCosts(32, 48, 2, 97, 4, False)
-    assert costs_of(make("llama"), trie, **options, whole_paths=True).states == 2 + 7
+    assert costs_of(make("llama"), trie, **options, whole_paths=True).states == 2 + 2 * 7
     assert costs_of(make("gpt2"), trie, **options, whole_paths=False).inner == 4 * 32
 
 
