@@ -55,7 +55,8 @@ def test_the_same_numbers(
 
 
 def test_results_say_where_they_were_made(store: Path) -> None:
-    for name, options in (("cosine", {}), ("similarity", {"items": 8, "permutations": 3})):
+    cases: dict[str, dict[str, Any]] = {"cosine": {}, "similarity": {"items": 8, "permutations": 3}}
+    for name, options in cases.items():
         (result,) = repsim.analyze(name, store, resamples=20, **options).results
         assert result.attrs["device"] == "cpu"
 
@@ -71,9 +72,7 @@ def test_a_device_that_is_not_there(store: Path, store_of: StoreOf) -> None:
     with pytest.raises(repsim.RepsimError, match="device 'cuda:99': not to be had here"):
         repsim.analyze("norms", store, device="cuda:99")
     scores = store_of(AnalysisKind.SCORES)
-    with pytest.raises(
-        repsim.RepsimError, match="degradation: no option 'device'; it reads"
-    ):
+    with pytest.raises(repsim.RepsimError, match="degradation: no option 'device'; it reads"):
         repsim.analyze("degradation", scores, device="cuda")
 
 
