@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 STDIN = "-"
-DEFAULT_BATCH_TOKENS = 2048
+DEFAULT_BATCH_TOKENS = 2048  # what auto is on a CPU, and in stores that do not say
 # What a request says of a value that was an object in memory, which no command can name.
 IN_MEMORY = "<memory>"
 AUTO = "auto"
@@ -50,7 +50,7 @@ class Option:
     short: one-letter form on the command line, e.g. `-p`.
     metavar: what stands for the value in help.
     least: smallest number allowed.
-    choices: the words allowed.
+    choices: the words allowed; with `least`, in place of a number.
     kept: whether the request in a store carries it; False for what does not change the numbers.
     repeatable: whether the command line takes it several times.
     objects: whether Python functions take an object for it; requests say `IN_MEMORY` of one.
@@ -208,8 +208,13 @@ class StoreOptions:
     max_bytes: int | None = option(
         None, "Refuse a larger capture, e.g. 500MB or 2TB.", metavar="SIZE", kept=False
     )
-    batch_tokens: int = option(
-        DEFAULT_BATCH_TOKENS, "Compute about BATCH_TOKENS tokens together.", least=1
+    batch_tokens: int | str = option(
+        AUTO,
+        "Compute about BATCH_TOKENS tokens together; auto: 2,048 on a CPU, as many as fit on a "
+        "GPU, and what a store was begun with.",
+        metavar="BATCH_TOKENS",
+        least=1,
+        choices=(AUTO,),
     )
 
 
@@ -302,7 +307,7 @@ class CaptureKeywords(ModelKeywords, total=False):
     append: bool
     repair: bool
     max_bytes: int | None
-    batch_tokens: int
+    batch_tokens: int | str
 
 
 class EvaluateKeywords(ModelKeywords, total=False):
@@ -326,7 +331,7 @@ class EvaluateKeywords(ModelKeywords, total=False):
     out: str | Path | None
     append: bool
     repair: bool
-    batch_tokens: int
+    batch_tokens: int | str
 
 
 CAPTURE_RECORDS = (PlanOptions, CorpusOptions, StatesOptions, StoreOptions, ModelOptions)
@@ -366,12 +371,27 @@ def from_keywords(record: type[Record], keywords: Mapping[str, Any]) -> Record:
         if name not in own:
             continue
         value = own[name]
-        if about.least is not None and value is not None and value < about.least:
-            raise RepsimError(f"{name}={value}: at least {about.least}")
-        if about.choices and value not in about.choices:
+        if about.least is not None:
+            _check_number(name, value, about)
+        elif about.choices and value not in about.choices:
             *others, last = about.choices
             raise RepsimError(f"{name} {value!r}: choose {', '.join(others)} or {last}")
     return record(**own)
+
+
+def _check_number(name: str, value: Any, about: Option) -> None:
+    """Refuses a number that is too small, and words but those of the option.
+
+    Raises:
+        RepsimError: the value is such a number or word.
+    """
+    if value is None or value in about.choices:
+        return
+    if isinstance(value, str):
+        words = "".join(f" or {word}" for word in about.choices)
+        raise RepsimError(f"{name} {value!r}: a number of at least {about.least}{words}")
+    if value < about.least:
+        raise RepsimError(f"{name}={value}: at least {about.least}")
 
 
 def with_new_names(keywords: Mapping[str, Any]) -> dict[str, Any]:

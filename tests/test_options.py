@@ -45,7 +45,7 @@ def test_keywords_of_a_function_are_the_fields_of_its_records(
 @pytest.mark.parametrize("function", [repsim.capture, repsim.evaluate])
 def test_the_signature_shows_every_option_with_its_default(function: Any) -> None:
     parameters = inspect.signature(function).parameters
-    assert parameters["batch_tokens"].default == options.DEFAULT_BATCH_TOKENS
+    assert parameters["batch_tokens"].default == options.AUTO
     assert ("max_bytes" in parameters) == (function is repsim.capture)
     for name in list(parameters)[2:]:
         assert f"    {name}: " in function.__doc__

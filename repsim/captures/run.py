@@ -20,13 +20,14 @@ from rich import filesize
 
 from repsim.captures import resume
 from repsim.captures.reader import Capture, open_capture
-from repsim.data.batching import BatchRule, batches, costs_on, cut_blocks
+from repsim.data.batching import Batch, BatchRule, batches, costs_on, cut_blocks
 from repsim.data.chat import format_corpus
 from repsim.data.corpus import Corpus, read_corpus
-from repsim.data.samples import TokenRule, corpus_digest, tokenize
+from repsim.data.samples import Sample, TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreError
+from repsim.jobs.batch_size import TokenCosts, choose_batch_tokens, costs_of, kept_batch_tokens
 from repsim.jobs.interruption import defer_interrupts
-from repsim.jobs.memory import explain_out_of_memory
+from repsim.jobs.memory import BatchLimit, explain_out_of_memory
 from repsim.jobs.resumable import Progress, RemainingWork, ResumableRun, WorkUnit, work_units
 from repsim.jobs.subject import (
     default_store,
@@ -125,11 +126,18 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         self.location = location_of(default if self._store.out is None else self._store.out)
         check_target(self.location)
         self._model = load_or_reuse(model, loading)
+        self._batch_tokens = choose_batch_tokens(
+            self._store.batch_tokens,
+            self.location,
+            self._model,
+            lambda: _token_costs(self._model, plans, self._states),
+        )
         command = {
             "model": self._model.name,
             "plan": list(map(str, plans)),
             **request_of(corpus, self._states, self._store, loading),
             **request_of_subject(self._model),
+            "batch_tokens": kept_batch_tokens(self._batch_tokens, self._model),
         }
         self.requested = _requested_layout(
             self._model,
@@ -138,7 +146,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             corpus,
             self._states,
             statistics,
-            self._store.batch_tokens,
+            self._batch_tokens,
             storable(command),
         )
 
@@ -151,7 +159,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             requested,
             existing,
             append=self._store.append,
-            batch_tokens=self._store.batch_tokens,
+            batch_tokens=self._batch_tokens,
             any_dtype=self._states.dtype == AUTO,
         )
 
@@ -167,7 +175,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         from repsim.captures.stored_dtype import try_dtype
 
         work = resume.plan_remaining_work(
-            self.requested, None, append=False, batch_tokens=self._store.batch_tokens
+            self.requested, None, append=False, batch_tokens=self._batch_tokens
         )
         self.check_room(work)
         tracer, batch_rule = self._tried
@@ -218,6 +226,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         writer = state_store.prepare(self.location, layout, lock)
         missing = writer.missing
         lengths = np.diff(layout.token_starts)
+        limit = BatchLimit(self._model, writer)
         finished, total = 0.0, int(lengths[missing.any(0)].sum())
         self._progress(Progress(0, total))
         # On a CPU the computation needs every core, so a folder is written to in between.
@@ -229,7 +238,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
                 def report(share: float, before: float = finished, own: float = tokens) -> None:
                     self._progress(Progress(round(before + share * own), total))
 
-                self._compute_unit(unit, tracer, writer, layout, queue, received, report)
+                self._compute_unit(unit, tracer, writer, layout, queue, limit, received, report)
                 finished += tokens
 
     def _compute_unit(
@@ -239,42 +248,60 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         writer: state_store.Writer,
         layout: Layout,
         queue: WriteQueue,
+        limit: BatchLimit,
         received: Sequence[int],
         report: Callable[[float], None],
     ) -> None:
         """Computes and writes the states of a unit.
 
         Args:
+            limit: of the positions of a batch.
             received: signals that have come; with the first, the run ends after the next state.
             report: told the share of the unit that is taken.
         """
         from repsim.captures.write_queue import StateSink
 
         pending = frozenset(unit.rows)
-        nodes = pending if layout.keep else layout.trie.with_ancestors(pending)
         for number, block in enumerate(unit.blocks):
             samples = layout.samples[slice(*layout.sample_starts[block : block + 2])]
             allow = self._states.allow_nonfinite
             sink = StateSink(self._model, layout, writer, queue, block, pending, allow)
             writer.begin(block)
+            left = set(pending)  # what is taken stays taken if the rest runs in smaller batches
 
-            def consume(state: NodeState, sink: StateSink = sink, before: int = number) -> None:
+            def consume(
+                state: NodeState,
+                sink: StateSink = sink,
+                before: int = number,
+                left: set[int] = left,
+            ) -> None:
                 sink.take(state)
+                left.discard(state.node)
                 if received:
                     sink.finish()
                     raise Interrupted(self._interrupted_message(received[0]), received[0])
-                report((before + sink.taken / len(pending)) / len(unit.blocks))
+                report((before + 1 - len(left) / len(pending)) / len(unit.blocks))
 
-            ready = batches(
-                samples,
-                self._model.tokenizer.pad_token_id or 0,
-                **costs_on(self._model.device.type),
-                batch_rule=BatchRule(layout.batch_rule),
-            )
+            def pack(most: int | None, samples: Sequence[Sample] = samples) -> tuple[Batch, ...]:
+                return batches(
+                    samples,
+                    self._model.tokenizer.pad_token_id or 0,
+                    **costs_on(self._model.device.type),
+                    batch_rule=BatchRule(layout.batch_rule),
+                    most=most,
+                )
+
+            def run(
+                ready: Sequence[Batch],
+                consume: Callable[[NodeState], None] = consume,
+                left: set[int] = left,
+            ) -> None:
+                nodes = frozenset(left) if layout.keep else layout.trie.with_ancestors(left)
+                tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
+
             doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
             advice = "fewer --batch-tokens or --max-tokens"
-            with explain_out_of_memory(self._model, doing, advice):
-                tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
+            limit.run(doing, advice, pack, tuple, run)
             sink.finish()
             writer.note_replay(tracer.proof.verdict)
 
@@ -285,6 +312,20 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             f"stopped by {signal.Signals(number).name} with {capture.complete:,} of {total:,} "
             f"tokens finished in {self.location}; the same command goes on from there"
         )
+
+
+def _token_costs(
+    model: Model, asked_plans: Sequence[str | Plan], states: StatesOptions
+) -> TokenCosts:
+    """What a token takes of a GPU under these plans."""
+    plans = resolve(asked_plans, model.layers)
+    return costs_of(
+        model,
+        PlanTrie.build(named.plan for named in plans),
+        logits=states.logprobs,
+        leaves_device=states.keep == "all",
+        whole_paths=states.keep == "none",
+    )
 
 
 def _read_texts(options: CorpusOptions) -> Corpus:

@@ -17,7 +17,7 @@ import typer
 
 from repsim.cli.printing import literal
 from repsim.errors import RepsimError
-from repsim.options import ALIASES, Option, options_of, with_new_names
+from repsim.options import ALIASES, AUTO, Option, options_of, with_new_names
 
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 PREFIXES = " kmgtp"
@@ -65,9 +65,27 @@ def byte_count(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** (PREFIXES.index(prefix or " ")))
 
 
+def count_or_auto(text: str) -> int | str:
+    """A whole number, or `auto`.
+
+    Raises:
+        typer.BadParameter: it is neither.
+
+    Example:
+        >>> count_or_auto("4096"), count_or_auto("auto")
+        (4096, 'auto')
+    """
+    if text.strip() == AUTO:
+        return AUTO
+    if not re.fullmatch(r"-?[0-9]{1,15}", text.strip()):
+        raise typer.BadParameter(f"{text!r}: write a whole number or {AUTO}")
+    return int(text)
+
+
 # What a command makes of a value, by the option's metavar, where that is more than its type.
 PARSED: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "SIZE": (int, {"parser": byte_count}),
+    "BATCH_TOKENS": (str, {"parser": count_or_auto}),
     "DIR": (Path, {"exists": True, "file_okay": False}),
 }
 

@@ -63,6 +63,18 @@ class Batch:
         return int(self.mask.sum())
 
 
+def halved(batches: Sequence[Batch]) -> int | None:
+    """Half of the positions of the largest batch of several rows; None where none has several.
+
+    Example:
+        >>> def batch(rows, positions):
+        ...     return Batch(np.zeros((rows, positions), int), np.ones((rows, positions), bool))
+        >>> halved([batch(4, 8), batch(1, 50)]), halved([batch(1, 50)])
+        (16, None)
+    """
+    return max((batch.mask.size // 2 for batch in batches if len(batch.mask) > 1), default=None)
+
+
 class BatchRule(StrEnum):
     """Which texts may share a batch without changing each other's states; a property of a model."""
 
@@ -122,6 +134,7 @@ def batches(
     overhead: float,
     waste: float,
     batch_rule: BatchRule = BatchRule.ANY,
+    most: int | None = None,
 ) -> tuple[Batch, ...]:
     """A block's samples, in order, in the batches that cost least.
 
@@ -132,6 +145,8 @@ def batches(
         waste: the largest share of all positions that may be padding, 0 to 1; more batches are made
             where it takes them.
         batch_rule: which samples may share a batch.
+        most: positions that a batch of several samples may have, padding included; None for any
+            number.
 
     Example:
         >>> samples = [Sample("a", np.array([5, 6, 7])), Sample("b", np.array([8, 9]))]
@@ -140,7 +155,7 @@ def batches(
         [[5, 6, 7], [8, 9, 0]]
     """
     lengths = np.array([len(sample) for sample in samples])
-    ends = batch_ends(lengths, overhead=overhead, waste=waste, batch_rule=batch_rule)
+    ends = batch_ends(lengths, overhead=overhead, waste=waste, batch_rule=batch_rule, most=most)
     return tuple(_pad(samples[first:last], pad_id) for first, last in pairwise((0, *ends)))
 
 
@@ -150,12 +165,13 @@ def batch_ends(
     overhead: float,
     waste: float,
     batch_rule: BatchRule = BatchRule.ANY,
+    most: int | None = None,
 ) -> list[int]:
     """Where the batches end that cost least.
 
     Args:
         lengths: `[row]`, tokens of each row, which keep this order.
-        overhead, waste, batch_rule: see `batches`.
+        overhead, waste, batch_rule, most: see `batches`.
 
     Returns:
         For each batch the index after its last row.
@@ -163,24 +179,39 @@ def batch_ends(
     Example:
         >>> batch_ends(np.array([9, 9, 2]), overhead=5, waste=1)
         [2, 3]
+        >>> batch_ends(np.array([9, 9, 2]), overhead=5, waste=1, most=17)
+        [1, 2, 3]
     """
     if batch_rule is BatchRule.NONE:
         return list(range(1, len(lengths) + 1))
     if batch_rule is BatchRule.EQUAL:
-        return [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    ends = _cheapest_ends(lengths, overhead)
+        runs = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+        return [
+            min(first + rows, last)
+            for begin, last in pairwise(runs)
+            for rows in [_count_rows(int(lengths[begin]), last - begin, most)]
+            for first in range(begin, last, rows)
+        ]
+    ends = _cheapest_ends(lengths, overhead, most)
     # The cheapest batches may waste too much; the cheaper a forward is taken for, the less they do.
     # This ends, as below an overhead of 1 no position is worth wasting.
     while _count_positions(lengths, ends) * (1 - waste) > lengths.sum():
         overhead /= 2
-        ends = _cheapest_ends(lengths, overhead)
+        ends = _cheapest_ends(lengths, overhead, most)
     return ends
 
 
-def _cheapest_ends(lengths: NDArray[np.int64], overhead: float) -> list[int]:
+def _count_rows(length: int, rows: int, most: int | None) -> int:
+    """How many of these rows of one length a batch takes, at least one."""
+    return rows if most is None else max(1, min(rows, most // max(1, length)))
+
+
+def _cheapest_ends(
+    lengths: NDArray[np.int64], overhead: float, most: int | None = None
+) -> list[int]:
     """Where the batches end whose positions, with `overhead` for each batch, are fewest.
 
-    By dynamic programming from the back:
+    None of several rows has more than `most` positions. By dynamic programming from the back:
 
         cost[i] = min over j > i of max(lengths[i:j]) * (j - i) + overhead + cost[j]
     """
@@ -188,8 +219,10 @@ def _cheapest_ends(lengths: NDArray[np.int64], overhead: float) -> list[int]:
     cost = np.zeros(total + 1)  # of the rows from each on
     end = np.zeros(total, np.int64)  # of the first batch of these rows
     for first in range(total - 1, -1, -1):
-        widths = np.maximum.accumulate(lengths[first:])
-        costs = widths * np.arange(1, total - first + 1) + overhead + cost[first + 1 :]
+        positions = np.maximum.accumulate(lengths[first:]) * np.arange(1, total - first + 1)
+        costs = positions + overhead + cost[first + 1 :]
+        if most is not None:
+            costs[1:][positions[1:] > most] = np.inf
         end[first] = first + 1 + costs.argmin()
         cost[first] = costs.min()
 

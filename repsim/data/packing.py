@@ -68,13 +68,14 @@ def pack_rows(
     overhead: float,
     waste: float,
     batch_rule: BatchRule = BatchRule.ANY,
+    most: int | None = None,
 ) -> Packed:
     """Packs windows as plain texts, one per row; equal inputs share a row.
 
     Args:
         windows: in any order.
         pad_id: token id at padded positions.
-        overhead, waste, batch_rule: see `repsim.data.batching.batches`.
+        overhead, waste, batch_rule, most: see `repsim.data.batching.batches`.
 
     Example:
         >>> windows = [Window(np.array([1, 2, 3]), np.array([4])),
@@ -88,7 +89,12 @@ def pack_rows(
         rows.setdefault(window.inputs.tobytes(), Sample("", window.inputs))
     order = sorted(rows, key=lambda key: -len(rows[key]))
     row_batches = batches(
-        [rows[key] for key in order], pad_id, overhead=overhead, waste=waste, batch_rule=batch_rule
+        [rows[key] for key in order],
+        pad_id,
+        overhead=overhead,
+        waste=waste,
+        batch_rule=batch_rule,
+        most=most,
     )
 
     # The last input of a window is the last token of its row; batches keep the order of the rows.
@@ -106,13 +112,14 @@ def pack_prefix_trees(
     overhead: float,
     waste: float,
     row_tokens: int = ROW_TOKENS,
+    most: int | None = None,
 ) -> Packed:
     """Packs windows as prefix trees, side by side in rows; shared prefixes are computed once.
 
     Args:
         windows: in any order.
         pad_id: token id at padded positions.
-        overhead, waste: see `repsim.data.batching.batches`.
+        overhead, waste, most: see `repsim.data.batching.batches`; its rows are those of trees.
         row_tokens: how long a row gets, unless one tree is longer.
 
     Example:
@@ -136,7 +143,7 @@ def pack_prefix_trees(
         begin += len(tree)
 
     cuts = batch_ends(
-        np.array([sum(map(len, row)) for row in rows]), overhead=overhead, waste=waste
+        np.array([sum(map(len, row)) for row in rows]), overhead=overhead, waste=waste, most=most
     )
     tree_batches = [_pad_rows(rows[first:last], pad_id) for first, last in pairwise((0, *cuts))]
 

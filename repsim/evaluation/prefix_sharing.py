@@ -156,22 +156,24 @@ class LikelihoodScorer:
         """How far the replay of layers was proven to be the model."""
         return self._tracer.proof.verdict
 
-    def pack(self, examples: Sequence[Example]) -> Packed:
+    def pack(self, examples: Sequence[Example], most: int | None = None) -> Packed:
         """A block's texts as batches; in prefix trees if the model takes them.
 
         Args:
             examples: of one block.
+            most: positions that a batch of several rows may have; None for any number.
         """
         if self._shares_prefixes:
             model = self._request.model
             pad_id, costs = model.tokenizer.pad_token_id or 0, costs_on(model.device.type)
-            return pack_prefix_trees(windows_of(examples), pad_id, **costs)
-        return self._pack_rows(examples)
+            return pack_prefix_trees(windows_of(examples), pad_id, **costs, most=most)
+        return self._pack_rows(examples, most)
 
-    def _pack_rows(self, examples: Sequence[Example]) -> Packed:
+    def _pack_rows(self, examples: Sequence[Example], most: int | None) -> Packed:
         model = self._request.model
         pad_id, costs = model.tokenizer.pad_token_id or 0, costs_on(model.device.type)
-        return pack_rows(windows_of(examples), pad_id, **costs, batch_rule=self._batch_rule)
+        windows, rule = windows_of(examples), self._batch_rule
+        return pack_rows(windows, pad_id, **costs, batch_rule=rule, most=most)
 
     def score(
         self,
@@ -179,6 +181,7 @@ class LikelihoodScorer:
         packed: Packed,
         pending: Sequence[int],
         finish: Callable[[int, dict[str, Any]], None],
+        most: int | None = None,
     ) -> None:
         """A block's log-likelihoods under the pending plans.
 
@@ -188,6 +191,7 @@ class LikelihoodScorer:
             pending: indices of the plans to run.
             finish: called per plan with its index and its arrays: `log_likelihood` and `is_greedy`
                 `[request]`, `score` `[example, metric]`.
+            most: positions of a batch of rows, where trees have to be taken apart.
         """
         import torch
 
@@ -240,4 +244,4 @@ class LikelihoodScorer:
             settle(waiting.popleft())
         if spoilt_plans:
             # In rows only the texts that are not finite themselves are lost.
-            self.score(examples, self._pack_rows(examples), spoilt_plans, finish)
+            self.score(examples, self._pack_rows(examples, most), spoilt_plans, finish)

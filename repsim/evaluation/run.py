@@ -12,6 +12,7 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -27,8 +28,9 @@ from repsim.evaluation.prefix_sharing import LikelihoodScorer, count_tokens
 from repsim.evaluation.reader import Scores, open_scores
 from repsim.evaluation.request import EvaluationRequest
 from repsim.evaluation.scoring import aggregate_scores
+from repsim.jobs.batch_size import TokenCosts, choose_batch_tokens, costs_of, kept_batch_tokens
 from repsim.jobs.interruption import defer_interrupts
-from repsim.jobs.memory import explain_out_of_memory
+from repsim.jobs.memory import BatchLimit, explain_out_of_memory
 from repsim.jobs.resumable import Progress, RemainingWork, ResumableRun, WorkUnit, work_units
 from repsim.jobs.subject import (
     default_store,
@@ -51,7 +53,7 @@ from repsim.options import (
     takes,
     with_new_names,
 )
-from repsim.plans import read_plans, resolve
+from repsim.plans import NamedPlan, PlanTrie, read_plans, resolve
 from repsim.schema import DEFAULT_MODEL
 from repsim.storage import integrity, score_store
 from repsim.storage.location import location_of
@@ -161,6 +163,9 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         from repsim.evaluation.tasks import load as load_tasks
 
         loaded = loaded.private_copy()  # lm-eval changes it
+        batch_tokens = choose_batch_tokens(
+            store.batch_tokens, self.location, loaded, lambda: _token_costs(loaded, resolved)
+        )
         command = {
             "model": loaded.name,
             "plan": list(map(str, plans)),
@@ -168,6 +173,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             **request_of(tasks, store, loading),
             **request_of_subject(loaded),
             "gen_kwargs": prompting.gen_kwargs or None,
+            "batch_tokens": kept_batch_tokens(batch_tokens, loaded),
         }
         self.request = EvaluationRequest(
             loaded,
@@ -183,7 +189,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             ),
             storable(command),
             paper_cache=tasks.paper_cache,
-            batch_tokens=store.batch_tokens,
+            batch_tokens=batch_tokens,
         )
         if tasks.paper_cache and self.request.generates:
             check_paper_cache(loaded, resolved)
@@ -226,6 +232,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         ]
         likelihoods = [unit for unit, examples in units if not _generates(examples[0])]
         scorer = self._scorer(layout) if likelihoods else None
+        limit = BatchLimit(self.request.model, writer)
         at_once = MOST_TEXTS_AT_ONCE
         if len(likelihoods) < len(units):
             at_once = choose_texts_at_once(self.request)
@@ -248,7 +255,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
             for own, (unit, examples) in zip(tokens, units, strict=True):
                 (block,) = unit.blocks
                 put = partial(finish, block=block, own=own)
-                self._compute_unit(unit, examples, writer, layout, scorer, at_once, put)
+                self._compute_unit(unit, examples, writer, layout, scorer, limit, at_once, put)
         aggregates = aggregate_scores(self.request, layout, writer.values, writer.done)
         writer.put_aggregates(aggregates)
         writer.flush()
@@ -265,6 +272,7 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         writer: score_store.Writer,
         layout: Layout,
         scorer: LikelihoodScorer | None,
+        limit: BatchLimit,
         at_once: int,
         finish: Callable[[int, dict[str, Any]], None],
     ) -> None:
@@ -273,8 +281,19 @@ class EvaluationRun(ResumableRun[Layout, Scores]):
         doing = f"block {block} of {layout.blocks} ({examples[0].task} {examples[0].doc}, ...)"
         model, plans = self.request.model, list(unit.rows)
         if scorer is not None and not _generates(examples[0]):
-            with explain_out_of_memory(model, doing, "fewer --batch-tokens"):
-                scorer.score(examples, scorer.pack(examples), plans, finish)
+            left = dict.fromkeys(plans)  # what is finished stays so if the rest runs once more
+
+            def put(plan: int, answers: dict[str, Any]) -> None:
+                finish(plan, answers)
+                left.pop(plan)
+
+            limit.run(
+                doing,
+                "fewer --batch-tokens",
+                partial(scorer.pack, examples),
+                attrgetter("batches"),
+                lambda packed: scorer.score(examples, packed, list(left), put, limit.positions),
+            )
             writer.note_replay(scorer.verdict)
         else:
             advice = f"more memory: texts are written {MOST_TEXTS_AT_ONCE} at a time"
@@ -306,6 +325,12 @@ def _check_results_options(results: ResultsOptions) -> None:
         raise RepsimError(
             f"output_path {str(path)!r}: name a folder; each plan gets a file of its own in it"
         )
+
+
+def _token_costs(model: Model, plans: Sequence[NamedPlan]) -> TokenCosts:
+    """What a token takes of a GPU under these plans."""
+    trie = PlanTrie.build(named.plan for named in plans)
+    return costs_of(model, trie, logits=True, leaves_device=False, whole_paths=False)
 
 
 def _generates(example: Example) -> bool:

@@ -161,7 +161,12 @@ def _load_named(
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     with one_line_errors(base_name, "configuration cannot be read"):
         config = AutoConfig.from_pretrained(str(base), **hub)
-    is_placed = target is None or _is_packed(config)
+    # Packed weights are loaded to where they stay. Others go straight to a GPU, so that the host
+    # never holds them all; what files do not have, such as frequencies of rotary positions, is
+    # computed on the CPU by transformers either way. An adapter is merged on the CPU, so that the
+    # merged weights have the same bits on any device.
+    goes_straight = target is not None and target.type == "cuda" and adapter is None
+    is_placed = target is None or goes_straight or _is_packed(config)
     if is_placed and target is not None:
         options["device_map"] = {"": target}
     module = _load_weights(base_name, _class_of(config), base, config=config, **options, **hub)

@@ -357,6 +357,8 @@ class Tracer:
             call = handoff.apply_to(calls[application.layer], self._side_outputs)
             try:
                 output = apply_layer(self.model.stack, application, call)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as problem:
                 # A layer may fail because nothing before it made the value that it reads.
                 if None not in handoff.side_values:

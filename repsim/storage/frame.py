@@ -36,6 +36,7 @@ from repsim.schema import (
 from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import (
+    BATCH_LIMIT,
     REPLAY,
     array_digests,
     grow,
@@ -127,6 +128,17 @@ class StoreWriter:
         with one_line_errors(self._place, advice=GO_ON):
             replay = {"error": merged.error, "kinds": list(merged.kinds)}
             put_attributes(self._group, {REPLAY: replay})
+
+    @property
+    def batch_limit(self) -> int | None:
+        """The most positions of a batch, where memory has run out with more; None otherwise."""
+        limit: Any = self._group.attrs.asdict().get(BATCH_LIMIT)
+        return None if limit is None else int(limit)
+
+    def note_batch_limit(self, positions: int) -> None:
+        """Keeps the most positions of a batch for runs that go on."""
+        with one_line_errors(self._place, advice=GO_ON):
+            put_attributes(self._group, {BATCH_LIMIT: positions})
 
 
 def open_for_writing(

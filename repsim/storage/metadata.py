@@ -22,6 +22,7 @@ from repsim.storage.lock import KEY as LOCK_KEY
 SCHEMA_ATTRIBUTE = "repsim_schema"
 RESULTS = "analyses"
 REPLAY = "replay"  # attribute: how far the replay was proven to be the model
+BATCH_LIMIT = "batch_limit"  # attribute: positions of a batch, once memory has run out
 ROOT = "zarr.json"
 CHECK_ADDRESS = "check the address and the rights"
 OWN_ATTRIBUTES = {  # of the root; what others add is theirs
@@ -42,6 +43,7 @@ OWN_ATTRIBUTES = {  # of the root; what others add is theirs
         "extent",
         "paper_cache",
         "replay",
+        "batch_limit",
         "coordinates",
         "arrays",
         "nonfinite",

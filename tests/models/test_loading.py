@@ -793,3 +793,42 @@ def test_the_configuration_counts_and_where_it_came_from_does_not() -> None:
     scaled = make("llama")
     scaled.module.config.rms_norm_eps = 0.5
     assert scaled.config_digest != model.config_digest
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), "cuda"])
+def test_straight_to_a_device_and_moved_there_are_the_same(
+    tiny_folder: Path, tiny_encoder_folder: Path, device: Any
+) -> None:
+    """Weights, and the buffers that no file has, by the two ways of `_load_named`."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    for folder in (tiny_folder, tiny_encoder_folder):
+        moved = models.load(str(folder), device="cpu").module.to(device)
+        straight = models.load(str(folder), device_map={"": device}).module
+        own, other = (
+            dict([*module.named_parameters(), *module.named_buffers()])
+            for module in (moved, straight)
+        )
+        assert own.keys() == other.keys()
+        for name, tensor in own.items():
+            assert (tensor.device, tensor.dtype) == (other[name].device, other[name].dtype), name
+            assert torch.equal(tensor, other[name]), name
+        assert not any(hasattr(module, "_hf_hook") for module in straight.modules())
+
+
+@pytest.mark.parametrize(("device", "placed"), [("cpu", None), ("cuda", {"": "cuda"})])
+def test_only_a_gpu_is_loaded_to_straight(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, placed: Any
+) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load_weights(*_names: Any, **options: Any) -> None:
+        device_map = options["device_map"]
+        assert (device_map and {key: str(value) for key, value in device_map.items()}) == placed
+        raise Loaded
+
+    monkeypatch.setattr(models, "_load_weights", load_weights)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(Loaded):
+        models.load(str(tiny_folder), device="auto" if device == "cuda" else device)
