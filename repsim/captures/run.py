@@ -53,8 +53,8 @@ from repsim.plans import Plan, PlanTrie, read_plans, resolve
 from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
 from repsim.stats.per_sample import SampleStatistic
-from repsim.storage import state_store
-from repsim.storage.location import LocalFolder, location_of
+from repsim.storage import state_writer
+from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from repsim.storage.requests import is_path, names_in, storable
 from repsim.storage.starting import check_target
@@ -85,7 +85,7 @@ def capture(
     Args:
         model: a name for `repsim.models.load`, what that gave, or a model of transformers in
             memory, with its `tokenizer`.
-        progress: called as states reach the disk.
+        progress: called as states are computed and handed on to the disk.
     Returns:
         The capture, open.
     Raises:
@@ -211,18 +211,18 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     def compute(
         self, existing: Capture | None, work: RemainingWork[Layout], lock: WriterLock
     ) -> None:
-        from repsim.captures.write_queue import WriteQueue
+        from repsim.captures.write_queue import WriteQueue, goes_beside
 
         tracer, batch_rule = self._tried
         layout = replace(work.layout, batch_rule=batch_rule)
-        writer = state_store.prepare(self.location, layout, lock)
+        is_beside = goes_beside(self._model.device.type, self.location)
+        writer = state_writer.prepare(self.location, layout, lock, threads=is_beside)
         missing = writer.missing
         lengths = np.diff(layout.token_starts)
         finished, total = 0.0, int(lengths[missing.any(0)].sum())
         self._progress(Progress(0, total))
-        # On a CPU the computation needs every core, so a folder is written to in between.
-        is_beside = self._model.device.type != "cpu" or not isinstance(self.location, LocalFolder)
-        with defer_interrupts() as received, WriteQueue(side_by_side=is_beside) as queue:
+        queue = WriteQueue.beside(self._model, layout, writer) if is_beside else WriteQueue(writer)
+        with defer_interrupts() as received, queue:
             for unit in work_units(missing):
                 tokens = float(lengths[list(unit.blocks)].sum())
 
@@ -236,7 +236,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         self,
         unit: WorkUnit,
         tracer: Tracer,
-        writer: state_store.Writer,
+        writer: state_writer.Writer,
         layout: Layout,
         queue: WriteQueue,
         received: Sequence[int],
@@ -275,7 +275,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             advice = "fewer --batch-tokens or --max-tokens"
             with explain_out_of_memory(self._model, doing, advice):
                 tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
-            sink.finish()
+            queue.end_block()
             writer.note_replay(tracer.proof.verdict)
 
     def _interrupted_message(self, number: int) -> str:
