@@ -70,7 +70,8 @@ class Writer(StoreWriter):
         self._waiting: list[tuple[int, TokenRun]] = []
         # What is finished, and which chunks of flags do not say so yet. Several threads change it.
         self._flags = threading.RLock()
-        self._unmarked: set[tuple[int, int]] = set()
+        self._unmarked: set[tuple[int, int]] = set()  # of `done`, by their first node and block
+        self._unpredicted: set[tuple[int, int]] = set()  # of `predicted`
         self._marked = time.monotonic()
         self._block, self._first_block = 0, len(layout.blocks)
         self._given_up = len(layout.blocks)
@@ -319,25 +320,28 @@ class Writer(StoreWriter):
             for block in blocks:
                 if block >= self._given_up:
                     continue
+                left = block // columns * columns
                 self.done[nodes, block] = True
+                self._unmarked.update((node // rows * rows, left) for node in nodes)
                 if self.predicted is not None:
                     self.predicted[ends, block] = True
-                left = block // columns * columns
-                self._unmarked.update((node // rows * rows, left) for node in nodes)
+                    self._unpredicted.update((node // rows * rows, left) for node in ends)
             if time.monotonic() - self._marked > MARK_SECONDS:
                 self._mark()
 
     def _mark(self) -> None:
-        """Writes the flags that have changed."""
+        """Writes the chunks of flags that have changed, whole, so that nothing is read."""
         rows, columns = self._done.chunks
         with one_line_errors(self._place, advice=GO_ON):
-            for top, left in sorted(self._unmarked):
-                # A whole chunk: nothing is read.
-                piece = slice(top, top + rows), slice(left, left + columns)
-                self._done[piece] = self.done[piece]
-                if self.predicted is not None:
-                    self._predicted[piece] = self.predicted[piece]
-        self._unmarked.clear()
+            for array, flags, changed in (
+                (self._done, self.done, self._unmarked),
+                (self._predicted, self.predicted, self._unpredicted),
+            ):
+                for top, left in sorted(changed):
+                    assert flags is not None  # nothing changes in flags that are not there
+                    piece = slice(top, top + rows), slice(left, left + columns)
+                    array[piece] = flags[piece]
+                changed.clear()
         self._marked = time.monotonic()
 
 
