@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
+from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
 from repsim import stats
@@ -19,6 +20,7 @@ from repsim.stats.per_sample import (
     StateSource,
     collect_sums,
     pack_symmetric,
+    runs_anywhere,
     unpack_symmetric,
 )
 
@@ -32,47 +34,43 @@ SUMMARISED = 8  # sizes of runs
 PIECE = 256  # tokens whose cosines are held at once
 
 
-def _distances(states: NDArray[Any]) -> NDArray[np.float64]:
+@runs_anywhere
+def _distances(states: Any) -> Any:
     """A sample's angular distances at its last token, their sums over tokens, and sums of
     1 - cosine over each step; then how many tokens each of these is over, `[value]`.
 
     A token counts where neither state is a zero vector, which has no direction.
     """
     # Sum over the sample piece by piece, so that few cosines are held at once.
-    sums, counts = np.zeros((2, len(states), len(states)))
-    influence = np.zeros(len(states) - 1)
-    for first in range(0, states.shape[1], PIECE):
-        piece = states[:, first : first + PIECE]
+    xp = array_namespace(states)
+    sums = counts = influence = 0.0
+    for first in range(0, states.shape[-2], PIECE):
+        piece = states[..., first : first + PIECE, :]
         cosines = token_cosines(piece)
         undefined = _undefined(piece, cosines)
-        cosines[undefined] = 1  # adds 0 to every sum
+        cosines = xp.where(undefined, 1.0, cosines)  # adds 0 to every sum
         distances = half_turns(cosines)
-        sums += distances.sum(0)
-        counts += (~undefined).sum(0)
-        influence += (1 - np.diagonal(cosines, 1, 1, 2)).sum(0)
+        sums = sums + xp.sum(distances, axis=-3)
+        counts = counts + xp.sum(~undefined, axis=-3, dtype=xp.float64)
+        influence = influence + xp.sum(1 - xp.linalg.diagonal(cosines, offset=1), axis=-2)
 
     # The last piece holds the last token.
-    return np.concatenate(
-        [
-            pack_symmetric(distances[-1]),
-            pack_symmetric(sums),
-            influence,
-            pack_symmetric(1.0 - undefined[-1]),
-            pack_symmetric(counts),
-            np.diagonal(counts, 1),
-        ]
-    )
+    at_last = xp.astype(~undefined[..., -1, :, :], xp.float64)
+    packed = [pack_symmetric(each) for each in (distances[..., -1, :, :], sums, at_last, counts)]
+    steps = xp.linalg.diagonal(counts, offset=1)
+    return xp.concat([*packed[:2], influence, *packed[2:], steps], axis=-1)
 
 
-def _undefined(states: NDArray[Any], cosines: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where one of two states is a zero vector, `[token, state, state]`, bool.
+def _undefined(states: Any, cosines: Any) -> Any:
+    """Where one of two states is a zero vector, `[..., token, state, state]`, bool.
 
     NaN cosines of states that are not finite are not among these.
     """
-    if not np.isnan(np.einsum("tss->ts", cosines)).any():
+    xp = array_namespace(states)
+    if is_numpy_array(states) and not np.isnan(np.linalg.diagonal(cosines)).any():
         return np.zeros(cosines.shape, bool)
-    zero = (states == 0).all(-1).T
-    return zero[:, :, None] | zero[:, None, :]
+    zero = xp.moveaxis(xp.all(states == 0, axis=-1), -1, -2)
+    return zero[..., :, None] | zero[..., None, :]
 
 
 # What a capture without states computes from each sample for this analysis.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from repsim import stats
@@ -26,6 +27,7 @@ from repsim.stats.per_sample import (
     collect,
     collect_sums,
     pack_symmetric,
+    runs_anywhere,
     unpack_symmetric,
 )
 
@@ -46,24 +48,31 @@ DESCRIPTION = {
 }
 
 
-def _token(states: NDArray[Any]) -> NDArray[np.float64]:
+@runs_anywhere
+def _token(states: Any) -> Any:
     """Cosine sums over a sample's tokens, then how many tokens each sum is over, `[value]`."""
-    return np.concatenate([pack_symmetric(total) for total in token_cosine_totals(states)])
+    xp = array_namespace(states)
+    return xp.concat([pack_symmetric(total) for total in token_cosine_totals(states)], axis=-1)
 
 
-def _without_sinks(states: NDArray[Any]) -> NDArray[np.float64]:
+@runs_anywhere
+def _sequence(states: Any) -> Any:
+    """Inner products of a sample's states, flattened, `[value]`."""
+    return pack_symmetric(grams(states))
+
+
+@runs_anywhere
+def _without_sinks(states: Any) -> Any:
     """As `_token`, over tokens that are not sinks; their number ends the sums and the counts."""
-    kept = states[:, ~sink_tokens(states)]
-    sums, counts = map(pack_symmetric, token_cosine_totals(kept))
-    return np.concatenate([sums, [kept.shape[1]], counts, [kept.shape[1]]])
+    xp = array_namespace(states)
+    kept = ~sink_tokens(states)
+    sums, counts = map(pack_symmetric, token_cosine_totals(states, kept))
+    number = xp.sum(kept, axis=-1, keepdims=True, dtype=xp.float64)
+    return xp.concat([sums, number, counts, number], axis=-1)
 
 
 # What a capture without states computes from each sample for this analysis.
-STATISTICS = {
-    "token": _token,
-    "sequence": lambda states: pack_symmetric(grams(states)),
-    "without-sinks": _without_sinks,
-}
+STATISTICS = {"token": _token, "sequence": _sequence, "without-sinks": _without_sinks}
 
 
 def compute(
@@ -202,14 +211,25 @@ def _centred(capture: StateSource, plan: str) -> Any:
 
     Reads all states once, for the mean.
     """
-    sums = SampleStatistic("cosine.centred", lambda states: states.sum(1, dtype=np.float64))
+
+    @runs_anywhere
+    def add_tokens(states: Any) -> Any:
+        xp = array_namespace(states)
+        return xp.sum(states, axis=-2, dtype=xp.float64)
+
     count, total = 0, np.zeros(())
-    for tokens, values in capture.per_sample(plan, sums):
+    for tokens, values in capture.per_sample(plan, SampleStatistic("cosine.centred", add_tokens)):
         count, total = count + tokens, total + values
     if not count:
         return STATISTICS["token"]
     mean = (total / count).astype(np.float32)[:, None, :]
-    return lambda states: _token(states - mean)
+
+    @runs_anywhere
+    def centred_token(states: Any) -> Any:
+        xp = array_namespace(states)
+        return _token(states - xp.asarray(mean, device=device(states)))
+
+    return centred_token
 
 
 def summarise(result: xr.Dataset) -> pd.DataFrame:

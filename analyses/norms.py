@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 
 from repsim import measures, stats
 from repsim.schema import STATE
 from repsim.stats import results, summaries
-from repsim.stats.per_sample import SampleStatistic, StateSource, collect
+from repsim.stats.per_sample import SampleStatistic, StateSource, collect, runs_anywhere
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +19,10 @@ if TYPE_CHECKING:
 LABELS = {"norm": "mean norm"}
 
 
-def _norm_sums(states: NDArray[Any]) -> NDArray[np.float64]:
+@runs_anywhere
+def _norm_sums(states: Any) -> Any:
     """Sum over tokens of the norm of each state: `[state, token, unit]` → `[state]`, float64."""
-    return measures.norms(states).sum(1)
+    return measures.norms(states).sum(-1)
 
 
 # What a capture without states computes from each sample for this analysis.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 import pandas as pd
 import xarray as xr
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from repsim import stats
@@ -30,6 +31,7 @@ from repsim.stats.per_sample import (
     TextSource,
     collect,
     pack_symmetric,
+    runs_anywhere,
     unpack_symmetric,
 )
 from repsim.stats.shared_tokens import (
@@ -75,15 +77,20 @@ BATCH = 256  # tokens of one sample that minibatch CKA compares at a time
 log = logging.getLogger("repsim")
 
 
-def _minibatch(states: NDArray[Any]) -> Array:
+@runs_anywhere
+def _minibatch(states: Any) -> Any:
     """Weighted HSICs within a sample, without its sinks, `[value]`, and their weight.
 
     The weight is the number of tokens in minibatches of at least four.
     """
+    xp = array_namespace(states)
+    if states.ndim > 3:  # samples have different numbers of sinks
+        return xp.stack([_minibatch(sample) for sample in states])
     kept = states[:, ~sink_tokens(states)]
     rest = kept.shape[1] % BATCH
-    weight = kept.shape[1] - (rest if rest < 4 else 0)
-    return np.append(pack_symmetric(cka.minibatch_hsic(kept, BATCH)), weight)
+    sums = pack_symmetric(cka.minibatch_hsic(kept, BATCH))
+    weight = xp.full_like(sums[:1], kept.shape[1] - (rest if rest < 4 else 0))
+    return xp.concat([sums, weight])
 
 
 # What a capture that keeps no states takes of each sample for this analysis: enough for

@@ -27,7 +27,7 @@ TABLE = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end of table -->)", r
 REPSIM = typer.main.get_command(app)
 COMMANDS = ("capture", "evaluate", "table", "analyze", "info", "verify", "plans", "plans show")
 # Options that every analysis has; they have a table of their own.
-SHARED = ("plan", "label", "figures", *options_of(FigureOptions), "quiet")
+SHARED = ("plan", "label", "figures", "device", *options_of(FigureOptions), "quiet")
 
 
 def pages() -> list[Path]:

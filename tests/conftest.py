@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny tensors: more threads only wait for each other, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ for name in (
 ):
     os.environ.pop(name, None)
 os.environ["COLUMNS"] = "100"
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

@@ -25,6 +25,7 @@ from repsim.analysis.names import (
 )
 from repsim.analysis.tables import render
 from repsim.cache import file_name
+from repsim.captures.arithmetic import arithmetic_in_force, arithmetic_on
 from repsim.captures.reader import Capture
 from repsim.errors import RepsimError, did_you_mean, printable
 from repsim.evaluation.reader import Scores
@@ -41,7 +42,7 @@ from repsim.registry import (
     summarise,
     takes_store,
 )
-from repsim.schema import STORE
+from repsim.schema import STORE, Kind
 from repsim.stats import results
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def analyze(
     labels: Sequence[str] | None = None,
     figures: str | Path | None = None,
     progress: Callable[[Analysis], None] | None = None,
+    device: str = "auto",
     **options: Any,
 ) -> Analysis:
     """Analyses stores: a labelled result for each, kept with its store, and figures.
@@ -132,6 +134,9 @@ def analyze(
             and what tells it from the others.
         figures: folder for the figures and the data behind them; by default nothing is saved there.
         progress: called with each part as soon as it is there: a store's result, then the figures.
+        device: where sums over stored states are made: cpu, cuda, cuda:1, ...; auto: on a graphics
+            card where there is one. To 1e-6 the numbers are the same, and a result's attribute
+            `device` says where they were made.
         **options: of the analysis, as its `compute` and `plot` take them; `plan` takes plans,
             families, sweeps and named sets, one or several. Options of figures are listed above.
     Returns:
@@ -154,6 +159,8 @@ def analyze(
     ]
     for store in opened:
         _check_kind(name, module, store)
+    if device != "auto" and kind_of(module).reads is not Kind.CAPTURE:
+        raise RepsimError(f"{name}: no option 'device'; it reads scores, which have no states")
     if kind_of(module).takes_stores_together and len(opened) < 2:
         raise RepsimError(f"{name}: one store; name two or more, the first to compare with")
     computing = _open_second_stores(name, module, computing)
@@ -162,7 +169,7 @@ def analyze(
 
     # Each round is one result per store and what is drawn of these.
     whole = Analysis(name)
-    with drawn_with(of_figures) as remarks:
+    with drawn_with(of_figures) as remarks, arithmetic_on(device):
         for chosen in _rounds(module, opened, computing):
             for part in _analyze_round(name, module, opened, chosen, labels or [], drawing, folder):
                 part += _on_figures(name, remarks)
@@ -292,7 +299,7 @@ def _analyze_round(
     # as it does not depend on what it was drawn with.
     labelled: list[xr.Dataset] = []
     for subject in subjects:
-        result: xr.Dataset = module.compute(*subject.stores, **subject.options)
+        result = _compute(module, subject)
         labelled.append(_label(result, subject))
         data = None if folder is None else folder / f"{name}-{subject.file}.nc"
         if data is not None:
@@ -323,6 +330,14 @@ def _analyze_round(
             lines = [f"  figure: {', '.join(map(str, pictures))}"] if pictures else []
             lines += [f"  caption: {path}" for path in captions]
             yield Analysis(name, figures={stem: figure}, files=saved, lines=lines)
+
+
+def _compute(module: ModuleType, subject: Subject) -> xr.Dataset:
+    """The numbers; of states, with the place where they were made."""
+    result: xr.Dataset = module.compute(*subject.stores, **subject.options)
+    if kind_of(module).reads is Kind.CAPTURE:
+        return result.assign_attrs(device=arithmetic_in_force().made_on)
+    return result
 
 
 def _label(result: xr.Dataset, subject: Subject) -> xr.Dataset:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich import filesize
 from threadpoolctl import threadpool_limits
 
+from repsim.captures.arithmetic import arithmetic_in_force
 from repsim.captures.lazy import as_dtype
 from repsim.captures.tables import tabulate_plans, tabulate_tokens
 from repsim.errors import PlanError, StoreError, printable
@@ -269,8 +270,13 @@ class Capture(StoreReader):
         plans = [plan] if isinstance(plan, str | Plan) else list(plan)
         lengths = self.lengths(*plans)
         if self.keeps_states:
+            runs = self._runs_of_samples(plans)
+            arithmetic = arithmetic_in_force()
+            if arithmetic.device is not None and statistic.runs_anywhere:
+                yield from zip(lengths.tolist(), arithmetic.apply(statistic, runs), strict=True)
+                return
             at_hand = 2 * self.chunk_tokens * len(lengths) // max(1, int(lengths.sum()))
-            taken = _in_threads(statistic.kernel, self._runs_of_samples(plans), max(1, at_hand))
+            taken = _in_threads(statistic.kernel, runs, max(1, at_hand))
             yield from zip(lengths.tolist(), taken, strict=True)
             return
         if statistic.name not in self.dataset.attrs["statistics"] or len(plans) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.captures.host_buffers import Arrival, HostBuffers, HostCopies, bytes_together, views_in
+from repsim.captures.path_statistics import PathStatistics, are_made_on
 from repsim.errors import Interrupted, ModelError, RepsimError, StoreError
 from repsim.models import Model
 from repsim.models.tracing import NodeState
@@ -152,6 +154,30 @@ def _mean_of_predicted(logprob: Tensor, _dim: int) -> Tensor:
     return logprob[:-1].mean(0)
 
 
+@dataclass(frozen=True)
+class _TakenState:
+    """A state of a node on its way to the disk.
+
+    node: index in the trie.
+    computed: name of the dtype that it was computed in.
+    states: `[kept, unit]`, on the host unless its statistics are made where it is.
+    bounds: its least and its greatest value, float32.
+    logprob: `[kept]`, float32; None where the node ends no plan.
+    statistics: of the plan that ends here, by name; None where they are yet to be made.
+    arrival: what tells when all this is on the host.
+    buffer: the memory it is in; None where that is its own.
+    """
+
+    node: int
+    computed: str
+    states: Tensor
+    bounds: Tensor
+    logprob: Tensor | None
+    statistics: dict[str, Tensor] | None
+    arrival: Arrival
+    buffer: Tensor | None
+
+
 class StateSink:
     """Takes one block's node states to the store, in its dtype and with the tokens it keeps."""
 
@@ -179,7 +205,7 @@ class StateSink:
             )
             self._index = torch.from_numpy(index)
         self._dtype = getattr(torch, layout.dtype)
-        self._path: list[tuple[int, NDArray[Any]]] = []
+        self._path = PathStatistics(layout.trie.parents, layout.statistics, self._kept_lengths)
         self._plans = {end: plan for plan, end in enumerate(layout.trie.ends)}
         self.taken = 0
 
@@ -189,14 +215,29 @@ class StateSink:
         logprob = None if state.logprob is None else self._kept(state.logprob, _mean_of_predicted)
         # Least and greatest value only: ten times faster than asking every one, and a NaN is both.
         bounds = torch.stack(torch.aminmax(hidden)).to(torch.float32)
-        values = [hidden.to(self._dtype), bounds]
-        if logprob is not None:
-            values.append(logprob.to(torch.float32))
-        host, arrival, buffer = self._to_host(values)
-        computed = str(state.hidden.dtype).removeprefix("torch.")
-        work = partial(self._write, state.node, host, computed, arrival, buffer)
+        are_made_here = not self._layout.keep and are_made_on(hidden.device)
+        is_narrow = are_made_here and self._holds(hidden.dtype)
+        stored, statistics = hidden if is_narrow else hidden.to(self._dtype), None
+        if are_made_here:
+            # Only the statistics leave the device.
+            self._path.add(state.node, stored)
+            statistics = self._path.take() if state.node in self._pending else {}
+        # What leaves the device goes together, and is put into its places again on the host.
+        leaving = [stored] if statistics is None else list(statistics.values())
+        scores = [] if logprob is None else [logprob.to(torch.float32)]
+        host, arrival, buffer = self._to_host([*leaving, bounds, *scores])
+        taken = _TakenState(
+            state.node,
+            str(state.hidden.dtype).removeprefix("torch."),
+            stored if statistics is not None else host[0],
+            host[len(leaving)],
+            host[-1] if scores else None,
+            None if statistics is None else dict(zip(statistics, host, strict=False)),
+            arrival,
+            buffer,
+        )
         # Statistics need a path's states in their order.
-        self._queue.put(work, state.node if self._layout.keep else 0)
+        self._queue.put(partial(self._write, taken), state.node if self._layout.keep else 0)
         self.taken += state.node in self._pending
 
     def finish(self) -> None:
@@ -231,47 +272,39 @@ class StateSink:
         ]
         return host, self._queue.copies.copy(values, host), None
 
-    def _write(
-        self,
-        node: int,
-        host: list[Tensor],
-        computed: str,
-        arrival: Arrival,
-        buffer: Tensor | None,
-    ) -> None:
+    def _holds(self, computed: torch.dtype) -> bool:
+        """Whether the store's dtype has every value of a narrower one, in which products are faster
+        on a graphics card.
+        """
+        return self._dtype == torch.float32 and computed in (torch.float16, torch.bfloat16)
+
+    def _write(self, taken: _TakenState) -> None:
         """Writes a state that has arrived, or is about to, and lets go of its buffer."""
         try:
-            arrival.wait()
-            hidden, bounds = host[0].numpy(), host[1]
-            scores = host[2].numpy() if len(host) > 2 else None
+            taken.arrival.wait()
+            bounds = taken.bounds
             if not self._allow and not bounds.to(self._dtype).isfinite().all():
-                raise ModelError(self._overflow_message(node, hidden, bounds.numpy(), computed))
-            self._write_arrived(node, hidden, scores)
+                stored = taken.states.to(self._dtype).cpu().numpy()
+                raise ModelError(
+                    self._overflow_message(taken.node, stored, bounds.numpy(), taken.computed)
+                )
+            self._write_arrived(taken)
         finally:
-            if buffer is not None and self._queue.buffers is not None:
-                self._queue.buffers.give_back(buffer)
+            if taken.buffer is not None and self._queue.buffers is not None:
+                self._queue.buffers.give_back(taken.buffer)
 
-    def _write_arrived(
-        self, node: int, hidden: NDArray[Any], scores: NDArray[np.float32] | None
-    ) -> None:
+    def _write_arrived(self, taken: _TakenState) -> None:
+        node, statistics = taken.node, taken.statistics
+        scores = None if taken.logprob is None else taken.logprob.numpy()
         if self._layout.keep:
-            self._writer.write(node, hidden, scores, self._block)
+            self._writer.write(node, taken.states.numpy(), scores, self._block)
             return
-        while self._path and self._path[-1][0] != self._layout.trie.parents[node]:
-            self._path.pop()
-        self._path.append((node, hidden))
+        if statistics is None:
+            self._path.add(node, taken.states)
+            statistics = self._path.take() if node in self._pending else {}
         if node in self._pending:
-            values = self._take_statistics()
+            values = {name: value.numpy() for name, value in statistics.items()}
             self._writer.write_statistics(self._plans[node], values, scores, self._block)
-
-    def _take_statistics(self) -> dict[str, NDArray[np.float64]]:
-        """Statistics of the plan that ends here: name → `[sample, value]`."""
-        states = np.stack([hidden for _, hidden in self._path])
-        pieces = np.split(states, np.cumsum(self._kept_lengths)[:-1], axis=1)
-        return {
-            item.name: np.stack([item.kernel(piece) for piece in pieces])
-            for item in self._layout.statistics
-        }
 
     def _overflow_message(
         self, node: int, stored: NDArray[Any], bounds: NDArray[Any], computed: str

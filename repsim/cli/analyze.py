@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from repsim.cli.options import (
     POSITIONAL,
+    DeviceOption,
     FiguresOption,
     LabelOption,
     QuietOption,
@@ -26,7 +27,7 @@ from repsim.cli.progress import show_remarks
 from repsim.cli.table import print_table
 from repsim.errors import RepsimError
 from repsim.options import FigureOptions, PlanOptions, options_of
-from repsim.schema import ANALYSES
+from repsim.schema import ANALYSES, Kind
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -79,7 +80,7 @@ def analysis_command(name: str, module: ModuleType) -> Any:
     """The command of one analysis, its options read from signature and docstring of `compute` and
     `plot`.
     """
-    from repsim.registry import figure_options_of, keywords_of
+    from repsim.registry import figure_options_of, keywords_of, kind_of
 
     def command(
         stores: list[str],
@@ -109,6 +110,7 @@ def analysis_command(name: str, module: ModuleType) -> Any:
     texts = argument_help(module.plot) | argument_help(module.compute)
     keywords = [*keywords_of(module.compute), *keywords_of(module.plot)]
     of_figures = figure_options_of(module)
+    of_states = kind_of(module).reads is Kind.CAPTURE
     without = [name for name in options_of(FigureOptions) if name not in of_figures]
     set_parameters(
         command,
@@ -116,6 +118,7 @@ def analysis_command(name: str, module: ModuleType) -> Any:
         *(_option(keyword, texts.get(keyword.name)) for keyword in keywords),
         parameter("label", LabelOption, []),
         parameter("figures", FiguresOption, Path("figures")),
+        *([parameter("device", DeviceOption, "auto")] if of_states else []),
         *parameters_of(FigureOptions, without=without),
         parameter("quiet", QuietOption, False),
     )

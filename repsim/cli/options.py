@@ -37,6 +37,13 @@ LabelOption = Annotated[
         help="What to call a store in figures and files; once per store.",
     ),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Where sums over stored states are made: cpu, cuda, cuda:1 ...; auto: on a graphics "
+        "card where there is one."
+    ),
+]
 FiguresOption = Annotated[Path, typer.Option(help="Folder for the figure and the data behind it.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 

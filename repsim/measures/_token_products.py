@@ -11,11 +11,16 @@ The formulas built on these products stand in `repsim.measures.cosine`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
+
+from repsim.measures._arrays import PIECE_BYTES as DEVICE_PIECE_BYTES
+from repsim.measures._arrays import products_on_device
 
 CACHE_BYTES = 5 << 18  # of the second-level cache, for the states of one window of tokens
 PIECE_BYTES = 8 << 20  # of the products of one piece
@@ -29,18 +34,18 @@ SMALL_PRODUCTS = 10**6
 Convert = Callable[[NDArray[np.float32], NDArray[Any]], None]
 
 
-def token_products(
-    states: NDArray[Any], *, directions: bool = False
-) -> Iterator[NDArray[np.float32]]:
+def token_products(states: Any, *, directions: bool = False) -> Iterator[Any]:
     """Inner product of each two states at each token, for one piece of the tokens after another.
 
         P[t, i, j] = Σ_u h_i[t, u] h_j[t, u]
 
     Args:
-        states: `[state, token, unit]`, any float dtype; computed as float32.
-        directions: divide each state by its Euclidean norm first.
+        states: `[state, token, unit]`, any float dtype; computed as float32. Of another library
+            than numpy, with any axes before these.
+        directions: that only directions matter: each state is divided by its Euclidean norm first,
+            or, on a device, by a power of two near it.
     Yields:
-        `[token, state, state]`, float32, for the next `PIECE_TOKENS` tokens or fewer.
+        `[..., token, state, state]`, float32, for the next tokens.
     Example:
         >>> import numpy as np
         >>> states = np.random.default_rng(0).normal(size=(3, 700, 16))
@@ -48,6 +53,9 @@ def token_products(
         >>> np.allclose(products, np.einsum("itu,jtu->tij", states, states), atol=1e-4)
         True
     """
+    if not is_numpy_array(states):
+        yield from _token_products_on_device(states, directions=directions)
+        return
     count, tokens, units = states.shape
     half = states.dtype == np.float16
     piece_tokens = max(1, min(PIECE_TOKENS, PIECE_BYTES // ((count + 1) ** 2 * 4)))
@@ -64,6 +72,18 @@ def token_products(
         if half and np.einsum("tss->ts", products).max(initial=0) >= 2.0**32:
             products = _multiply(piece, window, np.copyto, directions=directions)
         yield products
+
+
+def _token_products_on_device(states: Any, *, directions: bool) -> Iterator[Any]:
+    """`token_products` by batched calls, many tokens at once."""
+    xp = array_namespace(states)
+    vectors = xp.moveaxis(states, -3, -2)  # [..., token, state, unit]
+    *samples, tokens, count, units = vectors.shape
+    # A scaled piece is a copy, which the products follow; without samples there is one piece.
+    bytes_per_token = math.prod(samples) * count * 4 * (count + units)
+    step = max(1, DEVICE_PIECE_BYTES // max(1, bytes_per_token))
+    for first in range(0, tokens, step):
+        yield products_on_device(vectors[..., first : first + step, :, :], scaled=directions)
 
 
 def _multiply(

@@ -14,13 +14,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import euclidean_distances
 
+from repsim.measures._arrays import zero_totals
 from repsim.measures.cosine import cosine_from_gram
 
 
-def gram(x: NDArray[Any]) -> NDArray[np.float64]:
+def gram(x: Any) -> Any:
     """Inner products of the items, the linear kernel: K = x xᵀ.
 
     Args:
@@ -32,7 +34,8 @@ def gram(x: NDArray[Any]) -> NDArray[np.float64]:
         >>> gram(np.array([[1, 2], [3, 4]])).tolist()
         [[5.0, 11.0], [11.0, 25.0]]
     """
-    x = np.asarray(x, np.float64)
+    xp = array_namespace(x)
+    x = xp.astype(x, xp.float64, copy=False)
     return x @ x.swapaxes(-1, -2)
 
 
@@ -81,7 +84,7 @@ def centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     return kernel - rows - rows.swapaxes(-1, -2) + rows.mean(-2, keepdims=True)
 
 
-def u_centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+def u_centre(kernel: Any) -> Any:
     """The U-centred kernel: its diagonal is zero, and its rows and columns sum to zero.
 
         K~[i, j] = K[i, j] - r_i / (n - 2) - r_j / (n - 2) + s / ((n - 1) (n - 2))   for i ≠ j
@@ -106,13 +109,15 @@ def u_centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     n = kernel.shape[-1]
     if n < 4:
         raise ValueError(f"{n} items: the unbiased HSIC needs at least 4")
-    kernel = kernel.copy()
-    kernel[..., np.arange(n), np.arange(n)] = 0
-    rows = kernel.sum(-1, keepdims=True) / (n - 2)
+    xp = array_namespace(kernel)
+    kernel = xp.asarray(kernel, copy=True)
+    diagonal = range(n)
+    kernel[..., diagonal, diagonal] = 0
+    rows = xp.sum(kernel, axis=-1, keepdims=True) / (n - 2)
     kernel -= rows
     kernel -= rows.swapaxes(-1, -2)
-    kernel += (rows.sum(-2, keepdims=True)) / (n - 1)
-    kernel[..., np.arange(n), np.arange(n)] = 0
+    kernel += xp.sum(rows, axis=-2, keepdims=True) / (n - 1)
+    kernel[..., diagonal, diagonal] = 0
     return kernel
 
 
@@ -250,7 +255,7 @@ def rbf_cka(
     return cosine_of(centre_kernel(rbf_gram(x, bandwidth)), centre_kernel(rbf_gram(y, bandwidth)))
 
 
-def minibatch_hsic(states: NDArray[Any], batch: int = 256) -> NDArray[np.float64]:
+def minibatch_hsic(states: Any, batch: int = 256) -> Any:
     """Unbiased linear HSIC of each two states, summed over minibatches weighted by their tokens.
 
         M[i, j] = Σ_b n_b HSIC(K_i^b, K_j^b),   n_b tokens in minibatch b
@@ -271,13 +276,14 @@ def minibatch_hsic(states: NDArray[Any], batch: int = 256) -> NDArray[np.float64
         >>> np.allclose(pieces, minibatch_hsic(states, 16))
         True
     """
-    total = np.zeros((len(states), len(states)))
+    xp = array_namespace(states)
+    total = zero_totals(states)
     for first in range(0, states.shape[1], batch):
-        minibatch = states[:, first : first + batch].astype(np.float64)
+        minibatch = xp.astype(states[:, first : first + batch], xp.float64)
         n = minibatch.shape[1]
         if n >= 4:
             # Centring first changes no distance and keeps digits.
-            minibatch = np.stack([subtract_mean(state) for state in minibatch])
+            minibatch = xp.stack([subtract_mean(state) for state in minibatch])
             flat = u_centre(gram(minibatch)).reshape(len(minibatch), -1)
             total += flat @ flat.T / (n - 3)  # n times the HSIC
     return total
@@ -338,7 +344,7 @@ def validate_views(*views: NDArray[Any]) -> list[NDArray[np.float64]]:
     return [np.asarray(view, np.float64) for view in views]
 
 
-def subtract_mean(x: NDArray[Any]) -> NDArray[np.float64]:
+def subtract_mean(x: Any) -> Any:
     """The view minus its mean over items; exactly zero where items differ by rounding alone.
 
     Args:
@@ -350,6 +356,12 @@ def subtract_mean(x: NDArray[Any]) -> NDArray[np.float64]:
         >>> subtract_mean(np.array([[1.0, 5], [3, 5]])).tolist()
         [[-1.0, 0.0], [1.0, 0.0]]
     """
+    if not is_numpy_array(x):
+        xp = array_namespace(x)
+        x = xp.astype(x, xp.float64)
+        rest = x - xp.mean(x, axis=0)
+        differ = xp.linalg.vector_norm(rest) > 1e-13 * xp.linalg.vector_norm(x)
+        return xp.where(differ, rest, 0.0)
     x = np.asarray(x, np.float64)
     rest = x - x.mean(0)
     return rest if np.linalg.norm(rest) > 1e-13 * np.linalg.norm(x) else np.zeros_like(rest)

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from repsim.measures._arrays import vector_norms
 from repsim.measures.cka import subtract_mean
 
 Parts = tuple[float, NDArray[np.float64]]
 """A number, and each item's influence on it, `[item]`, float64."""
 
 
-def norms(x: NDArray[Any]) -> NDArray[np.float64]:
+def norms(x: Any) -> Any:
     """Euclidean norm of each item, √(Σ_u x_u²); at least 0, in the units of x.
 
     Args:
@@ -31,7 +32,7 @@ def norms(x: NDArray[Any]) -> NDArray[np.float64]:
         >>> norms(np.array([[3, 4], [-5, 12]], np.float16)).tolist()
         [5.0, 13.0]
     """
-    return np.sqrt(np.einsum("...u,...u->...", x, x, dtype=np.float64))
+    return vector_norms(x)
 
 
 def participation_ratio(x: NDArray[Any]) -> float:

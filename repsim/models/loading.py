@@ -112,7 +112,7 @@ def load(
     options: dict[str, Any] = {"dtype": _dtype(dtype), "device_map": device_map}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    target = _device(device) if device_map is None else None
+    target = find_device(device) if device_map is None else None
     loaded = _load_named(
         str(model), given_tokenizer, target, revision, trust_remote_code, stack, options
     )
@@ -352,7 +352,12 @@ def _dtype(dtype: str | torch.dtype | None) -> Any:
     return named
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of that name; `auto` is a graphics card where there is one.
+
+    Raises:
+        ModelError: it is not to be had here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array
 from numpy.typing import NDArray
 
 from repsim.errors import StoreError
@@ -19,8 +21,21 @@ from repsim.errors import StoreError
 if TYPE_CHECKING:
     import xarray as xr
 
-Kernel = Callable[[NDArray[Any]], NDArray[np.float64]]
-"""`[state, token, unit]`, the store's dtype → `[value]`, float64."""
+Kernel = Callable[[Any], Any]
+"""`[state, token, unit]`, the store's dtype → `[value]`, float64.
+
+One marked `runs_anywhere` takes arrays of any library, and of another than numpy samples of one
+length together: `[sample, state, token, unit]` → `[sample, value]`.
+"""
+
+
+def runs_anywhere(kernel: Kernel) -> Kernel:
+    """Marks a kernel that takes arrays of any library, as torch's on a graphics card; see `Kernel`.
+
+    Others get numpy arrays, wherever the states were made.
+    """
+    kernel.runs_anywhere = True  # type: ignore[attr-defined]
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,11 @@ class SampleStatistic:
 
     name: str
     kernel: Kernel
+
+    @property
+    def runs_anywhere(self) -> bool:
+        """Whether the kernel takes arrays of any library; see `Kernel`."""
+        return getattr(self.kernel, "runs_anywhere", False)
 
     def width(self, states: int, units: int) -> int:
         """How many values the kernel gives.
@@ -110,11 +130,11 @@ class TextSource(StateSource, Protocol):
         ...
 
 
-def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def pack_symmetric(matrix: Any) -> Any:
     """A symmetric matrix's upper triangle, row by row.
 
     Args:
-        matrix: `[..., state, state]`, float64.
+        matrix: `[..., state, state]`, float64, of numpy or any other library.
     Returns:
         `[..., value]`, float64, states (states + 1) / 2 values.
     Example:
@@ -122,9 +142,20 @@ def pack_symmetric(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         >>> pack_symmetric(np.array([[1.0, 2], [2, 3]])).tolist()
         [1.0, 2.0, 3.0]
     """
-    rows, columns = np.triu_indices(matrix.shape[-1])
-    packed: NDArray[np.float64] = matrix[..., rows, columns]
-    return packed
+    states = matrix.shape[-1]
+    if is_numpy_array(matrix):
+        rows, columns = np.triu_indices(states)
+        return matrix[..., rows, columns]
+    xp = array_namespace(matrix)
+    flat = xp.reshape(matrix, (*matrix.shape[:-2], states * states))
+    return xp.take(flat, _upper_triangle(states, xp, device(matrix)), axis=-1)
+
+
+@lru_cache(maxsize=64)
+def _upper_triangle(states: int, xp: Any, where: Any) -> Any:
+    """Places of the upper triangle in a matrix as one row, on a device."""
+    rows, columns = np.triu_indices(states)
+    return xp.asarray(rows * states + columns, device=where)
 
 
 def unpack_symmetric(packed: NDArray[np.float64], states: int) -> NDArray[np.float64]:

@@ -27,7 +27,9 @@ STANDS_FOR = {
     "CORPUS": "builtin",
     "ANALYSIS": "cosine",
     "STORE...": "STORE",
+    "painters": "fig4",  # hundreds of plans
 }
+SMALL = ("--dpi", "40", "--format", "png", "--resamples", "20")  # of analyses
 READS_SCORES = ("degradation", "latency", "compare")
 MAKES = ("capture", "evaluate")
 RUN: set[tuple[str, ...]] = set()  # commands that read
@@ -69,10 +71,12 @@ def stores(embedded: Path) -> dict[str, Path]:
 
 
 def in_small(words: list[str]) -> list[str]:
-    """A command with a few texts or examples in place of many."""
-    if words[0] not in MAKES:
-        return words
-    return [*words, "--limit", "2"]
+    """A command with a few texts, examples or resamples in place of many, and with small figures,
+    unless it says how large.
+    """
+    if words[0] == "analyze":
+        return [*words[:2], *SMALL, *words[2:]]
+    return [*words, "--limit", "2"] if words[0] in MAKES else words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
