@@ -259,6 +259,10 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             writer.begin(block)
 
             def consume(state: NodeState, sink: StateSink = sink, before: int = number) -> None:
+                if not sink.taken:
+                    # Batches are proven before their states come, and a block that is finished is
+                    # not run again, so what was proven is in the store before the states are.
+                    writer.note_replay(tracer.proof.verdict)
                 sink.take(state)
                 if received:
                     sink.finish()
@@ -276,7 +280,6 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             with explain_out_of_memory(self._model, doing, advice):
                 tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
             queue.end_block()
-            writer.note_replay(tracer.proof.verdict)
 
     def _interrupted_message(self, number: int) -> str:
         capture = open_capture(self.location.text)

@@ -36,8 +36,8 @@ class Writer(StoreWriter):
     """Puts blocks into a store; `prepare` makes one.
 
     Invariants: a block is declared finished at a node only after all that it holds there was
-    written; of one node, at most one run of tokens is held, and it ends where the node's last
-    block ended.
+    written, and never after a write has failed; of one node, at most one run of tokens is held,
+    and it ends where the node's last block ended.
 
     done: `[node, block]`, what is finished.
     """
@@ -74,7 +74,7 @@ class Writer(StoreWriter):
         self._unpredicted: set[tuple[int, int]] = set()  # of `predicted`
         self._marked = time.monotonic()
         self._block, self._first_block = 0, len(layout.blocks)
-        self._given_up = len(layout.blocks)
+        self._given_up, self._has_failed = len(layout.blocks), False
 
     @property
     def missing(self) -> NDArray[np.bool_]:
@@ -258,11 +258,17 @@ class Writer(StoreWriter):
             return
         nodes = [node for node, _ in runs]
         first, last, blocks = runs[0][1].first, runs[0][1].last, runs[0][1].blocks
-        with one_line_errors(self._place, advice=GO_ON):
-            self._put(nodes[0], first, last, [run for _, run in runs])
-            for node, run in runs:
-                if run.logprobs is not None:
-                    self._logprob[node, first:last] = np.concatenate(run.logprobs)
+        try:
+            with one_line_errors(self._place, advice=GO_ON):
+                self._put(nodes[0], first, last, [run for _, run in runs])
+                for node, run in runs:
+                    if run.logprobs is not None:
+                        self._logprob[node, first:last] = np.concatenate(run.logprobs)
+        except BaseException:
+            # The end of a block may be held while its beginning could not be written, so that
+            # from here on nothing is known to be whole.
+            self._has_failed = True
+            raise
         self._finish(nodes, [block for block, _ in blocks])
 
     def _put(self, node: int, first: int, last: int, runs: Sequence[TokenRun]) -> None:
@@ -318,7 +324,7 @@ class Writer(StoreWriter):
         ends = [node for node in nodes if node in self._ends]
         with self._flags:
             for block in blocks:
-                if block >= self._given_up:
+                if block >= self._given_up or self._has_failed:
                     continue
                 left = block // columns * columns
                 self.done[nodes, block] = True

@@ -71,9 +71,7 @@ def test_a_device_that_is_not_there(store: Path, store_of: StoreOf) -> None:
     with pytest.raises(repsim.RepsimError, match="device 'cuda:99': not to be had here"):
         repsim.analyze("norms", store, device="cuda:99")
     scores = store_of(AnalysisKind.SCORES)
-    with pytest.raises(
-        repsim.RepsimError, match="degradation: no option 'device'; it reads"
-    ):
+    with pytest.raises(repsim.RepsimError, match="degradation: no option 'device'; it reads"):
         repsim.analyze("degradation", scores, device="cuda")
 
 

@@ -2,10 +2,11 @@
 is there.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from repsim.errors import StoreError
 from repsim.storage import state_store, state_writer
+from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.location import LocalFolder
 from repsim.storage.lock import WriterLock
 from repsim.storage.state_store import Layout
@@ -255,3 +258,45 @@ def test_a_block_that_is_given_up_is_not_declared_finished(place: LocalFolder) -
         assert not state_writer.prepare(place, layout, lock).is_begun_before(0)
         writer.finish_earlier_blocks()
     assert dataset_of(place)["done"].values.any(0).tolist() == [True] + [False] * 9
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("fails", range(1, 12, 2))
+def test_after_a_failed_write_nothing_more_is_declared_finished(
+    tmp_path: Path,
+    place: LocalFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: bool,
+    fails: int,
+) -> None:
+    """What follows a failed write of a node is given nevertheless, as threads that have work in
+    their queues do.
+    """
+    layout = layout_of(LENGTHS, logprobs=True)
+    states, blocks = states_of(layout), np.diff(layout.token_starts)
+    plain = folder_of(tmp_path / "plain.zarr")
+    write(plain, layout)
+    put, puts = ChunkFiles.put, []
+
+    def fail(self: ChunkFiles, chunks: Any) -> None:
+        puts.append(chunks)
+        if len(puts) == fails:
+            raise OSError(errno.EIO, "Input/output error")
+        put(self, chunks)
+
+    with WriterLock(place) as lock, monkeypatch.context() as patch:
+        writer = state_writer.prepare(place, layout, lock, threads=threads)
+        patch.setattr(ChunkFiles, "put", fail)
+        for block in range(len(layout.blocks)):
+            writer.begin(block)
+            first, last = layout.token_starts[block : block + 2]
+            for node in range(len(layout.trie)):
+                piece = states[node, first:last]
+                with suppress(StoreError):
+                    writer.write(node, piece, scores_of(layout, node, piece), block)
+        with suppress(StoreError):
+            writer.finish()
+    done = np.repeat(dataset_of(place)["done"].values, blocks, axis=1)
+    assert_array_equal(dataset_of(place)["hidden"].values[done], states[done])
+    write_gathered(place, layout, threads=threads)
+    assert bytes_in(place) == bytes_in(plain)
