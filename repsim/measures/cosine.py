@@ -141,7 +141,7 @@ def cosine_from_gram(gram: Any) -> Any:
     with np.errstate(invalid="ignore"):
         norm = xp.sqrt(xp.linalg.diagonal(gram))
         products = norm[..., :, None] * norm[..., None, :]
-        return gram / products
+        return xp.divide(gram, products, out=products)
 
 
 def token_cosines(states: Any) -> Any:

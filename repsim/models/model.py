@@ -70,8 +70,10 @@ class Model:
                 sublayers={},
             ),
         )
-        # What `prepare_for_run` sets is not another configuration.
+        # What `prepare_for_run` sets is not another configuration, and weights are read once.
         vars(copied)["config_digest"] = self.config_digest
+        if "weights_digest" in vars(self):
+            vars(copied)["weights_digest"] = self.weights_digest
         return copied
 
     @property

@@ -19,10 +19,18 @@ from accelerate.hooks import ModelHook, SequentialHook
 from torch import nn
 from transformers import PreTrainedConfig
 
-# What other libraries leave in a module that is valid for that very module only: a compiled call,
+# What other libraries leave in a module that is valid for that very module only: compiled calls
+# (torch's, and what transformers' `generate` compiles for a static cache, with its settings),
 # nnsight's controller, and the mark that transformers' hooks for `output_hidden_states` are in
 # place (a copy is made without them).
-_NOT_COPIED = ("_compiled_call_impl", "__nnsight__", "_output_capturing_hooks_installed")
+_NOT_COPIED = (
+    "_compiled_call_impl",
+    "_compiled_call",
+    "_negative_compiled_call",
+    "_last_compile_config",
+    "__nnsight__",
+    "_output_capturing_hooks_installed",
+)
 _CAPTURING_HOOKS = "transformers.utils.output_capturing"
 _PLAIN = {str, int, float, bool, type(None)}
 _CONTAINERS = {dict, OrderedDict, list, set, tuple}

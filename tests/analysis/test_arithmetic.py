@@ -55,7 +55,8 @@ def test_the_same_numbers(
 
 
 def test_results_say_where_they_were_made(store: Path) -> None:
-    for name, options in (("cosine", {}), ("similarity", {"items": 8, "permutations": 3})):
+    cases: dict[str, dict[str, Any]] = {"cosine": {}, "similarity": {"items": 8, "permutations": 3}}
+    for name, options in cases.items():
         (result,) = repsim.analyze(name, store, resamples=20, **options).results
         assert result.attrs["device"] == "cpu"
 
