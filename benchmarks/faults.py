@@ -1,10 +1,11 @@
 """A campaign of faults against stores: whatever happens, nothing is lost, unnoticed or falsely
 accused. Run by hand:
 
-    .venv/bin/python benchmarks/faults.py [PART ...]
+    .venv/bin/python benchmarks/faults.py [--threads] [PART ...]
 
 Parts: kills, zombies, starts, flips, deletions, errors, disks, bucket, network; all of them if none
-is named.
+is named. With `--threads` the captures write beside their computation, on several threads, as they
+do on a GPU.
 
 Every part makes captures of a tiny random model and compares them, object by object, with one that
 nothing interrupted. A process that dies, wakes or fails does so at a chosen write, so each round is
@@ -271,11 +272,12 @@ def fault_since(fault: str, at: int, number: int, _method: str) -> str | None:
     return fault if number >= at else None
 
 
-def main(parts: list[str]) -> None:
+def main(words: list[str]) -> None:
+    threads, parts = "--threads" in words, [word for word in words if word != "--threads"]
     folder = Path(tempfile.mkdtemp(prefix="repsim-benchmark-"))
     try:
         model = save_folder(folder / "tiny-llama", "llama", None)
-        with Nursery(str(model), folder) as nursery:
+        with Nursery(str(model), folder, threads=threads) as nursery:
             campaign = Campaign(nursery, folder)
             for name, tally in run(campaign, parts or list(PARTS)):
                 counts = (

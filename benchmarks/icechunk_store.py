@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from repsim.data.samples import Sample
 from repsim.plans import PlanTrie, resolve
 from repsim.schema import Identity
-from repsim.storage import state_store
+from repsim.storage import state_store, state_writer
 from repsim.storage.frame import (
     CHUNKS,
     ArraySpec,
@@ -98,7 +98,7 @@ def write_repsim(
     """Writes the blocks that are missing, as a capture does."""
     place = location_of(path)
     with WriterLock(place) as lock:
-        writer = state_store.prepare(place, layout, lock)
+        writer = state_writer.prepare(place, layout, lock)
         if through_zarr:
             writer._chunks = None
         for block in range(len(layout.blocks)):

@@ -54,8 +54,8 @@ from repsim.plans import Plan, PlanTrie, read_plans, resolve
 from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
 from repsim.stats.per_sample import SampleStatistic
-from repsim.storage import state_store
-from repsim.storage.location import LocalFolder, location_of
+from repsim.storage import state_writer
+from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from repsim.storage.requests import is_path, names_in, storable
 from repsim.storage.starting import check_target
@@ -86,7 +86,7 @@ def capture(
     Args:
         model: a name for `repsim.models.load`, what that gave, or a model of transformers in
             memory, with its `tokenizer`.
-        progress: called as states reach the disk.
+        progress: called as states are computed and handed on to the disk.
     Returns:
         The capture, open.
     Raises:
@@ -219,19 +219,19 @@ class CaptureRun(ResumableRun[Layout, Capture]):
     def compute(
         self, existing: Capture | None, work: RemainingWork[Layout], lock: WriterLock
     ) -> None:
-        from repsim.captures.write_queue import WriteQueue
+        from repsim.captures.write_queue import WriteQueue, goes_beside
 
         tracer, batch_rule = self._tried
         layout = replace(work.layout, batch_rule=batch_rule)
-        writer = state_store.prepare(self.location, layout, lock)
+        is_beside = goes_beside(self._model.device.type, self.location)
+        writer = state_writer.prepare(self.location, layout, lock, threads=is_beside)
         missing = writer.missing
         lengths = np.diff(layout.token_starts)
         limit = BatchLimit(self._model, writer)
         finished, total = 0.0, int(lengths[missing.any(0)].sum())
         self._progress(Progress(0, total))
-        # On a CPU the computation needs every core, so a folder is written to in between.
-        is_beside = self._model.device.type != "cpu" or not isinstance(self.location, LocalFolder)
-        with defer_interrupts() as received, WriteQueue(side_by_side=is_beside) as queue:
+        queue = WriteQueue.beside(self._model, layout, writer) if is_beside else WriteQueue(writer)
+        with defer_interrupts() as received, queue:
             for unit in work_units(missing):
                 tokens = float(lengths[list(unit.blocks)].sum())
 
@@ -245,7 +245,7 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         self,
         unit: WorkUnit,
         tracer: Tracer,
-        writer: state_store.Writer,
+        writer: state_writer.Writer,
         layout: Layout,
         queue: WriteQueue,
         limit: BatchLimit,
@@ -259,51 +259,65 @@ class CaptureRun(ResumableRun[Layout, Capture]):
             received: signals that have come; with the first, the run ends after the next state.
             report: told the share of the unit that is taken.
         """
-        from repsim.captures.write_queue import StateSink
-
         pending = frozenset(unit.rows)
         for number, block in enumerate(unit.blocks):
-            samples = layout.samples[slice(*layout.sample_starts[block : block + 2])]
-            allow = self._states.allow_nonfinite
-            sink = StateSink(self._model, layout, writer, queue, block, pending, allow)
-            writer.begin(block)
-            left = set(pending)  # what is taken stays taken if the rest runs in smaller batches
 
-            def consume(
-                state: NodeState,
-                sink: StateSink = sink,
-                before: int = number,
-                left: set[int] = left,
-            ) -> None:
-                sink.take(state)
-                left.discard(state.node)
-                if received:
-                    sink.finish()
-                    raise Interrupted(self._interrupted_message(received[0]), received[0])
-                report((before + 1 - len(left) / len(pending)) / len(unit.blocks))
+            def report_block(share: float, before: int = number) -> None:
+                report((before + share) / len(unit.blocks))
 
-            def pack(most: int | None, samples: Sequence[Sample] = samples) -> tuple[Batch, ...]:
-                return batches(
-                    samples,
-                    self._model.tokenizer.pad_token_id or 0,
-                    **costs_on(self._model.device.type),
-                    batch_rule=BatchRule(layout.batch_rule),
-                    most=most,
-                )
+            self._compute_block(
+                block, pending, tracer, writer, layout, queue, limit, received, report_block
+            )
 
-            def run(
-                ready: Sequence[Batch],
-                consume: Callable[[NodeState], None] = consume,
-                left: set[int] = left,
-            ) -> None:
-                nodes = frozenset(left) if layout.keep else layout.trie.with_ancestors(left)
-                tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
+    def _compute_block(
+        self,
+        block: int,
+        pending: frozenset[int],
+        tracer: Tracer,
+        writer: state_writer.Writer,
+        layout: Layout,
+        queue: WriteQueue,
+        limit: BatchLimit,
+        received: Sequence[int],
+        report: Callable[[float], None],
+    ) -> None:
+        """Computes a block's states at the pending nodes; they may be written later."""
+        from repsim.captures.write_queue import StateSink
 
-            doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
-            advice = "fewer --batch-tokens or --max-tokens"
-            limit.run(doing, advice, pack, tuple, run)
-            sink.finish()
-            writer.note_replay(tracer.proof.verdict)
+        samples = layout.samples[slice(*layout.sample_starts[block : block + 2])]
+        allow = self._states.allow_nonfinite
+        sink = StateSink(self._model, layout, writer, queue, block, pending, allow)
+        writer.begin(block)
+        left = set(pending)  # what is taken stays taken if the rest runs in smaller batches
+
+        def consume(state: NodeState) -> None:
+            if not sink.taken:
+                # Batches are proven before their states come, and a block that is finished is not
+                # run again, so what was proven is in the store before the states are.
+                writer.note_replay(tracer.proof.verdict)
+            sink.take(state)
+            left.discard(state.node)
+            if received:
+                sink.finish()
+                raise Interrupted(self._interrupted_message(received[0]), received[0])
+            report(1 - len(left) / len(pending))
+
+        def pack(most: int | None) -> tuple[Batch, ...]:
+            return batches(
+                samples,
+                self._model.tokenizer.pad_token_id or 0,
+                **costs_on(self._model.device.type),
+                batch_rule=BatchRule(layout.batch_rule),
+                most=most,
+            )
+
+        def run(ready: Sequence[Batch]) -> None:
+            nodes = frozenset(left) if layout.keep else layout.trie.with_ancestors(left)
+            tracer.run(layout.trie, ready, consume, nodes=nodes, logprobs=layout.logprobs)
+
+        doing = f"block {block} of {len(layout.blocks)} ({samples[0].key}, ...)"
+        limit.run(doing, "fewer --batch-tokens or --max-tokens", pack, tuple, run)
+        queue.end_block()
 
     def _interrupted_message(self, number: int) -> str:
         capture = open_capture(self.location.text)

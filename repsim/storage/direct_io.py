@@ -31,11 +31,15 @@ THREADS = 4
 
 
 class ChunkFiles:
-    """Writes and reads uncompressed chunks with a crc32c at their end, several at a time."""
+    """Writes and reads uncompressed chunks with a crc32c at their end, several at a time.
+
+    threads: how many share the chunks of a call; with one, it is the caller's own, and several
+        callers may call at the same time.
+    """
 
     def __init__(self, place: LocalFolder, threads: int = THREADS) -> None:
         self.place, self._threads = place, threads
-        self._pool = ThreadPoolExecutor(threads, "repsim-chunks")
+        self._pool = ThreadPoolExecutor(threads, "repsim-chunks") if threads > 1 else None
         self._own = threading.local()
         self._direct = bool(DIRECT)
 
@@ -50,7 +54,10 @@ class ChunkFiles:
             for path, values in chunks[first :: self._threads]:
                 do(path, values)
 
-        list(self._pool.map(work, range(self._threads)))
+        if self._pool is None:
+            work(0)
+        else:
+            list(self._pool.map(work, range(self._threads)))
 
     def put(self, chunks: Sequence[tuple[Path, NDArray[Any]]]) -> None:
         """Writes each array, C-contiguous and little-endian, to its path; each file is whole or as

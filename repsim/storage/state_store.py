@@ -1,31 +1,28 @@
-"""What is on disk: one zarr v3 group a capture, written block by block, opened by xarray.
+"""What is on disk: one zarr v3 group per capture, written block by block, opened by xarray.
 
 `hidden[node, token, unit]` is chunked one node by a run of tokens, so a state, or a run of tokens
 at every node, reads in few pieces. `done[node, block]` says which nodes' states of which samples
 are there; it is written after them, and anything not marked there is computed again. A chunk that a
-block's end falls into is rewritten whole by the next block; both versions hold the finished tokens.
-The root's attribute `extent` says how much of the arrays counts, so that a store grows in one step,
-whenever the process dies. Every chunk carries a checksum. This module takes arrays; it knows
-neither models nor plans' meaning.
+block's end falls into may be rewritten whole by the next block; both versions hold the finished
+tokens. The root's attribute `extent` says how much of the arrays counts, so that a store grows in
+one step, whenever the process dies. Every chunk carries a checksum. `state_writer` writes it;
+neither knows models or plans' meaning.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from repsim.data.batching import BatchRule
 from repsim.data.samples import Sample, TokenRule
-from repsim.errors import StoreError
 from repsim.plans import PlanTrie
 from repsim.schema import (
     BLOCK,
@@ -39,26 +36,13 @@ from repsim.schema import (
     Kind,
 )
 from repsim.stats.per_sample import SampleStatistic
-from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import STATISTICS
-from repsim.storage.frame import (
-    GO_ON,
-    ArraySpec,
-    StoreLayout,
-    StoreWriter,
-    open_for_writing,
-    writable,
-)
-from repsim.storage.location import LocalFolder, Location, one_line_errors
-from repsim.storage.lock import WriterLock
+from repsim.storage.frame import ArraySpec, StoreLayout
 from repsim.storage.metadata import RESULTS, SCHEMA_ATTRIBUTE
-from repsim.storage.prefetch import chunk_path
 
 CHUNK_BYTES = 2 << 20  # of float16 states
-WRITE_BYTES = 16 << 20  # of states that are written together
 STATISTIC_BYTES = 256 << 10  # of a statistic's chunk
 DONE_CHUNKS = (1024, 64)  # nodes, blocks: rewritten after every few states, so small
-MARK_SECONDS = 1.0  # of work that a kill may cost beside what is in memory
 
 
 @dataclass(frozen=True)
@@ -267,186 +251,3 @@ def _codecs(compression: str, itemsize: int) -> tuple[Any, ...]:
     if compression == "fast":
         return ZstdCodec(level=1), Crc32cCodec()
     return BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=itemsize), Crc32cCodec()
-
-
-class Writer(StoreWriter):
-    """Puts blocks into a store; `prepare` makes one.
-
-    done: `[node, block]`, what is finished.
-    """
-
-    def __init__(
-        self, place: Location, group: zarr.Group, layout: Layout, lock: WriterLock
-    ) -> None:
-        super().__init__(place, group, lock)
-        self._layout = layout
-        self._hidden, self._logprob = writable(group, "hidden"), writable(group, "logprob")
-        self._statistics = {
-            item.name: writable(group, f"{STATISTICS}/{item.name}") for item in layout.statistics
-        }
-        self._done, self._predicted = writable(group, "done"), writable(group, "predicted")
-        self._chunks = (
-            ChunkFiles(place)
-            if isinstance(place, LocalFolder) and layout.compression == "none"
-            else None
-        )
-        self.done: NDArray[np.bool_] = np.asarray(self._done[:])
-        self.predicted = None if self._predicted is None else np.asarray(self._predicted[:])
-        self._block = 0
-        self._unmarked: set[int] = set()
-        self._marked = time.monotonic()
-        self._waiting: list[tuple[int, NDArray[Any], NDArray[np.float32] | None]] = []
-
-    @property
-    def missing(self) -> NDArray[np.bool_]:
-        """What is yet to be computed, `[node, block]`."""
-        return self._layout.missing(self.done, self.predicted)
-
-    def pending(self, block: int) -> frozenset[int]:
-        """Nodes that this block lacks: their states, or log-probabilities of a plan that ends
-        there.
-        """
-        return frozenset(np.flatnonzero(self.missing[:, block]).tolist())
-
-    def begin(self, block: int) -> None:
-        """The block that the next states are of.
-
-        Raises:
-            RepsimError: another writer has taken the store over.
-        """
-        with one_line_errors(self._place):
-            self._lock.check()
-        self._block = block
-
-    def write(
-        self, node: int, hidden: NDArray[Any], logprob: NDArray[np.float32] | None = None
-    ) -> None:
-        """One node's states for the block under way; they reach the disk with their neighbours', at
-        `flush` at last.
-
-        Args:
-            node: index in the trie.
-            hidden: `[token, unit]`, of the store's dtype.
-            logprob: `[token]`, or None where the node ends no plan.
-        Raises:
-            RepsimError: shape or dtype are not the store's, or the disk is full.
-        """
-        first, last = self._layout.token_starts[self._block : self._block + 2]
-        expected = (int(last - first), self._layout.units)
-        if hidden.shape != expected or hidden.dtype != self._layout.dtype:
-            raise StoreError(
-                f"states {hidden.dtype}{list(hidden.shape)} do not fit block {self._block} of "
-                f"{self._place}: {self._layout.dtype}{list(expected)}"
-            )
-        if logprob is not None and (
-            logprob.shape != hidden.shape[:1] or logprob.dtype != np.float32
-        ):
-            found = f"{logprob.dtype}{list(logprob.shape)}"
-            raise StoreError(
-                f"log-probabilities {found} do not fit float32[{len(hidden)}] in {self._place}"
-            )
-        if self._waiting and node != self._waiting[-1][0] + 1:
-            self.flush()
-        self._waiting.append((node, hidden, logprob))
-        if sum(states.nbytes for _, states, _ in self._waiting) >= WRITE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the waiting nodes, which are neighbours, in one call: zarr writes their chunks
-        side by side.
-        """
-        if not self._waiting:
-            return
-        nodes = [node for node, _, _ in self._waiting]
-        first, last = self._layout.token_starts[self._block : self._block + 2]
-        with one_line_errors(self._place, advice=GO_ON):
-            self._put(nodes[0], first, [hidden for _, hidden, _ in self._waiting])
-            for node, _, logprob in self._waiting:
-                if logprob is not None:
-                    self._logprob[node, first:last] = logprob
-        self._waiting.clear()
-        self._finish(nodes)
-
-    def finish(self) -> None:
-        """Everything given so far is on disk and declared finished when this returns."""
-        self.flush()
-        self._mark()
-
-    def _put(self, node: int, first: int, states: list[NDArray[Any]]) -> None:
-        """States of neighbouring nodes from the token `first` on; whole chunks past zarr where that
-        is faster.
-        """
-        if self._chunks is None:
-            self._hidden[node : node + len(states), first : first + len(states[0])] = np.stack(
-                states
-            )
-            return
-        size, last = self._hidden.chunks[1], first + len(states[0])
-        begin, end = -(-first // size), last // size  # chunks that are whole
-        edges = {(first, min(begin * size, last)), (max(end * size, first), last)}
-        for left, right in edges:
-            if left < right:
-                piece = np.stack([hidden[left - first : right - first] for hidden in states])
-                self._hidden[node : node + len(states), left:right] = piece
-        self._chunks.put(
-            [
-                (
-                    chunk_path(self._chunks.place, self._hidden, node + row, chunk),
-                    hidden[chunk * size - first :][:size],
-                )
-                for row, hidden in enumerate(states)
-                for chunk in range(begin, end)
-            ]
-        )
-
-    def write_statistics(
-        self,
-        plan: int,
-        values: Mapping[str, NDArray[np.float64]],
-        logprob: NDArray[np.float32] | None = None,
-    ) -> None:
-        """One plan's statistics of the block under way: name → `[sample, value]`, and `[token]`
-        log-probabilities.
-        """
-        first, last = self._layout.sample_starts[self._block : self._block + 2]
-        node = self._layout.trie.ends[plan]
-        with one_line_errors(self._place, advice=GO_ON):
-            for name, array in values.items():
-                self._statistics[name][plan, first:last, : array.shape[1]] = array
-            if logprob is not None:
-                first, last = self._layout.token_starts[self._block : self._block + 2]
-                self._logprob[node, first:last] = logprob
-        self._finish([node])
-
-    def _finish(self, nodes: Sequence[int]) -> None:
-        """Marks the block under way finished at these nodes, on disk within a second of work."""
-        self.done[nodes, self._block] = True
-        if self.predicted is not None:
-            self.predicted[
-                [node for node in nodes if node in self._layout.trie.ends], self._block
-            ] = True
-        self._unmarked.update(nodes)
-        if time.monotonic() - self._marked > MARK_SECONDS:
-            self._mark()
-
-    def _mark(self) -> None:
-        rows, columns = self._done.chunks
-        left = self._block // columns * columns
-        with one_line_errors(self._place, advice=GO_ON):
-            for top in sorted({node // rows * rows for node in self._unmarked}):
-                # A whole chunk: nothing is read.
-                piece = slice(top, top + rows), slice(left, left + columns)
-                self._done[piece] = self.done[piece]
-                if self.predicted is not None:
-                    self._predicted[piece] = self.predicted[piece]
-        self._unmarked.clear()
-        self._marked = time.monotonic()
-
-
-def prepare(place: Location, layout: Layout, lock: WriterLock) -> Writer:
-    """A writer for a capture that is new, or that holds a part of the layout already and grows.
-
-    Raises:
-        RepsimError: it cannot be written, or is of a schema that is only read.
-    """
-    return Writer(place, open_for_writing(place, layout), layout, lock)

@@ -39,7 +39,7 @@ from repsim.plans import Plan, PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import lock as locks
-from repsim.storage import state_store
+from repsim.storage import state_store, state_writer
 from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from support.models import VOCABULARY, T
@@ -136,14 +136,14 @@ def reopen(path: Path) -> repsim.Capture:
 
 def note_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The nodes whose states are written from here on, in a list that grows."""
-    write = state_store.Writer.write
+    write = state_writer.Writer.write
     nodes: list[int] = []
 
-    def write_and_note(self: state_store.Writer, node: int, *rest: Any) -> None:
+    def write_and_note(self: state_writer.Writer, node: int, *rest: Any) -> None:
         nodes.append(node)
         write(self, node, *rest)
 
-    monkeypatch.setattr(state_store.Writer, "write", write_and_note)
+    monkeypatch.setattr(state_writer.Writer, "write", write_and_note)
     return nodes
 
 
@@ -258,11 +258,11 @@ def test_a_store_far_larger_than_memory_opens_at_once(path: Path) -> None:
     layout = state_store.Layout(identity, T, plans, trie, samples, (1,) * 2**5, 2**14, "float32")
     assert layout.bytes_of(np.ones((len(trie), 2**5), bool)) > 10**12
     with WriterLock(location_of(path)) as lock:
-        writer = state_store.prepare(location_of(path), layout, lock)
+        writer = state_writer.prepare(location_of(path), layout, lock)
         writer.done[:] = True
         for block in range(2**5):
             writer.begin(block)
-            writer._finish(range(len(trie)))
+            writer._finish(range(len(trie)), [block])
         writer.finish()
     hidden = reopen(path).hidden("skip:start=1")
     assert hidden.sizes == {"state": 4, "token": 2**20, "unit": 2**14}
@@ -634,14 +634,14 @@ def test_what_is_finished_of_a_block_is_not_computed_again(
         "logprobs": True,
     }
 
-    def stop(self: state_store.Writer, node: int, *others: Any) -> None:
+    def stop(self: state_writer.Writer, node: int, *others: Any) -> None:
         if node == 6:
             self.finish()
             raise KeyboardInterrupt
         write(self, node, *others)
 
-    write = state_store.Writer.write
-    monkeypatch.setattr(state_store.Writer, "write", stop)
+    write = state_writer.Writer.write
+    monkeypatch.setattr(state_writer.Writer, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         repsim.capture(model, **keywords)
     monkeypatch.undo()
@@ -1039,7 +1039,7 @@ def test_side_by_side_equals_one_after_the_other(
     def refuse(*_: Any) -> None:
         raise RepsimError("refused")
 
-    monkeypatch.setattr(state_store.Writer, "write", refuse)
+    monkeypatch.setattr(state_writer.Writer, "write", refuse)
     monkeypatch.setattr(write_queue, "WAITING_STATES", 1)
     with pytest.raises(RepsimError, match=r"^refused$"):
         repsim.capture(model, out="memory://refused/c.zarr", **keywords)

@@ -91,6 +91,36 @@ def test_a_capture_that_is_killed_often(
     assert kill_often(nursery, call, KILLS, whole[1], lambda: shutil.rmtree(call["out"])) > 1
 
 
+@pytest.fixture
+def threads(nursery: Nursery) -> Iterator[None]:
+    """Captures write beside their computation, on several threads, as they do on a GPU."""
+    nursery.threads = True
+    yield
+    nursery.threads = False
+
+
+@pytest.mark.parametrize("tokens", ["all", "every:4"])
+def test_a_capture_with_threads_that_is_killed_often(
+    nursery: Nursery, tmp_path: Path, threads: None, tokens: str
+) -> None:
+    """Killed while several threads write, it ends as what the calling thread leaves."""
+    call = {**ASKED, "tokens": tokens, "limit": 30, "out": str(tmp_path / "c.zarr")}
+    nursery.threads = False
+    alone = Whole.of(nursery, {**call, "out": str(tmp_path / "alone.zarr")})
+    nursery.threads = True
+    whole = Whole.of(nursery, {**call, "out": str(tmp_path / "whole.zarr")})
+    assert whole.digests == alone.digests
+    assert kill_often(nursery, call, APPEND_KILLS, whole, lambda: shutil.rmtree(call["out"])) > 0
+
+
+def test_a_writer_with_threads_that_wakes_changes_nothing(
+    nursery: Nursery, tmp_path: Path, threads: None
+) -> None:
+    whole = Whole.of(nursery, {**SMALL, "out": str(tmp_path / "undisturbed.zarr")})
+    moments: list[int | str] = ["hidden/c/3", whole.outcome.writes - 1]
+    raise_zombies(nursery, {**SMALL, "out": str(tmp_path / "c.zarr")}, moments, whole)
+
+
 def test_an_extension_that_is_killed_often(
     nursery: Nursery, whole: tuple[Path, Whole], grown: tuple[Path, Whole], tmp_path: Path
 ) -> None:

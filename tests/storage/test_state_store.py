@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from repsim.errors import RepsimError
 from repsim.options import COMPRESSION
 from repsim.schema import SCHEMA_VERSION, Identity
-from repsim.storage import frame, state_store
+from repsim.storage import frame, state_store, state_writer
 from repsim.storage import lock as locks
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import block_starts, plan_ends
@@ -241,7 +241,7 @@ def test_files_past_zarr_are_those_of_zarr(
     layout = layout_of((100, 200, 90), units=16)
     direct, through = (location_of(tmp_path / name) for name in ("direct", "through"))
     write(direct, layout)
-    monkeypatch.setattr(state_store, "LocalFolder", type(None))
+    monkeypatch.setattr(state_writer, "LocalFolder", type(None))
     write(through, layout)
     assert bytes_in(direct) == bytes_in(through)
 
@@ -261,7 +261,7 @@ def test_done_names_finished_blocks_and_the_rest_is_nan(
     assert np.isnan(dataset_of(place)["hidden"].values).all()
     states = write(place, layout, blocks=[0])
     with WriterLock(place) as lock:
-        writer = state_store.prepare(place, layout, lock)
+        writer = state_writer.prepare(place, layout, lock)
         assert [len(writer.pending(block)) for block in range(3)] == [0, 8, 8]
         writer.begin(1)
         writer.write(0, states[0, 90:140])
@@ -430,7 +430,7 @@ def test_a_half_made_store_is_begun_anew(
 def test_a_writer_that_lost_its_lock_finishes_nothing_more(place: LocalFolder) -> None:
     layout = layout_of()
     with WriterLock(place) as lock:
-        writer = state_store.prepare(place, layout, lock)
+        writer = state_writer.prepare(place, layout, lock)
         writer.begin(0)
         place.delete(locks.KEY)
         with pytest.raises(RepsimError, match=r"taken over by another writer; this one stops$"):
@@ -544,7 +544,7 @@ def test_states_that_do_not_fit_are_refused_and_not_written(
     write(place, layout, blocks=[0, 1])
     before = bytes_in(place)
     with WriterLock(place) as lock:
-        writer = state_store.prepare(place, layout, lock)
+        writer = state_writer.prepare(place, layout, lock)
         writer.begin(2)
         with pytest.raises(RepsimError, match=message):
             writer.write(1, states, logprob)
@@ -682,7 +682,7 @@ def test_a_store_in_a_bucket_grows_and_is_repaired() -> None:
     place.write("hidden/c/3/0/0", b"")
     with WriterLock(place):
         invalidate(place, check(place).damages)
-        writer = state_store.prepare(place, larger, WriterLock(place))
+        writer = state_writer.prepare(place, larger, WriterLock(place))
         first, last = larger.token_starts[:2]
         writer.write(3, states[3, first:last], states[3, first:last, 0].astype("float32"))
         writer.finish()

@@ -32,7 +32,7 @@ import numpy as np
 
 import repsim
 from repsim.jobs.resumable import Progress
-from repsim.storage import location, state_store
+from repsim.storage import location, state_store, state_writer
 from repsim.storage import lock as locks
 from repsim.storage.location import OURS, PARTIAL, LocalFolder, location_of
 
@@ -229,11 +229,13 @@ class Nursery:
 
     model: a folder; the embedded model where it is None.
     folder: where attempts leave word of how they ended.
+    threads: whether attempts write beside the computation, on several threads, as on a GPU.
     """
 
     entry = "from support.faults import nurse; nurse()"
 
-    def __init__(self, model: str | None, folder: Path) -> None:
+    def __init__(self, model: str | None, folder: Path, *, threads: bool = False) -> None:
+        self.threads = threads
         quiet = {
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
@@ -299,6 +301,7 @@ class Nursery:
             "at": at,
             "machine": machine,
             "error": error,
+            "threads": self.threads,
         }
         job |= {"told": str(told), "environment": amazon, "patience": patience}
         return Attempt(self, self.ask(job), told)
@@ -323,9 +326,10 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
     tqdm.tqdm.monitor_interval = 0  # no thread for the bar that `load` draws
     torch.set_num_threads(1)
     # As many writes as a large model's.
-    state_store.CHUNK_BYTES, state_store.WRITE_BYTES = 1, 1 << 14
+    state_store.CHUNK_BYTES, state_writer.WRITE_BYTES = 1, 1 << 14
     # Nothing is written because time has passed.
-    state_store.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS
+    state_writer.MARK_SECONDS, locks.BEAT_SECONDS = -1.0, SECONDS
+    state_writer.HELD_SECONDS = SECONDS
     model = repsim.models.load(sys.argv[1]) if sys.argv[1:] else repsim.models.load()
     _ = model.weights_digest, model.config_digest, model.tokenizer_digest
     warnings.simplefilter("error")
@@ -360,11 +364,15 @@ def _attempt(
     at: int,
     machine: str | None,
     error: int | None,
+    threads: bool,
     told: str,
     environment: Any,
     patience: int | None,
 ) -> int:
     """A child's life."""
+    from repsim.captures import write_queue
+
+    write_queue.ALWAYS_BESIDE, write_queue.WRITERS = threads, 3
     os.environ.update(environment)
     if patience is not None:
         location.REQUEST_SECONDS, location.RETRY_SECONDS = patience, 2 * patience

@@ -12,7 +12,7 @@ from repsim.data.samples import Sample
 from repsim.plans import PlanTrie, resolve
 from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
-from repsim.storage import state_store
+from repsim.storage import state_store, state_writer
 from repsim.storage.group import StoreGroup
 from repsim.storage.location import LocalFolder, Location, location_of
 from repsim.storage.lock import WriterLock
@@ -68,7 +68,7 @@ def write(
     """Writes what these blocks lack, as a capture does; all blocks if none are named."""
     states = states_of(layout)
     with WriterLock(place) as lock:
-        writer = state_store.prepare(place, layout, lock)
+        writer = state_writer.prepare(place, layout, lock)
         for block in range(len(layout.blocks)) if blocks is None else blocks:
             pending = writer.pending(block)
             writer.begin(block)
