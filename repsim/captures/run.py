@@ -23,7 +23,7 @@ from repsim.captures.reader import Capture, open_capture
 from repsim.data.batching import Batch, BatchRule, batches, costs_on, cut_blocks
 from repsim.data.chat import format_corpus
 from repsim.data.corpus import Corpus, read_corpus
-from repsim.data.samples import Sample, TokenRule, corpus_digest, tokenize
+from repsim.data.samples import TokenRule, corpus_digest, tokenize
 from repsim.errors import Interrupted, ModelError, PlanError, RepsimError, StoreError
 from repsim.jobs.batch_size import TokenCosts, choose_batch_tokens, costs_of, kept_batch_tokens
 from repsim.jobs.interruption import defer_interrupts
