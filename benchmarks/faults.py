@@ -34,8 +34,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import repsim
-from repsim.storage.location import location_of
 from repsim.storage.lock import KEY
+from repsim.storage.place_names import location_of
 from support.faults import (
     FINISHED,
     REFUSED,

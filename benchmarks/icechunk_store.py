@@ -51,8 +51,8 @@ from repsim.storage.frame import (
     writable,
 )
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.place_names import location_of
 from repsim.storage.prefetch import SamplePrefetcher
 
 ROUNDS = 3

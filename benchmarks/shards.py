@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from repsim.storage.direct_io import ChunkFiles
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 
 UNITS, CHUNK, CHUNKS_PER_SHARD = 4096, 256, 32
 THREADS, ROUNDS = 8, 3

@@ -15,8 +15,8 @@ from repsim.plans import Plan
 from repsim.schema import UNCHECKED_SCHEMAS, Kind
 from repsim.storage import integrity, score_store
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE, kind_in, read_attributes
+from repsim.storage.place_names import location_of
 from repsim.storage.requests import commands, files_of, located, objects_in, reads_stdin
 
 AGAIN = "Compute it again to another --out."

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from repsim.errors import Interrupted, RepsimError, printable
-from repsim.storage.location import location_of
+from repsim.storage.place_names import location_of
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ from repsim.stats import results
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import location_of
 from repsim.storage.metadata import SCHEMA_ATTRIBUTE
+from repsim.storage.place_names import location_of
 from repsim.storage.prefetch import SamplePrefetcher, read_statistic
 from repsim.storage.reader import StoreReader
 

@@ -55,8 +55,8 @@ from repsim.registry import statistics_of
 from repsim.schema import DEFAULT_MODEL
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_writer
-from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.place_names import location_of
 from repsim.storage.requests import is_path, names_in, storable
 from repsim.storage.starting import check_target
 from repsim.storage.state_store import Layout

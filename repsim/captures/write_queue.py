@@ -21,7 +21,8 @@ from repsim.captures.path_statistics import PathStatistics, are_made_on
 from repsim.errors import Interrupted, ModelError, RepsimError, StoreError
 from repsim.models import Model
 from repsim.models.tracing import NodeState
-from repsim.storage.location import LocalFolder, Location
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import Location
 from repsim.storage.state_store import Layout
 from repsim.storage.state_writer import Writer
 

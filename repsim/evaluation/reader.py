@@ -21,7 +21,7 @@ from repsim.evaluation.task_scores import tabulate
 from repsim.plans import Plan, names_of
 from repsim.schema import EXAMPLE, PLAN, REQUEST, TASK, Kind
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import location_of
+from repsim.storage.place_names import location_of
 from repsim.storage.reader import StoreReader
 from repsim.storage.requests import is_task_file
 from repsim.storage.score_store import PAPER_CACHE

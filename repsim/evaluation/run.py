@@ -56,9 +56,9 @@ from repsim.options import (
 from repsim.plans import NamedPlan, PlanTrie, read_plans, resolve
 from repsim.schema import DEFAULT_MODEL
 from repsim.storage import integrity, score_store
-from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import exists
+from repsim.storage.place_names import location_of
 from repsim.storage.requests import is_task_file, names_in, storable
 from repsim.storage.score_store import Layout
 from repsim.storage.starting import check_target

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from repsim.errors import StoreDamaged, StoreError
 from repsim.plans import NamedPlan
 from repsim.storage.frame import StoreLayout
-from repsim.storage.location import LocalFolder, Location
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import Location
 from repsim.storage.lock import WriterLock, is_locked
 from repsim.storage.metadata import exists
 from repsim.storage.reader import StoreReader

@@ -12,8 +12,8 @@ from repsim.errors import ModelError, RepsimError
 from repsim.options import ModelOptions, options_of
 from repsim.plans import Plan
 from repsim.schema import Identity
-from repsim.storage.location import location_of
 from repsim.storage.metadata import read_attributes
+from repsim.storage.place_names import location_of
 from repsim.storage.requests import OBJECTS, storable
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 ALIGNMENT = 4096

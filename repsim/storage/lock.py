@@ -4,7 +4,7 @@ The lock is an object in the store, made only where there is none. Its owner rew
 seconds. On the owner's own machine a process that is gone has lost it; seen from another machine,
 an owner that gives no sign of life for forty seconds has. Clocks are not compared. Taking over is
 one exchange of the dead owner's bytes for one's own, so of several that try, one succeeds. A writer
-that was taken for dead, and wakes, can change nothing any more (`repsim.storage.location`).
+that was taken for dead, and wakes, can change nothing any more (`repsim.storage.local_folder`).
 """
 
 from __future__ import annotations

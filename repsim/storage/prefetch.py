@@ -15,7 +15,8 @@ from repsim.errors import StoreDamaged
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import STATISTICS
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import LocalFolder, one_line_errors
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import one_line_errors
 from repsim.storage.metadata import VERIFY
 
 

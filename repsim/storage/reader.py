@@ -18,7 +18,7 @@ from repsim.plans import NamedPlan, Plan, names_of, parse_plan, read_plans, reco
 from repsim.schema import Kind
 from repsim.stats import results
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 from repsim.storage.requests import commands
 from repsim.storage.results import write_result
 

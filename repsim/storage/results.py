@@ -22,7 +22,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from repsim.storage.location import OURS, PARTIAL, LocalFolder, Location, one_line_errors
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import OURS, PARTIAL, Location, one_line_errors
 from repsim.storage.metadata import RESULTS, ROOT
 
 DIGESTS = "repsim_digests"  # attribute of a result's group

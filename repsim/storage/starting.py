@@ -11,7 +11,8 @@ import zarr
 from repsim.errors import Interrupted, RepsimError, StoreError
 from repsim.schema import SCHEMA_VERSION
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import LocalFolder, Location
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import Location
 from repsim.storage.lock import KEY as LOCK_KEY
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import ROOT, SCHEMA_ATTRIBUTE, check_current, exists, read_attributes

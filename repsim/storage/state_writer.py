@@ -20,7 +20,8 @@ from repsim.errors import StoreError
 from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import STATISTICS
 from repsim.storage.frame import GO_ON, StoreWriter, open_for_writing, writable
-from repsim.storage.location import LocalFolder, Location, one_line_errors
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import Location, one_line_errors
 from repsim.storage.lock import WriterLock
 from repsim.storage.prefetch import chunk_path
 from repsim.storage.state_store import Layout

@@ -40,8 +40,8 @@ from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import lock as locks
 from repsim.storage import state_store, state_writer
-from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.place_names import location_of
 from support.models import VOCABULARY, T
 
 TEXTS = (
@@ -1053,7 +1053,7 @@ def test_a_capture_that_does_not_fit_writes_nothing(
         match=r"[kM]B are needed, --max-bytes allows 100 bytes; take fewer plans",
     ):
         repsim.capture(model, corpus=texts, out=path, max_bytes=100)
-    monkeypatch.setattr("repsim.storage.location.LocalFolder.free_bytes", 100)
+    monkeypatch.setattr("repsim.storage.local_folder.LocalFolder.free_bytes", 100)
     with pytest.raises(
         RepsimError, match=r"[kM]B are needed, 100 bytes are free; make room, choose another --out"
     ):

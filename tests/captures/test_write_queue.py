@@ -28,7 +28,7 @@ from repsim.models import tracing
 from repsim.models.tracing import NodeState
 from repsim.plans import PlanTrie
 from repsim.storage import state_writer
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 from support.faults import digests
 
 PLANS = ("baseline", "looped_parallel:start=1,loops=2")

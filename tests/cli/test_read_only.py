@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 from support.cli import SHORT, Call
 
 

@@ -17,7 +17,7 @@ from repsim.errors import DataError, PlanError, RepsimError, StoreError
 from repsim.evaluation import task_sources
 from repsim.evaluation.reader import LABEL, Scores, open_scores
 from repsim.plans import Plan
-from repsim.storage.location import location_of
+from repsim.storage.place_names import location_of
 from support.stores import layout_of, write
 
 PLANS = ("baseline", "skip:start=1", "drop:layer=2")

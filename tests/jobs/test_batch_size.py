@@ -23,7 +23,7 @@ from repsim.jobs.batch_size import (
 )
 from repsim.options import AUTO
 from repsim.plans import PlanTrie, resolve
-from repsim.storage.location import location_of
+from repsim.storage.place_names import location_of
 from support.evaluation import asked_of
 from support.models import make
 

@@ -21,7 +21,7 @@ import repsim
 from repsim.data.corpus import read_corpus
 from repsim.storage import lock as locks
 from repsim.storage.frame import GO_ON
-from repsim.storage.location import location_of
+from repsim.storage.place_names import location_of
 from support.faults import (
     FINISHED,
     REFUSED,

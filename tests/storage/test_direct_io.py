@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec
 
 from repsim.storage import direct_io
 from repsim.storage.direct_io import ChunkFiles
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 
 OLD = b"as it was"
 

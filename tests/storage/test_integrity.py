@@ -24,8 +24,9 @@ from repsim.storage.integrity import (
     is_metadata,
     restore,
 )
-from repsim.storage.location import LocalFolder, location_of
+from repsim.storage.local_folder import LocalFolder
 from repsim.storage.metadata import digest_of_array, digest_of_root
+from repsim.storage.place_names import location_of
 from repsim.storage.results import write_result
 from support.stores import (
     LENGTHS,

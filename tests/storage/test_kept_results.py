@@ -10,7 +10,8 @@ import xarray as xr
 
 from repsim.errors import RepsimError
 from repsim.storage.integrity import check
-from repsim.storage.location import Location, location_of
+from repsim.storage.location import Location
+from repsim.storage.place_names import location_of
 from repsim.storage.results import write_result
 from support.stores import bytes_in, folder_of, layout_of, write
 

@@ -14,16 +14,10 @@ import pytest
 import zarr
 
 from repsim.errors import RepsimError
-from repsim.storage.location import (
-    PARTIAL,
-    SOME,
-    Bucket,
-    LocalFolder,
-    Location,
-    TakenOver,
-    location_of,
-    one_line_errors,
-)
+from repsim.storage.bucket import Bucket
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import PARTIAL, SOME, Location, TakenOver, one_line_errors
+from repsim.storage.place_names import location_of
 from support.stores import folder_of
 
 

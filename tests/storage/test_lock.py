@@ -18,8 +18,10 @@ import pytest
 
 from repsim.errors import RepsimError
 from repsim.storage import lock as locks
-from repsim.storage.location import Bucket, Location, location_of
+from repsim.storage.bucket import Bucket
+from repsim.storage.location import Location
 from repsim.storage.lock import KEY, Owner, WriterLock
+from repsim.storage.place_names import location_of
 from support.stores import read_bytes
 
 ME = Owner(
@@ -140,7 +142,7 @@ def test_a_second_holder_is_refused_and_told_of_the_first(place: Location) -> No
 def test_another_process_is_refused(tmp_path: Path) -> None:
     command = (
         "import sys; from repsim.storage.lock import WriterLock; from "
-        "repsim.storage.location import location_of as at\n"
+        "repsim.storage.place_names import location_of as at\n"
     )
     command += "with WriterLock(at(sys.argv[1])): pass"
     with WriterLock(location_of(tmp_path)):
@@ -173,7 +175,7 @@ def test_a_zombie_is_dead(place: Location) -> None:
 
 def test_a_killed_writer_has_lost_its_lock(tmp_path: Path) -> None:
     command = "import sys, os, signal; from repsim.storage.lock import WriterLock\n"
-    command += "from repsim.storage.location import location_of as at\n"
+    command += "from repsim.storage.place_names import location_of as at\n"
     command += "with WriterLock(at(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", command, tmp_path]).returncode == -9
     assert (tmp_path / KEY).exists()

@@ -28,8 +28,8 @@ from repsim.evaluation.reader import Scores, open_scores
 from repsim.schema import SCHEMA_VERSION
 from repsim.storage import frame, integrity, score_store
 from repsim.storage import lock as locks
-from repsim.storage.location import location_of
 from repsim.storage.lock import WriterLock
+from repsim.storage.place_names import location_of
 from support import faults
 from support.evaluation import (
     LIMIT,

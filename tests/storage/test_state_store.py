@@ -26,9 +26,10 @@ from repsim.storage.direct_io import ChunkFiles
 from repsim.storage.finished_blocks import block_starts, plan_ends
 from repsim.storage.group import StoreGroup
 from repsim.storage.integrity import check, invalidate
-from repsim.storage.location import LocalFolder, location_of
+from repsim.storage.local_folder import LocalFolder
 from repsim.storage.lock import WriterLock
 from repsim.storage.metadata import exists
+from repsim.storage.place_names import location_of
 from repsim.storage.prefetch import read_statistic
 from repsim.storage.results import write_result
 from support.stores import (

@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from repsim.errors import StoreError
 from repsim.storage import state_store, state_writer
 from repsim.storage.direct_io import ChunkFiles
-from repsim.storage.location import LocalFolder
+from repsim.storage.local_folder import LocalFolder
 from repsim.storage.lock import WriterLock
 from repsim.storage.state_store import Layout
 from support.stores import bytes_in, dataset_of, folder_of, layout_of, states_of, write

@@ -32,9 +32,11 @@ import numpy as np
 
 import repsim
 from repsim.jobs.resumable import Progress
-from repsim.storage import location, state_store, state_writer
+from repsim.storage import bucket, state_store, state_writer
 from repsim.storage import lock as locks
-from repsim.storage.location import OURS, PARTIAL, LocalFolder, location_of
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import OURS, PARTIAL
+from repsim.storage.place_names import location_of
 
 TESTS = Path(__file__).parents[1]
 FINISHED, REFUSED, BROKEN = 0, 1, 2
@@ -375,7 +377,7 @@ def _attempt(
     write_queue.ALWAYS_BESIDE, write_queue.WRITERS = threads, 3
     os.environ.update(environment)
     if patience is not None:
-        location.REQUEST_SECONDS, location.RETRY_SECONDS = patience, 2 * patience
+        bucket.REQUEST_SECONDS, bucket.RETRY_SECONDS = patience, 2 * patience
     if machine is not None:
         locks._machine, locks.MISSED_BEATS = lambda: machine, 0
     made, states = -1, 0

@@ -14,8 +14,10 @@ from repsim.schema import Identity
 from repsim.stats.per_sample import SampleStatistic
 from repsim.storage import state_store, state_writer
 from repsim.storage.group import StoreGroup
-from repsim.storage.location import LocalFolder, Location, location_of
+from repsim.storage.local_folder import LocalFolder
+from repsim.storage.location import Location
 from repsim.storage.lock import WriterLock
+from repsim.storage.place_names import location_of
 
 IDENTITY = Identity(
     "m", None, "77", "66", "88", "float32", "own", "99", "all", "cpu", {"torch": "2.13.0"}
