@@ -291,10 +291,9 @@ class CaptureRun(ResumableRun[Layout, Capture]):
         left = set(pending)  # what is taken stays taken if the rest runs in smaller batches
 
         def consume(state: NodeState) -> None:
-            if not sink.taken:
-                # Batches are proven before their states come, and a block that is finished is not
-                # run again, so what was proven is in the store before the states are.
-                writer.note_replay(tracer.proof.verdict)
+            # Batches and logits are proven before their states come, and a block that is finished
+            # is not run again, so what was proven is in the store before the states are.
+            writer.note_replay(tracer.proof.verdict)
             sink.take(state)
             left.discard(state.node)
             if received:

@@ -612,7 +612,7 @@ def test_a_full_memory_is_told_with_what_helps(
     def full(*_args: Any, **_options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(tracing.Tracer, "predict", full)
+    monkeypatch.setattr(tracing.Tracer, "score", full)
     monkeypatch.setattr(HFLM, "_model_generate", full)
     with pytest.raises(
         RepsimError, match=rf"^block 0 of 1 \({task} 0, ...\): out of memory on cpu; .* {advice}$"

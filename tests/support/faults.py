@@ -343,6 +343,11 @@ def nurse(make: Callable[..., Any] = repsim.capture) -> None:
             if not os.WIFSTOPPED(answer):
                 alive.remove(process)
         else:
+            # The system may show a thread for a moment after it was joined.
+            for _ in range(100):
+                if _threads() == 1:
+                    break
+                time.sleep(0.01)
             assert _threads() == 1, "a child would lack the other threads"
             answer = os.fork() or _attempt(make, model, **request)
             alive.add(answer)
