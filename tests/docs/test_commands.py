@@ -75,7 +75,8 @@ def in_small(words: list[str]) -> list[str]:
     unless it says how large.
     """
     if words[0] == "analyze":
-        return [*words[:2], *SMALL, *words[2:]]
+        permutations = ["--permutations", "3"] * (words[1] == "similarity")
+        return [*words[:2], *SMALL, *permutations, *words[2:]]
     return [*words, "--limit", "2"] if words[0] in MAKES else words
 
 

@@ -131,9 +131,9 @@ def test_logprobs_are_those_of_the_models_own_logits(architecture: str, batch: B
 
 def test_states_alive_grow_with_depth_not_with_nodes(llama: Model, batch: Batch) -> None:
     """A wide trie of many plans keeps alive no more states than one path has branching points."""
-    plans = [named.plan for named in resolve("painters", T)][::2]
+    plans = [named.plan for named in resolve("painters", T)][::5]
     trie = PlanTrie.build(plans)
-    assert len(trie) > 7 * trie.depth
+    assert len(trie) > 3 * trie.depth
     shape = (*batch.mask.shape, llama.units)
 
     def states() -> list[Tensor]:

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -75,8 +77,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     """A finished capture of a tiny model."""
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
     options = ("--plan", "fig4", *SHORT, "--out", path)
-    run = repsim("capture", tiny_folder, *options, LOGNAME=USER)
-    assert run.returncode == 0, run.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOGNAME", USER)
+        assert main("capture", tiny_folder, *options, "--quiet") == 0
     return path
 
 
@@ -94,10 +97,10 @@ def scores(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scores") / "some.zarr"
     plans = ("--plan", "fig2", "--plan", "fig4")
     options = ("--tasks", "grammar,knowledge", "--limit", 12, "--out", path)
-    run = repsim("evaluate", tiny_folder, *plans, *options)
-    assert run.returncode == 0, run.stderr
-    assert "prefix sharing: on" in run.stderr
-    assert f"Next: repsim analyze degradation {path}" in run.stdout
+    with redirect_stdout(StringIO()) as shown, redirect_stderr(StringIO()) as said:
+        assert main("evaluate", tiny_folder, *plans, *options) == 0
+    assert "prefix sharing: on" in said.getvalue()
+    assert f"Next: repsim analyze degradation {path}" in shown.getvalue()
     return path
 
 
