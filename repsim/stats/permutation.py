@@ -114,7 +114,8 @@ def chance_corrected(value: Array, null: Array) -> Array:
 
         (value - E) / (1 - E),   E = mean of the null over permutations
 
-    May be negative.
+    May be negative. Undefined, NaN, where unrelated items are as alike as can be: of two or three
+    samples, all permutations may be the items themselves.
 
     Args:
         value: `[...]`, float64, at most 1.
@@ -129,4 +130,5 @@ def chance_corrected(value: Array, null: Array) -> Array:
         [0.5]
     """
     mean = null.mean(0)
-    return (value - mean) / (1 - mean)
+    room = np.where(mean == 1, np.nan, 1 - mean)
+    return (value - mean) / room

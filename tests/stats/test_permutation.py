@@ -241,3 +241,8 @@ def test_holm_of_tests_with_gaps_equals_statsmodels_without_them() -> None:
     assert np.isnan(adjusted[~known]).all()
     assert_array_equal(holm(np.full(2, np.nan)), np.full(2, np.nan))
     assert holm(np.empty(0)).shape == (0,)
+
+
+def test_nothing_is_above_a_chance_of_one() -> None:
+    corrected = chance_corrected(np.array([1.0, 0.5]), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    assert_array_equal(corrected, [np.nan, 0.5])
